@@ -1,0 +1,127 @@
+// Package udp is the outer edge: it sends and receives datagrams in batches.
+//
+// On Linux a [Socket] is one non-blocking descriptor with message arrays of its own for recvmmsg and sendmmsg; equal
+// datagrams to one destination leave as one UDP_SEGMENT run and arrive as one UDP_GRO run (Linux net/ipv4/udp_offload.c).
+// Offloads are probed when the socket opens and given up at run time where a path refuses them. Elsewhere, and where a
+// build tag or Config asks for it, the portable socket on package net obeys the same contract.
+//
+// A Socket belongs to one goroutine for Receive and to one for Send (a shard of the pipeline owns both); SendOne may be
+// called by any goroutine, so that control can send handshake messages beside the lanes.
+package udp
+
+import (
+	"errors"
+	"net/netip"
+)
+
+const (
+	// MaxDatagram is the largest UDP payload (IPv4) in bytes, and the largest UDP_SEGMENT run.
+	MaxDatagram = 65507
+	// BufferSize is the least length of a buffer given to Receive: a whole UDP_GRO run.
+	BufferSize = 65536
+	// MaxSegments is how many datagrams one UDP_SEGMENT run may have (UDP_MAX_SEGMENTS before Linux 6.9).
+	MaxSegments = 64
+)
+
+// ECN is the two-bit congestion mark of the outer IP header (RFC 3168).
+type ECN uint8
+
+// Datagrams is one received message: a single datagram, or several of one flow that the kernel joined (UDP_GRO).
+type Datagrams struct {
+	// Buf is given by the caller, at least BufferSize long, and stays the caller's.
+	Buf []byte
+	// Data is set by Receive: a view into Buf, valid until the caller reuses Buf.
+	Data []byte
+	// SegmentSize is the length of each datagram in Data but the last, which may be shorter. At least 1 unless Data is empty.
+	SegmentSize int
+	// Src is where the datagrams came from, unmapped, with zone for link-local IPv6.
+	Src netip.AddrPort
+	// Dst is the local address they came to; IfIndex the interface. Dst is invalid if the platform does not tell.
+	Dst     netip.Addr
+	IfIndex int
+	ECN     ECN
+}
+
+// Run is one or more datagrams to one destination, back to back in Data.
+type Run struct {
+	// Data is borrowed until Send has counted the run.
+	Data []byte
+	// SegmentSize is the length of each datagram but the last, which may be shorter, never longer. At most MaxSegments
+	// datagrams and MaxDatagram bytes.
+	SegmentSize int
+	Dst         netip.AddrPort
+	// Src and IfIndex choose the local address where the route permits it (sticky source); invalid and 0 leave the
+	// choice to the kernel.
+	Src     netip.Addr
+	IfIndex int
+	// TOS is the outer header's whole byte: DSCP and ECN.
+	TOS uint8
+}
+
+// Errors that callers branch on.
+var (
+	// ErrClosed: the socket was closed.
+	ErrClosed = errors.New("udp: socket closed")
+	// ErrNoFamily: the machine has no IPv4 or no IPv6; the other family's socket still works.
+	ErrNoFamily = errors.New("udp: address family not available")
+)
+
+// Socket is a UDP socket of one address family. Receive and Send never block.
+type Socket interface {
+	// Receive fills up to len(batch) messages and returns how many; 0 and nil when nothing waits. Messages that were
+	// truncated are dropped and counted. Errors that a remote can cause (ICMP) are swallowed and counted.
+	Receive(batch []Datagrams) (int, error)
+	// Send sends runs in order. n counts runs that were handed to the kernel or given up on (counted by reason in Stats);
+	// n < len(runs) with a nil error means that the socket buffer is full: poll for writing and call again with the rest.
+	// A run that was refused as a run is sent datagram by datagram, in place, before n counts it. A source that is no
+	// longer ours (EINVAL, EADDRNOTAVAIL) is left out and the run sent again; SourceRejected counts that.
+	Send(runs []Run) (n int, err error)
+	// SendOne sends one datagram, from any goroutine; it may block for as long as a full socket buffer takes to drain,
+	// at most 10 ms, then the datagram is dropped and counted.
+	SendOne(r Run) error
+	// LocalPort is the bound port.
+	LocalPort() uint16
+	// SetMark sets the fwmark of all that is sent (SO_MARK); 0 clears it. An error on systems without marks.
+	SetMark(mark uint32) error
+	// FD is the descriptor to poll, or -1 where Ready is used.
+	FD() int
+	// Ready delivers a value when Receive may have something after it had nothing. Nil where FD is used.
+	Ready() <-chan struct{}
+	// Writable delivers a value when Send may go on after it was full. Nil where FD is used.
+	Writable() <-chan struct{}
+	// Offloads tells what is in use now.
+	Offloads() Offloads
+	Stats() *Stats
+	Close() error
+}
+
+// Offloads are the kernel features in use, found by probing, and the socket buffers that the kernel granted, in bytes.
+type Offloads struct {
+	SegmentSend   bool // UDP_SEGMENT
+	GROReceive    bool // UDP_GRO
+	BatchCalls    bool // sendmmsg, recvmmsg
+	LocalAddress  bool // PKTINFO: Dst is known, Src obeyed
+	ReceiveBuffer int
+	SendBuffer    int
+}
+
+// Config says how to open the sockets of a pipeline. The zero value is one shard on a random port with the defaults.
+type Config struct {
+	// Port is the local port, the same for both families; 0 chooses one that is free in both.
+	Port uint16
+	// Shards is how many sockets per family share the port (SO_REUSEPORT); 0 is 1.
+	Shards int
+	// Mark is the fwmark; 0 is none.
+	Mark uint32
+	// ReceiveBuffer and SendBuffer are socket buffer sizes in bytes asked for; 0 takes the default of this package. What
+	// the kernel grants may be less (net.core.rmem_max) and is told by Offloads.
+	ReceiveBuffer, SendBuffer int
+	// NoSegment, NoGRO and Portable switch off UDP_SEGMENT, UDP_GRO, or the platform's own socket altogether.
+	NoSegment, NoGRO, Portable bool
+}
+
+// Pair is one shard's sockets. One of them is nil where the machine lacks the family.
+type Pair struct{ V4, V6 Socket }
+
+// Listener opens the sockets of a pipeline: Listen in production, udptest's network in tests.
+type Listener func(Config) ([]Pair, error)

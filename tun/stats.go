@@ -1,0 +1,14 @@
+package tun
+
+import "sync/atomic"
+
+// QueueStats counts what a queue saw. Written by the queue's goroutine, read by any.
+type QueueStats struct {
+	ReadCalls, ReadPackets, ReadSegments, ReadBytes     atomic.Uint64
+	WriteCalls, WritePackets, WriteSegments, WriteBytes atomic.Uint64
+	// Drops by reason.
+	ReadMalformed  atomic.Uint64 // offload fields outside of the packet, or not IP
+	WriteRefused   atomic.Uint64 // the kernel refused a packet (EINVAL) even without offload
+	WriteDown      atomic.Uint64 // interface down (EIO)
+	OffloadRefused atomic.Uint64 // runs that had to be written packet by packet after EINVAL
+}
