@@ -118,6 +118,8 @@ type Config struct {
 	ReceiveBuffer, SendBuffer int
 	// NoSegment, NoGRO and Portable switch off UDP_SEGMENT, UDP_GRO, or the platform's own socket altogether.
 	NoSegment, NoGRO, Portable bool
+	// ForceSegment uses UDP_SEGMENT also on a kernel that is known to corrupt runs (see trustSegment), if it has it at all.
+	ForceSegment bool
 }
 
 // Pair is one shard's sockets. One of them is nil where the machine lacks the family.

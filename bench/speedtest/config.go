@@ -1,0 +1,147 @@
+package speedtest
+
+import (
+	"fmt"
+	"io"
+	"slices"
+	"strings"
+	"time"
+)
+
+// Kind of load of a case.
+type loadKind uint8
+
+const (
+	loadTCP loadKind = iota
+	loadUDP
+	loadRTT
+)
+
+// Case is one kind of load.
+type Case struct {
+	Name string
+	What string // for -h, one line
+	kind loadKind
+
+	forward, backward int  // TCP flows from A to B and from B to A
+	size              int  // bytes of UDP payload
+	loaded            bool // a TCP flow runs while the round trips are measured
+}
+
+// Cases are all cases, in the order in which they run.
+func Cases() []Case {
+	return []Case{
+		{Name: "tcp-1", What: "one TCP flow, A to B, goodput", kind: loadTCP, forward: 1},
+		{Name: "tcp-4", What: "four TCP flows, A to B", kind: loadTCP, forward: 4},
+		{Name: "tcp-16", What: "sixteen TCP flows, A to B", kind: loadTCP, forward: 16},
+		{Name: "tcp-bidir", What: "one TCP flow in each direction at once, both counted", kind: loadTCP, forward: 1, backward: 1},
+		{Name: "udp-100", What: "100 bytes of UDP payload, one sendto a packet, at full speed", kind: loadUDP, size: 100},
+		{Name: "udp-1200", What: "1200 bytes of UDP payload, likewise", kind: loadUDP, size: 1200},
+		{Name: "rtt-idle", What: "round trips of 64-byte UDP probes every 2 ms, nothing else running", kind: loadRTT},
+		{Name: "rtt-loaded", What: "the same probes while one TCP flow runs A to B", kind: loadRTT, loaded: true, forward: 1},
+	}
+}
+
+// Names of implementations that are not programs to compare with.
+const (
+	ImplSluice      = "sluice"
+	ImplBare        = "bare"
+	ImplNull        = "null"
+	ImplNullNoCheck = "null-nocsum"
+)
+
+// Limits are the names that Config.Limits may hold.
+func Limits() []string { return []string{ImplBare, ImplNull, ImplNullNoCheck} }
+
+// Profiles are the values of Config.Profile.
+func Profiles() []string { return []string{"cpu", "mem", "mutex", "block", "trace"} }
+
+// Bounds of the duration of one measurement.
+const (
+	MinDuration = 50 * time.Millisecond
+	MaxDuration = time.Hour
+)
+
+// Config says what to run. The zero value runs nothing of ours: Node has to be set for that. Every other zero field means its
+// default.
+type Config struct {
+	// Node is our node's command without the interface name, such as {"/usr/bin/sluice", "node"}. Empty: the
+	// implementations sluice, null and null-nocsum are left out.
+	Node     []string
+	Against  []string      // "wireguard-go", "tailscale" or paths of programs
+	Limits   []string      // default bare and null
+	Cases    []string      // default all
+	Duration time.Duration // of one measurement, default 3 s
+	WarmUp   time.Duration // before each, default a fifteenth of Duration
+	Rounds   int           // default 1
+	Segment  bool          // switch tx-udp-segmentation and TSO off on the cable
+	Profile  string        // one of Profiles: our node is started with -profile
+	Perf     bool          // perf record -g on both nodes
+	OutDir   string        // for the files of Profile and Perf, default "speedtest-out"
+
+	Progress io.Writer // live progress; nil is none
+	Terminal bool      // Progress is a terminal: one line, rewritten
+}
+
+// Normalize checks c and returns it with the defaults filled in. The error says what is wrong and what to do.
+func (c Config) Normalize() (Config, error) {
+	if c.Duration == 0 {
+		c.Duration = 3 * time.Second
+	}
+	if c.Duration < MinDuration || c.Duration > MaxDuration {
+		return c, fmt.Errorf("duration %v is out of range; use %v to %v, such as 3s", c.Duration, MinDuration, MaxDuration)
+	}
+	if c.WarmUp == 0 {
+		c.WarmUp = c.Duration / 15
+	}
+	if c.WarmUp < 0 {
+		return c, fmt.Errorf("warm-up %v is negative; use 0 or more", c.WarmUp)
+	}
+	if c.Rounds == 0 {
+		c.Rounds = 1
+	}
+	if c.Rounds < 1 || c.Rounds > 1000 {
+		return c, fmt.Errorf("%d rounds are out of range; use 1 to 1000", c.Rounds)
+	}
+	if c.Limits == nil {
+		c.Limits = []string{ImplBare, ImplNull}
+	}
+	for _, name := range c.Limits {
+		if !slices.Contains(Limits(), name) {
+			return c, fmt.Errorf("no limit %q; use one or more of %s, or none", name, strings.Join(Limits(), ","))
+		}
+	}
+	if c.Profile != "" && !slices.Contains(Profiles(), c.Profile) {
+		return c, fmt.Errorf("no profile %q; use one of %s", c.Profile, strings.Join(Profiles(), ", "))
+	}
+	if c.OutDir == "" {
+		c.OutDir = "speedtest-out"
+	}
+	if len(c.Cases) == 0 {
+		for _, known := range Cases() {
+			c.Cases = append(c.Cases, known.Name)
+		}
+	}
+	_, err := c.selected()
+	return c, err
+}
+
+// selected returns the cases of c in their own order.
+func (c Config) selected() ([]Case, error) {
+	var names []string
+	for _, known := range Cases() {
+		names = append(names, known.Name)
+	}
+	for _, name := range c.Cases {
+		if !slices.Contains(names, name) {
+			return nil, fmt.Errorf("no case %q; use one or more of %s", name, strings.Join(names, ","))
+		}
+	}
+	var list []Case
+	for _, known := range Cases() {
+		if slices.Contains(c.Cases, known.Name) {
+			list = append(list, known)
+		}
+	}
+	return list, nil
+}

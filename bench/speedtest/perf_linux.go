@@ -1,0 +1,75 @@
+package speedtest
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strconv"
+	"time"
+
+	"golang.org/x/sys/unix"
+)
+
+// perfFrequency is samples a second and CPU; a prime, so that it does not beat with timers.
+const perfFrequency = 997
+
+// checkPerf says what to do if there is no perf.
+func checkPerf() error {
+	if _, err := exec.LookPath("perf"); err != nil {
+		return errors.New("-perf needs the perf program; install it (Debian: linux-perf, Ubuntu: linux-tools-generic, Fedora: perf)")
+	}
+	return nil
+}
+
+// recording is a perf record of one process.
+type recording struct {
+	data, text string // files
+	cmd        *exec.Cmd
+	said       *tail
+}
+
+// record starts perf on a process. The files are named base.perf.data and base.perf.txt.
+func record(pid int, base string) (*recording, error) {
+	if err := os.MkdirAll(filepath.Dir(base), 0o755); err != nil {
+		return nil, err
+	}
+	r := &recording{data: base + ".perf.data", text: base + ".perf.txt", said: &tail{}}
+	r.cmd = exec.Command("perf", "record", "-g", "--freq", strconv.Itoa(perfFrequency), "-o", r.data, "--pid", strconv.Itoa(pid))
+	r.cmd.Stdout, r.cmd.Stderr = r.said, r.said
+	r.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // Ctrl-C is ours
+	if err := r.cmd.Start(); err != nil {
+		return nil, fmt.Errorf("perf: %w", err)
+	}
+	return r, nil
+}
+
+// finish ends the recording and writes the text for the Firefox Profiler.
+func (r *recording) finish() error {
+	_ = r.cmd.Process.Signal(unix.SIGINT)
+	ended := time.AfterFunc(30*time.Second, func() { _ = r.cmd.Process.Kill() })
+	_ = r.cmd.Wait() // perf ends by the signal
+	ended.Stop()
+	if st, err := os.Stat(r.data); err != nil || st.Size() == 0 {
+		return fmt.Errorf("perf recorded nothing: %s; without root, allow it: sudo sysctl -w kernel.perf_event_paranoid=1", r.said.lastLine())
+	}
+	out, err := os.Create(r.text)
+	if err != nil {
+		return err
+	}
+	defer out.Close()
+	said := &tail{}
+	script := exec.Command("perf", "script", "-i", r.data)
+	script.Stdout, script.Stderr = out, said
+	if err := script.Run(); err != nil {
+		return fmt.Errorf("perf script: %w: %s", err, said.lastLine())
+	}
+	return out.Close()
+}
+
+// abandon ends a recording whose result nobody wants.
+func (r *recording) abandon() {
+	_ = r.cmd.Process.Kill()
+	_ = r.cmd.Wait()
+}

@@ -1,0 +1,37 @@
+// Package version says which build of Sluice is running, from what the Go toolchain wrote into the binary.
+package version
+
+import (
+	"fmt"
+	"runtime"
+	"runtime/debug"
+)
+
+// String is one line: the module's version or commit, the Go release and the system.
+func String() string {
+	build, ok := debug.ReadBuildInfo()
+	if !ok {
+		build = new(debug.BuildInfo)
+	}
+	return fmt.Sprintf("%s (%s, %s/%s)", describe(build), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// describe prefers a module version over a commit, which a build in a checkout has.
+func describe(build *debug.BuildInfo) string {
+	if v := build.Main.Version; v != "" && v != "(devel)" {
+		return v
+	}
+	revision, modified := "", ""
+	for _, s := range build.Settings {
+		switch {
+		case s.Key == "vcs.revision":
+			revision = s.Value[:min(12, len(s.Value))]
+		case s.Key == "vcs.modified" && s.Value == "true":
+			modified = "+changes"
+		}
+	}
+	if revision == "" {
+		return "devel"
+	}
+	return "devel-" + revision + modified
+}

@@ -1,0 +1,351 @@
+package main
+
+import (
+	. "github.com/mmcloughlin/avo/build"
+	. "github.com/mmcloughlin/avo/operand"
+	. "github.com/mmcloughlin/avo/reg"
+)
+
+// Poly1305 in limbs of 44, 44 and 42 bits, each limb of eight packets in a vector. The 64-bit lanes hold the packets in
+// the order 0 4 1 5 2 6 3 7, as unpacking four 16-byte blocks with four others gives it.
+
+// factor is a multiplicand with what reduction wants of it: 2^132 = 20 modulo 2^130 - 5.
+type factor struct {
+	limb [3]VecPhysical
+	s    [3]VecPhysical // 20 times limbs 1 and 2
+}
+
+var (
+	h         = [3]VecPhysical{Z0, Z1, Z2}
+	r         = factor{limb: [3]VecPhysical{Z3, Z4, Z5}, s: [3]VecPhysical{nil, Z6, Z7}}
+	rr        = factor{limb: [3]VecPhysical{Z8, Z9, Z10}, s: [3]VecPhysical{nil, Z11, Z12}}
+	low       = [3]VecPhysical{Z13, Z14, Z15} // sums of products' low 52 bits
+	high      = [3]VecPhysical{Z16, Z17, Z18} // and of the bits above
+	message   = [3]VecPhysical{Z19, Z20, Z21}
+	limbs     = Z26
+	topLimb   = Z27
+	pad       = Z28
+	pointers  = [8]Register{R8, R9, R10, R11, R12, R13, RSI, RDI} // each packet's last block
+	laneOf    = [8]int{0, 2, 4, 6, 1, 3, 5, 7}
+	quarter   = [4]Register{nil, K1, K2, K3} // masks of a vector's 16-byte parts
+	shortest  = R14
+	longest   = R15
+	zmmLow    = Z24
+	zmmHigh   = Z25
+	scratch1  = Z29
+	scratch2  = Z30
+	scratchK4 = K4
+)
+
+// polyFrame is the frame of polyLanes: what each packet's last step needs, and where each packet starts.
+type polyFrame struct {
+	jobs, count, keys, tags Mem
+	last, lengths           Mem // 8 blocks of 16 bytes, by packet
+	start, n                Mem // 8 words, by lane
+}
+
+func polyLanes() {
+	TEXT("polyLanes", 0, "func(jobs *[64]byte, count int, field int, keys *[64]byte, tags *[16]byte)")
+	Doc("polyLanes computes the tags of count jobs, eight at a time; tags and keys have room for a multiple of eight.",
+		"The text is n bytes at the job's address at offset field, continued with zeros to a multiple of 16 and with the",
+		"job's lengths. All packets of eight end at the same step; shorter ones start later.")
+	Pragma("noescape")
+	f := &polyFrame{
+		jobs: AllocLocal(8), count: AllocLocal(8), keys: AllocLocal(8), tags: AllocLocal(8),
+		last: AllocLocal(128), lengths: AllocLocal(128), start: AllocLocal(64), n: AllocLocal(64),
+	}
+	for _, p := range []struct {
+		name string
+		to   Mem
+	}{{"jobs", f.jobs}, {"count", f.count}, {"keys", f.keys}, {"tags", f.tags}} {
+		Load(Param(p.name), RAX)
+		MOVQ(RAX, p.to)
+	}
+	for i, mask := range []uint64{0, 0x0c, 0x30, 0xc0} {
+		if i > 0 {
+			MOVL(U32(mask), EAX)
+			KMOVB(EAX, quarter[i])
+		}
+	}
+	VPBROADCASTQ(maskLimb, limbs)
+	VPBROADCASTQ(maskTop, topLimb)
+	VPBROADCASTQ(padBit, pad)
+
+	Label("eight")
+	f.setUp()
+	f.loadKeys()
+	f.late()
+	f.body()
+	f.finish()
+	f.tag()
+
+	ADDQ(U32(8*jobSize), f.jobs)
+	ADDQ(U32(8*64), f.keys)
+	ADDQ(U32(8*16), f.tags)
+	SUBQ(Imm(8), f.count)
+	JG(LabelRef("eight"))
+	VZEROUPPER()
+	RET()
+}
+
+// setUp notes where each of the eight packets starts and ends. Lanes behind the last packet repeat the first one.
+func (f *polyFrame) setUp() {
+	XORL(R14L, R14L)
+	XORL(R15L, R15L)
+	SUBQ(Imm(1), R14)
+	SHLQ(Imm(63), R14)
+	for i, p := range pointers {
+		job, n, whole := RDX, RBX, RAX
+		MOVQ(f.jobs, job)
+		if i > 0 {
+			LEAQ(Mem{Base: job, Disp: i * jobSize}, RAX)
+			CMPQ(f.count, Imm(uint64(i)))
+			CMOVQGT(RAX, job)
+		}
+		MOVQ(Mem{Base: job, Disp: jobN}, n)
+		LEAQ(Mem{Base: n, Disp: -1}, whole)
+		ANDQ(I32(-16), whole)
+		TESTQ(n, n)
+		CMOVQEQ(n, whole)
+		Load(Param("field"), RCX)
+		MOVQ(Mem{Base: job, Index: RCX, Scale: 1}, p)
+		ADDQ(whole, p)
+		VMOVDQU(Mem{Base: job, Disp: jobLengths}, X29)
+		VMOVDQU(X29, f.lengths.Offset(16*i))
+		MOVQ(n, f.n.Offset(8*laneOf[i]))
+		SUBQ(whole, n)
+		MOVL(U32(0xffff), ECX)
+		BZHIQ(n, RCX, RCX)
+		KMOVW(ECX, scratchK4)
+		VMOVDQU8_Z(Mem{Base: p}, scratchK4, X29)
+		VMOVDQU(X29, f.last.Offset(16*i))
+		NEGQ(whole)
+		MOVQ(whole, f.start.Offset(8*laneOf[i]))
+		CMPQ(whole, shortest)
+		CMOVQGT(whole, shortest)
+		CMPQ(whole, longest)
+		CMOVQLT(whole, longest)
+	}
+}
+
+// gather loads 16 bytes of each packet and leaves their halves in zmmLow and zmmHigh.
+func gather(at func(i int) Mem) {
+	for i, v := range []VecPhysical{Z22, Z23} {
+		for q, mask := range quarter {
+			if m := at(4*i + q); q == 0 {
+				VBROADCASTI64X2(m, v)
+			} else {
+				VBROADCASTI64X2(m, mask, v)
+			}
+		}
+	}
+	VPUNPCKLQDQ(Z23, Z22, zmmLow)
+	VPUNPCKHQDQ(Z23, Z22, zmmHigh)
+}
+
+// split cuts 128 bits into limbs.
+func split(to [3]VecPhysical) {
+	VPSRLQ(Imm(44), zmmLow, to[1])
+	VPSLLQ(Imm(20), zmmHigh, scratch1)
+	VPANDQ(limbs, zmmLow, to[0])
+	VPTERNLOGQ(Imm(0xa8), limbs, scratch1, to[1]) // (to[1] | scratch1) & limbs
+	VPSRLQ(Imm(24), zmmHigh, to[2])
+}
+
+// loadKeys sets r and its square.
+func (f *polyFrame) loadKeys() {
+	MOVQ(f.keys, RAX)
+	gather(func(i int) Mem { return Mem{Base: RAX, Disp: 64 * i} })
+	VPANDQ_BCST(clampLow, zmmLow, zmmLow)
+	VPANDQ_BCST(clampHigh, zmmHigh, zmmHigh)
+	split(r.limb)
+	r.reduced()
+	clearSums()
+	multiply(r.limb, r)
+	carry(rr.limb)
+	rr.reduced()
+	for _, v := range h {
+		VPXORQ(v, v, v)
+	}
+}
+
+// reduced computes the multiples that stand for limbs past 2^130.
+func (x factor) reduced() {
+	for i := 1; i < 3; i++ {
+		VPSLLQ(Imm(4), x.limb[i], scratch1)
+		VPSLLQ(Imm(2), x.limb[i], x.s[i])
+		VPADDQ(scratch1, x.s[i], x.s[i])
+	}
+}
+
+func clearSums() {
+	for i := range low {
+		VPXORQ(low[i], low[i], low[i])
+		VPXORQ(high[i], high[i], high[i])
+	}
+}
+
+func clearHigh() {
+	for i := range high {
+		VPXORQ(high[i], high[i], high[i])
+	}
+}
+
+// multiply adds x times y to the sums.
+func multiply(x [3]VecPhysical, y factor) {
+	for i := range 3 {
+		for j := range 3 {
+			to, by := i+j, y.limb[j]
+			if to > 2 {
+				to, by = to-3, y.s[j]
+			}
+			VPMADD52LUQ(by, x[i], low[to])
+			VPMADD52HUQ(by, x[i], high[to])
+		}
+	}
+}
+
+// carry folds the sums into limbs, from 1 to 2 to 0 (times 5) to 1. A limb may stay some bits too long, which the 52 bits
+// of the multiplier's input have room for.
+func carry(to [3]VecPhysical) {
+	VPSLLQ(Imm(8), high[0], high[0])
+	VPSLLQ(Imm(8), high[1], high[1])
+	VPADDQ(high[0], low[1], low[1])
+	VPADDQ(high[1], low[2], low[2])
+	VPSRLQ(Imm(44), low[1], scratch1)
+	VPSLLQ(Imm(10), high[2], high[2])
+	VPADDQ(scratch1, low[2], low[2])
+	VPANDQ(limbs, low[1], to[1])
+	VPSRLQ(Imm(42), low[2], scratch1)
+	VPADDQ(high[2], scratch1, scratch1)
+	VPANDQ(topLimb, low[2], to[2])
+	VPSLLQ(Imm(2), scratch1, scratch2)
+	VPADDQ(scratch1, low[0], low[0])
+	VPADDQ(scratch2, low[0], low[0])
+	VPSRLQ(Imm(44), low[0], scratch1)
+	VPANDQ(limbs, low[0], to[0])
+	VPADDQ(scratch1, to[1], to[1])
+}
+
+// late takes the blocks before the shortest packet's first, and one more if an odd number is left: h = h*r + block, with
+// zeros for the packets that have not started.
+func (f *polyFrame) late() {
+	MOVQ(longest, RAX)
+	Label("late")
+	CMPQ(RAX, shortest)
+	JL(LabelRef("single"))
+	TESTQ(U32(16), RAX)
+	JZ(LabelRef("together"))
+	Label("single")
+	LEAQ(zeros, RDX)
+	for i, v := range []VecPhysical{Z22, Z23} {
+		for q, mask := range quarter {
+			p := pointers[4*i+q]
+			LEAQ(Mem{Base: p, Index: RAX, Scale: 1}, RCX)
+			CMPQ(RAX, f.start.Offset(8*laneOf[4*i+q]))
+			CMOVQLT(RDX, RCX)
+			if q == 0 {
+				VBROADCASTI64X2(Mem{Base: RCX}, v)
+			} else {
+				VBROADCASTI64X2(Mem{Base: RCX}, mask, v)
+			}
+		}
+	}
+	VPUNPCKLQDQ(Z23, Z22, zmmLow)
+	VPUNPCKHQDQ(Z23, Z22, zmmHigh)
+	split(low)
+	VPBROADCASTQ(RAX, scratch1)
+	VPCMPQ(Imm(5), f.start, scratch1, scratchK4)
+	VPORQ(pad, low[2], scratchK4, low[2])
+	clearHigh()
+	multiply(h, r)
+	carry(h)
+	ADDQ(Imm(16), RAX)
+	JMP(LabelRef("late"))
+	Label("together")
+}
+
+// body takes two blocks of each packet a step: h = h*r^2 + first*r + second.
+func (f *polyFrame) body() {
+	TESTQ(RAX, RAX)
+	JZ(LabelRef("finish"))
+	Label("pair")
+	for disp, to := range [][3]VecPhysical{message, low} {
+		gather(func(i int) Mem { return Mem{Base: pointers[i], Disp: 16 * disp, Index: RAX, Scale: 1} })
+		split(to)
+		VPORQ(pad, to[2], to[2])
+	}
+	clearHigh()
+	multiply(message, r)
+	multiply(h, rr)
+	carry(h)
+	ADDQ(Imm(32), RAX)
+	JNZ(LabelRef("pair"))
+	Label("finish")
+}
+
+// finish takes each packet's last block of text, if there is text, and its lengths.
+func (f *polyFrame) finish() {
+	gather(func(i int) Mem { return f.last.Offset(16 * i) })
+	split(message)
+	VMOVDQU64(f.n, scratch1)
+	VPTESTMQ(scratch1, scratch1, scratchK4)
+	VPORQ(pad, message[2], scratchK4, message[2])
+	gather(func(i int) Mem { return f.lengths.Offset(16 * i) })
+	split(low)
+	VPORQ(pad, low[2], low[2])
+	clearHigh()
+	multiply(message, r)
+	multiply(h, rr)
+	carry(h)
+	clearSums()
+	multiply(h, r)
+	carry(h)
+}
+
+// tag reduces h, adds the key's second half and stores the tags.
+func (f *polyFrame) tag() {
+	ripple := func(v [3]VecPhysical) {
+		VPSRLQ(Imm(44), v[0], scratch1)
+		VPADDQ(scratch1, v[1], v[1])
+		VPANDQ(limbs, v[0], v[0])
+		VPSRLQ(Imm(44), v[1], scratch1)
+		VPADDQ(scratch1, v[2], v[2])
+		VPANDQ(limbs, v[1], v[1])
+	}
+	ripple(h)
+	VPSRLQ(Imm(42), h[2], scratch1)
+	VPANDQ(topLimb, h[2], h[2])
+	VPADDQ(scratch1, h[0], h[0])
+	VPSLLQ(Imm(2), scratch1, scratch1)
+	VPADDQ(scratch1, h[0], h[0])
+	ripple(h)
+
+	Comment("h - p is h + 5 - 2^130; take it unless it is negative.")
+	VPADDQ_BCST(five, h[0], message[0])
+	VMOVDQA64(h[1], message[1])
+	VMOVDQA64(h[2], message[2])
+	ripple(message)
+	VPSRLQ(Imm(42), message[2], scratch1)
+	VPTESTMQ(scratch1, scratch1, scratchK4)
+	for i := range h {
+		VMOVDQA64(message[i], scratchK4, h[i])
+	}
+
+	MOVQ(f.keys, RAX)
+	gather(func(i int) Mem { return Mem{Base: RAX, Disp: 64*i + 16} })
+	VPSLLQ(Imm(44), h[1], scratch1)
+	VPORQ(scratch1, h[0], h[0])
+	VPSRLQ(Imm(20), h[1], h[1])
+	VPSLLQ(Imm(24), h[2], scratch1)
+	VPORQ(scratch1, h[1], h[1])
+	VPADDQ(zmmLow, h[0], h[0])
+	VPADDQ(zmmHigh, h[1], h[1])
+	VPCMPUQ(Imm(1), zmmLow, h[0], scratchK4)
+	VPADDQ_BCST(one, h[1], scratchK4, h[1])
+	MOVQ(f.tags, RAX)
+	VPUNPCKLQDQ(h[1], h[0], Z22)
+	VPUNPCKHQDQ(h[1], h[0], Z23)
+	VMOVDQU64(Z22, Mem{Base: RAX})
+	VMOVDQU64(Z23, Mem{Base: RAX, Disp: 64})
+}

@@ -1,0 +1,2 @@
+// Package crypto is the WireGuard protocol core.
+package crypto

@@ -1,0 +1,256 @@
+package crypto
+
+import (
+	"crypto/ecdh"
+	cryptorand "crypto/rand"
+	"encoding/binary"
+	"errors"
+	"io"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto/aead"
+)
+
+// What AddPeer refuses.
+var (
+	ErrSelf      = errors.New("crypto: the peer's public key is our own")
+	ErrDuplicate = errors.New("crypto: the peer exists")
+)
+
+// Config is what the protocol core needs from outside.
+type Config struct {
+	// Rand is the source of keys, indices, cookies and jitter. nil: crypto/rand.Reader, which waits until it is seeded.
+	Rand io.Reader
+	// Wall is the wall clock, for the timestamps of initiations and for LastHandshake. Required. Everything else is timed
+	// by the now that calls are given.
+	Wall func() time.Time
+	// NewCipher makes the ciphers of sessions; it copies the key. nil: aead.New. Handshakes have their own.
+	NewCipher func(key *[aead.KeySize]byte) aead.Cipher
+}
+
+// Local is our side of every handshake: the static key, the peers, the indices, the cookies. It belongs to the control
+// goroutine; only what Table returns may be used by others.
+type Local struct {
+	rand      io.Reader
+	wall      func() time.Time
+	newCipher func(*[aead.KeySize]byte) aead.Cipher
+	table     *IndexTable
+
+	private PrivateKey
+	public  PublicKey
+	static  *ecdh.PrivateKey // nil: we have no private key
+	cookies cookieChecker
+
+	peers map[PublicKey]*Peer
+	order []*Peer // the same, so that walking them is deterministic
+}
+
+// NewLocal makes a Local with no key and no peers. The error names the missing field.
+func NewLocal(cfg Config) (*Local, error) {
+	if cfg.Wall == nil {
+		return nil, errors.New("crypto: Config.Wall is required")
+	}
+	if cfg.Rand == nil {
+		cfg.Rand = cryptorand.Reader
+	}
+	if cfg.NewCipher == nil {
+		cfg.NewCipher = aead.New
+	}
+	return &Local{
+		rand: cfg.Rand, wall: cfg.Wall, newCipher: cfg.NewCipher,
+		table: newIndexTable(), peers: make(map[PublicKey]*Peer),
+	}, nil
+}
+
+// PrivateKey returns our private key, clamped; zero: none.
+func (l *Local) PrivateKey() PrivateKey { return l.private }
+
+// PublicKey returns our public key; zero: none.
+func (l *Local) PublicKey() PublicKey { return l.public }
+
+// Table returns the index table, whose Lookup any goroutine may call.
+func (l *Local) Table() *IndexTable { return l.table }
+
+// SetPrivateKey changes our key; zero clears it; the key we have is a no-op. Handshakes under way are dropped and the
+// sessions there are may not be sent with any more, so that the next packets make new ones. A peer whose key is the new
+// public key is removed and returned, its outputs still to be polled (kernel netlink.c and noise.c).
+func (l *Local) SetPrivateKey(now time.Duration, k PrivateKey) (removed []*Peer) {
+	if !k.IsZero() {
+		k.clamp()
+	}
+	if k.Equal(l.private) {
+		return nil
+	}
+	l.private, l.static = k, nil
+	if !k.IsZero() {
+		l.static, _ = ecdh.X25519().NewPrivateKey(k[:]) // the length is right
+	}
+	l.public = k.Public()
+	if p := l.peers[l.public]; p != nil && l.static != nil {
+		l.RemovePeer(now, p)
+		removed = append(removed, p)
+	}
+	l.cookies.rekey(&l.public)
+	for _, p := range l.order {
+		p.precompute()
+		p.expireKeys()
+	}
+	return removed
+}
+
+// Peer returns the peer of that key, nil if there is none.
+func (l *Local) Peer(k PublicKey) *Peer { return l.peers[k] }
+
+// AddPeer makes a peer. A persistent keepalive is due at once. The errors are ErrSelf and ErrDuplicate.
+func (l *Local) AddPeer(now time.Duration, cfg PeerConfig) (*Peer, error) {
+	if l.static != nil && cfg.PublicKey.Equal(l.public) {
+		return nil, ErrSelf
+	}
+	if l.peers[cfg.PublicKey] != nil {
+		return nil, ErrDuplicate
+	}
+	p := &Peer{
+		local: l, public: cfg.PublicKey, owner: cfg.Owner, preshared: cfg.PresharedKey,
+		cookie: newLatestCookie(&cfg.PublicKey), tally: Tally{Since: now},
+		unansweredJitter: l.jitter(), place: len(l.order),
+	}
+	p.SetHandshakeLifetime(cfg.HandshakeLifetime, cfg.FastRetry)
+	p.SetPersistentKeepalive(now, cfg.PersistentKeepalive)
+	p.precompute()
+	l.peers[cfg.PublicKey] = p
+	l.order = append(l.order, p)
+	return p, nil
+}
+
+// RemovePeer forgets a peer. Its sessions come out of Poll as Retired; no call on it has any other effect. Removing it
+// again does nothing.
+func (l *Local) RemovePeer(now time.Duration, p *Peer) {
+	if p.place < 0 {
+		return
+	}
+	p.Clear(now)
+	last := l.order[len(l.order)-1]
+	l.order[p.place], last.place = last, p.place
+	l.order[len(l.order)-1] = nil
+	l.order = l.order[:len(l.order)-1]
+	delete(l.peers, p.public)
+	p.place = -1
+	clear(p.preshared[:])
+	clear(p.staticStatic[:])
+}
+
+// precompute sets the static-static secret, zero if the peer's key is of low order (kernel noise.c,
+// wg_noise_precompute_static_static).
+func (p *Peer) precompute() {
+	clear(p.staticStatic[:])
+	if p.local.static != nil {
+		secretly(func() { dh(&p.staticStatic, p.local.static, p.public[:]) })
+	}
+}
+
+// jitter draws a time below retryJitter.
+func (l *Local) jitter() time.Duration {
+	var b [4]byte
+	if _, err := io.ReadFull(l.rand, b[:]); err != nil {
+		return 0
+	}
+	return time.Duration(uint64(binary.LittleEndian.Uint32(b[:])) * uint64(retryJitter) >> 32)
+}
+
+// NoteQueue is told how many handshake messages wait for Handle and how many could. From an eighth on, and for a second
+// after, we are under load: initiations and responses must then carry a cookie (section 5.3; kernel receive.c).
+func (l *Local) NoteQueue(now time.Duration, waiting, capacity int) {
+	l.cookies.noteQueue(now, waiting, capacity)
+}
+
+// Verdict is what became of a handshake message.
+type Verdict struct {
+	// Reason is Accepted or the name of the drop.
+	Reason Reason
+	// Peer is whom the message authenticated as; of a dropped initiation, whom it claims to be of as far as that could
+	// be opened; of a dropped response or cookie reply, whose index it named. nil: unknown.
+	Peer *Peer
+	// Reply is a cookie reply to send to where the message came from, mostly nil. Borrowed until the next call.
+	Reply []byte
+	// Roam: where the message came from is an authenticated new endpoint of Peer.
+	Roam bool
+	// Stamp and NewestStamp are set with ReplayedTimestamp: the wall-clock times of this initiation and of the newest
+	// accepted one. A peer whose clock once ran ahead is refused until it catches up, which only these show.
+	Stamp, NewestStamp time.Time
+}
+
+// Handle takes one handshake message: an initiation, a response or a cookie reply, in the buffer it came in, which is
+// borrowed. After it, drain Verdict.Peer's outputs. A message that is not accepted changes nothing but counters; nobody
+// we do not know can make us keep anything.
+func (l *Local) Handle(now time.Duration, src netip.AddrPort, msg []byte) Verdict {
+	kind, reason := classify(msg)
+	if reason == Accepted && kind == MessageTransport {
+		reason = BadType
+	}
+	if reason != Accepted {
+		return Verdict{Reason: reason}
+	}
+	switch kind {
+	case MessageInitiation:
+		return l.handleInitiation(now, src, msg)
+	case MessageResponse:
+		return l.handleResponse(now, src, msg)
+	default:
+		return l.handleCookieReply(now, msg)
+	}
+}
+
+func (l *Local) handleInitiation(now time.Duration, src netip.AddrPort, msg []byte) (v Verdict) {
+	if reason, reply := l.admit(now, src, msg); reason != Accepted {
+		return Verdict{Reason: reason, Reply: reply}
+	}
+	secretly(func() { v = l.consumeInitiation(now, msg) })
+	return v
+}
+
+func (l *Local) handleResponse(now time.Duration, src netip.AddrPort, msg []byte) (v Verdict) {
+	e := l.table.find(binary.LittleEndian.Uint32(msg[responseReceiver:]))
+	if e != nil {
+		v.Peer = e.peer
+	}
+	if v.Reason, v.Reply = l.admit(now, src, msg); v.Reason == Accepted {
+		secretly(func() { v.Reason = l.consumeResponse(now, e, msg) })
+	}
+	v.Roam = v.Reason == Accepted
+	if v.Peer != nil && !v.Roam {
+		v.Peer.tally.ResponsesRejected[v.Reason]++
+	}
+	return v
+}
+
+// handleCookieReply never moves the endpoint, since anyone on the path could have made us ask for it.
+func (l *Local) handleCookieReply(now time.Duration, msg []byte) Verdict {
+	e := l.table.find(binary.LittleEndian.Uint32(msg[offsetReceiver:]))
+	if e == nil {
+		return Verdict{Reason: UnknownIndex}
+	}
+	if !e.peer.cookie.consume(now, msg) {
+		return Verdict{Reason: BadCookie, Peer: e.peer}
+	}
+	e.peer.tally.CookieReplies++
+	return Verdict{Reason: Accepted, Peer: e.peer}
+}
+
+// admit decides whether msg is worth a Diffie-Hellman (section 5.3; kernel receive.c, wg_receive_handshake_packet): mac1
+// always; under load a cookie as well, and not more than the source's share. Not under load mac2 is not looked at.
+func (l *Local) admit(now time.Duration, src netip.AddrPort, msg []byte) (reason Reason, reply []byte) {
+	switch {
+	case l.static == nil:
+		return NoPrivateKey, nil
+	case !l.cookies.checkMac1(msg):
+		return Mac1Mismatch, nil
+	case !l.cookies.underLoad(now):
+		return Accepted, nil
+	case !l.cookies.checkMac2(now, l.rand, src, msg):
+		return CookieSent, l.cookies.makeReply(now, l.rand, src, msg)
+	case !l.cookies.limiter.allow(now, src.Addr()):
+		return RateLimited, nil
+	}
+	return Accepted, nil
+}

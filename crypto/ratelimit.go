@@ -1,0 +1,84 @@
+package crypto
+
+import (
+	"net/netip"
+	"time"
+)
+
+// The kernel's numbers (ratelimiter.c), and a bound of our own on the table.
+const (
+	messagesPerSecond = 20
+	messageBurst      = 5
+	messageCost       = time.Second / messagesPerSecond
+	maxTokens         = messageCost * messageBurst
+	bucketLifetime    = time.Second
+	maxBuckets        = 8192
+)
+
+// rateLimiter lets each source send 20 handshake messages a second, in bursts of 5. A source is an IPv4 address or the
+// /64 network of an IPv6 address, which is what one customer gets: who owns a /64 gains nothing by using all of it.
+//
+// The table holds at most maxBuckets sources; idle ones are forgotten after a second. When it is full, new sources are
+// refused. It is only asked about sources that proved they can receive there, so its filling up needs as many machines.
+type rateLimiter struct {
+	buckets map[netip.Addr]tokenBucket
+	sweptAt time.Duration
+}
+
+type tokenBucket struct {
+	tokens time.Duration // in time: a message costs messageCost of it
+	at     time.Duration
+}
+
+// source returns the address that src's bucket is filed under.
+func source(src netip.Addr) netip.Addr {
+	src = src.Unmap().WithZone("")
+	if src.Is4() {
+		return src
+	}
+	network, err := src.Prefix(64)
+	if err != nil { // the zero Addr: all of those share a bucket
+		return src
+	}
+	return network.Addr()
+}
+
+// allow takes a token of src.
+func (r *rateLimiter) allow(now time.Duration, src netip.Addr) bool {
+	r.sweep(now)
+	key := source(src)
+	b, known := r.buckets[key]
+	if !known {
+		if len(r.buckets) >= maxBuckets {
+			return false
+		}
+		if r.buckets == nil {
+			r.buckets = make(map[netip.Addr]tokenBucket)
+		}
+		b = tokenBucket{tokens: maxTokens, at: now}
+	}
+	b.tokens = min(maxTokens, b.tokens+max(0, now-b.at))
+	b.at = now
+	allowed := b.tokens >= messageCost
+	if allowed {
+		b.tokens -= messageCost
+	}
+	r.buckets[key] = b
+	return allowed
+}
+
+// sweep forgets idle sources, at most once per lifetime, so that a full table does not make each message a scan.
+func (r *rateLimiter) sweep(now time.Duration) {
+	if now-r.sweptAt < bucketLifetime {
+		return
+	}
+	r.sweptAt = now
+	for key, b := range r.buckets { // the order does not matter: each is judged by itself
+		if now-b.at >= bucketLifetime {
+			delete(r.buckets, key)
+		}
+	}
+	if len(r.buckets) == 0 {
+		r.buckets = nil // a Go map does not shrink
+	}
+}

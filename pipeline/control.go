@@ -1,0 +1,250 @@
+package pipeline
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+	"github.com/sluice-vpn/sluice/tun"
+)
+
+// control is the loop around the controller: it feeds it messages, signals, edits and deadlines, and carries out its
+// effects. Everything in it is owned by the control goroutine.
+type control struct {
+	pipeline   *Pipeline
+	controller *controller
+	alarm      alarm
+	log        *slog.Logger
+	now        time.Duration // of the input that is being handled
+
+	udp    udp.Config // as edited
+	pairs  []udp.Pair // one a shard; nil while down
+	closed counterSet // of sockets that are no more
+}
+
+func newControl(p *Pipeline) *control {
+	c := &control{pipeline: p, log: p.config.Logger, udp: p.config.UDP, closed: make(counterSet)}
+	c.controller = &controller{
+		local: p.local, routes: &p.routes, effects: c, log: c.log, shards: len(p.shards), lifetime: p.config.HandshakeLifetime,
+	}
+	return c
+}
+
+// loop runs control. It returns nil when the pipeline is to end in order.
+func (c *control) loop(ctx context.Context, failed <-chan error) error {
+	c.alarm = newSystemAlarm()
+	if c.pipeline.config.Clock != nil {
+		c.alarm.stop()
+		c.alarm = newTimerAlarm()
+	}
+	defer c.alarm.stop()
+	p := c.pipeline
+	for {
+		var err error
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-p.cancel:
+			return nil
+		case err = <-failed:
+			return c.failure(err)
+		case event, ok := <-p.config.Device.Events():
+			c.now = p.clock()
+			if !ok || event == tun.EventGone {
+				c.log.Info("the interface was deleted")
+				return nil
+			}
+			c.handleEvent(event)
+		case l := <-p.mailbox:
+			c.now = p.clock()
+			p.local.NoteQueue(c.now, len(p.mailbox), cap(p.mailbox))
+			c.controller.handle(c.now, &l)
+		case <-p.notified.wake:
+			c.now = p.clock()
+			p.notified.drain(func(peer *peer, signals uint32) { c.controller.notice(c.now, peer, signals) })
+		case f := <-p.calls:
+			c.now = p.clock()
+			f()
+		case <-c.alarm.due():
+			c.now = p.clock()
+			c.controller.handleTimeout(c.now)
+		}
+		c.alarm.set(c.now, c.controller.nextTimeout(c.now))
+	}
+}
+
+// failure says what the end of a shard means: the device going away is the normal end of an interface.
+func (c *control) failure(err error) error {
+	if errors.Is(err, tun.ErrClosed) {
+		return nil
+	}
+	return fmt.Errorf("pipeline: %w", err)
+}
+
+// handleEvent follows the state of the interface: sockets are open while it is up (the kernel's wg_open and wg_stop).
+func (c *control) handleEvent(event tun.Event) {
+	switch event {
+	case tun.EventUp:
+		if c.pairs != nil {
+			return
+		}
+		if err := c.bind(c.udp); err != nil {
+			c.log.Error("cannot open the UDP sockets; set another listen port", "port", c.udp.Port, "error", err)
+			return
+		}
+		c.controller.setUp(c.now, true)
+		c.log.Info("interface up", "port", c.port())
+	case tun.EventDown:
+		if c.pairs == nil {
+			return
+		}
+		c.controller.setUp(c.now, false)
+		c.use(make([]udp.Pair, len(c.pipeline.shards)))
+		c.pairs = nil
+		c.log.Info("interface down")
+	case tun.EventMTU:
+		c.log.Debug("MTU changed", "mtu", c.pipeline.config.Device.MTU())
+	}
+}
+
+// bind opens sockets as asked for and hands them to the shards; on error the old ones stay.
+func (c *control) bind(cfg udp.Config) error {
+	pairs, err := c.pipeline.config.Listen(cfg)
+	if err != nil {
+		return err
+	}
+	c.use(pairs)
+	c.udp = cfg
+	return nil
+}
+
+// use gives the shards other sockets and closes the old ones once no shard uses them.
+func (c *control) use(pairs []udp.Pair) {
+	old := c.pairs
+	c.pairs = pairs
+	for i, s := range c.pipeline.shards {
+		done := make(chan struct{})
+		s.post(command{kind: commandSockets, pair: pairs[i], done: done})
+		select {
+		case <-done:
+		case <-s.ended:
+		}
+	}
+	c.closePairs(old)
+}
+
+func (c *control) closePairs(pairs []udp.Pair) {
+	for _, pair := range pairs {
+		for _, s := range [2]udp.Socket{pair.V4, pair.V6} {
+			if s != nil {
+				c.closed.addFields("udp_", s.Stats())
+				_ = s.Close()
+			}
+		}
+	}
+}
+
+// close ends what is left when the shards have stopped: sockets and keys.
+func (c *control) close() {
+	c.now = c.pipeline.clock()
+	c.controller.up = false
+	c.closePairs(c.pairs)
+	c.pairs = nil
+	c.controller.setPrivateKey(c.now, crypto.PrivateKey{})
+	for _, p := range c.controller.peers {
+		p.core.Clear(c.now)
+		c.controller.drain(c.now, p)
+	}
+	c.controller.wipe()
+}
+
+// port is the local port, 0 while the interface is down and none was chosen.
+func (c *control) port() uint16 {
+	for _, pair := range c.pairs {
+		for _, s := range [2]udp.Socket{pair.V4, pair.V6} {
+			if s != nil {
+				return s.LocalPort()
+			}
+		}
+	}
+	return c.udp.Port
+}
+
+func (c *control) counters() counterSet {
+	set := make(counterSet)
+	for name, value := range c.closed {
+		set[name] += value
+	}
+	for _, s := range c.pipeline.shards {
+		set.addFields("", s.stats)
+		set.addDrops(&s.stats.drops)
+		set.addFields("tun_", s.queue.Stats())
+	}
+	for _, pair := range c.pairs {
+		for _, s := range [2]udp.Socket{pair.V4, pair.V6} {
+			if s != nil {
+				set.addFields("udp_", s.Stats())
+				set["udp_receive_buffer_size"] = uint64(s.Offloads().ReceiveBuffer)
+				set["udp_send_buffer_size"] = uint64(s.Offloads().SendBuffer)
+			}
+		}
+	}
+	for r := range crypto.ReasonCount {
+		set["handshake_"+r.String()] += c.controller.reasons[r].Load()
+	}
+	return set
+}
+
+// send sends a datagram of control's own on the first shard's sockets.
+func (c *control) send(path *Path, data []byte, tos uint8) {
+	if c.pairs == nil {
+		return
+	}
+	socket := c.pairs[0].V4
+	if !path.Dst.Addr().Is4() {
+		socket = c.pairs[0].V6
+	}
+	if socket == nil {
+		c.pipeline.shards[0].stats.drop(dropFamily, 1)
+		return
+	}
+	_ = socket.SendOne(path.run(data, tos)) // counted by the socket; the protocol's timers retry
+}
+
+// release tells the shards that hold packets for the peer that it has a session.
+func (c *control) release(p *peer) { c.tell(p, commandRelease) }
+
+// purge tells them that it got none.
+func (c *control) purge(p *peer) { c.tell(p, commandPurge) }
+
+func (c *control) tell(p *peer, kind commandKind) {
+	for i, s := range c.pipeline.shards {
+		if p.outbound[i].count.Load() > 0 {
+			s.post(command{kind: kind, peer: p})
+		}
+	}
+}
+
+// letGo notes which shards are in a batch; each of them has let go when its epoch has moved on.
+func (c *control) letGo() func() bool {
+	type busy struct {
+		shard *shard
+		epoch uint64
+	}
+	var in []busy
+	for _, s := range c.pipeline.shards {
+		if e := s.epoch.Load(); e%2 == 1 {
+			in = append(in, busy{s, e})
+		}
+	}
+	return func() bool {
+		for len(in) > 0 && in[0].shard.epoch.Load() != in[0].epoch {
+			in = in[1:]
+		}
+		return len(in) == 0
+	}
+}

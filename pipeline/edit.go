@@ -1,0 +1,180 @@
+package pipeline
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+)
+
+// Edit changes a pipeline's configuration. It is valid only within the function given to Pipeline.Edit, on its goroutine.
+type Edit struct{ c *control }
+
+// Edit runs fn on the control goroutine, between two inputs. Changes take effect as they are made, so what was changed
+// before fn returns an error stays changed. Edit returns fn's error, or ErrClosed. fn must not call the Pipeline's methods.
+func (p *Pipeline) Edit(fn func(*Edit) error) error {
+	var err error
+	if e := p.call(func() { err = fn(&Edit{p.control}) }); e != nil {
+		return e
+	}
+	return err
+}
+
+// SetPrivateKey changes our key; zero clears it. Sessions cannot be made before the peers know the new public key. A peer
+// with the new public key is removed: it is ourselves.
+func (e *Edit) SetPrivateKey(k crypto.PrivateKey) { e.c.controller.setPrivateKey(e.c.now, k) }
+
+// SetListenPort changes the UDP port; 0 chooses one. While the interface is up the sockets are replaced at once; if that
+// fails (syscall.EADDRINUSE) the old ones stay in use.
+func (e *Edit) SetListenPort(port uint16) error {
+	cfg := e.c.udp
+	cfg.Port = port
+	if e.c.pairs == nil {
+		e.c.udp = cfg
+		return nil
+	}
+	if port != 0 && port == e.c.port() {
+		e.c.udp = cfg
+		return nil
+	}
+	return e.c.bind(cfg)
+}
+
+// SetMark changes the fwmark of all outer packets; 0 clears it.
+func (e *Edit) SetMark(mark uint32) error {
+	for _, pair := range e.c.pairs {
+		for _, s := range [2]udp.Socket{pair.V4, pair.V6} {
+			if s == nil {
+				continue
+			}
+			if err := s.SetMark(mark); err != nil {
+				return err
+			}
+		}
+	}
+	e.c.udp.Mark = mark
+	return nil
+}
+
+// RemovePeers removes all peers.
+func (e *Edit) RemovePeers() {
+	for n := len(e.c.controller.peers); n > 0; n-- {
+		e.c.controller.remove(e.c.now, e.c.controller.peers[n-1])
+	}
+}
+
+// RemovePeer removes a peer; nothing happens if there is none with this key.
+func (e *Edit) RemovePeer(k crypto.PublicKey) {
+	if p := e.c.controller.find(k); p != nil {
+		e.c.controller.remove(e.c.now, p)
+	}
+}
+
+// Peer returns a known peer, nil if there is none with this key.
+func (e *Edit) Peer(k crypto.PublicKey) *PeerEdit {
+	if p := e.c.controller.find(k); p != nil {
+		return &PeerEdit{e.c, p}
+	}
+	return nil
+}
+
+// AddPeer returns the peer with this key, a new one if it is not known. Our own key gives a PeerEdit whose changes
+// vanish, because WireGuard ignores a peer that is ourselves.
+func (e *Edit) AddPeer(k crypto.PublicKey) *PeerEdit {
+	if pe := e.Peer(k); pe != nil {
+		return pe
+	}
+	p, err := e.c.controller.add(e.c.now, k)
+	if err != nil {
+		return &PeerEdit{c: e.c} // ErrSelf is the only error that is left
+	}
+	return &PeerEdit{e.c, p}
+}
+
+// PeerEdit changes one peer, under the same rules as Edit.
+type PeerEdit struct {
+	c    *control
+	peer *peer // nil: changes vanish
+}
+
+// SetPresharedKey changes the preshared key; zero clears it. It counts from the next handshake on.
+func (pe *PeerEdit) SetPresharedKey(k crypto.PresharedKey) {
+	if pe.peer != nil {
+		pe.peer.core.SetPresharedKey(k)
+	}
+}
+
+// SetEndpoint says where the peer is; roaming may move it later.
+func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {
+	if pe.peer == nil {
+		return
+	}
+	next := &Path{Dst: netip.AddrPortFrom(endpoint.Addr().Unmap(), endpoint.Port())}
+	if old := pe.peer.path.Load(); old != nil {
+		next.Generation = old.Generation + 1
+	}
+	pe.peer.path.Store(next)
+}
+
+// SetPersistentKeepalive sets the interval in seconds; 0 switches it off. Switching it on sends one at once.
+func (pe *PeerEdit) SetPersistentKeepalive(seconds uint16) {
+	if pe.peer == nil {
+		return
+	}
+	pe.peer.keepalive = seconds
+	pe.peer.core.SetPersistentKeepalive(pe.c.now, time.Duration(seconds)*time.Second)
+	pe.c.controller.touch(pe.c.now, pe.peer)
+}
+
+// RemoveAllowedIPs takes all prefixes from the peer.
+func (pe *PeerEdit) RemoveAllowedIPs() {
+	if pe.peer != nil {
+		pe.c.controller.routes.unsetAll(pe.peer)
+	}
+}
+
+// AddAllowedIP gives the prefix to the peer and takes it from the one that had it. Host bits are cleared.
+func (pe *PeerEdit) AddAllowedIP(p netip.Prefix) {
+	if pe.peer != nil {
+		pe.c.controller.routes.set(p.Masked(), pe.peer)
+	}
+}
+
+// RemoveAllowedIP takes the prefix from the peer, if it has it.
+func (pe *PeerEdit) RemoveAllowedIP(p netip.Prefix) {
+	if pe.peer != nil {
+		pe.c.controller.routes.unset(p.Masked(), pe.peer)
+	}
+}
+
+// Status is what a pipeline is configured to and what has become of it. It holds secrets.
+type Status struct {
+	PrivateKey crypto.PrivateKey
+	ListenPort uint16
+	Mark       uint32
+	Peers      []PeerStatus // in the order they were added
+}
+
+// PeerStatus is one peer of a Status.
+type PeerStatus struct {
+	PublicKey           crypto.PublicKey
+	PresharedKey        crypto.PresharedKey
+	Endpoint            netip.AddrPort // invalid: not known
+	PersistentKeepalive uint16         // seconds, 0: off
+	LastHandshake       time.Time      // zero: never
+	RxBytes, TxBytes    uint64         // UDP payload, handshakes and keepalives included
+	AllowedIPs          []netip.Prefix // sorted
+}
+
+// Status returns a copy of the present state, or ErrClosed.
+func (p *Pipeline) Status() (Status, error) {
+	var s Status
+	err := p.call(func() {
+		s = Status{
+			PrivateKey: p.local.PrivateKey(), ListenPort: p.control.port(), Mark: p.control.udp.Mark,
+			Peers: p.control.controller.status(),
+		}
+	})
+	return s, err
+}

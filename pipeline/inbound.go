@@ -1,0 +1,257 @@
+package pipeline
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/crypto/aead"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+	"github.com/sluice-vpn/sluice/tun"
+	"github.com/sluice-vpn/sluice/tun/ip"
+)
+
+// inbound carries datagrams from the shard's sockets to its TUN queue. The stages, in order: receive, classify, look up,
+// open, check, coalesce, write. Packets are opened where they were received and stay there until written. Owned by the shard.
+type inbound struct {
+	shard *shard
+	crew  *crew
+
+	// receive
+	messages [receiveMessages]udp.Datagrams
+
+	// classify, look up, open
+	opening []aead.Packet
+	groups  []inboundGroup
+	lastIn  uint32 // the last receiver index and its keypair
+	lastKey *crypto.Keypair
+
+	// check, coalesce, write
+	coalescer *tun.Coalescer
+	source    netip.Addr // the last inner source address and the peer it belongs to
+	sourceOf  *peer
+	delivered int
+}
+
+// inboundGroup is opening[first:end]: packets of one message, of one keypair.
+type inboundGroup struct {
+	keypair    *crypto.Keypair
+	message    int
+	first, end int
+	bytes      int
+}
+
+func newInbound(s *shard, workers int, caps tun.Capabilities) *inbound {
+	in := &inbound{
+		shard:     s,
+		crew:      newCrew(workers),
+		opening:   make([]aead.Packet, 0, batchPackets),
+		groups:    make([]inboundGroup, 0, batchPackets),
+		coalescer: tun.NewCoalescer(caps),
+	}
+	arena := make([]byte, receiveMessages*udp.BufferSize)
+	for i := range in.messages {
+		in.messages[i].Buf = arena[i*udp.BufferSize : (i+1)*udp.BufferSize]
+	}
+	return in
+}
+
+// run carries one batch from the socket and returns how many messages it received.
+func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
+	// 1. receive
+	n, err := socket.Receive(in.messages[:])
+	if n == 0 {
+		return 0, err
+	}
+	in.shard.stats.InboundBatches.Add(1)
+	in.shard.stats.InboundMessages.Add(uint64(n))
+	in.sourceOf, in.lastKey = nil, nil
+	for i := range n {
+		in.message(now, i)
+	}
+	in.deliver(now)
+	return n, err
+}
+
+// message takes the datagrams of one message apart.
+func (in *inbound) message(now time.Duration, i int) {
+	m := &in.messages[i]
+	datagrams := 0
+	for rest := m.Data; len(rest) > 0; datagrams++ {
+		b := rest[:min(m.SegmentSize, len(rest)):min(m.SegmentSize, len(rest))]
+		rest = rest[len(b):]
+		// 2. classify
+		switch classify(b) {
+		case classTransport:
+			if len(in.opening) == cap(in.opening) {
+				in.deliver(now)
+			}
+			in.lookUp(now, i, b)
+		case classHandshake:
+			in.shard.mail(m, b)
+		case classMalformed:
+			in.shard.stats.drop(dropMalformed, 1)
+		default:
+			in.shard.stray(m, b)
+		}
+	}
+	in.shard.stats.InboundDatagrams.Add(uint64(datagrams))
+}
+
+// 3. lookUp finds the keypair of a transport data message and queues it to be opened in place.
+func (in *inbound) lookUp(now time.Duration, message int, b []byte) {
+	index, counter, _ := crypto.ParseTransport(b)
+	if in.lastKey == nil || index != in.lastIn {
+		kp := in.shard.table.Lookup(index)
+		if kp == nil {
+			in.shard.stats.drop(dropUnknownIndex, 1)
+			return
+		}
+		if !kp.Acceptable(now) {
+			in.shard.stats.drop(dropExpiredKeypair, 1)
+			return
+		}
+		in.lastKey, in.lastIn = kp, index
+	}
+	g := len(in.groups) - 1
+	if g < 0 || in.groups[g].keypair != in.lastKey || in.groups[g].message != message {
+		in.groups = append(in.groups, inboundGroup{keypair: in.lastKey, message: message, first: len(in.opening)})
+		g++
+	}
+	body := b[crypto.SizeTransportHeader:]
+	in.opening = append(in.opening, aead.Packet{Dst: body[:len(body)-aead.Overhead], Src: body, Counter: counter})
+	in.groups[g].end = len(in.opening)
+	in.groups[g].bytes += len(b)
+}
+
+// deliver opens, checks and writes what was queued.
+func (in *inbound) deliver(now time.Duration) {
+	for i := range in.groups {
+		g := &in.groups[i]
+		// 4. open
+		in.crew.add(task{keypair: g.keypair, run: in.opening[g.first:g.end], open: true}, g.bytes)
+		if in.crew.workers == 0 {
+			in.check(now, g) // while its bytes are in the cache
+		}
+	}
+	if in.crew.workers > 0 {
+		in.crew.join()
+		for i := range in.groups {
+			in.check(now, &in.groups[i])
+		}
+	}
+	in.write()
+	clear(in.groups)
+	clear(in.opening)
+	in.groups, in.opening = in.groups[:0], in.opening[:0]
+}
+
+// 5. check drops what is forged, replayed, or not this peer's to send, and hands the rest to the coalescer.
+func (in *inbound) check(now time.Duration, g *inboundGroup) {
+	run := in.opening[g.first:g.end]
+	m := &in.messages[g.message]
+	p := g.keypair.Owner().(*peer)
+	authentic, data := in.window(p, g.keypair, run)
+	if authentic == 0 {
+		return
+	}
+	p.rxBytes.Add(uint64(authentic))
+	in.follow(p, m)
+	if g.keypair.NeedsConfirm() && g.keypair.MarkConfirmed() {
+		p.confirmed.Store(g.keypair)
+		in.shard.notified.notify(p, signalConfirmed)
+	}
+	if p.stamps.received(now, data) {
+		in.shard.notified.notify(p, signalActivity)
+	}
+	if g.keypair.RekeyOnReceive(now) {
+		in.shard.notified.notify(p, signalWant)
+	}
+	for i := range run {
+		if run[i].OK {
+			in.accept(p, m, run[i].Dst)
+		}
+	}
+}
+
+// window passes the authentic packets of a run through the keypair's replay window, in their order, and clears OK of those
+// that it refuses. It returns how many bytes are left, headers included, and whether one packet is not a keepalive.
+func (in *inbound) window(p *peer, kp *crypto.Keypair, run []aead.Packet) (authentic int, data bool) {
+	unauthentic, replayed := 0, 0
+	window := kp.Window()
+	p.inbound.mu.Lock()
+	for i := range run {
+		switch {
+		case !run[i].OK:
+			unauthentic++
+		case !window.Accept(run[i].Counter):
+			run[i].OK = false
+			replayed++
+		default:
+			authentic += crypto.SizeTransportHeader + len(run[i].Src)
+			data = data || len(run[i].Dst) > 0
+		}
+	}
+	p.inbound.mu.Unlock()
+	if unauthentic+replayed > 0 {
+		in.shard.stats.drop(dropUnauthentic, unauthentic)
+		in.shard.stats.drop(dropReplayed, replayed)
+	}
+	return authentic, data
+}
+
+// follow tells control where the peer's authenticated datagrams come from, if that is not where ours go (roaming,
+// WireGuard paper, section 2.1).
+func (in *inbound) follow(p *peer, m *udp.Datagrams) {
+	path := p.path.Load()
+	if path != nil && (path.Fixed || path.sameEndpoint(m.Src, m.Dst, m.IfIndex)) {
+		return
+	}
+	p.moved.Store(&Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex})
+	in.shard.notified.notify(p, signalMoved)
+}
+
+// accept checks one decrypted packet as the kernel's wg_packet_consume_data_done does and coalesces it.
+func (in *inbound) accept(p *peer, m *udp.Datagrams, b []byte) {
+	if len(b) == 0 {
+		in.shard.stats.Keepalives.Add(1)
+		return
+	}
+	n, ok := ip.Length(b)
+	if !ok {
+		in.shard.stats.drop(dropInnerMalformed, 1)
+		return
+	}
+	b = b[:n] // without the padding
+	src := ip.Source(b)
+	if in.sourceOf == nil || src != in.source {
+		in.source, in.sourceOf = src, in.shard.routes.lookup(src)
+	}
+	if in.sourceOf != p {
+		in.shard.stats.drop(dropSourceNotAllowed, 1)
+		return
+	}
+	if m.ECN != 0 {
+		mark, drop := ip.DecapsulateECN(ip.Mark(b), ip.ECN(m.ECN))
+		if drop {
+			in.shard.stats.drop(dropECN, 1)
+			return
+		}
+		ip.SetMark(b, mark)
+	}
+	in.coalescer.Add(b)
+	in.delivered++
+}
+
+// 6. write hands the coalesced runs to the device.
+func (in *inbound) write() {
+	if in.delivered == 0 {
+		return
+	}
+	runs := in.coalescer.Runs()
+	in.shard.stats.InboundPackets.Add(uint64(in.delivered))
+	in.shard.stats.InboundRuns.Add(uint64(len(runs)))
+	in.delivered = 0
+	in.shard.write(runs)
+	in.coalescer.Reset()
+}

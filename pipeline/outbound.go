@@ -1,0 +1,411 @@
+package pipeline
+
+import (
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/crypto/aead"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+	"github.com/sluice-vpn/sluice/tun"
+	"github.com/sluice-vpn/sluice/tun/ip"
+)
+
+// outboundLane is a peer's lane from the TUN to the socket on one shard, owned by that shard.
+type outboundLane struct {
+	staged
+	first, last int16         // chain of the peer's packets in the batch, by outbound.next
+	asked       time.Duration // when control was last asked for a session
+}
+
+// wantInterval is how soon a lane asks control again for a session that does not come.
+const wantInterval = 100 * time.Millisecond
+
+// outbound carries packets from the shard's TUN queue to its sockets. The stages, in order: read, route, then for each
+// peer segment, seal, and for all together send. Owned by the shard.
+type outbound struct {
+	shard *shard
+	crew  *crew
+
+	// read and route
+	readArena []byte
+	packets   [readPackets]tun.Superpacket
+	next      [readPackets]int16
+	lanes     []*peer // that have packets in this batch, in order of their first
+
+	// segment and seal
+	segmenter tun.Segmenter
+	arena     []byte // what is sealed and sent; used is owned by runs until flushed
+	used      int
+	sealing   []aead.Packet
+	unsealed  int // sealing[unsealed:] has not been given to the crew
+	bytes     int // of sealing[unsealed:]
+	keypair   *crypto.Keypair
+
+	// send
+	runs4, runs6 sendQueue
+	icmp         tokenBucket
+	reply        []byte
+}
+
+// sendQueue is the runs of one address family that wait to be sent; runs[:sent] are done.
+type sendQueue struct {
+	runs []udp.Run
+	sent int
+	end  int // of the last run's bytes in the arena
+	path *Path
+	full bool // the last run may not be appended to
+}
+
+func newOutbound(s *shard, workers int) *outbound {
+	return &outbound{
+		shard:     s,
+		crew:      newCrew(workers),
+		readArena: make([]byte, readBytes+tun.ReadBufferSize),
+		arena:     make([]byte, sendBytes),
+		lanes:     make([]*peer, 0, readPackets),
+		sealing:   make([]aead.Packet, 0, batchPackets),
+		runs4:     sendQueue{runs: make([]udp.Run, 0, batchPackets)},
+		runs6:     sendQueue{runs: make([]udp.Run, 0, batchPackets)},
+		reply:     make([]byte, 0, 1280),
+	}
+}
+
+// run carries one batch and returns how many packets it read. While the socket is full nothing more is read: the TUN's
+// queue is where packets wait.
+func (o *outbound) run(now time.Duration) (int, error) {
+	if o.blocked() && !o.flush() {
+		return 0, nil
+	}
+	n, err := o.read()
+	if n == 0 {
+		return 0, err
+	}
+	st := o.shard.stats
+	st.OutboundBatches.Add(1)
+	st.OutboundPackets.Add(uint64(n))
+	o.route(n)
+	for _, p := range o.lanes {
+		o.carry(now, p)
+	}
+	clear(o.lanes)
+	o.lanes = o.lanes[:0]
+	o.flush()
+	return n, err
+}
+
+// 1. read drains the queue into the read arena, packets close together, until it is dry or the batch is full.
+func (o *outbound) read() (int, error) {
+	used, n := 0, 0
+	for n < readPackets && used < readBytes {
+		o.packets[n].Buf = o.readArena[used : used+tun.ReadBufferSize]
+		got, err := o.shard.queue.Read(o.packets[n : n+1])
+		if got == 0 || err != nil {
+			if errors.Is(err, tun.ErrDown) {
+				err = nil
+			}
+			return n, err
+		}
+		used += (tun.ReadHeadroom + len(o.packets[n].Data) + 63) &^ 63
+		n++
+	}
+	return n, nil
+}
+
+// 2. route sorts the batch's packets into chains, one a peer, in their order.
+func (o *outbound) route(n int) {
+	var lastDst netip.Addr
+	var lastPeer *peer
+	for i := range n {
+		if _, ok := ip.Length(o.packets[i].Data); !ok {
+			o.shard.stats.drop(dropNotIP, 1)
+			continue
+		}
+		dst := ip.Destination(o.packets[i].Data)
+		if lastPeer == nil || lastDst != dst {
+			lastPeer, lastDst = o.shard.routes.lookup(dst), dst
+		}
+		if lastPeer == nil {
+			o.shard.stats.drop(dropNoRoute, 1)
+			o.unreachable(&o.packets[i])
+			continue
+		}
+		lane := &lastPeer.outbound[o.shard.id]
+		o.next[i] = -1
+		if lane.first < 0 {
+			lane.first = int16(i)
+			o.lanes = append(o.lanes, lastPeer)
+		} else {
+			o.next[lane.last] = int16(i)
+		}
+		lane.last = int16(i)
+	}
+}
+
+// carry segments, seals and queues the batch's packets of one peer, or stages them until there is a session.
+func (o *outbound) carry(now time.Duration, p *peer) {
+	lane := &p.outbound[o.shard.id]
+	i := lane.first
+	lane.first = -1
+	path, kp := p.path.Load(), p.core.Sending()
+	switch {
+	case path == nil:
+		for ; i >= 0; i = o.next[i] {
+			o.shard.stats.drop(dropNoEndpoint, 1)
+			o.unreachable(&o.packets[i])
+		}
+		return
+	case kp == nil || !kp.Usable(now):
+		for ; i >= 0; i = o.next[i] {
+			o.stage(lane, &o.packets[i])
+		}
+		o.want(now, p, lane)
+		return
+	}
+	o.release(now, p, lane, path, kp)
+	sealed := true
+	for ; i >= 0 && sealed; i = o.next[i] {
+		if sealed = o.seal(path, kp, p, &o.packets[i]); !sealed {
+			break
+		}
+	}
+	for ; i >= 0; i = o.next[i] { // the keypair's counter ran out
+		o.stage(lane, &o.packets[i])
+	}
+	if !sealed || kp.RekeyOnSend(now) {
+		o.want(now, p, lane)
+	}
+	if p.stamps.sent(now, true) {
+		o.shard.notified.notify(p, signalActivity)
+	}
+}
+
+// release seals what was staged, ahead of anything newer.
+func (o *outbound) release(now time.Duration, p *peer, lane *outboundLane, path *Path, kp *crypto.Keypair) {
+	if len(lane.packets) == 0 {
+		return
+	}
+	for i := range lane.packets {
+		o.seal(path, kp, p, &lane.packets[i])
+	}
+	_, bytes := lane.staged.clear()
+	o.shard.staged -= bytes
+	if p.stamps.sent(now, true) {
+		o.shard.notified.notify(p, signalActivity)
+	}
+}
+
+// stage keeps a copy of the packet until there is a session.
+func (o *outbound) stage(lane *outboundLane, sp *tun.Superpacket) {
+	segments := 1
+	if sp.SegmentSize > 0 {
+		segments = (len(sp.Data) - int(sp.HeaderLen) + int(sp.SegmentSize) - 1) / int(sp.SegmentSize)
+	}
+	if o.shard.staged >= stagedBytes {
+		o.shard.stats.drop(dropStagedFull, segments)
+		return
+	}
+	dropped, grown := lane.push(sp, segments)
+	o.shard.staged += grown
+	o.shard.stats.drop(dropStagedFull, dropped)
+}
+
+// want asks control for a session, not more often than it makes sense.
+func (o *outbound) want(now time.Duration, p *peer, lane *outboundLane) {
+	if lane.asked == 0 || now-lane.asked >= wantInterval {
+		lane.asked = now
+		o.shard.notified.notify(p, signalWant)
+	}
+}
+
+// 3. seal cuts a superpacket into the arena, each segment behind a transport data header, to be sealed in place there. It
+// returns false if the keypair has no counters left; nothing was taken then.
+func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpacket) bool {
+	if err := o.segmenter.Init(sp); err != nil {
+		o.shard.stats.drop(dropNotIP, 1)
+		return true
+	}
+	n := o.segmenter.Count()
+	counter, ok := kp.Reserve(n)
+	if !ok {
+		return false
+	}
+	if kp != o.keypair || o.bytes >= sealAtOnce {
+		o.sealPending()
+		o.keypair = kp
+	}
+	q := &o.runs4
+	if !path.Dst.Addr().Is4() {
+		q = &o.runs6
+	}
+	tos := uint8(ip.Mark(sp.Data))
+	total := 0
+	for k := range n {
+		total += o.segment(q, path, kp, counter+uint64(k), k, tos)
+	}
+	o.shard.stats.OutboundSegments.Add(uint64(n))
+	p.txBytes.Add(uint64(total))
+	return true
+}
+
+// sealAtOnce is how many bytes are cut before they are sealed: what stays in the cache between the two.
+const sealAtOnce = 48 << 10
+
+// segment writes one sealed-to-be packet into the arena and returns its length.
+func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter uint64, k int, tos uint8) int {
+	length := o.segmenter.Len(k)
+	size := crypto.SizeTransportHeader + o.pad(length) + aead.Overhead
+	if o.used+size > len(o.arena) || len(o.sealing) == cap(o.sealing) || len(q.runs) == cap(q.runs) {
+		o.flushMidBatch()
+		o.keypair = kp
+	}
+	msg := o.arena[o.used : o.used+size : o.used+size]
+	crypto.PutTransportHeader(msg, kp.RemoteIndex, counter)
+	o.segmenter.Cut(k, msg[crypto.SizeTransportHeader:])
+	o.sealing = append(o.sealing, aead.Packet{
+		Dst:     msg[crypto.SizeTransportHeader:],
+		Src:     msg[crypto.SizeTransportHeader : crypto.SizeTransportHeader+length],
+		Counter: counter,
+	})
+	q.append(path, o.arena, o.used, size, tos)
+	o.used += size
+	o.bytes += size
+	return size
+}
+
+// pad returns the length that a plaintext is padded to: the next multiple of 16, but never above the MTU (the kernel's
+// calculate_skb_padding), so that padding never makes a packet too big.
+func (o *outbound) pad(length int) int {
+	padded := (length + 15) &^ 15
+	return min(padded, max(length, o.shard.mtu))
+}
+
+// append adds arena[at:at+size] to the last run if it fits there, or as a new run.
+func (q *sendQueue) append(path *Path, arena []byte, at, size int, tos uint8) {
+	if n := len(q.runs); n > q.sent && !q.full && q.path == path && q.end == at {
+		r := &q.runs[n-1]
+		if size <= r.SegmentSize && r.TOS == tos && len(r.Data)+size <= udp.MaxDatagram &&
+			len(r.Data) < udp.MaxSegments*r.SegmentSize {
+			r.Data = r.Data[:len(r.Data)+size]
+			q.end += size
+			q.full = size < r.SegmentSize
+			return
+		}
+	}
+	q.runs = append(q.runs, path.run(arena[at:at+size], tos))
+	q.path, q.end, q.full = path, at+size, false
+}
+
+// sealPending gives the packets that were cut to the crew.
+func (o *outbound) sealPending() {
+	if run := o.sealing[o.unsealed:]; len(run) > 0 {
+		o.crew.add(task{keypair: o.keypair, run: run}, o.bytes)
+	}
+	o.unsealed, o.bytes = len(o.sealing), 0
+}
+
+// blocked tells whether runs wait for room in a socket.
+func (o *outbound) blocked() bool {
+	return o.runs4.sent < len(o.runs4.runs) || o.runs6.sent < len(o.runs6.runs)
+}
+
+// 4. flush seals what is left and sends. It returns false if a socket is full; the rest goes with the next flush.
+func (o *outbound) flush() bool {
+	o.sealPending()
+	o.crew.join()
+	clear(o.sealing)
+	o.sealing, o.unsealed, o.keypair = o.sealing[:0], 0, nil
+	pair := o.shard.pair
+	done4 := o.runs4.send(o.shard, pair.V4)
+	done6 := o.runs6.send(o.shard, pair.V6)
+	if !done4 || !done6 {
+		o.shard.stats.OutboundBlocked.Add(1)
+		return false
+	}
+	o.used = 0
+	return true
+}
+
+// stallLimit is how long a full socket may hold up a batch that does not fit the arena.
+const stallLimit = 5 * time.Millisecond
+
+// flushMidBatch makes room in the arena. Where the socket stays full the packets are dropped, as a NIC's queue would.
+func (o *outbound) flushMidBatch() {
+	if o.flush() {
+		return
+	}
+	o.shard.waiter.writable(stallLimit)
+	if o.flush() {
+		return
+	}
+	for _, q := range []*sendQueue{&o.runs4, &o.runs6} {
+		for _, r := range q.runs[q.sent:] {
+			o.shard.stats.drop(dropSendStalled, (len(r.Data)+r.SegmentSize-1)/r.SegmentSize)
+		}
+		q.reset()
+	}
+	o.used = 0
+}
+
+// send sends what waits and returns true when nothing is left.
+func (q *sendQueue) send(s *shard, socket udp.Socket) bool {
+	if q.sent == len(q.runs) {
+		q.reset()
+		return true
+	}
+	if socket == nil {
+		for _, r := range q.runs[q.sent:] {
+			s.stats.drop(dropFamily, (len(r.Data)+r.SegmentSize-1)/r.SegmentSize)
+		}
+		q.reset()
+		return true
+	}
+	n, err := socket.Send(q.runs[q.sent:])
+	if q.sent += n; err == nil && q.sent < len(q.runs) {
+		return false
+	}
+	q.reset() // an error means closed: nothing will ever leave
+	return true
+}
+
+func (q *sendQueue) reset() {
+	clear(q.runs)
+	q.runs, q.sent, q.path = q.runs[:0], 0, nil
+}
+
+// unreachable answers a packet that has nowhere to go with ICMP host unreachable or ICMPv6 address unreachable, as the
+// kernel's wg_xmit does, at a bounded rate.
+func (o *outbound) unreachable(sp *tun.Superpacket) {
+	if !o.icmp.take(o.shard.now) {
+		return
+	}
+	reply := ip.AppendUnreachable(o.reply[:0], sp.Data, netip.Addr{})
+	if len(reply) == 0 {
+		return
+	}
+	o.shard.stats.Unreachables.Add(1)
+	o.shard.writeOne(reply)
+}
+
+// tokenBucket bounds ICMP errors to icmpRate a second with bursts of as many.
+type tokenBucket struct {
+	tokens int
+	at     time.Duration
+}
+
+const icmpRate = 50
+
+func (b *tokenBucket) take(now time.Duration) bool {
+	if since := now - b.at; b.at == 0 || since >= time.Second {
+		b.tokens, b.at = icmpRate, now
+	} else if n := int(since / (time.Second / icmpRate)); n > 0 {
+		b.tokens = min(icmpRate, b.tokens+n)
+		b.at += time.Duration(n) * (time.Second / icmpRate)
+	}
+	if b.tokens == 0 {
+		return false
+	}
+	b.tokens--
+	return true
+}

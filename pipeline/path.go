@@ -1,0 +1,33 @@
+package pipeline
+
+import "net/netip"
+
+// Path is where a peer's datagrams go. A Path is frozen: control publishes a new one for every change, lanes load it once
+// a batch. Without ICE it is the peer's endpoint as roaming left it; with ICE it is the selected candidate pair.
+type Path struct {
+	// Dst is the peer's address, or the relay's when Channel is not 0.
+	Dst netip.AddrPort
+	// Src and IfIndex are the local address and interface the peer last wrote to ("sticky source"); unset leaves the choice
+	// to the routing table.
+	Src     netip.Addr
+	IfIndex int
+	// Channel is the TURN channel number (RFC 8656, section 12) that leads to the peer through the relay at Dst, or 0.
+	Channel uint16
+	// Fixed: authenticated datagrams from elsewhere do not move the path (the selected pair owns the endpoint).
+	Fixed bool
+	// Generation counts the paths of a connection, so that what was decided for an older one can be told apart.
+	Generation uint32
+}
+
+// sameEndpoint tells whether a datagram from src to the local address dst came over p.
+func (p *Path) sameEndpoint(src netip.AddrPort, dst netip.Addr, ifIndex int) bool {
+	return p.Dst == src && p.Src == dst && p.IfIndex == ifIndex
+}
+
+// Stray is a datagram that is not WireGuard, given to Config.Stray. Data is borrowed until the call returns.
+type Stray struct {
+	Data    []byte
+	Src     netip.AddrPort
+	Dst     netip.Addr
+	IfIndex int
+}

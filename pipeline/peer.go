@@ -1,0 +1,189 @@
+package pipeline
+
+import (
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+)
+
+// peer is one peer as control and the lanes share it.
+//
+// Frozen: key, core, outbound. Owned by control: allowedIPs, deadline, keepalive. Atomic: path, stamps, signals.
+type peer struct {
+	key  crypto.PublicKey
+	core *crypto.Peer // owned by control, but for Sending
+
+	// outbound has one lane per shard, each owned by its shard.
+	outbound []outboundLane
+	// inbound is the lane of the other direction, shared by the shards.
+	inbound inboundLane
+
+	// path is frozen after publish; nil without endpoint.
+	path atomic.Pointer[Path]
+	stamps
+
+	// signals are what lanes tell control; see notify.
+	signals      atomic.Uint32
+	nextNotified *peer
+	confirmed    atomic.Pointer[crypto.Keypair]
+	moved        atomic.Pointer[Path]
+
+	// Owned by control.
+	allowedIPs map[netip.Prefix]struct{}
+	keepalive  uint16 // seconds
+	deadline   deadline
+}
+
+// inboundLane orders what several shards receive from one peer: its mutex guards the replay windows of the peer's
+// keypairs and is taken once for each run of packets, by one shard at a time unless the peer's datagrams move between
+// sockets. It is a leaf: no other lock is taken under it.
+type inboundLane struct {
+	mu sync.Mutex
+}
+
+// Signals from lanes to control.
+const (
+	signalWant      uint32 = 1 << iota // traffic wants a session or a rekey is due
+	signalConfirmed                    // peer.confirmed has carried its first packet
+	signalMoved                        // peer.moved is a new authenticated endpoint
+	signalActivity                     // a stamp went from none to some while no deadline watched it
+)
+
+// stamps are what lanes note of a peer's traffic, once a batch, for control's timers and for status. Durations are on the
+// pipeline's clock, 0 is none. They are written by any lane and by control; a lost race moves a timer by one batch.
+type stamps struct {
+	firstUnanswered  atomic.Int64 // first data sent since anything authenticated came
+	firstUnkept      atomic.Int64 // first data received since anything authenticated was sent
+	lastDataReceived atomic.Int64
+	lastSent         atomic.Int64
+	lastReceived     atomic.Int64
+	// watched says which of the two firsts has a deadline in control; a lane that sets one that is not watched signals.
+	watched atomic.Uint32
+
+	rxBytes, txBytes atomic.Uint64
+}
+
+const (
+	watchUnanswered uint32 = 1 << iota
+	watchUnkept
+)
+
+// sent notes that authenticated packets left at now; data tells whether any was not a keepalive. It returns true if
+// control must be signalled because nothing watches what it set.
+func (s *stamps) sent(now time.Duration, data bool) (signal bool) {
+	s.lastSent.Store(int64(now))
+	if s.firstUnkept.Load() != 0 {
+		s.firstUnkept.Store(0)
+	}
+	if data && s.firstUnanswered.Load() == 0 {
+		s.firstUnanswered.Store(int64(now))
+		return s.watched.Load()&watchUnanswered == 0
+	}
+	return false
+}
+
+// received notes that authenticated packets came at now, as sent does for the other direction.
+func (s *stamps) received(now time.Duration, data bool) (signal bool) {
+	s.lastReceived.Store(int64(now))
+	if s.firstUnanswered.Load() != 0 {
+		s.firstUnanswered.Store(0)
+	}
+	if !data {
+		return false
+	}
+	s.lastDataReceived.Store(int64(now))
+	if s.firstUnkept.Load() == 0 {
+		s.firstUnkept.Store(int64(now))
+		return s.watched.Load()&watchUnkept == 0
+	}
+	return false
+}
+
+// activity is what control's timers read.
+func (s *stamps) activity() crypto.Activity {
+	return crypto.Activity{
+		FirstUnanswered:  time.Duration(s.firstUnanswered.Load()),
+		FirstUnkept:      time.Duration(s.firstUnkept.Load()),
+		LastDataReceived: time.Duration(s.lastDataReceived.Load()),
+		LastSent:         time.Duration(s.lastSent.Load()),
+		LastReceived:     time.Duration(s.lastReceived.Load()),
+	}
+}
+
+// watch reads the stamps for a deadline that is about to be set, and notes what that deadline watches. A lane that sets a
+// stamp between the two loads either is seen by the second or sees the note.
+func (s *stamps) watch() crypto.Activity {
+	for {
+		a := s.activity()
+		var bits uint32
+		if a.FirstUnanswered != 0 {
+			bits |= watchUnanswered
+		}
+		if a.FirstUnkept != 0 {
+			bits |= watchUnkept
+		}
+		s.watched.Store(bits)
+		b := s.activity()
+		if (b.FirstUnanswered != 0) == (a.FirstUnanswered != 0) && (b.FirstUnkept != 0) == (a.FirstUnkept != 0) {
+			return b
+		}
+	}
+}
+
+// reset forgets the traffic, not the byte counts.
+func (s *stamps) reset() {
+	s.firstUnanswered.Store(0)
+	s.firstUnkept.Store(0)
+	s.lastDataReceived.Store(0)
+	s.lastSent.Store(0)
+	s.lastReceived.Store(0)
+}
+
+// run makes a run of one datagram to the path.
+func (p *Path) run(data []byte, tos uint8) udp.Run {
+	return udp.Run{Data: data, SegmentSize: len(data), Dst: p.Dst, Src: p.Src, IfIndex: p.IfIndex, TOS: tos}
+}
+
+// notified is the stack of peers that have a signal for control. Lanes push without lock or allocation; a peer is on it
+// at most once.
+type notified struct {
+	head atomic.Pointer[peer]
+	wake chan struct{} // one slot
+}
+
+// notify tells control about p. Any goroutine.
+func (n *notified) notify(p *peer, signal uint32) {
+	if p.signals.Or(signal) != 0 {
+		return // already on the stack
+	}
+	for {
+		head := n.head.Load()
+		p.nextNotified = head
+		if n.head.CompareAndSwap(head, p) {
+			break
+		}
+	}
+	select {
+	case n.wake <- struct{}{}:
+	default:
+	}
+}
+
+// drain calls f for each notified peer with its signals, oldest first. Control only.
+func (n *notified) drain(f func(*peer, uint32)) {
+	var oldest *peer
+	for p := n.head.Swap(nil); p != nil; {
+		next := p.nextNotified
+		p.nextNotified = oldest
+		oldest, p = p, next
+	}
+	for p := oldest; p != nil; {
+		next := p.nextNotified // before the signals are cleared: from then on lanes may push p again
+		f(p, p.signals.Swap(0))
+		p = next
+	}
+}

@@ -1,0 +1,209 @@
+package pipeline
+
+import (
+	"errors"
+	"fmt"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+	"github.com/sluice-vpn/sluice/tun"
+)
+
+// shard is one core's share of the data plane: a TUN queue, the sockets of both families and the lanes between them, run
+// to completion by one goroutine. Everything in it is owned by that goroutine, except what stands under "shared".
+type shard struct {
+	id       int
+	queue    tun.Queue
+	pair     udp.Pair
+	waiter   waiter
+	outbound *outbound
+	inbound  *inbound
+	now      time.Duration
+	mtu      int
+	staged   int // bytes that the lanes hold for peers without a session
+	one      [1]tun.Run
+	piece    [1][]byte
+
+	// frozen
+	clock    func() time.Duration
+	device   tun.Device
+	routes   *routes
+	table    *crypto.IndexTable
+	notified *notified
+	mailbox  chan letter
+	strays   func(Stray)
+
+	// shared
+	stats *shardStats
+	// epoch is odd while a batch is under way. What control has unpublished is out of use once epoch is even or has moved.
+	epoch atomic.Uint64
+	// mu guards commands; a leaf. posted says without the lock that there are some.
+	mu       sync.Mutex
+	commands []command
+	posted   atomic.Bool
+	ended    chan struct{} // closed when the loop has returned
+}
+
+// command is what control asks of a shard, between two batches.
+type command struct {
+	kind commandKind
+	peer *peer         // release, purge
+	pair udp.Pair      // sockets
+	done chan struct{} // sockets: closed when obeyed
+}
+
+type commandKind uint8
+
+const (
+	commandRelease commandKind = iota // a session is up: send what was staged
+	commandPurge                      // no session came about: drop what was staged
+	commandSockets                    // use other sockets from now on
+	commandStop
+)
+
+// letter is a handshake message on its way to control.
+type letter struct {
+	message [crypto.SizeInitiation]byte
+	length  int
+	src     Path // where an answer goes
+}
+
+// post gives the shard a command and wakes it.
+func (s *shard) post(c command) {
+	s.mu.Lock()
+	s.commands = append(s.commands, c)
+	s.posted.Store(true)
+	s.mu.Unlock()
+	s.waiter.wake()
+}
+
+var errStop = errors.New("stop")
+
+// loop runs the shard until it is told to stop or an edge fails. Inbound comes first: it makes room in the network,
+// outbound fills it.
+func (s *shard) loop() error {
+	defer s.end()
+	for {
+		s.epoch.Add(1)
+		s.now, s.mtu = s.clock(), s.device.MTU()
+		work, err := s.batch()
+		s.epoch.Add(1)
+		if errors.Is(err, errStop) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		if work == 0 {
+			s.waiter.wait(s.outbound.blocked())
+			s.stats.Wakes.Add(1)
+		}
+	}
+}
+
+// batch obeys commands and carries one batch in each direction; it returns how much there was to carry.
+func (s *shard) batch() (work int, err error) {
+	if s.posted.Load() {
+		if err := s.obey(); err != nil {
+			return 0, err
+		}
+	}
+	for _, socket := range [2]udp.Socket{s.pair.V4, s.pair.V6} {
+		if socket == nil {
+			continue
+		}
+		n, err := s.inbound.run(s.now, socket)
+		if err != nil && !errors.Is(err, udp.ErrClosed) {
+			return 0, fmt.Errorf("receiving: %w", err)
+		}
+		work += n
+	}
+	n, err := s.outbound.run(s.now)
+	if err != nil {
+		return 0, err
+	}
+	return work + n, nil
+}
+
+func (s *shard) obey() error {
+	s.mu.Lock()
+	commands := s.commands
+	s.commands = nil
+	s.posted.Store(false)
+	s.mu.Unlock()
+	for _, c := range commands {
+		switch c.kind {
+		case commandRelease:
+			lane := &c.peer.outbound[s.id]
+			path, kp := c.peer.path.Load(), c.peer.core.Sending()
+			if path != nil && kp != nil && kp.Usable(s.now) {
+				s.outbound.release(s.now, c.peer, lane, path, kp)
+				s.outbound.flush()
+			}
+		case commandPurge:
+			segments, bytes := c.peer.outbound[s.id].clear()
+			s.staged -= bytes
+			s.stats.drop(dropStagedExpired, segments)
+		case commandSockets:
+			s.pair = c.pair
+			s.waiter.sockets(c.pair)
+			close(c.done)
+		case commandStop:
+			return errStop
+		}
+	}
+	return nil
+}
+
+// end ends the shard's workers.
+func (s *shard) end() {
+	close(s.ended)
+	s.outbound.crew.stop()
+	s.inbound.crew.stop()
+}
+
+// mail puts a handshake message into control's mailbox.
+func (s *shard) mail(m *udp.Datagrams, b []byte) {
+	l := letter{length: len(b), src: Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex}}
+	copy(l.message[:], b)
+	select {
+	case s.mailbox <- l:
+	default:
+		s.stats.drop(dropMailboxFull, 1)
+	}
+}
+
+// stray passes on a datagram that is not WireGuard.
+func (s *shard) stray(m *udp.Datagrams, b []byte) {
+	if s.strays == nil {
+		s.stats.drop(dropStray, 1)
+		return
+	}
+	s.strays(Stray{Data: b, Src: m.Src, Dst: m.Dst, IfIndex: m.IfIndex})
+}
+
+// write writes runs to the TUN; what it does not take is dropped and counted, as a network card's full queue would.
+func (s *shard) write(runs []tun.Run) {
+	for tries := 0; len(runs) > 0; tries++ {
+		n, err := s.queue.Write(runs)
+		runs = runs[n:]
+		switch {
+		case err != nil:
+			s.stats.drop(dropTUNDown, len(runs))
+			return
+		case n == 0 && tries > 0:
+			s.stats.drop(dropTUNFull, len(runs))
+			return
+		}
+	}
+}
+
+// writeOne writes one packet of our own to the TUN.
+func (s *shard) writeOne(packet []byte) {
+	s.piece[0] = packet
+	s.one[0] = tun.Run{Pieces: s.piece[:]}
+	s.write(s.one[:])
+}

@@ -1,0 +1,45 @@
+package pipeline
+
+import (
+	"sync/atomic"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/tun"
+)
+
+// staged holds copies of packets that wait for a session, oldest first (WireGuard paper, section 6.4; the kernel's
+// staged_packet_queue): at most crypto.MaxStagedPackets segments, the oldest go first. Owned by the lane's shard; count
+// may be read by control.
+type staged struct {
+	packets  []tun.Superpacket // Data owned, Buf unused
+	segments []int
+	count    atomic.Int64 // segments of all packets
+}
+
+// push copies the packet in and drops what has to give way. It returns how many segments were dropped and by how many
+// bytes the queue has grown.
+func (q *staged) push(p *tun.Superpacket, segments int) (dropped, grown int) {
+	copied := tun.Superpacket{Data: append([]byte(nil), p.Data...), Offload: p.Offload}
+	q.packets = append(q.packets, copied)
+	q.segments = append(q.segments, segments)
+	q.count.Add(int64(segments))
+	grown = len(copied.Data)
+	for q.count.Load() > crypto.MaxStagedPackets && len(q.packets) > 1 {
+		dropped += q.segments[0]
+		grown -= len(q.packets[0].Data)
+		q.count.Add(-int64(q.segments[0]))
+		q.packets[0].Data = nil
+		q.packets, q.segments = q.packets[1:], q.segments[1:]
+	}
+	return dropped, grown
+}
+
+// clear empties the queue and returns how many segments and bytes were in it.
+func (q *staged) clear() (segments, bytes int) {
+	for i := range q.packets {
+		bytes += len(q.packets[i].Data)
+	}
+	segments = int(q.count.Swap(0))
+	q.packets, q.segments = nil, nil
+	return segments, bytes
+}

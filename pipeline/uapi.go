@@ -1,0 +1,343 @@
+package pipeline
+
+// This file is the text protocol that `wg` speaks with a userspace WireGuard (wireguard.com/xplatform, version 1): the
+// bytes of a request become a setRequest while the client takes its time, then one Edit on the control goroutine applies
+// it, so that no client, however slow, holds up another or the data plane.
+//
+// Order of the file: serving connections, reading lines, formatting a get. Parsing and applying a set is in uapi_set.go.
+
+import (
+	"bufio"
+	"encoding/hex"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strconv"
+	"sync"
+	"syscall"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+)
+
+// Bounds on what a client may ask of us.
+const (
+	uapiMaxLine    = 64 << 10    // bytes of a line
+	uapiMaxRequest = 64 << 20    // bytes of a request
+	uapiMaxClients = 64          // connections at a time; one more is closed at once
+	uapiPatience   = time.Minute // for a request to arrive once begun, and again for its answer to be taken
+)
+
+// Failures of the protocol; the number goes to the client, the text to our log. No text holds a key or a value of one.
+var (
+	errUAPILineTooLong = &uapiError{uapiInvalid, fmt.Sprintf("a line is longer than %d bytes", uapiMaxLine)}
+	errUAPITooLarge    = &uapiError{uapiInvalid, fmt.Sprintf("a request is larger than %d bytes", uapiMaxRequest)}
+	errUAPICut         = &uapiError{uapiProtocol, "the request ended without an empty line"}
+)
+
+// ErrUAPIGone is what ServeUAPI returns when the socket's file was deleted or replaced: by the protocol's convention the
+// wish that the interface go away.
+var ErrUAPIGone = errors.New("uapi: the socket was removed")
+
+// uapiError is a refusal with the errno that the client is to see.
+type uapiError struct {
+	errno int
+	text  string
+}
+
+func (e *uapiError) Error() string { return "uapi: " + e.text }
+
+// configurable is what the protocol needs of a pipeline; tests have one without a data plane.
+type configurable interface {
+	edit(func(editor) error) error
+	Status() (Status, error)
+}
+
+// editor and peerEditor are the parts of Edit and PeerEdit that a set reaches.
+type editor interface {
+	SetPrivateKey(crypto.PrivateKey)
+	SetListenPort(uint16) error
+	SetMark(uint32) error
+	RemovePeers()
+	RemovePeer(crypto.PublicKey)
+	// peer returns nil for an unknown peer that is not to be created.
+	peer(k crypto.PublicKey, create bool) peerEditor
+}
+
+type peerEditor interface {
+	SetPresharedKey(crypto.PresharedKey)
+	SetEndpoint(netip.AddrPort)
+	SetPersistentKeepalive(seconds uint16)
+	RemoveAllowedIPs()
+	AddAllowedIP(netip.Prefix)
+	RemoveAllowedIP(netip.Prefix)
+}
+
+type uapiTarget struct{ *Pipeline }
+
+func (t uapiTarget) edit(fn func(editor) error) error {
+	return t.Edit(func(e *Edit) error { return fn(uapiEdit{e}) })
+}
+
+type uapiEdit struct{ *Edit }
+
+func (e uapiEdit) peer(k crypto.PublicKey, create bool) peerEditor {
+	if create {
+		return e.AddPeer(k)
+	}
+	if p := e.Peer(k); p != nil {
+		return p
+	}
+	return nil
+}
+
+// ServeUAPI answers the clients of l, which it owns and closes, until l is closed (nil), its socket is removed
+// (ErrUAPIGone) or it fails. It returns when the last connection's goroutine has ended; connections are closed, not waited
+// for. A refused set is logged at level debug. Any number of clients may be slow; each has a goroutine of its own, up to
+// 64 at a time.
+//
+// A set that fails stays applied up to the line that failed, as in other implementations; one that is cut off before its
+// empty line is not applied at all.
+func (p *Pipeline) ServeUAPI(l net.Listener, logger *slog.Logger) error {
+	if logger == nil {
+		logger = slog.New(slog.DiscardHandler)
+	}
+	s := &uapiServer{target: uapiTarget{p}, logger: logger, clients: make(map[net.Conn]struct{})}
+	return s.serve(l)
+}
+
+type uapiServer struct {
+	target  configurable
+	logger  *slog.Logger
+	running sync.WaitGroup
+
+	mu      sync.Mutex
+	clients map[net.Conn]struct{} // guarded by mu
+}
+
+func (s *uapiServer) serve(l net.Listener) error {
+	defer s.running.Wait()
+	defer s.closeClients()
+	defer l.Close()
+	for {
+		conn, err := l.Accept()
+		switch {
+		case errors.Is(err, net.ErrClosed):
+			return nil
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED):
+			time.Sleep(100 * time.Millisecond) // passes when descriptors are free again
+			continue
+		case err != nil:
+			return err
+		}
+		s.mu.Lock()
+		admit := len(s.clients) < uapiMaxClients
+		if admit {
+			s.clients[conn] = struct{}{}
+		}
+		s.mu.Unlock()
+		if !admit {
+			s.logger.Warn("configuration client refused", "reason", "too many connections", "limit", uapiMaxClients)
+			conn.Close()
+			continue
+		}
+		s.running.Go(func() { s.client(conn) })
+	}
+}
+
+func (s *uapiServer) closeClients() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	for conn := range s.clients {
+		conn.Close()
+	}
+}
+
+// client answers the requests of one connection until it says something that is no request.
+func (s *uapiServer) client(conn net.Conn) {
+	lines := uapiLines{r: bufio.NewReaderSize(conn, uapiMaxLine)}
+	defer func() {
+		lines.wipe()
+		conn.Close()
+		s.mu.Lock()
+		delete(s.clients, conn)
+		s.mu.Unlock()
+	}()
+	for {
+		lines.total = 0
+		first, err := lines.next()
+		if err != nil {
+			return
+		}
+		expired := time.AfterFunc(uapiPatience, func() { conn.Close() })
+		answer, more := s.answer(string(first), &lines)
+		if answer == nil || !expired.Stop() {
+			return
+		}
+		expired = time.AfterFunc(uapiPatience, func() { conn.Close() })
+		_, err = conn.Write(answer)
+		clear(answer)
+		if !expired.Stop() || err != nil || !more {
+			return
+		}
+	}
+}
+
+// answer reads the rest of a request. A nil answer or more being false end the connection.
+func (s *uapiServer) answer(first string, lines *uapiLines) (answer []byte, more bool) {
+	switch first {
+	case "get=1":
+		err := lines.skip()
+		if err != nil {
+			return fmt.Appendf(nil, "errno=%d\n\n", uapiErrno(err)), !lines.ended
+		}
+		status, err := s.target.Status()
+		if err != nil {
+			return fmt.Appendf(nil, "errno=%d\n\n", uapiErrno(err)), true
+		}
+		return append(appendStatus(nil, &status), "errno=0\n\n"...), true
+	case "set=1":
+		req, err := readSet(lines)
+		if err == nil {
+			err = s.target.edit(req.apply)
+		}
+		if err != nil {
+			s.logger.Debug("configuration refused", "error", err)
+			// `wg` reads a sign here, but digits only in the answer to a get (wireguard-tools src/ipc-uapi.h).
+			return fmt.Appendf(nil, "errno=%d\n\n", -uapiErrno(err)), !lines.ended
+		}
+		return []byte("errno=0\n\n"), true
+	}
+	return nil, false
+}
+
+// uapiErrno is the positive errno that tells a client of err.
+func uapiErrno(err error) int {
+	var refusal *uapiError
+	switch {
+	case errors.As(err, &refusal):
+		return refusal.errno
+	case errors.Is(err, syscall.EADDRINUSE):
+		return uapiAddressInUse
+	case errors.Is(err, syscall.EPERM), errors.Is(err, syscall.EACCES):
+		return uapiNotPermitted
+	}
+	return uapiIO
+}
+
+// uapiLines reads the lines of one connection, within bounds.
+type uapiLines struct {
+	r     *bufio.Reader
+	last  []byte
+	total int  // bytes of this request so far
+	ended bool // there is no next line
+}
+
+// next returns a line without its newline, borrowed until the following call, which overwrites it: it may hold a key.
+// After errUAPILineTooLong the reader stands at the next line; other errors end the connection.
+func (u *uapiLines) next() ([]byte, error) {
+	clear(u.last)
+	u.last = nil
+	line, err := u.r.ReadSlice('\n')
+	u.total += len(line)
+	tooLong := false
+	for errors.Is(err, bufio.ErrBufferFull) && u.total <= uapiMaxRequest {
+		tooLong = true
+		clear(line)
+		line, err = u.r.ReadSlice('\n')
+		u.total += len(line)
+	}
+	u.last = line
+	u.ended = err != nil || u.total > uapiMaxRequest
+	switch {
+	case u.total > uapiMaxRequest:
+		return nil, errUAPITooLarge
+	case errors.Is(err, io.EOF):
+		return nil, errUAPICut
+	case err != nil:
+		return nil, err
+	case tooLong:
+		return nil, errUAPILineTooLong
+	}
+	return line[:len(line)-1], nil
+}
+
+// skip reads to the end of a request that should have no more lines.
+func (u *uapiLines) skip() error {
+	var unexpected error
+	for {
+		line, err := u.next()
+		switch {
+		case err == errUAPILineTooLong:
+		case err != nil:
+			return err
+		case len(line) == 0:
+			return unexpected
+		}
+		unexpected = &uapiError{uapiInvalid, "a get has trailing lines"}
+	}
+}
+
+// wipe overwrites what is still buffered.
+func (u *uapiLines) wipe() {
+	clear(u.last)
+	if rest, err := u.r.Peek(u.r.Buffered()); err == nil {
+		clear(rest)
+	}
+}
+
+// appendStatus writes the answer to a get without its errno. The result holds the private key: the caller clears it.
+func appendStatus(b []byte, s *Status) []byte {
+	size := 256 + len(s.Peers)*512
+	for i := range s.Peers {
+		size += len(s.Peers[i].AllowedIPs) * 64
+	}
+	b = slices.Grow(b, size) // at once: growth would leave copies of the key behind
+	if s.PrivateKey != (crypto.PrivateKey{}) {
+		b = appendUAPIKey(b, "private_key", s.PrivateKey[:])
+	}
+	if s.ListenPort != 0 {
+		b = appendUAPINumber(b, "listen_port", int64(s.ListenPort))
+	}
+	if s.Mark != 0 {
+		b = appendUAPINumber(b, "fwmark", int64(s.Mark))
+	}
+	for i := range s.Peers {
+		b = appendPeerStatus(b, &s.Peers[i])
+	}
+	return b
+}
+
+func appendPeerStatus(b []byte, p *PeerStatus) []byte {
+	b = appendUAPIKey(b, "public_key", p.PublicKey[:])
+	b = appendUAPIKey(b, "preshared_key", p.PresharedKey[:])
+	b = append(b, "protocol_version=1\n"...)
+	if p.Endpoint.IsValid() {
+		b = append(p.Endpoint.AppendTo(append(b, "endpoint="...)), '\n')
+	}
+	var seconds, nanoseconds int64
+	if !p.LastHandshake.IsZero() {
+		seconds, nanoseconds = p.LastHandshake.Unix(), int64(p.LastHandshake.Nanosecond())
+	}
+	b = appendUAPINumber(b, "last_handshake_time_sec", seconds)
+	b = appendUAPINumber(b, "last_handshake_time_nsec", nanoseconds)
+	b = append(strconv.AppendUint(append(b, "tx_bytes="...), p.TxBytes, 10), '\n')
+	b = append(strconv.AppendUint(append(b, "rx_bytes="...), p.RxBytes, 10), '\n')
+	b = appendUAPINumber(b, "persistent_keepalive_interval", int64(p.PersistentKeepalive))
+	for _, prefix := range p.AllowedIPs {
+		b = append(prefix.AppendTo(append(b, "allowed_ip="...)), '\n')
+	}
+	return b
+}
+
+func appendUAPIKey(b []byte, key string, value []byte) []byte {
+	return append(hex.AppendEncode(append(append(b, key...), '='), value), '\n')
+}
+
+func appendUAPINumber(b []byte, key string, n int64) []byte {
+	return append(strconv.AppendInt(append(append(b, key...), '='), n, 10), '\n')
+}

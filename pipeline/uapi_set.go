@@ -1,0 +1,237 @@
+package pipeline
+
+// This file is the `set` of the text protocol: lines become a setRequest, off the control goroutine, and a setRequest
+// becomes edits, on it.
+
+import (
+	"bytes"
+	"encoding/hex"
+	"fmt"
+	"net/netip"
+	"strconv"
+
+	"github.com/sluice-vpn/sluice/crypto"
+)
+
+// setRequest is a parsed set. The zero value is empty.
+type setRequest struct {
+	device []func(editor) error
+	peers  []*peerRequest
+	known  map[crypto.PublicKey]struct{} // keys of peers
+	err    error                         // of the first bad line; what stands before it is applied
+}
+
+// peerRequest is what follows one public_key line. Its flags hold for all of its lines.
+type peerRequest struct {
+	key                crypto.PublicKey
+	remove, updateOnly bool
+	edits              []func(peerEditor)
+}
+
+// readSet reads the lines of a set up to the empty one. A line that is wrong is kept in the request; an error means that
+// there is no request to apply.
+func readSet(lines *uapiLines) (*setRequest, error) {
+	req := &setRequest{known: make(map[crypto.PublicKey]struct{})}
+	for {
+		line, err := lines.next()
+		if err != nil && err != errUAPILineTooLong {
+			return nil, err
+		}
+		if err == nil && len(line) == 0 {
+			return req, nil
+		}
+		if req.err == nil && err == nil {
+			err = req.parseLine(line)
+		}
+		if req.err == nil {
+			req.err = err
+		}
+	}
+}
+
+func (r *setRequest) parseLine(line []byte) error {
+	key, value, ok := bytes.Cut(line, []byte{'='})
+	if !ok {
+		return &uapiError{uapiProtocol, "a line has no '='"}
+	}
+	if string(key) == "public_key" {
+		return r.parsePeer(value)
+	}
+	if len(r.peers) == 0 {
+		return r.parseDevice(string(key), value)
+	}
+	return r.peers[len(r.peers)-1].parse(string(key), value)
+}
+
+func (r *setRequest) parseDevice(key string, value []byte) error {
+	switch key {
+	case "private_key":
+		var k crypto.PrivateKey
+		if err := parseUAPIKey(key, k[:], value); err != nil {
+			return err
+		}
+		r.device = append(r.device, func(e editor) error { e.SetPrivateKey(k); return nil })
+	case "listen_port":
+		port, err := parseUAPINumber(key, value, 16)
+		if err != nil {
+			return err
+		}
+		r.device = append(r.device, func(e editor) error { return e.SetListenPort(uint16(port)) })
+	case "fwmark":
+		mark, err := parseUAPINumber(key, value, 32)
+		if err != nil {
+			return err
+		}
+		r.device = append(r.device, func(e editor) error { return e.SetMark(uint32(mark)) })
+	case "replace_peers":
+		if err := parseUAPITrue(key, value); err != nil {
+			return err
+		}
+		r.device = append(r.device, func(e editor) error { e.RemovePeers(); return nil })
+	default:
+		return unknownUAPIKey("of the device", key)
+	}
+	return nil
+}
+
+func (r *setRequest) parsePeer(value []byte) error {
+	p := new(peerRequest)
+	if err := parseUAPIKey("public_key", p.key[:], value); err != nil {
+		return err
+	}
+	if _, repeated := r.known[p.key]; repeated {
+		return &uapiError{uapiInvalid, "public_key occurs twice in one request"}
+	}
+	r.known[p.key] = struct{}{}
+	r.peers = append(r.peers, p)
+	return nil
+}
+
+func (p *peerRequest) parse(key string, value []byte) error {
+	switch key {
+	case "remove":
+		p.remove = true
+		return parseUAPITrue(key, value)
+	case "update_only":
+		p.updateOnly = true
+		return parseUAPITrue(key, value)
+	case "protocol_version":
+		if string(value) != "1" {
+			return badUAPIValue(key, value, "only 1 is known")
+		}
+		return nil
+	}
+	edit, err := parsePeerEdit(key, value)
+	if err == nil {
+		p.edits = append(p.edits, edit)
+	}
+	return err
+}
+
+func parsePeerEdit(key string, value []byte) (func(peerEditor), error) {
+	switch key {
+	case "preshared_key":
+		var k crypto.PresharedKey
+		err := parseUAPIKey(key, k[:], value)
+		return func(p peerEditor) { p.SetPresharedKey(k) }, err
+	case "endpoint":
+		endpoint, err := parseUAPIEndpoint(key, value)
+		return func(p peerEditor) { p.SetEndpoint(endpoint) }, err
+	case "persistent_keepalive_interval":
+		seconds, err := parseUAPINumber(key, value, 16)
+		return func(p peerEditor) { p.SetPersistentKeepalive(uint16(seconds)) }, err
+	case "replace_allowed_ips":
+		return func(p peerEditor) { p.RemoveAllowedIPs() }, parseUAPITrue(key, value)
+	case "allowed_ip":
+		text, removal := bytes.CutPrefix(value, []byte{'-'})
+		prefix, err := netip.ParsePrefix(string(text))
+		if err != nil {
+			return nil, badUAPIValue(key, value, "not IP/bits")
+		}
+		prefix = prefix.Masked()
+		if removal {
+			return func(p peerEditor) { p.RemoveAllowedIP(prefix) }, nil
+		}
+		return func(p peerEditor) { p.AddAllowedIP(prefix) }, nil
+	}
+	return nil, unknownUAPIKey("of a peer", key)
+}
+
+// parseUAPIKey decodes 64 hexadecimal digits; its errors never hold them.
+func parseUAPIKey(key string, dst, value []byte) error {
+	if len(value) != hex.EncodedLen(len(dst)) {
+		return &uapiError{uapiInvalid, fmt.Sprintf("%s has %d digits, not %d", key, len(value), hex.EncodedLen(len(dst)))}
+	}
+	if _, err := hex.Decode(dst, value); err != nil {
+		clear(dst)
+		return &uapiError{uapiInvalid, key + " is not hexadecimal"}
+	}
+	return nil
+}
+
+func parseUAPINumber(key string, value []byte, bits int) (uint64, error) {
+	n, err := strconv.ParseUint(string(value), 10, bits)
+	if err != nil {
+		return 0, badUAPIValue(key, value, fmt.Sprintf("not a number of %d bits", bits))
+	}
+	return n, nil
+}
+
+func parseUAPITrue(key string, value []byte) error {
+	if string(value) != "true" {
+		return badUAPIValue(key, value, "only true is known")
+	}
+	return nil
+}
+
+func parseUAPIEndpoint(key string, value []byte) (netip.AddrPort, error) {
+	endpoint, err := netip.ParseAddrPort(string(value))
+	if err != nil || endpoint.Port() == 0 {
+		return netip.AddrPort{}, badUAPIValue(key, value, "not IP:port or [IP]:port with a port above 0")
+	}
+	return netip.AddrPortFrom(endpoint.Addr().Unmap(), endpoint.Port()), nil
+}
+
+func badUAPIValue(key string, value []byte, why string) error {
+	const enough = 64
+	return &uapiError{uapiInvalid, fmt.Sprintf("%s %q: %s", key, value[:min(len(value), enough)], why)}
+}
+
+// unknownUAPIKey names the key only where it looks like one: a bare key in base64 has a '=' too.
+func unknownUAPIKey(where, key string) error {
+	named := len(key) <= 40
+	for _, c := range []byte(key) {
+		named = named && (c == '_' || 'a' <= c && c <= 'z')
+	}
+	if !named {
+		return &uapiError{uapiInvalid, "unknown key " + where}
+	}
+	return &uapiError{uapiInvalid, fmt.Sprintf("unknown key %s: %q", where, key)}
+}
+
+// apply runs on the control goroutine.
+func (r *setRequest) apply(e editor) error {
+	for _, edit := range r.device {
+		if err := edit(e); err != nil {
+			return err
+		}
+	}
+	for _, p := range r.peers {
+		p.apply(e)
+	}
+	return r.err
+}
+
+func (p *peerRequest) apply(e editor) {
+	if p.remove {
+		e.RemovePeer(p.key)
+		return
+	}
+	pe := e.peer(p.key, !p.updateOnly)
+	if pe == nil {
+		return
+	}
+	for _, edit := range p.edits {
+		edit(pe)
+	}
+}

@@ -1,0 +1,6 @@
+//go:build !linux
+
+package udp
+
+// openNative is the portable opener where there is no other.
+var openNative = openPortable
