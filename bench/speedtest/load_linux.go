@@ -19,7 +19,8 @@ type load interface {
 	start() error
 	// read returns the totals so far.
 	read() totals
-	// finish stops sending, waits until what is on its way has arrived or is lost, and ends the threads.
+	// finish stops sending, waits until what is on its way has arrived or is lost, and ends the threads. A second
+	// call returns at once.
 	finish()
 	// close closes the sockets.
 	close()

@@ -97,7 +97,9 @@ func (l *tcpLoad) read() totals {
 }
 
 func (l *tcpLoad) finish() {
-	l.stop.Store(true)
+	if l.stop.Swap(true) {
+		return
+	}
 	timer := time.AfterFunc(drainTime, func() { l.abandon.Store(true) })
 	l.threads.wait()
 	timer.Stop()

@@ -110,7 +110,9 @@ func (l *udpLoad) read() totals {
 }
 
 func (l *udpLoad) finish() {
-	l.stop.Store(true)
+	if l.stop.Swap(true) {
+		return
+	}
 	time.Sleep(udpDrain)
 	l.abandon.Store(true)
 	l.threads.wait()

@@ -95,7 +95,7 @@ type Result struct {
 	Files   []string `json:"files,omitempty"`   // profiles written
 }
 
-// Sample is a short interval of a measurement. AtS is its end, seconds from the start of the window (negative: warm-up).
+// Sample is a short interval of a measurement. AtS is its end, seconds from the start of the window.
 type Sample struct {
 	AtS      float64 `json:"at_s"`
 	GbitPerS float64 `json:"gbit_per_s,omitempty"`

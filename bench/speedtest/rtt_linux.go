@@ -100,7 +100,9 @@ func (l *probeLoad) read() totals {
 }
 
 func (l *probeLoad) finish() {
-	l.stop.Store(true)
+	if l.stop.Swap(true) {
+		return
+	}
 	time.Sleep(rttDrain)
 	l.abandon.Store(true)
 	l.threads.wait()

@@ -1,3 +1,5 @@
+//go:build !amd64 || purego
+
 package aead
 
 func hasAVX512() bool { return false }

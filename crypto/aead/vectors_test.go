@@ -113,9 +113,9 @@ func littleEndian(b []byte) *big.Int {
 
 // wycheproofVector is one case of Wycheproof's chacha20_poly1305_test.json.
 type wycheproofVector struct {
-	ID                             int `json:"tcId"`
-	Comment, Result                string
-	Key, IV, AAD, Msg, CT, Tag     string
+	ID                            int `json:"tcId"`
+	Comment, Result               string
+	Key, IV, AAD, Msg, CT, Tag    string
 	key, nonce, aad, msg, ct, mac []byte
 }
 

@@ -74,8 +74,14 @@ func Pair(seed uint64, link Link, cfg crypto.PeerConfig) (n *Net, a, b *Remote) 
 
 // Add makes other a peer of node, with cfg but for its key and owner, and returns the data-plane side.
 func (node *Node) Add(other *Node, cfg crypto.PeerConfig) *Remote {
-	r := &Remote{node: node, Endpoint: other.Addr}
-	cfg.PublicKey, cfg.Owner = other.Local.PublicKey(), r
+	cfg.PublicKey = other.Local.PublicKey()
+	return node.AddKey(other.Addr, cfg)
+}
+
+// AddKey makes a peer of whoever has cfg.PublicKey, at that endpoint.
+func (node *Node) AddKey(endpoint netip.AddrPort, cfg crypto.PeerConfig) *Remote {
+	r := &Remote{node: node, Endpoint: endpoint}
+	cfg.Owner = r
 	p, err := node.Local.AddPeer(node.net.now, cfg)
 	if err != nil {
 		panic(err)

@@ -142,6 +142,9 @@ func (s *portableSocket) Send(runs []Run) (int, error) {
 
 // SendOne queues one datagram, see [Socket].
 func (s *portableSocket) SendOne(r Run) error {
+	if s.isClosed() {
+		return ErrClosed
+	}
 	timeout := time.NewTimer(sendOneWait)
 	defer timeout.Stop()
 	select {

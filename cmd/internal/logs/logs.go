@@ -38,14 +38,14 @@ func New(f *os.File, level slog.Leveler) *slog.Logger {
 	return slog.New(NewJSON(f, level))
 }
 
-// NewJSON returns a handler that writes JSON lines to w, each with one Write. It may be used by several goroutines.
+// NewJSON returns a slog.Handler that writes JSON lines to w, each with one Write. It may be used by several goroutines.
 func NewJSON(w io.Writer, level slog.Leveler) slog.Handler {
-	return &handler{out: &output{w: w}, level: level, encode: encodeJSON}
+	return &lineWriter{out: &output{w: w}, level: level, encode: encodeJSON}
 }
 
-// NewText returns a handler that writes human text to w: local time, severity, message, key=value.
+// NewText returns a slog.Handler that writes human text to w: local time, severity, message, key=value.
 func NewText(w io.Writer, level slog.Leveler) slog.Handler {
-	return &handler{out: &output{w: w}, level: level, encode: encodeText}
+	return &lineWriter{out: &output{w: w}, level: level, encode: encodeText}
 }
 
 // field is an attribute with its full key.
@@ -59,8 +59,8 @@ type output struct {
 	w  io.Writer // guarded by mu
 }
 
-// handler is frozen after it was made.
-type handler struct {
+// lineWriter is a slog.Handler, frozen after it was made.
+type lineWriter struct {
 	out    *output
 	level  slog.Leveler
 	fields []field
@@ -68,9 +68,11 @@ type handler struct {
 	encode func(b *bytes.Buffer, r slog.Record, fields []field)
 }
 
-func (h *handler) Enabled(_ context.Context, level slog.Level) bool { return level >= h.level.Level() }
+func (h *lineWriter) Enabled(_ context.Context, level slog.Level) bool {
+	return level >= h.level.Level()
+}
 
-func (h *handler) Handle(_ context.Context, r slog.Record) error {
+func (h *lineWriter) Handle(_ context.Context, r slog.Record) error {
 	fields := slices.Clone(h.fields)
 	r.Attrs(func(a slog.Attr) bool {
 		fields = appendFields(fields, h.prefix, a)
@@ -85,7 +87,7 @@ func (h *handler) Handle(_ context.Context, r slog.Record) error {
 	return err
 }
 
-func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
+func (h *lineWriter) WithAttrs(attrs []slog.Attr) slog.Handler {
 	child := *h
 	child.fields = slices.Clone(h.fields)
 	for _, a := range attrs {
@@ -94,7 +96,7 @@ func (h *handler) WithAttrs(attrs []slog.Attr) slog.Handler {
 	return &child
 }
 
-func (h *handler) WithGroup(name string) slog.Handler {
+func (h *lineWriter) WithGroup(name string) slog.Handler {
 	if name == "" {
 		return h
 	}

@@ -1,0 +1,199 @@
+package speedtest
+
+import (
+	"fmt"
+	"io"
+	"strings"
+)
+
+// column is a column of the table: its header and the text of a cell, "" where it has no meaning.
+type column struct {
+	header [2]string
+	cell   func(s summary, reference *summary) string
+}
+
+// number formats a figure with about three digits, "" for zero.
+func number(v float64) string {
+	switch {
+	case v == 0:
+		return ""
+	case v >= 100:
+		return fmt.Sprintf("%.0f", v)
+	case v >= 10:
+		return fmt.Sprintf("%.1f", v)
+	default:
+		return fmt.Sprintf("%.2f", v)
+	}
+}
+
+func both(values []float64) string {
+	if len(values) != 2 {
+		return ""
+	}
+	return fmt.Sprintf("%.0f/%.0f", values[0], values[1])
+}
+
+// figure makes a column of one figure.
+func figure(top, bottom string, f func(Result) float64) column {
+	return column{[2]string{top, bottom}, func(s summary, _ *summary) string { return number(f(s.Median)) }}
+}
+
+// tableColumns are the columns of the table and of the HTML report. ref is the implementation that the last one compares with.
+func tableColumns(ref string) []column {
+	return []column{
+		{[2]string{"", "case"}, func(s summary, _ *summary) string { return s.Case }},
+		{[2]string{"", "impl"}, func(s summary, _ *summary) string { return s.Impl }},
+		figure("", "Gbit/s", func(r Result) float64 { return r.GbitPerS }),
+		figure("", "kpps", func(r Result) float64 { return r.KPPS }),
+		{[2]string{"loss", "%"}, lossCell},
+		{[2]string{"re-", "trans"}, retransmitCell},
+		figure("RTT", "mean ms", func(r Result) float64 { return r.RTTMeanMs }),
+		figure("RTT", "p50 ms", func(r Result) float64 { return r.RTTP50Ms }),
+		figure("RTT", "p99 ms", func(r Result) float64 { return r.RTTP99Ms }),
+		figure("Gbit per CPU-s", "tunnel", func(r Result) float64 { return r.GbitPerCPUSecond }),
+		figure("Gbit per CPU-s", "machine", func(r Result) float64 { return r.GbitPerMachineCPUSecond }),
+		{[2]string{"peak MiB", "A/B"}, func(s summary, _ *summary) string { return both(s.Median.PeakMiB) }},
+		figure("segs per", "send", func(r Result) float64 { return r.SegmentsPerSend }),
+		figure("segs per", "recv", func(r Result) float64 { return r.SegmentsPerReceive }),
+		{[2]string{ref, "/ this"}, ratioCell},
+	}
+}
+
+func lossCell(s summary, _ *summary) string {
+	if s.Median.PacketsSent == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.1f", s.Median.LossPercent)
+}
+
+func retransmitCell(s summary, _ *summary) string {
+	if i := caseIndex(s.Case); i < 0 || Cases()[i].forward == 0 {
+		return ""
+	}
+	return fmt.Sprint(s.Median.Retransmits)
+}
+
+// ratioCell is the reference's headline over this one's: above 1 the reference has more of it.
+func ratioCell(s summary, reference *summary) string {
+	if reference == nil || reference.Impl == s.Impl {
+		return ""
+	}
+	a, _, _ := headline(reference.Median)
+	b, _, _ := headline(s.Median)
+	if a == 0 || b == 0 {
+		return ""
+	}
+	return fmt.Sprintf("%.2fx", a/b)
+}
+
+// referenceOf is the implementation that others are compared with: ours, or the first that ran.
+func referenceOf(results []Result) string {
+	for _, r := range results {
+		if r.Impl == ImplSluice {
+			return ImplSluice
+		}
+	}
+	if len(results) == 0 {
+		return ""
+	}
+	return results[0].Impl
+}
+
+// tableRows returns the header lines and the cells of the table, without columns that are empty throughout.
+func (r *Report) tableRows() (headers [2][]string, rows [][]string) {
+	ref := referenceOf(r.Results)
+	list := summarize(r.Results)
+	references := map[string]*summary{}
+	for i := range list {
+		if list[i].Impl == ref {
+			references[list[i].Case] = &list[i]
+		}
+	}
+	rows = make([][]string, len(list))
+	for _, c := range tableColumns(ref) {
+		cells := make([]string, len(list))
+		for i, s := range list {
+			cells[i] = c.cell(s, references[s.Case])
+		}
+		if strings.Join(cells, "") == "" {
+			continue
+		}
+		headers[0] = append(headers[0], c.header[0])
+		headers[1] = append(headers[1], c.header[1])
+		for i := range rows {
+			rows[i] = append(rows[i], cells[i])
+		}
+	}
+	return headers, rows
+}
+
+// WriteTable writes the report for a person: medians over the rounds, one line per case and implementation.
+func (r *Report) WriteTable(w io.Writer) error {
+	headers, rows := r.tableRows()
+	if len(rows) == 0 {
+		_, err := fmt.Fprintln(w, "nothing was measured")
+		return err
+	}
+	widths := make([]int, len(headers[0]))
+	for _, row := range append([][]string{headers[0], headers[1]}, rows...) {
+		for i, cell := range row {
+			widths[i] = max(widths[i], len(cell))
+		}
+	}
+	var b strings.Builder
+	line := func(row []string) {
+		var text strings.Builder
+		for i, cell := range row {
+			if i < 2 { // names to the left, figures to the right
+				fmt.Fprintf(&text, "%-*s  ", widths[i], cell)
+			} else {
+				fmt.Fprintf(&text, "%*s  ", widths[i], cell)
+			}
+		}
+		b.WriteString(strings.TrimRight(text.String(), " ") + "\n")
+	}
+	line(headers[0])
+	line(headers[1])
+	for i, row := range rows {
+		if i == 0 || row[0] != rows[i-1][0] {
+			b.WriteString("\n")
+		} else {
+			row[0] = ""
+			row = append([]string{""}, row[1:]...)
+		}
+		line(row)
+	}
+	b.WriteString("\n" + strings.Join(r.notes(), "\n") + "\n")
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// notes say what the figures were measured on, and how.
+func (r *Report) notes() []string {
+	m, s := r.Machine, r.Settings
+	cpu := strings.TrimSpace(m.CPU + " " + m.Host)
+	notes := []string{
+		fmt.Sprintf("%d x %s, %d MiB, %s %s %s, %s", m.CPUs, cpu, m.MemoryMiB, m.OS, m.Kernel, m.Arch, m.GoVersion),
+		fmt.Sprintf("%g s each after %g s, %d round(s), medians; outer MTU %d, inner MTU %d", s.DurationS, s.WarmUpS, s.Rounds, s.OuterMTU, s.InnerMTU),
+		fmt.Sprintf("socket buffers: %s receive and %s send for root in this lab that asks for 8 MiB", bufferSize(m.SocketReceiveBuffer), bufferSize(m.SocketSendBuffer)),
+	}
+	if s.Segmented {
+		notes = append(notes, "TCP and UDP segmentation offload of the cable are off")
+	}
+	seen := map[string]bool{}
+	for _, one := range r.Results {
+		if one.NodeReceiveBuffer > 0 && !seen[one.Impl] {
+			seen[one.Impl] = true
+			notes = append(notes, fmt.Sprintf("socket buffers of %s: %s receive, %s send", one.Impl, bufferSize(one.NodeReceiveBuffer), bufferSize(one.NodeSendBuffer)))
+		}
+	}
+	return notes
+}
+
+// bufferSize formats what SO_RCVBUF reports; half of it is for data, the kernel keeps the rest for its book-keeping.
+func bufferSize(n int) string {
+	if n >= 1<<20 {
+		return fmt.Sprintf("%.1f MiB", float64(n)/(1<<20))
+	}
+	return fmt.Sprintf("%d KiB", n>>10)
+}

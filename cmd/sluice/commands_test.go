@@ -1,0 +1,136 @@
+package main
+
+import (
+	"bytes"
+	"encoding/base64"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+)
+
+// call runs the program in this process.
+func call(stdin string, args ...string) (stdout, stderr string, code int) {
+	var out, diagnostics bytes.Buffer
+	code = run(append([]string{"sluice"}, args...), strings.NewReader(stdin), &out, &diagnostics)
+	return out.String(), diagnostics.String(), code
+}
+
+func TestKeys(t *testing.T) {
+	private, stderr, code := call("", "genkey")
+	raw, err := base64.StdEncoding.DecodeString(strings.TrimSuffix(private, "\n"))
+	if code != 0 || stderr != "" || err != nil || len(raw) != 32 || !strings.HasSuffix(private, "\n") {
+		t.Fatalf("genkey: %d bytes, stderr %q, code %d, %v", len(raw), stderr, code, err)
+	}
+	if raw[0]&7 != 0 || raw[31]&0x80 != 0 || raw[31]&0x40 == 0 {
+		t.Error("genkey: the key is not clamped")
+	}
+	if again, _, _ := call("", "genkey"); again == private {
+		t.Error("genkey: the same key twice")
+	}
+	psk, _, code := call("", "genpsk")
+	if raw, err := base64.StdEncoding.DecodeString(strings.TrimSpace(psk)); code != 0 || err != nil || len(raw) != 32 {
+		t.Errorf("genpsk: %d bytes, code %d, %v", len(raw), code, err)
+	}
+}
+
+// TestPubkeyVector is Alice's key pair of RFC 7748, section 6.1.
+func TestPubkeyVector(t *testing.T) {
+	const (
+		private = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo="
+		public  = "hSDwCYkwp1R0i33ctD73Wg2/Og0mOBr066SpjqqbTmo=\n"
+	)
+	for _, input := range []string{private, private + "\n", " " + private + "\r\n"} {
+		if got, stderr, code := call(input, "pubkey"); got != public || code != 0 || stderr != "" {
+			t.Errorf("%q: %q, stderr %q, code %d", input, got, stderr, code)
+		}
+	}
+}
+
+func TestPubkeyBadInput(t *testing.T) {
+	for _, input := range []string{
+		"", "\n", "hello", strings.Repeat("A", 43), strings.Repeat("A", 44), strings.Repeat("A", 45) + "=", strings.Repeat("A", 1<<20),
+		strings.Repeat("A", 43) + "=" + strings.Repeat("A", 43) + "=", strings.Repeat("00", 32),
+	} {
+		stdout, stderr, code := call(input, "pubkey")
+		if stdout != "" || code != 1 || strings.Count(stderr, "\n") != 1 || !strings.Contains(stderr, "standard input") {
+			t.Errorf("%.50q: stdout %q, stderr %q, code %d", input, stdout, stderr, code)
+		}
+		if trimmed := strings.TrimSpace(input); trimmed != "" && strings.Contains(stderr, trimmed) {
+			t.Errorf("the error repeats what may be a secret: %q", stderr)
+		}
+	}
+}
+
+// TestKeysAgainstWG: what one program makes the other reads.
+func TestKeysAgainstWG(t *testing.T) {
+	wg, err := exec.LookPath("wg")
+	if err != nil {
+		t.Skip("SKIPPED: keys are not compared with those of wg: it is not installed")
+	}
+	private, _, _ := call("", "genkey")
+	cmd := exec.Command(wg, "pubkey")
+	cmd.Stdin = strings.NewReader(private)
+	want, err := cmd.Output()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got, _, _ := call(private, "pubkey"); got != string(want) {
+		t.Errorf("pubkey %q, wg says %q", got, want)
+	}
+}
+
+func TestSecretToReadableFile(t *testing.T) {
+	for mode, warned := range map[os.FileMode]bool{0o600: false, 0o640: false, 0o644: true} {
+		f, err := os.Create(filepath.Join(t.TempDir(), "key"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := f.Chmod(mode); err != nil {
+			t.Fatal(err)
+		}
+		var stderr bytes.Buffer
+		code := run([]string{"sluice", "genkey"}, strings.NewReader(""), f, &stderr)
+		f.Close()
+		if got := strings.Contains(stderr.String(), "umask 077"); got != warned || code != 0 {
+			t.Errorf("mode %v: warned %v, code %d", mode, got, code)
+		}
+	}
+}
+
+func TestUsage(t *testing.T) {
+	tests := []struct {
+		args           string
+		code           int
+		stdout, stderr string // regular expressions
+	}{
+		{"", 0, `speedtest\b(?s:.*)genkey\b(?s:.*)pubkey\b(?s:.*)genpsk\b(?s:.*)version\b`, `^$`},
+		{"-h", 0, `COMMANDS`, `^$`},
+		{"--help", 0, `COMMANDS`, `^$`},
+		{"help", 0, `COMMANDS`, `^$`},
+		{"genkey -h", 0, `umask`, `^$`},
+		{"node -h", 0, `-profile`, `^$`},
+		{"version", 0, `^sluice \S+ \(go1\.\S+, \w+/\w+\)\n$`, `^$`},
+		{"vers", 2, `^$`, `^sluice: unknown command "vers".*\n$`},
+		{"-nope", 2, `^$`, `^sluice: flag provided but not defined: -nope.*\n$`},
+		{"genkey -nope", 2, `^$`, `^sluice: flag provided but not defined: -nope; see sluice genkey -h\n$`},
+		{"genkey more", 2, `^$`, `^sluice: sluice genkey takes no argument, not "more"\n$`},
+		{"pubkey x", 2, `^$`, `^sluice: .*"x"\n$`},
+		{"version x", 2, `^$`, `^sluice: .*"x"\n$`},
+		{"node", 2, `^$`, `^sluice: sluice node takes one interface name\n$`},
+		{"node a b", 2, `^$`, `^sluice: sluice node takes one interface name\n$`},
+		{"node -profile heat x", 2, `^$`, `^sluice: -profile "heat": want cpu, mem, mutex, block or trace\n$`},
+		{"node -profile", 2, `^$`, `^sluice: flag needs an argument: -profile.*\n$`},
+	}
+	for _, tt := range tests {
+		stdout, stderr, code := call("", strings.Fields(tt.args)...)
+		if code != tt.code || !regexp.MustCompile(tt.stdout).MatchString(stdout) || !regexp.MustCompile(tt.stderr).MatchString(stderr) {
+			t.Errorf("%q: code %d, stdout %q, stderr %q", tt.args, code, stdout, stderr)
+		}
+	}
+	if stdout, _, _ := call("", "-h"); strings.Contains(stdout, "node") && regexp.MustCompile(`(?m)^\s+node\b`).MatchString(stdout) {
+		t.Error("the help lists the hidden command node")
+	}
+}

@@ -1,0 +1,124 @@
+package udp
+
+import (
+	"fmt"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// namespace is a nameless network namespace, held by one locked thread and gone with it.
+type namespace struct {
+	t     *testing.T
+	tid   int
+	tasks chan func()
+}
+
+// newNamespace makes a namespace, or skips the test where that is not allowed.
+func newNamespace(t *testing.T) *namespace {
+	t.Helper()
+	if os.Getuid() != 0 {
+		t.Skip("SKIPPED: making a network namespace needs root")
+	}
+	if _, err := exec.LookPath("ip"); err != nil {
+		t.Skip("SKIPPED: the ip tool is missing")
+	}
+	n := &namespace{t: t, tasks: make(chan func())}
+	made := make(chan error)
+	go func() {
+		runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		n.tid = unix.Gettid()
+		made <- err
+		for task := range n.tasks {
+			task()
+		}
+	}()
+	t.Cleanup(func() { close(n.tasks) })
+	if err := <-made; err != nil {
+		t.Skipf("SKIPPED: no network namespace: %v", err)
+	}
+	n.ip("link set lo up")
+	return n
+}
+
+// in runs f on the namespace's thread. f must not end the test.
+func (n *namespace) in(f func()) {
+	finished := make(chan struct{})
+	n.tasks <- func() {
+		defer close(finished)
+		f()
+	}
+	<-finished
+}
+
+// try runs a command in the namespace.
+func (n *namespace) try(command string, args ...any) error {
+	words := strings.Fields(fmt.Sprintf(command, args...))
+	var out []byte
+	var err error
+	n.in(func() { out, err = exec.Command(words[0], words[1:]...).CombinedOutput() })
+	if err != nil {
+		return fmt.Errorf("%s: %w: %s", strings.Join(words, " "), err, out)
+	}
+	return nil
+}
+
+func (n *namespace) ip(command string, args ...any) {
+	n.t.Helper()
+	if err := n.try("ip "+command, args...); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// open opens a pair in the namespace.
+func (n *namespace) open(cfg Config) Pair {
+	n.t.Helper()
+	var pairs []Pair
+	var err error
+	n.in(func() { pairs, err = Listen(cfg) })
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	n.t.Cleanup(func() { closeAll(pairs) })
+	return pairs[0]
+}
+
+// cable makes two namespaces with a veth between them: 10.9.0.1, 10.9.0.11, 10.9.0.12 and fd09::1 on one side, 10.9.0.2 and
+// fd09::2 on the other; the devices are vetha and vethb.
+func cable(t *testing.T) (a, b *namespace) {
+	t.Helper()
+	a, b = newNamespace(t), newNamespace(t)
+	a.ip("link add vetha type veth peer name vethb netns %d", b.tid)
+	for _, side := range []struct {
+		n     *namespace
+		dev   string
+		addrs []string
+	}{{a, "vetha", []string{"10.9.0.1/24", "10.9.0.11/24", "10.9.0.12/24", "fd09::1/64", "fd09::11/64"}}, {b, "vethb", []string{"10.9.0.2/24", "fd09::2/64"}}} {
+		for _, addr := range side.addrs {
+			nodad := ""
+			if strings.Contains(addr, ":") {
+				nodad = "nodad"
+			}
+			side.n.ip("addr add %s dev %s %s", addr, side.dev, nodad)
+		}
+		side.n.ip("link set %s addrgenmode none", side.dev)
+		side.n.ip("link set %s up", side.dev)
+	}
+	return a, b
+}
+
+// ethtool changes a feature of a device, or skips the test.
+func (n *namespace) ethtool(dev, feature, value string) {
+	n.t.Helper()
+	if _, err := exec.LookPath("ethtool"); err != nil {
+		n.t.Skip("SKIPPED: the ethtool program is missing")
+	}
+	if err := n.try("ethtool -K %s %s %s", dev, feature, value); err != nil {
+		n.t.Skipf("SKIPPED: %v", err)
+	}
+}

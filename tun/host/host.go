@@ -1,0 +1,41 @@
+// Package host configures the operating system around a TUN device: addresses, MTU, link state, routes and policy rules.
+//
+// Functions take the interface's name and act in the network namespace of the calling thread. They are for start-up and for
+// changes of configuration, in the same place where the name was given; a device that has been moved to another namespace
+// belongs to whoever moved it. Adding what is there already and deleting what is not there are no errors.
+//
+// Only Linux is implemented (over rtnetlink, without the ip program). Elsewhere every function returns [ErrUnsupported].
+package host
+
+import (
+	"errors"
+	"net/netip"
+)
+
+// ErrUnsupported: the system's network configuration cannot be changed from here.
+var ErrUnsupported = errors.New("host: network configuration is not supported on this system")
+
+// ErrPermission: the rights to change the network configuration are missing.
+var ErrPermission = errors.New("run as root or with CAP_NET_ADMIN")
+
+// Route is a route to a prefix through an interface.
+type Route struct {
+	Interface string       // name; may be empty if Gateway is set
+	Prefix    netip.Prefix // 0.0.0.0/0 or ::/0 is the default route
+	Gateway   netip.Addr   // zero: the prefix is on the link
+	Source    netip.Addr   // preferred source address; zero: the system's choice
+	Table     int          // routing table; 0 is main
+	Metric    int          // smaller is preferred; 0 is the system's default
+	MTU       int          // bytes; 0 is the interface's
+}
+
+// Rule is a policy rule, which says when a routing table is asked.
+type Rule struct {
+	IPv6     bool
+	Table    int
+	Priority int    // the order of rules, smallest first
+	Mark     uint32 // firewall mark to match; 0 matches all
+	Invert   bool   // apply to packets that do not match
+	// SuppressDefault ignores the table's routes of prefix length 0, so that only more specific routes count.
+	SuppressDefault bool
+}
