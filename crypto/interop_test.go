@@ -178,6 +178,7 @@ func (l *lab) sendTheirs(what string) {
 // one initiation in five seconds.
 func (l *lab) forceTheirs() {
 	time.Sleep(30 * time.Millisecond) // two stamps are at least 16.8 ms apart, and accepted 20 ms apart
+	l.net.Run(30 * time.Millisecond)
 	ourPublic := l.ours.Node().Local.PublicKey()
 	peer := l.theirs.LookupPeer(device.NoisePublicKey(ourPublic))
 	peer.ExpireCurrentKeypairs()
@@ -264,6 +265,7 @@ func TestInteropWeAreUnderLoad(t *testing.T) {
 		}
 		// They read the cookie in their own time; until then their initiations are answered by cookies again.
 		for range 100 {
+			node.Local.NoteQueue(l.net.Now(), 512, 4096)
 			l.forceTheirs()
 			before := node.Verdicts[crypto.CookieSent]
 			l.pump("a later initiation", func() bool {
@@ -283,7 +285,6 @@ func TestInteropWeAreUnderLoad(t *testing.T) {
 // Section 5.3, they under load: they answer with a cookie reply, which waits for the retry, whose mac2 they accept.
 func TestInteropTheyAreUnderLoad(t *testing.T) {
 	l := newLab(t, "192.0.2.1:1111", "192.0.2.2:2222", crypto.PresharedKey{})
-	node := l.ours.Node()
 	garbage := fakeInitiation(l.public)
 	flood := func() {
 		for range 1500 {
@@ -309,9 +310,6 @@ func TestInteropTheyAreUnderLoad(t *testing.T) {
 		t.Fatal("the retry carries no mac2")
 	}
 	l.pump("the session", func() bool { return len(l.sessions()) == 1 })
-	if node.Verdicts[crypto.BadCookie] != 0 && l.ours.Peer.Tally().CookieReplies == 0 {
-		t.Fatal("cookie replies did not open")
-	}
 	l.sendOurs("after the load")
 }
 

@@ -65,9 +65,8 @@ func runWorld(t *testing.T, v variant, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, network: udptest.New(1)}
 		w.network.JoinRuns(v.join)
-		rng := rand.NewChaCha8([32]byte{1})
-		w.a = newNode(t, w.network, v, rng, 1)
-		w.b = newNode(t, w.network, v, rng, 2)
+		w.a = newNode(t, w.network, v, 1)
+		w.b = newNode(t, w.network, v, 2)
 		var psk crypto.PresharedKey
 		if v.psk {
 			psk = crypto.PresharedKey{1, 2, 3}
@@ -90,7 +89,8 @@ func runWorld(t *testing.T, v variant, test func(w *world)) {
 	})
 }
 
-func newNode(t *testing.T, network *udptest.Network, v variant, rng *rand.ChaCha8, number byte) *node {
+func newNode(t *testing.T, network *udptest.Network, v variant, number byte) *node {
+	rng := rand.NewChaCha8([32]byte{number})
 	n := &node{
 		device: tuntest.New(tuntest.Config{Queues: v.queues, Capabilities: v.offload}),
 		inner4: netip.AddrFrom4([4]byte{10, 0, 0, number}),

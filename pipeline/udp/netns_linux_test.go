@@ -93,7 +93,7 @@ func (n *namespace) open(cfg Config) Pair {
 func cable(t *testing.T) (a, b *namespace) {
 	t.Helper()
 	a, b = newNamespace(t), newNamespace(t)
-	a.ip("link add vetha type veth peer name vethb netns %d", b.tid)
+	a.ip("link add vetha address 02:00:00:00:00:01 type veth peer name vethb address 02:00:00:00:00:02 netns %d", b.tid)
 	for _, side := range []struct {
 		n     *namespace
 		dev   string
@@ -108,6 +108,13 @@ func cable(t *testing.T) (a, b *namespace) {
 		}
 		side.n.ip("link set %s addrgenmode none", side.dev)
 		side.n.ip("link set %s up", side.dev)
+	}
+	// A first neighbour solicitation may be lost while the link comes up, and the next is sent a second later.
+	for _, addr := range []string{"fd09::1", "fd09::11", "fe80::a"} {
+		b.ip("neigh replace %s lladdr 02:00:00:00:00:01 dev vethb nud permanent", addr)
+	}
+	for _, addr := range []string{"fd09::2", "fe80::b"} {
+		a.ip("neigh replace %s lladdr 02:00:00:00:00:02 dev vetha nud permanent", addr)
 	}
 	return a, b
 }
