@@ -14,7 +14,7 @@ import (
 
 // RFC 7748, section 6.1.
 func TestPublicVector(t *testing.T) {
-	k, err := PrivateKeyFromHex("77076d0a7318a57d3c16c17251b26645df4c2f92ebc099" + "2ac177fba51db92c2a")
+	k, err := PrivateKeyFromHex("77076d0a7318a57d3c16c17251b26645df4c2f87ebc0992ab177fba51db92c2a")
 	if err != nil {
 		t.Fatal(err)
 	}

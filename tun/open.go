@@ -16,7 +16,8 @@ type Options struct {
 	MTU int
 	// Queues of a multi-queue device (IFF_MULTI_QUEUE); 0 and 1 ask for a plain one. Only Linux has more than one.
 	Queues int
-	// FD, if above 0, is an open TUN descriptor to adopt, for example WG_TUN_FD; Name and Queues are then ignored.
+	// FD, if above 0, is an open TUN descriptor to adopt, for example WG_TUN_FD, made with IFF_TUN and IFF_NO_PI; with
+	// IFF_VNET_HDR it gets superpackets. Name and Queues are then ignored.
 	// The device owns it from a successful Open on.
 	FD int
 	// NoOffload asks for a device without superpackets.

@@ -150,7 +150,8 @@ func (d *linuxDevice) adopt(fd int) error {
 		return fmt.Errorf("tun: descriptor %d is not an attached TUN device: %w", fd, err)
 	}
 	flags := request.Uint16()
-	if flags&unix.IFF_TUN == 0 || flags&unix.IFF_NO_PI == 0 {
+	// IFF_NO_PI must be set too, but TUNGETIFF does not tell: IFF_NOFILTER, which it adds, is the same bit.
+	if flags&unix.IFF_TUN == 0 {
 		return fmt.Errorf("tun: descriptor %d must be made with IFF_TUN and IFF_NO_PI", fd)
 	}
 	if err := unix.SetNonblock(fd, true); err != nil {

@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -98,7 +99,7 @@ func startTunnel(ctx context.Context, bed *testbed, impl implementation, dir, pr
 func startNode(ns *lab.Namespace, s side, impl implementation, dir, profile, profileDir string) (*node, error) {
 	n := &node{side: s, device: "speed" + sideNames[s], stderr: &tail{}, ended: make(chan struct{})}
 	n.stats = filepath.Join(dir, "stats-"+sideNames[s]+".json")
-	_ = os.Remove(n.stats)
+	_ = os.Remove(n.stats) // of the measurement before
 	args := impl.command[1:len(impl.command):len(impl.command)]
 	if impl.ours && profile != "" {
 		args = append(args, "-profile", profile, "-profile-dir", filepath.Join(profileDir, sideNames[s]))
@@ -133,7 +134,7 @@ func (t *tunnel) configure(ctx context.Context, bed *testbed) error {
 	}
 	for i, n := range t.nodes {
 		socket := "/var/run/wireguard/" + n.device + ".sock"
-		if err := n.await(ctx, "its UAPI socket "+socket, func() bool { return isSocket(socket) }); err != nil {
+		if err := n.await(ctx, "its UAPI socket "+socket, func() bool { return answers(socket) }); err != nil {
 			return err
 		}
 		other := side(1 - i)
@@ -185,9 +186,14 @@ func (n *node) await(ctx context.Context, what string, ok func() bool) error {
 	return nil
 }
 
-func isSocket(path string) bool {
-	st, err := os.Stat(path)
-	return err == nil && st.Mode()&os.ModeSocket != 0
+// answers reports whether somebody listens; the file alone may be there before that, or be a dead program's.
+func answers(path string) bool {
+	conn, err := net.Dial("unix", path)
+	if err != nil {
+		return false
+	}
+	conn.Close()
+	return true
 }
 
 // portIsBound looks into /proc/net/udp and udp6 of a namespace.

@@ -60,7 +60,7 @@ func (r *recording) finish() error {
 	}
 	defer out.Close()
 	said := &tail{}
-	script := exec.Command("perf", "script", "-i", r.data)
+	script := exec.Command("perf", "script", "-F", "+pid", "-i", r.data) // the importer sorts threads by process
 	script.Stdout, script.Stderr = out, said
 	if err := script.Run(); err != nil {
 		return fmt.Errorf("perf script: %w: %s", err, said.lastLine())

@@ -16,12 +16,12 @@ type progress struct {
 	width    int // of the line on the terminal
 }
 
-func (p *progress) line(r Result) string {
+func (p *progress) line(n int, r Result) string {
 	rounds := ""
 	if r.Round > 1 {
 		rounds = fmt.Sprintf(" round %d", r.Round)
 	}
-	return fmt.Sprintf("[%*d/%d] %-10s %-14s%s", len(fmt.Sprint(p.total)), p.done, p.total, r.Case, r.Impl, rounds)
+	return fmt.Sprintf("[%*d/%d] %-10s %-14s%s", len(fmt.Sprint(p.total)), n, p.total, r.Case, r.Impl, rounds)
 }
 
 // live shows the newest sample of a running measurement; on a terminal only.
@@ -29,7 +29,7 @@ func (p *progress) live(r Result, s Sample) {
 	if p.w == nil || !p.terminal {
 		return
 	}
-	p.rewrite(p.line(r) + figures(s.GbitPerS, s.KPPS, s.RTTMs))
+	p.rewrite(p.line(p.done+1, r) + figures(s.GbitPerS, s.KPPS, s.RTTMs))
 }
 
 // finished shows a result.
@@ -39,7 +39,7 @@ func (p *progress) finished(r Result) {
 		return
 	}
 	value, unit, _ := headline(r)
-	text := fmt.Sprintf("%s %10.2f %s", p.line(r), value, unit)
+	text := fmt.Sprintf("%s %10.2f %s", p.line(p.done, r), value, unit)
 	if p.terminal {
 		p.rewrite(text)
 	} else {

@@ -52,7 +52,7 @@ func tableColumns(ref string) []column {
 		figure("RTT", "p99 ms", func(r Result) float64 { return r.RTTP99Ms }),
 		figure("Gbit per CPU-s", "tunnel", func(r Result) float64 { return r.GbitPerCPUSecond }),
 		figure("Gbit per CPU-s", "machine", func(r Result) float64 { return r.GbitPerMachineCPUSecond }),
-		{[2]string{"peak MiB", "A/B"}, func(s summary, _ *summary) string { return both(s.Median.PeakMiB) }},
+		{[2]string{"MiB", "A/B"}, func(s summary, _ *summary) string { return both(s.Median.PeakMiB) }},
 		figure("segs per", "send", func(r Result) float64 { return r.SegmentsPerSend }),
 		figure("segs per", "recv", func(r Result) float64 { return r.SegmentsPerReceive }),
 		{[2]string{ref, "/ this"}, ratioCell},
@@ -158,8 +158,7 @@ func (r *Report) WriteTable(w io.Writer) error {
 		if i == 0 || row[0] != rows[i-1][0] {
 			b.WriteString("\n")
 		} else {
-			row[0] = ""
-			row = append([]string{""}, row[1:]...)
+			row = append([]string{""}, row[1:]...) // the case is named once
 		}
 		line(row)
 	}
@@ -174,8 +173,10 @@ func (r *Report) notes() []string {
 	cpu := strings.TrimSpace(m.CPU + " " + m.Host)
 	notes := []string{
 		fmt.Sprintf("%d x %s, %d MiB, %s %s %s, %s", m.CPUs, cpu, m.MemoryMiB, m.OS, m.Kernel, m.Arch, m.GoVersion),
-		fmt.Sprintf("%g s each after %g s, %d round(s), medians; outer MTU %d, inner MTU %d", s.DurationS, s.WarmUpS, s.Rounds, s.OuterMTU, s.InnerMTU),
-		fmt.Sprintf("socket buffers: %s receive and %s send for root in this lab that asks for 8 MiB", bufferSize(m.SocketReceiveBuffer), bufferSize(m.SocketSendBuffer)),
+		fmt.Sprintf("%.3g s each after %.3g s, %s; outer MTU %d, inner MTU %d", s.DurationS, s.WarmUpS, rounds(s.Rounds), s.OuterMTU, s.InnerMTU),
+		fmt.Sprintf("last column: Gbit/s, kpps or mean RTT of %s over that of the line", referenceOf(r.Results)),
+		fmt.Sprintf("socket buffers: a program of this lab that asks for 8 MiB gets %s to receive and %s to send, as the kernel counts",
+			bufferSize(m.SocketReceiveBuffer), bufferSize(m.SocketSendBuffer)),
 	}
 	if s.Segmented {
 		notes = append(notes, "TCP and UDP segmentation offload of the cable are off")
@@ -184,10 +185,17 @@ func (r *Report) notes() []string {
 	for _, one := range r.Results {
 		if one.NodeReceiveBuffer > 0 && !seen[one.Impl] {
 			seen[one.Impl] = true
-			notes = append(notes, fmt.Sprintf("socket buffers of %s: %s receive, %s send", one.Impl, bufferSize(one.NodeReceiveBuffer), bufferSize(one.NodeSendBuffer)))
+			notes = append(notes, fmt.Sprintf("socket buffers of %s: %s to receive, %s to send", one.Impl, bufferSize(one.NodeReceiveBuffer), bufferSize(one.NodeSendBuffer)))
 		}
 	}
 	return notes
+}
+
+func rounds(n int) string {
+	if n == 1 {
+		return "one round"
+	}
+	return fmt.Sprintf("medians of %d rounds", n)
 }
 
 // bufferSize formats what SO_RCVBUF reports; half of it is for data, the kernel keeps the rest for its book-keeping.

@@ -93,7 +93,7 @@ func speedtestConfig(cmd *cli.Command) (speedtest.Config, error) {
 	}
 	c, err := c.Normalize()
 	if err != nil {
-		return c, usageError{"-" + err.Error()}
+		return c, usageError{err.Error()}
 	}
 	return c, nil
 }

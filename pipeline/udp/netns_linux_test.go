@@ -7,6 +7,7 @@ import (
 	"runtime"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -16,6 +17,7 @@ type namespace struct {
 	t     *testing.T
 	tid   int
 	tasks chan func()
+	gone  chan struct{} // closed when the thread has ended
 }
 
 // newNamespace makes a namespace, or skips the test where that is not allowed.
@@ -27,9 +29,10 @@ func newNamespace(t *testing.T) *namespace {
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip("SKIPPED: the ip tool is missing")
 	}
-	n := &namespace{t: t, tasks: make(chan func())}
+	n := &namespace{t: t, tasks: make(chan func()), gone: make(chan struct{})}
 	made := make(chan error)
 	go func() {
+		defer close(n.gone)
 		runtime.LockOSThread() // never unlocked, so the thread ends with the goroutine
 		err := unix.Unshare(unix.CLONE_NEWNET)
 		n.tid = unix.Gettid()
@@ -46,14 +49,19 @@ func newNamespace(t *testing.T) *namespace {
 	return n
 }
 
-// in runs f on the namespace's thread. f must not end the test.
+// in runs f on the namespace's thread. If f fails the test, the thread ends and so does the test at the next call.
 func (n *namespace) in(f func()) {
 	finished := make(chan struct{})
-	n.tasks <- func() {
+	task := func() {
 		defer close(finished)
 		f()
 	}
-	<-finished
+	select {
+	case n.tasks <- task:
+		<-finished
+	case <-n.gone:
+		n.t.FailNow()
+	}
 }
 
 // try runs a command in the namespace.
@@ -93,7 +101,9 @@ func (n *namespace) open(cfg Config) Pair {
 func cable(t *testing.T) (a, b *namespace) {
 	t.Helper()
 	a, b = newNamespace(t), newNamespace(t)
-	a.ip("link add vetha address 02:00:00:00:00:01 type veth peer name vethb address 02:00:00:00:00:02 netns %d", b.tid)
+	// Linux tells a device at once that it has a carrier only if its index differs from its peer's (linkwatch_urgent_event
+	// in net/core/link_watch.c); else up to a second later, and until then it drops what is sent.
+	a.ip("link add name vetha index 11 address 02:00:00:00:00:01 type veth peer name vethb index 12 address 02:00:00:00:00:02 netns %d", b.tid)
 	for _, side := range []struct {
 		n     *namespace
 		dev   string
@@ -109,11 +119,13 @@ func cable(t *testing.T) (a, b *namespace) {
 		side.n.ip("link set %s addrgenmode none", side.dev)
 		side.n.ip("link set %s up", side.dev)
 	}
-	// A first neighbour solicitation may be lost while the link comes up, and the next is sent a second later.
-	for _, addr := range []string{"fd09::1", "fd09::11", "fe80::a"} {
+	a.waitUp("vetha")
+	b.waitUp("vethb")
+	// A neighbour that does not answer at once costs a second.
+	for _, addr := range []string{"10.9.0.1", "10.9.0.11", "10.9.0.12", "fd09::1", "fd09::11", "fe80::a"} {
 		b.ip("neigh replace %s lladdr 02:00:00:00:00:01 dev vethb nud permanent", addr)
 	}
-	for _, addr := range []string{"fd09::2", "fe80::b"} {
+	for _, addr := range []string{"10.9.0.2", "fd09::2", "fe80::b"} {
 		a.ip("neigh replace %s lladdr 02:00:00:00:00:02 dev vetha nud permanent", addr)
 	}
 	return a, b
@@ -127,5 +139,25 @@ func (n *namespace) ethtool(dev, feature, value string) {
 	}
 	if err := n.try("ethtool -K %s %s %s", dev, feature, value); err != nil {
 		n.t.Skipf("SKIPPED: %v", err)
+	}
+}
+
+// waitUp waits until a device takes packets.
+func (n *namespace) waitUp(dev string) {
+	n.t.Helper()
+	deadline := time.Now().Add(patience)
+	for {
+		var flags string
+		n.in(func() {
+			out, _ := exec.Command("ip", "-o", "link", "show", "dev", dev).Output()
+			flags = string(out)
+		})
+		if strings.Contains(flags, "state UP") {
+			return
+		}
+		if time.Now().After(deadline) {
+			n.t.Fatalf("%s does not come up: %s", dev, flags)
+		}
+		time.Sleep(5 * time.Millisecond)
 	}
 }

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"syscall"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -332,8 +333,8 @@ func TestShards(t *testing.T) {
 	}
 	counts := make([]int, len(pairs))
 	c := newCollector()
+	deadline := time.Now().Add(patience)
 	for total := 0; total < flows; {
-		before := total
 		for i, p := range pairs {
 			n, err := p.V4.Receive(c.batch)
 			if err != nil {
@@ -342,8 +343,8 @@ func TestShards(t *testing.T) {
 			counts[i] += n
 			total += n
 		}
-		if total == before {
-			t.Fatalf("received %v of %d", counts, flows) // loopback delivers inside the send
+		if time.Now().After(deadline) {
+			t.Fatalf("received %v of %d", counts, flows)
 		}
 	}
 	for i, n := range counts {
@@ -364,19 +365,25 @@ func TestNoAllocations(t *testing.T) {
 			{Data: make([]byte, 100), SegmentSize: 100, Dst: dst},
 		}
 		batch := newCollector().batch
+		drain := func(bytes int) {
+			for bytes > 0 {
+				n, err := to.Receive(batch)
+				if err != nil {
+					t.Fatal(err)
+				}
+				for i := range batch[:n] {
+					bytes -= len(batch[i].Data)
+				}
+			}
+		}
 		allocs := testing.AllocsPerRun(200, func() {
 			if n, err := from.Send(runs); n != 2 || err != nil {
-				t.Fatal(n, err)
-			}
-			if n, err := to.Receive(batch); n == 0 || err != nil {
 				t.Fatal(n, err)
 			}
 			if err := from.SendOne(runs[1]); err != nil {
 				t.Fatal(err)
 			}
-			if n, err := to.Receive(batch); n == 0 || err != nil {
-				t.Fatal(n, err)
-			}
+			drain(14520 + 100 + 100)
 			if n, err := to.Receive(batch); n != 0 || err != nil {
 				t.Fatal(n, err)
 			}

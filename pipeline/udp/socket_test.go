@@ -192,16 +192,16 @@ func TestTrains(t *testing.T) {
 	})
 }
 
-// TestManyRuns sends a seeded mixture, more than the socket buffer holds, while the receiver drains: nothing is lost to a
-// short count and nothing is overtaken. A window of datagrams on the way keeps the receiver's queue from overflowing.
+// TestManyRuns sends a seeded mixture: nothing is lost and nothing overtaken. Few runs are on the way at once, so that the
+// receive buffer of a machine that grants little does not overflow.
 func TestManyRuns(t *testing.T) {
 	forEachKind(t, func(t *testing.T, cfg Config) {
-		cfg.SendBuffer = 64 << 10
+		cfg.SendBuffer = 16 << 10
 		forEachFamily(t, cfg, func(t *testing.T, from, to Socket, dst netip.AddrPort) {
 			rng := rand.New(rand.NewPCG(3, 4))
-			for range 6 {
+			for range 30 {
 				var runs []Run
-				for range 20 {
+				for range 4 {
 					size := 1 + rng.IntN(1452)
 					count := 1 + rng.IntN(MaxSegments)
 					total := min(size*count-rng.IntN(size), MaxDatagram, 20000)

@@ -69,15 +69,17 @@ var (
 // Socket is a UDP socket of one address family. Receive and Send never block.
 type Socket interface {
 	// Receive fills up to len(batch) messages and returns how many; 0 and nil when nothing waits. Messages that were
-	// truncated are dropped and counted. Errors that a remote can cause (ICMP) are swallowed and counted.
+	// truncated are dropped and counted; each keeps its place in batch with empty Data, as an empty datagram does. Errors that a remote can cause (ICMP) are swallowed and counted.
 	Receive(batch []Datagrams) (int, error)
 	// Send sends runs in order. n counts runs that were handed to the kernel or given up on (counted by reason in Stats);
-	// n < len(runs) with a nil error means that the socket buffer is full: poll for writing and call again with the rest.
+	// n < len(runs) with a nil error means that the socket buffer is full: poll for writing and call again with the rest,
+	// unchanged; of the first of them a part may be on its way.
 	// A run that was refused as a run is sent datagram by datagram, in place, before n counts it. A source that is no
 	// longer ours (EINVAL, EADDRNOTAVAIL) is left out and the run sent again; SourceRejected counts that.
 	Send(runs []Run) (n int, err error)
 	// SendOne sends one datagram, from any goroutine; it may block for as long as a full socket buffer takes to drain,
-	// at most 10 ms, then the datagram is dropped and counted.
+	// at most 10 ms, then the datagram is dropped and counted. The error tells why it was not sent; none of them but
+	// ErrClosed says anything about the next datagram. SegmentSize is not looked at.
 	SendOne(r Run) error
 	// LocalPort is the bound port.
 	LocalPort() uint16
@@ -95,7 +97,8 @@ type Socket interface {
 	Close() error
 }
 
-// Offloads are the kernel features in use, found by probing, and the socket buffers that the kernel granted, in bytes.
+// Offloads are the kernel features in use, found by probing, and the socket buffers that the kernel granted, in bytes as
+// Config counts them (Linux keeps twice that, for its own bookkeeping).
 type Offloads struct {
 	SegmentSend   bool // UDP_SEGMENT
 	GROReceive    bool // UDP_GRO

@@ -1,0 +1,655 @@
+//go:build linux && !sluice_portable
+
+package tun
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"math/rand/v2"
+	"net"
+	"net/netip"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/tun/host"
+	"github.com/sluice-vpn/sluice/tun/ip"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// inNewNamespace runs f on a thread in a new network namespace and returns a descriptor of it. It skips the test where that
+// is not possible.
+func inNewNamespace(t *testing.T, f func()) int {
+	t.Helper()
+	home := namespaceOf(t)
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		t.Skipf("SKIPPED: cannot make a network namespace (run as root): %v", err)
+	}
+	created := namespaceOf(t)
+	defer func() {
+		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+			t.Errorf("go back to the first namespace: %v", err) // the thread stays locked and ends with the test
+			return
+		}
+		runtime.UnlockOSThread()
+	}()
+	f()
+	return created
+}
+
+// inNamespace runs f on a thread in a namespace.
+func inNamespace(t *testing.T, namespace int, f func()) {
+	t.Helper()
+	home := namespaceOf(t)
+	runtime.LockOSThread()
+	defer func() {
+		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+			t.Errorf("go back to the first namespace: %v", err)
+			return
+		}
+		runtime.UnlockOSThread()
+	}()
+	if err := unix.Setns(namespace, unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+	f()
+}
+
+func namespaceOf(t *testing.T) int {
+	t.Helper()
+	fd, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { unix.Close(fd) })
+	return fd
+}
+
+func mustOpen(t *testing.T, o Options) *linuxDevice {
+	t.Helper()
+	d, err := Open(o)
+	if errors.Is(err, ErrNoDriver) || errors.Is(err, ErrPermission) {
+		t.Skipf("SKIPPED: %v", err)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { d.Close() })
+	return d.(*linuxDevice)
+}
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// expect waits for an event.
+func expect(t *testing.T, d Device, want Event) {
+	t.Helper()
+	select {
+	case got, ok := <-d.Events():
+		if !ok || got != want {
+			t.Fatalf("event %d (open %v), want %d", got, ok, want)
+		}
+	case <-time.After(10 * time.Second):
+		t.Fatalf("no event %d", want)
+	}
+}
+
+func batch(n int) []Superpacket {
+	b := make([]Superpacket, n)
+	for i := range b {
+		b[i].Buf = make([]byte, ReadBufferSize)
+	}
+	return b
+}
+
+// joint is two devices in two namespaces and a goroutine for each direction, which cuts what it reads from one and writes
+// it joined to the other: a tunnel without a network between.
+type joint struct {
+	devices    [2]*linuxDevice
+	namespaces [2]int
+}
+
+const jointMTU = 1420
+
+func newJoint(t *testing.T) *joint {
+	t.Helper()
+	j := &joint{}
+	for i := range j.devices {
+		j.namespaces[i] = inNewNamespace(t, func() {
+			j.devices[i] = mustOpen(t, Options{Name: fmt.Sprintf("joint%d", i), MTU: jointMTU})
+			name := j.devices[i].Name()
+			must(t, host.AddAddress(name, netip.MustParsePrefix(fmt.Sprintf("10.9.0.%d/24", i+1))))
+			must(t, host.SetUp(name))
+			must(t, host.AddAddress(name, netip.MustParsePrefix(fmt.Sprintf("fd09::%d/64", i+1))))
+		})
+	}
+	stop := make(chan struct{})
+	done := make(chan error, 2)
+	for i := range j.devices {
+		go func() { done <- forward(stop, j.devices[i].Queues()[0], j.devices[1-i]) }()
+	}
+	t.Cleanup(func() {
+		close(stop)
+		for range j.devices {
+			if err := <-done; err != nil {
+				t.Error(err)
+			}
+		}
+	})
+	return j
+}
+
+func forward(stop chan struct{}, from Queue, to Device) error {
+	packets, coalescer := batch(8), NewCoalescer(to.Capabilities())
+	arena := make([]byte, 2*len(packets)*MaxSuperpacket)
+	var s Segmenter
+	for {
+		select {
+		case <-stop:
+			return nil
+		default:
+		}
+		fds := []unix.PollFd{{Fd: int32(from.FD()), Events: unix.POLLIN}}
+		unix.Poll(fds, 20)
+		n, err := from.Read(packets)
+		if err != nil {
+			return err
+		}
+		coalescer.Reset()
+		free := arena
+		for i := range packets[:n] {
+			if err := s.Init(&packets[i]); err != nil {
+				return err
+			}
+			for k := range s.Count() {
+				if len(free) < s.Len(k) {
+					free = make([]byte, 1<<20)
+				}
+				size := s.Cut(k, free)
+				if size > jointMTU {
+					return fmt.Errorf("segment of %d bytes", size)
+				}
+				coalescer.Add(free[:size])
+				free = free[size:]
+			}
+		}
+		for runs := coalescer.Runs(); len(runs) > 0; {
+			n, err := to.Queues()[0].Write(runs)
+			if err != nil && !errors.Is(err, ErrDown) {
+				return err
+			}
+			runs = runs[n:]
+		}
+	}
+}
+
+// checkSuper fails if no superpackets were read and written.
+func (j *joint) checkSuper(t *testing.T) {
+	t.Helper()
+	out, in := j.devices[0].Queues()[0].Stats(), j.devices[1].Queues()[0].Stats()
+	t.Logf("read %d packets of %d segments, wrote %d packets of %d segments",
+		out.ReadPackets.Load(), out.ReadSegments.Load(), in.WritePackets.Load(), in.WriteSegments.Load())
+	if out.ReadSegments.Load() < 2*out.ReadPackets.Load() {
+		t.Error("the kernel gave no superpackets")
+	}
+	if in.WriteSegments.Load() < 2*in.WritePackets.Load() {
+		t.Error("no superpackets were written")
+	}
+	if n := in.OffloadRefused.Load() + in.WriteRefused.Load() + out.ReadMalformed.Load(); n != 0 {
+		t.Errorf("%d packets refused", n)
+	}
+}
+
+func TestLinuxTCP(t *testing.T) {
+	for _, address := range []string{"10.9.0.2", "fd09::2"} {
+		t.Run(address, func(t *testing.T) {
+			j := newJoint(t)
+			data := randomBytes(rand.New(rand.NewPCG(15, 16)), 3_000_001)
+			var listener net.Listener
+			inNamespace(t, j.namespaces[1], func() {
+				var err error
+				listener, err = net.Listen("tcp", net.JoinHostPort(address, "0"))
+				must(t, err)
+			})
+			defer listener.Close()
+			received := make(chan []byte, 1)
+			go func() {
+				var all []byte
+				if c, err := listener.Accept(); err == nil {
+					c.SetDeadline(time.Now().Add(20 * time.Second))
+					all, _ = io.ReadAll(c)
+					c.Close()
+				}
+				received <- all
+			}()
+			inNamespace(t, j.namespaces[0], func() {
+				c, err := net.DialTimeout("tcp", listener.Addr().String(), 10*time.Second)
+				must(t, err)
+				c.SetDeadline(time.Now().Add(20 * time.Second))
+				_, err = c.Write(data)
+				must(t, err)
+				c.Close()
+			})
+			if got := <-received; !bytes.Equal(got, data) {
+				t.Fatalf("received %d bytes that differ from the %d sent", len(got), len(data))
+			}
+			j.checkSuper(t)
+		})
+	}
+}
+
+// A UDP_SEGMENT send comes out of the device as one superpacket, and goes up as one, with the shorter tail intact.
+func TestLinuxUDP(t *testing.T) {
+	for _, address := range []string{"10.9.0.2", "fd09::2"} {
+		t.Run(address, func(t *testing.T) {
+			j := newJoint(t)
+			if !j.devices[0].Capabilities().USO {
+				t.Skip("SKIPPED: this kernel has no USO on TUN devices (Linux 6.2)")
+			}
+			var receiver, sender *net.UDPConn
+			inNamespace(t, j.namespaces[1], func() {
+				var err error
+				receiver, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.ParseIP(address)})
+				must(t, err)
+			})
+			defer receiver.Close()
+			inNamespace(t, j.namespaces[0], func() {
+				var err error
+				sender, err = net.DialUDP("udp", nil, receiver.LocalAddr().(*net.UDPAddr))
+				must(t, err)
+			})
+			defer sender.Close()
+			const size = 1000
+			raw, err := sender.SyscallConn()
+			must(t, err)
+			raw.Control(func(fd uintptr) {
+				err = unix.SetsockoptInt(int(fd), unix.IPPROTO_UDP, unix.UDP_SEGMENT, size)
+			})
+			must(t, err)
+			data := randomBytes(rand.New(rand.NewPCG(17, 18)), 20*size+321)
+			_, err = sender.Write(data)
+			must(t, err)
+			receiver.SetReadDeadline(time.Now().Add(10 * time.Second))
+			buf := make([]byte, 2*size)
+			for from := 0; from < len(data); from += size {
+				n, err := receiver.Read(buf)
+				must(t, err)
+				if want := data[from:min(from+size, len(data))]; !bytes.Equal(buf[:n], want) {
+					t.Fatalf("datagram at %d: %d bytes, differ from the %d sent", from, n, len(want))
+				}
+			}
+			j.checkSuper(t)
+		})
+	}
+}
+
+// Where the kernel answers EINVAL to a run, its packets arrive one by one, and the next run is not tried whole.
+func TestLinuxOffloadRefused(t *testing.T) {
+	var d *linuxDevice
+	var receiver *net.UDPConn
+	inNewNamespace(t, func() {
+		d = mustOpen(t, Options{Name: "refused0"})
+		must(t, host.AddAddress(d.Name(), netip.MustParsePrefix("10.255.255.254/8")))
+		must(t, host.SetUp(d.Name()))
+		var err error
+		receiver, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(10, 255, 255, 254), Port: 4433})
+		must(t, err)
+	})
+	defer receiver.Close()
+	before := d.Capabilities()
+	c := NewCoalescer(allOffloads)
+	for round := range 2 {
+		runs := coalesce(c, pack(series(spec{udp: true, flow: 9}, 700, 700, 123)))
+		if len(runs) != 1 {
+			t.Fatalf("%d runs", len(runs))
+		}
+		runs[0].ChecksumStart = 60000 // lies outside of the packet
+		n, err := d.Queues()[0].Write(runs)
+		if n != 1 || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+		receiver.SetReadDeadline(time.Now().Add(10 * time.Second))
+		buf := make([]byte, 2000)
+		for i, want := range []int{700, 700, 123} {
+			n, err := receiver.Read(buf)
+			must(t, err)
+			if !bytes.Equal(buf[:n], bytes.Repeat([]byte{byte(i + 1)}, want)) {
+				t.Fatalf("round %d, datagram %d: %d bytes", round, i, n)
+			}
+		}
+	}
+	s := d.Queues()[0].Stats()
+	if refused, calls := s.OffloadRefused.Load(), s.WriteCalls.Load(); refused != 2 || calls != 1+3+3 {
+		t.Errorf("%d runs refused in %d calls, want 2 in 7", refused, calls)
+	}
+	if before.USO && d.Capabilities().USO {
+		t.Error("the capability was not taken back")
+	}
+	if d.Capabilities().TSO4 != before.TSO4 {
+		t.Error("another capability was taken back")
+	}
+}
+
+func TestLinuxErrors(t *testing.T) {
+	inNewNamespace(t, func() {
+		first := mustOpen(t, Options{Name: "sluice%d"})
+		if first.Name() != "sluice0" {
+			t.Errorf("name %q, want sluice0", first.Name())
+		}
+		for _, c := range []struct {
+			name string
+			want error
+		}{
+			{"sluice0", ErrBusy}, {"lo", ErrBusy}, {"sixteen-letters-", ErrName}, {"a/b", ErrName}, {"a b", ErrName},
+			{".", ErrName}, {"..", ErrName}, {"a:b", ErrName}, {"a%s", ErrName}, {"%d%d", ErrName}, {"a\x00", ErrName},
+		} {
+			d, err := Open(Options{Name: c.name})
+			if !errors.Is(err, c.want) {
+				t.Errorf("%q: %v, want %v", c.name, err, c.want)
+			}
+			if err == nil {
+				d.Close()
+			}
+		}
+		if d := mustOpen(t, Options{}); d.Name() == "" {
+			t.Error("no name chosen")
+		}
+		if _, err := Open(Options{FD: 0x7fffffff}); err == nil || !strings.Contains(err.Error(), "not an attached TUN device") {
+			t.Errorf("bad descriptor: %v", err)
+		}
+		if _, err := Open(Options{Name: "mtu0", MTU: 1 << 20}); err == nil {
+			t.Error("an MTU of 1 MiB was accepted")
+		}
+	})
+}
+
+func TestLinuxWithoutRights(t *testing.T) {
+	if unix.Geteuid() != 0 {
+		t.Skip("SKIPPED: needs root, to give up rights")
+	}
+	inNewNamespace(t, func() {
+		// Capabilities belong to the thread, which is locked here.
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var full [2]unix.CapUserData
+		must(t, unix.Capget(&header, &full[0]))
+		less := full
+		less[0].Effective &^= 1 << unix.CAP_NET_ADMIN
+		must(t, unix.Capset(&header, &less[0]))
+		_, err := Open(Options{Name: "norights0"})
+		must(t, unix.Capset(&header, &full[0]))
+		if !errors.Is(err, ErrPermission) || !strings.Contains(err.Error(), "CAP_NET_ADMIN") {
+			t.Errorf("%v, want %v", err, ErrPermission)
+		}
+	})
+}
+
+func TestLinuxEvents(t *testing.T) {
+	inNewNamespace(t, func() {
+		d := mustOpen(t, Options{Name: "events0", MTU: 1300})
+		if d.MTU() != 1300 {
+			t.Errorf("MTU %d, want 1300", d.MTU())
+		}
+		q := d.Queues()[0]
+		packet := spec{payload: []byte("abc")}.bytes()
+		if n, err := q.Write([]Run{{Pieces: [][]byte{packet}}, {Pieces: [][]byte{packet}}}); n != 2 || err != ErrDown {
+			t.Errorf("Write while down = %d, %v, want 2, ErrDown", n, err)
+		}
+		if n := q.Stats().WriteDown.Load(); n != 2 {
+			t.Errorf("WriteDown %d, want 2", n)
+		}
+		must(t, host.SetUp("events0"))
+		expect(t, d, EventUp)
+		if n, err := q.Write([]Run{{Pieces: [][]byte{packet[:3], nil, packet[3:]}}}); n != 1 || err != nil {
+			t.Errorf("Write = %d, %v", n, err)
+		}
+		must(t, host.SetMTU("events0", 1280))
+		expect(t, d, EventMTU)
+		if d.MTU() != 1280 {
+			t.Errorf("MTU %d, want 1280", d.MTU())
+		}
+		must(t, host.SetDown("events0"))
+		expect(t, d, EventDown)
+		link, err := netlink.LinkByName("events0")
+		must(t, err)
+		must(t, netlink.LinkDel(link))
+		expect(t, d, EventGone)
+		if _, ok := <-d.Events(); ok {
+			t.Error("Events was not closed")
+		}
+		if n, err := q.Read(batch(1)); n != 0 || err != ErrClosed {
+			t.Errorf("Read after deletion = %d, %v", n, err)
+		}
+		if n, err := q.Write([]Run{{Pieces: [][]byte{packet}}}); n != 0 || err != ErrClosed {
+			t.Errorf("Write after deletion = %d, %v", n, err)
+		}
+		must(t, d.Close())
+	})
+}
+
+// A device that is moved to another namespace, and renamed there, is not gone; its state is still seen.
+func TestLinuxMoved(t *testing.T) {
+	other := inNewNamespace(t, func() {})
+	inNewNamespace(t, func() {
+		d := mustOpen(t, Options{Name: "moved0", MTU: 1300})
+		must(t, host.SetUp("moved0"))
+		expect(t, d, EventUp)
+		link, err := netlink.LinkByName("moved0")
+		must(t, err)
+		must(t, netlink.LinkSetNsFd(link, other))
+		expect(t, d, EventDown) // the kernel sets a link down to move it
+		inNamespace(t, other, func() {
+			link, err := netlink.LinkByName("moved0")
+			must(t, err)
+			must(t, netlink.LinkSetName(link, "renamed0"))
+			must(t, host.SetUp("renamed0"))
+			expect(t, d, EventUp)
+			must(t, host.SetMTU("renamed0", 1400))
+			expect(t, d, EventMTU)
+			if d.MTU() != 1400 {
+				t.Errorf("MTU %d, want 1400", d.MTU())
+			}
+			must(t, host.SetDown("renamed0"))
+			expect(t, d, EventDown)
+			must(t, netlink.LinkDel(link))
+			expect(t, d, EventGone)
+		})
+	})
+}
+
+func TestLinuxAdopt(t *testing.T) {
+	inNewNamespace(t, func() {
+		fd, err := openClone()
+		if err != nil {
+			t.Skipf("SKIPPED: %v", err)
+		}
+		_, err = setInterface(fd, "adopted0", unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+		must(t, err)
+		must(t, host.SetUp("adopted0"))
+		d := mustOpen(t, Options{FD: fd, MTU: 1234})
+		if d.Name() != "adopted0" || d.MTU() != 1234 || !d.Capabilities().TSO4 {
+			t.Errorf("%q, MTU %d, %+v", d.Name(), d.MTU(), d.Capabilities())
+		}
+		expect(t, d, EventUp)
+
+		plain, err := openClone()
+		must(t, err)
+		_, err = setInterface(plain, "ethernet0", unix.IFF_TAP|unix.IFF_NO_PI)
+		must(t, err)
+		if _, err := Open(Options{FD: plain}); err == nil || !strings.Contains(err.Error(), "IFF_TUN") {
+			t.Errorf("descriptor of a TAP device: %v", err)
+		}
+		if err := unix.Close(plain); err != nil {
+			t.Errorf("a refused descriptor was closed: %v", err)
+		}
+	})
+}
+
+// transmit makes the kernel send packets out through the device.
+func transmit(t *testing.T, payload []byte, times int) {
+	t.Helper()
+	c, err := net.Dial("udp", "10.9.0.77:9")
+	must(t, err)
+	defer c.Close()
+	for range times {
+		_, err = c.Write(payload)
+		must(t, err)
+	}
+}
+
+// settle reads until the queue is dry, so that what the kernel sends on its own is gone.
+func settle(t *testing.T, q Queue, packets []Superpacket) {
+	t.Helper()
+	for {
+		n, err := q.Read(packets)
+		must(t, err)
+		if n == 0 {
+			return
+		}
+	}
+}
+
+func TestLinuxQueues(t *testing.T) {
+	for _, o := range []Options{{Queues: 3}, {NoOffload: true}, {Queues: 2, NoOffload: true}} {
+		inNewNamespace(t, func() {
+			o.Name = "queues0"
+			d := mustOpen(t, o)
+			if len(d.Queues()) != max(1, o.Queues) || d.Capabilities().VNETHeader == o.NoOffload {
+				t.Fatalf("%+v: %d queues, %+v", o, len(d.Queues()), d.Capabilities())
+			}
+			must(t, host.AddAddress(d.Name(), netip.MustParsePrefix("10.9.0.1/24")))
+			must(t, host.SetUp(d.Name()))
+			transmit(t, []byte("payload"), 4)
+			found := 0
+			for _, q := range d.Queues() {
+				packets := batch(16)
+				n, err := q.Read(packets)
+				must(t, err)
+				for i := range packets[:n] {
+					for _, p := range cutAll(t, &packets[i]) {
+						if bytes.HasSuffix(p, []byte("payload")) {
+							verify(t, p)
+							found++
+						}
+					}
+				}
+			}
+			if found != 4 {
+				t.Errorf("%+v: %d of 4 packets read", o, found)
+			}
+			must(t, d.Close())
+		})
+	}
+}
+
+func TestLinuxSetGSOMax(t *testing.T) {
+	j := newJoint(t)
+	inNamespace(t, j.namespaces[0], func() {
+		if err := host.SetGSOMax("joint0", 20000, 10); err != nil {
+			t.Skipf("SKIPPED: this kernel cannot limit superpackets: %v", err)
+		}
+		link, err := netlink.LinkByName("joint0")
+		must(t, err)
+		if a := link.Attrs(); a.GSOMaxSize != 20000 || a.GSOMaxSegs != 10 {
+			t.Errorf("limits of %d bytes and %d segments", a.GSOMaxSize, a.GSOMaxSegs)
+		}
+	})
+}
+
+func TestLinuxClose(t *testing.T) {
+	inNewNamespace(t, func() {
+		d := mustOpen(t, Options{Name: "close0"})
+		started := make(chan struct{})
+		ended := make(chan error)
+		q := d.Queues()[0]
+		go func() {
+			packets := batch(1)
+			close(started)
+			for {
+				if _, err := q.Read(packets); err != nil {
+					ended <- err
+					return
+				}
+			}
+		}()
+		<-started
+		must(t, d.Close())
+		if err := <-ended; err != ErrClosed {
+			t.Errorf("Read after Close: %v", err)
+		}
+		must(t, d.Close())
+		if _, ok := <-d.Events(); ok {
+			t.Error("Events delivers something after Close")
+		}
+		if _, err := netlink.LinkByName("close0"); err == nil {
+			t.Error("the interface is still there")
+		}
+	})
+}
+
+func TestLinuxAllocations(t *testing.T) {
+	inNewNamespace(t, func() {
+		d := mustOpen(t, Options{Name: "allocs0"})
+		must(t, host.AddAddress(d.Name(), netip.MustParsePrefix("10.9.0.1/24")))
+		must(t, host.SetUp(d.Name()))
+		q := d.Queues()[0]
+		packets := batch(8)
+		settle(t, q, packets)
+		transmit(t, make([]byte, 100), 101)
+		read := 0
+		if n := testing.AllocsPerRun(100, func() {
+			k, err := q.Read(packets[:1])
+			if err != nil {
+				panic(err)
+			}
+			read += k
+		}); n != 0 || read < 90 {
+			t.Errorf("Read: %v allocations, %d packets", n, read)
+		}
+		c := NewCoalescer(d.Capabilities())
+		runs := coalesce(c, pack(series(spec{flow: 3}, 1000, 1000, 1000)))
+		if n := testing.AllocsPerRun(100, func() {
+			if k, err := q.Write(runs); k != len(runs) || err != nil {
+				panic(fmt.Sprint(k, err))
+			}
+		}); n != 0 {
+			t.Errorf("Write: %v allocations", n)
+		}
+	})
+}
+
+func BenchmarkLinuxWrite(b *testing.B) {
+	runtime.LockOSThread() // not unlocked: the thread ends with the benchmark
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		b.Skipf("SKIPPED: cannot make a network namespace (run as root): %v", err)
+	}
+	d, err := Open(Options{Name: "write0"})
+	if err != nil {
+		b.Skipf("SKIPPED: %v", err)
+	}
+	defer d.Close()
+	if err := host.SetUp("write0"); err != nil {
+		b.Fatal(err)
+	}
+	sizes := make([]int, 45)
+	for i := range sizes {
+		sizes[i] = 1400
+	}
+	runs := coalesce(NewCoalescer(d.Capabilities()), pack(series(spec{}, sizes...)))
+	n, _ := ip.Length(runs[0].Pieces[0])
+	b.SetBytes(int64(n))
+	for b.Loop() {
+		if _, err := d.Queues()[0].Write(runs); err != nil {
+			b.Fatal(err)
+		}
+	}
+}
