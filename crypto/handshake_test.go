@@ -112,6 +112,7 @@ func initiation(n *cryptotest.Net, a *cryptotest.Remote) []byte {
 	list := capture(n, crypto.MessageInitiation)
 	a.Want()
 	n.Tap = nil
+	a.Peer.Clear(n.Now())
 	return (*list)[0]
 }
 
@@ -233,7 +234,7 @@ func TestResponseDrops(t *testing.T) {
 	to := a.Node().Local.PublicKey()
 	for i := range good {
 		msg := slices.Clone(good)
-		msg[i] ^= 1
+		msg[i] ^= 0x40
 		switch {
 		case i < 4:
 			handle(t, n, a, msg, crypto.BadType)

@@ -166,7 +166,11 @@ func (m *measurement) watch(ctx context.Context, r *Result, l load, t *tunnel, f
 		if !now.Before(end) {
 			return nil
 		}
-		if err := pause(ctx, t, min(every, end.Sub(now))); err != nil {
+		wait := every
+		if rest := end.Sub(now); rest < every*3/2 {
+			wait = rest // no sliver at the end, whose rate would be noise
+		}
+		if err := pause(ctx, t, wait); err != nil {
 			return err
 		}
 		next := snapshot{at: time.Now(), totals: l.read()}
@@ -252,8 +256,8 @@ func (m *measurement) readNodes(r *Result, t *tunnel) {
 			r.Counters = append(r.Counters, c)
 		}
 	}
-	r.SegmentsPerSend = over(sumCounters(r.Counters, "send_datagrams"), sumCounters(r.Counters, "send_calls"))
-	r.SegmentsPerReceive = over(sumCounters(r.Counters, "receive_datagrams"), sumCounters(r.Counters, "receive_calls"))
+	r.SegmentsPerSend = over(sumCounters(r.Counters, "send_datagrams"), sumCounters(r.Counters, "send_runs"))
+	r.SegmentsPerReceive = over(sumCounters(r.Counters, "receive_datagrams"), sumCounters(r.Counters, "receive_runs"))
 }
 
 // sumCounters adds the counters of all nodes whose name is name, or ends with it after an underscore.

@@ -82,7 +82,8 @@ type Result struct {
 
 	PeakMiB []float64 `json:"peak_mib,omitempty"` // VmHWM of each tunnel process (A, B), 2^20 bytes
 
-	// Datagrams per system call on the UDP sockets, both nodes together, where the node counts them.
+	// Datagrams per run sent with UDP_SEGMENT and per run received with UDP_GRO, both nodes together, where the node counts
+	// them. Acknowledgements count too.
 	SegmentsPerSend    float64 `json:"segments_per_send,omitempty"`
 	SegmentsPerReceive float64 `json:"segments_per_receive,omitempty"`
 	// Buffers that the UDP sockets of node A really have (sock_diag), bytes as the kernel reports them.

@@ -37,6 +37,7 @@ type pageImpl struct {
 
 type pageChart struct {
 	Title, Unit string
+	Beyond      string // what is above the scale, "" for nothing
 	SVG         template.HTML
 }
 
@@ -69,11 +70,14 @@ func (r *Report) WriteHTML(w io.Writer) error {
 	return nil
 }
 
+// classBare is the CSS class of the bare cable's lines.
+const classBare = "limit-bare"
+
 // implClass is the CSS class of a line: limits are dashed and grey, the rest take colours in order.
 func implClass(impl string, n int) string {
 	switch impl {
 	case ImplBare:
-		return "limit-bare"
+		return classBare
 	case ImplNull, ImplNullNoCheck:
 		return "limit-null"
 	}
@@ -103,8 +107,28 @@ func (r *Report) chart(c Case, classes map[string]string) (pageChart, bool) {
 	if len(lines) == 0 {
 		return pageChart{}, false
 	}
-	svg := drawChart(c.Name+" over time, "+unit, lines)
-	return pageChart{Title: c.Name + ": " + c.What, Unit: unit, SVG: template.HTML(svg)}, true
+	top, beyond := chartScale(lines)
+	svg := drawChart(c.Name+" over time, "+unit, top, lines)
+	return pageChart{Title: c.Name + ": " + c.What, Unit: unit, Beyond: beyond, SVG: template.HTML(svg)}, true
+}
+
+// chartScale returns the largest value that a chart has to show. The bare cable may be many times faster than any tunnel;
+// then it is left above the scale, and beyond says so.
+func chartScale(lines []chartLine) (top float64, beyond string) {
+	var tunnels, bare float64
+	for _, l := range lines {
+		for _, p := range l.points {
+			if l.class == classBare {
+				bare = max(bare, p[1])
+			} else {
+				tunnels = max(tunnels, p[1])
+			}
+		}
+	}
+	if tunnels > 0 && bare > 1.5*tunnels {
+		return tunnels, fmt.Sprintf("%s is above the scale, up to %s", ImplBare, number(bare))
+	}
+	return max(tunnels, bare), ""
 }
 
 // chartLine is one line of a chart; points are x, y.
@@ -124,11 +148,12 @@ const (
 )
 
 // drawChart returns an SVG element. Names are escaped; colours come from the page's style sheet.
-func drawChart(label string, lines []chartLine) string {
-	var maxX, maxY float64
+// What is above maxY, the top of the scale, is cut off.
+func drawChart(label string, maxY float64, lines []chartLine) string {
+	var maxX float64
 	for _, l := range lines {
 		for _, p := range l.points {
-			maxX, maxY = max(maxX, p[0]), max(maxY, p[1])
+			maxX = max(maxX, p[0])
 		}
 	}
 	stepX, stepY := niceStep(maxX/ticksX), niceStep(maxY/ticksY)
@@ -154,7 +179,8 @@ func drawChart(label string, lines []chartLine) string {
 	for _, l := range lines {
 		fmt.Fprintf(&b, `<polyline class="line %s" points="`, template.HTMLEscapeString(l.class))
 		for _, p := range l.points {
-			fmt.Fprintf(&b, "%.1f,%.1f ", x(p[0]), y(p[1]))
+			// Slightly above the picture's edge, which cuts it.
+			fmt.Fprintf(&b, "%.1f,%.1f ", x(p[0]), max(y(p[1]), -chartHeight))
 		}
 		fmt.Fprintf(&b, `"><title>%s</title></polyline>`, template.HTMLEscapeString(l.name))
 	}

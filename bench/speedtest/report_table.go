@@ -50,11 +50,11 @@ func tableColumns(ref string) []column {
 		figure("RTT", "mean ms", func(r Result) float64 { return r.RTTMeanMs }),
 		figure("RTT", "p50 ms", func(r Result) float64 { return r.RTTP50Ms }),
 		figure("RTT", "p99 ms", func(r Result) float64 { return r.RTTP99Ms }),
-		figure("Gbit per CPU-s", "tunnel", func(r Result) float64 { return r.GbitPerCPUSecond }),
-		figure("Gbit per CPU-s", "machine", func(r Result) float64 { return r.GbitPerMachineCPUSecond }),
+		figure("Gbit/CPU-s", "tunnel", func(r Result) float64 { return r.GbitPerCPUSecond }),
+		figure("Gbit/CPU-s", "machine", func(r Result) float64 { return r.GbitPerMachineCPUSecond }),
 		{[2]string{"MiB", "A/B"}, func(s summary, _ *summary) string { return both(s.Median.PeakMiB) }},
-		figure("segs per", "send", func(r Result) float64 { return r.SegmentsPerSend }),
-		figure("segs per", "recv", func(r Result) float64 { return r.SegmentsPerReceive }),
+		figure("segments", "/ send", func(r Result) float64 { return r.SegmentsPerSend }),
+		figure("segments", "/ recv", func(r Result) float64 { return r.SegmentsPerReceive }),
 		{[2]string{ref, "/ this"}, ratioCell},
 	}
 }

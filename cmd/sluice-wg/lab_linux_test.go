@@ -248,7 +248,8 @@ func newEnds(t *testing.T, programs [2]string) [2]*end {
 	return ends
 }
 
-// up gives the interface its inner addresses in the namespace that it is in now.
+// up gives the interface its inner addresses in the namespace that it is in now, and waits until the program has seen that
+// it is up: only then are its sockets bound, and a first handshake message that came earlier would be lost.
 func (e *end) up(t *testing.T, ns *lab.Namespace) {
 	t.Helper()
 	for i, bits := range [2]int{24, 64} {
@@ -258,6 +259,21 @@ func (e *end) up(t *testing.T, ns *lab.Namespace) {
 	}
 	if err := ns.SetUp(e.name); err != nil {
 		t.Fatal(err)
+	}
+	for end := time.Now().Add(patient); ; time.Sleep(5 * time.Millisecond) {
+		err := e.ns.Run(func() error {
+			conn, err := net.ListenUDP("udp4", &net.UDPAddr{Port: int(e.port)})
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+		if errors.Is(err, syscall.EADDRINUSE) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("%s is up, but nobody listens on port %d: %v", e.name, e.port, err)
+		}
 	}
 }
 

@@ -16,7 +16,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
@@ -417,18 +416,5 @@ func TestSlowClients(t *testing.T) {
 		must(t, ends[0].ns, "wg", "show", ends[0].name)
 		must(t, ends[0].ns, "wg", "set", ends[0].name, "fwmark", "0")
 		ping(t, ends[0].ns, "2", ends[1].inner[0])
-	}
-}
-
-// addDummy gives a namespace an interface to route through.
-func addDummy(t *testing.T, ns *lab.Namespace, name string) {
-	t.Helper()
-	attrs := netlink.NewLinkAttrs()
-	attrs.Name = name
-	if err := ns.Netlink().LinkAdd(&netlink.Dummy{LinkAttrs: attrs}); err != nil {
-		t.Fatal(err)
-	}
-	if err := ns.SetUp(name); err != nil {
-		t.Fatal(err)
 	}
 }

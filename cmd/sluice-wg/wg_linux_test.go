@@ -23,7 +23,7 @@ import (
 )
 
 const (
-	keyOne   = "dwdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LCo=" // RFC 7748, section 6.1, Alice
+	keyOne   = "cAdtCnMYpX08FsFyUbJmRd9ML4frwJkqsXf7pR25LGo=" // RFC 7748, section 6.1, Alice, clamped
 	keyTwo   = "XasIfmJKikt54X+Lg4AO5m87sSkmGLb9HC+LJ/+I4Os=" // Bob
 	publicB  = "3p7bfXt9wbTTW2HC7OQ1Nz+DQ8hbeGdNrfx+FG+IK08="
 	publicC  = "AQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQEBAQE="
@@ -109,9 +109,14 @@ func TestSyncAndAdd(t *testing.T) {
 		t.Errorf("after remove: %q", got)
 	}
 	// Our own key is no peer, and becomes none when it becomes ours (Linux drivers/net/wireguard/netlink.c).
-	wg(keyTwo, "set", name, "peer", publicB, "allowed-ips", "10.2.0.0/16", "private-key", "/dev/stdin")
+	wg("", "set", name, "peer", publicB, "allowed-ips", "10.2.0.0/16")
+	wg(keyTwo, "set", name, "private-key", "/dev/stdin")
 	if got := wg("", "show", name, "peers"); got != publicC+"\n" {
 		t.Errorf("we are our own peer: %q", got)
+	}
+	wg("", "set", name, "peer", publicB, "allowed-ips", "10.2.0.0/16")
+	if got := wg("", "show", name, "peers"); got != publicC+"\n" {
+		t.Errorf("we became our own peer: %q", got)
 	}
 }
 
@@ -141,7 +146,10 @@ func TestRawRequests(t *testing.T) {
 	if got, want := ask(t, name, "set=1\ncolour=blue\n\n"), fmt.Sprintf("errno=%d\n\n", -int(syscall.EINVAL)); got != want {
 		t.Errorf("unknown key: %q", got)
 	}
-	addDummy(t, ns, "eth7")
+	other := newNamespace(t, "b")
+	if err := lab.Connect(lab.Cable{}, lab.Plug{Namespace: ns, Device: "eth7"}, lab.Plug{Namespace: other, Device: "eth0"}); err != nil {
+		t.Fatal(err)
+	}
 	if got := ask(t, name, "set=1\npublic_key="+key(publicB)+"\nendpoint=[fe80::7%eth7]:7\n\n"); got != "errno=0\n\n" {
 		t.Errorf("endpoint with a zone: %q", got)
 	}

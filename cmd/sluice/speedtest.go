@@ -65,7 +65,7 @@ JSON: {schema, started, machine, settings, programs, results}. results is a list
   node_cpu_s, machine_cpu_s, stolen_cpu_s  CPU seconds: of nodes [A, B], of the machine, taken by the hypervisor
   gbit_per_cpu_s, gbit_per_machine_cpu_s   Gbit per CPU second of both nodes, of the machine
   peak_mib                        VmHWM of nodes [A, B], MiB
-  segments_per_send, segments_per_receive  datagrams per system call, where the node counts them
+  segments_per_send, segments_per_receive  datagrams per run of UDP_SEGMENT and UDP_GRO, where counted
   bytes_, packets_sent, _received totals with warm-up; node_receive_buffer, node_send_buffer: socket buffers, bytes
   counters                        of nodes [A, B]; samples: [{at_s, gbit_per_s, kpps, rtt_ms}] over time`)
 	return b.String()

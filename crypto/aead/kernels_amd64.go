@@ -4,16 +4,19 @@
 
 package aead
 
-// chachaLanes encrypts the text of count jobs from src to dst, 16 blocks of 64 bytes at a time.
-// A job's lanes are its blocks from first on, at most limit of them; block 0 is its Poly1305 key and goes to s.keys.
-// A last block that is not whole in src and in dst goes by way of s.tails.
+// chachaLanes encrypts the text of count packets, up to 16, from Src to Dst, 16 blocks of 64 bytes at a time.
+// The text's length is the slice length at offset size in a packet, less a tag; bytes that Src lacks are zeros.
+// Of each packet it takes the blocks from first on, at most limit. Block 0 is not text: its first half goes to keys,
+// whose row behind the last one is overwritten as well. If first is not 0, packets that are not OK are left out.
+// Only a packet's last block may have bytes that Src lacks.
 //
 //go:noescape
-func chachaLanes(key *[32]byte, jobs *[64]byte, count int, first int, limit int, s *[2112]byte)
+func chachaLanes(key *[32]byte, packets *[64]byte, count int, size int, first int, limit int, keys *[32]byte)
 
-// polyLanes computes the tags of count jobs, eight at a time; tags and keys have room for a multiple of eight.
-// The text is n bytes at the job's address at offset field, continued with zeros to a multiple of 16 and with the
-// job's lengths. All packets of eight end at the same step; shorter ones start later.
+// polyLanes authenticates the text of count packets, up to 16, eight at a time, and wipes keys. The text is the slice at
+// offset field in a packet, less a tag. At the offset of Dst the tag is written, at that of Src it is compared and OK
+// set. The lengths at the end are aad and the text's less aadBlocks, for tests with additional data in front of the
+// text; both are 0 otherwise. All packets of eight end at the same step; shorter ones start later.
 //
 //go:noescape
-func polyLanes(jobs *[64]byte, count int, field int, keys *[64]byte, tags *[16]byte)
+func polyLanes(packets *[64]byte, count int, field int, keys *[32]byte, aad int, aadBlocks int)

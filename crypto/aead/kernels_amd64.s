@@ -77,77 +77,90 @@ GLOBL five<>(SB), RODATA|NOPTR, $8
 DATA one<>+0(SB)/8, $0x0000000000000001
 GLOBL one<>(SB), RODATA|NOPTR, $8
 
-// func chachaLanes(key *[32]byte, jobs *[64]byte, count int, first int, limit int, s *[2112]byte)
+// func chachaLanes(key *[32]byte, packets *[64]byte, count int, size int, first int, limit int, keys *[32]byte)
 // Requires: AVX, AVX512BW, AVX512F, BMI2, CMOV
-TEXT ·chachaLanes(SB), $912-48
+TEXT ·chachaLanes(SB), $2520-56
+	MOVQ size+24(FP), AX
+	MOVQ AX, 2496(SP)
+	MOVQ first+32(FP), AX
+	MOVQ AX, 2504(SP)
+	MOVQ limit+40(FP), AX
+	MOVQ AX, 2512(SP)
 	MOVQ key+0(FP), R13
-	MOVQ s+40(FP), R10
-	MOVQ first+24(FP), AX
-	MOVQ AX, 896(SP)
-	MOVQ limit+32(FP), AX
-	MOVQ AX, 904(SP)
-	MOVQ jobs+8(FP), DI
+	MOVQ keys+48(FP), R10
+	MOVQ packets+8(FP), DI
 	MOVQ count+16(FP), SI
+	MOVQ 2504(SP), R8
 	XORL R9, R9
-	MOVQ 896(SP), R8
+	XORL R15, R15
+	LEAQ (SP), R14
 
 batch:
 	XORL R11, R11
 
 fill:
-	TESTQ        SI, SI
-	JZ           idle
-	MOVQ         16(DI), R12
-	ADDQ         $0x3f, R12
-	SHRQ         $0x06, R12
-	INCQ         R12
-	CMPQ         R12, 904(SP)
-	CMOVQHI      904(SP), R12
-	MOVQ         R12, CX
-	SUBQ         R8, CX
-	JLE          next
+	TESTQ   SI, SI
+	JZ      idle
+	MOVQ    2496(SP), BX
+	MOVQ    (DI)(BX*1), BX
+	SUBQ    $0x10, BX
+	LEAQ    127(BX), R12
+	SHRQ    $0x06, R12
+	CMPQ    R12, 2512(SP)
+	CMOVQHI 2512(SP), R12
+	MOVQ    R12, CX
+	SUBQ    R8, CX
+	JLE     next
+	CMPQ    2504(SP), $0x00
+	JE      wanted
+	CMPB    56(DI), $0x00
+	JE      next
+
+wanted:
+	MOVQ         32(DI), DX
+	CMPQ         DX, BX
+	CMOVQHI      BX, DX
+	SHRQ         $0x06, DX
+	INCQ         DX
 	MOVQ         R8, BX
 	SHLQ         $0x06, BX
+	MOVQ         24(DI), AX
+	LEAQ         -64(AX)(BX*1), AX
+	VPBROADCASTQ AX, Z16
+	VPADDQ       lane_offsets<>+0(SB), Z16, Z17
+	VPADDQ       lane_offsets<>+64(SB), Z16, Z18
+	VMOVDQU64    Z17, (R14)(R11*8)
+	VMOVDQU64    Z18, 64(R14)(R11*8)
 	MOVQ         (DI), AX
 	LEAQ         -64(AX)(BX*1), AX
 	VPBROADCASTQ AX, Z16
 	VPADDQ       lane_offsets<>+0(SB), Z16, Z17
 	VPADDQ       lane_offsets<>+64(SB), Z16, Z18
-	VMOVDQU64    Z17, (SP)(R11*8)
-	VMOVDQU64    Z18, 64(SP)(R11*8)
-	MOVQ         8(DI), AX
-	LEAQ         -64(AX)(BX*1), AX
-	VPBROADCASTQ AX, Z16
-	VPADDQ       lane_offsets<>+0(SB), Z16, Z17
-	VPADDQ       lane_offsets<>+64(SB), Z16, Z18
-	VMOVDQU64    Z17, 256(SP)(R11*8)
-	VMOVDQU64    Z18, 320(SP)(R11*8)
+	VMOVDQU64    Z17, 256(R14)(R11*8)
+	VMOVDQU64    Z18, 320(R14)(R11*8)
 	VPBROADCASTD R8, Z16
 	VPADDD       lane_numbers<>+0(SB), Z16, Z16
-	VMOVDQU32    Z16, 512(SP)(R11*4)
-	VPBROADCASTD 32(DI), Z16
-	VMOVDQU32    Z16, 640(SP)(R11*4)
-	VPBROADCASTD 36(DI), Z16
-	VMOVDQU32    Z16, 768(SP)(R11*4)
-	LEAQ         zeros<>+0(SB), DX
+	VMOVDQU32    Z16, 1024(SP)(R11*4)
+	VPBROADCASTD 48(DI), Z16
+	VMOVDQU32    Z16, 1152(SP)(R11*4)
+	VPBROADCASTD 52(DI), Z16
+	VMOVDQU32    Z16, 1280(SP)(R11*4)
+	LEAQ         zeros<>+0(SB), BX
 	TESTQ        R8, R8
 	JNZ          text
 	LEAQ         (R10)(R9*1), AX
-	MOVQ         DX, (SP)(R11*8)
-	MOVQ         AX, 256(SP)(R11*8)
+	MOVQ         BX, (R14)(R11*8)
+	MOVQ         AX, 256(R14)(R11*8)
 
 text:
-	MOVQ 24(DI), AX
-	SHRQ $0x06, AX
-	INCQ AX
-	CMPQ AX, R12
+	CMPQ DX, R12
 	JGE  whole
-	LEAQ -1(R11)(CX*1), BX
-	CMPQ BX, $0x10
+	LEAQ -1(R11)(CX*1), DX
+	CMPQ DX, $0x10
 	JGE  whole
-	LEAQ 1024(R10)(R9*1), AX
-	MOVQ DX, (SP)(BX*8)
-	MOVQ AX, 256(SP)(BX*8)
+	LEAQ 1408(SP)(R9*2), AX
+	MOVQ BX, (R14)(DX*8)
+	MOVQ AX, 256(R14)(DX*8)
 
 whole:
 	ADDQ CX, R11
@@ -157,148 +170,134 @@ whole:
 next:
 	DECQ SI
 	ADDQ $0x40, DI
-	ADDQ $0x40, R9
-	MOVQ 896(SP), R8
+	ADDQ $0x20, R9
+	MOVQ 2504(SP), R8
 	CMPQ R11, $0x10
 	JNE  fill
-	JMP  run
+	JMP  filled
 
 split:
-	// The job goes on in the next batch.
+	// The packet goes on in the next batch.
 	MOVQ R12, R8
 	SUBQ R11, R8
 	ADDQ $0x10, R8
-	JMP  run
+	JMP  filled
 
 idle:
 	TESTQ R11, R11
-	JZ    tails
+	JZ    filled
 
 	// Lanes without work read zeros and write to a place of their own.
 	LEAQ         zeros<>+0(SB), AX
 	VPBROADCASTQ AX, Z16
-	VMOVDQU64    Z16, (SP)(R11*8)
-	VMOVDQU64    Z16, 64(SP)(R11*8)
-	LEAQ         2048(R10), AX
+	VMOVDQU64    Z16, (R14)(R11*8)
+	VMOVDQU64    Z16, 64(R14)(R11*8)
+	LEAQ         2432(SP), AX
 	VPBROADCASTQ AX, Z16
-	VMOVDQU64    Z16, 256(SP)(R11*8)
-	VMOVDQU64    Z16, 320(SP)(R11*8)
+	VMOVDQU64    Z16, 256(R14)(R11*8)
+	VMOVDQU64    Z16, 320(R14)(R11*8)
 
-run:
-	VPBROADCASTD constants<>+0(SB), Z0
-	VPBROADCASTD constants<>+4(SB), Z1
-	VPBROADCASTD constants<>+8(SB), Z2
-	VPBROADCASTD constants<>+12(SB), Z3
-	VPBROADCASTD (R13), Z4
-	VPBROADCASTD 4(R13), Z5
-	VPBROADCASTD 8(R13), Z6
-	VPBROADCASTD 12(R13), Z7
-	VPBROADCASTD 16(R13), Z8
-	VPBROADCASTD 20(R13), Z9
-	VPBROADCASTD 24(R13), Z10
-	VPBROADCASTD 28(R13), Z11
-	VMOVDQU32    512(SP), Z12
-	VPXORD       Z13, Z13, Z13
-	VMOVDQU32    640(SP), Z14
-	VMOVDQU32    768(SP), Z15
-	MOVL         $0x0000000a, AX
+filled:
+	TESTQ R15, R15
+	JZ    begin
+	MOVL  $0x0000000a, AX
 
 rounds:
 	VPADDD      Z4, Z0, Z0
-	VPXORD      Z0, Z12, Z12
-	VPROLD      $0x10, Z12, Z12
 	VPADDD      Z5, Z1, Z1
+	VPXORD      Z0, Z12, Z12
 	VPXORD      Z1, Z13, Z13
+	VPROLD      $0x10, Z12, Z12
 	VPROLD      $0x10, Z13, Z13
 	VPADDD      Z6, Z2, Z2
-	VPXORD      Z2, Z14, Z14
-	VPROLD      $0x10, Z14, Z14
 	VPADDD      Z7, Z3, Z3
+	VPXORD      Z2, Z14, Z14
 	VPXORD      Z3, Z15, Z15
+	VPROLD      $0x10, Z14, Z14
 	VPROLD      $0x10, Z15, Z15
 	VPADDD      Z12, Z8, Z8
-	VPXORD      Z8, Z4, Z4
-	VPROLD      $0x0c, Z4, Z4
 	VPADDD      Z13, Z9, Z9
+	VPXORD      Z8, Z4, Z4
 	VPXORD      Z9, Z5, Z5
+	VPROLD      $0x0c, Z4, Z4
 	VPROLD      $0x0c, Z5, Z5
 	VPADDD      Z14, Z10, Z10
-	VPXORD      Z10, Z6, Z6
-	VPROLD      $0x0c, Z6, Z6
 	VPADDD      Z15, Z11, Z11
+	VPXORD      Z10, Z6, Z6
 	VPXORD      Z11, Z7, Z7
+	VPROLD      $0x0c, Z6, Z6
 	VPROLD      $0x0c, Z7, Z7
 	VPADDD      Z4, Z0, Z0
-	VPXORD      Z0, Z12, Z12
-	VPROLD      $0x08, Z12, Z12
 	VPADDD      Z5, Z1, Z1
+	VPXORD      Z0, Z12, Z12
 	VPXORD      Z1, Z13, Z13
+	VPROLD      $0x08, Z12, Z12
 	VPROLD      $0x08, Z13, Z13
 	VPADDD      Z6, Z2, Z2
-	VPXORD      Z2, Z14, Z14
-	VPROLD      $0x08, Z14, Z14
 	VPADDD      Z7, Z3, Z3
+	VPXORD      Z2, Z14, Z14
 	VPXORD      Z3, Z15, Z15
+	VPROLD      $0x08, Z14, Z14
 	VPROLD      $0x08, Z15, Z15
 	VPADDD      Z12, Z8, Z8
-	VPXORD      Z8, Z4, Z4
-	VPROLD      $0x07, Z4, Z4
 	VPADDD      Z13, Z9, Z9
+	VPXORD      Z8, Z4, Z4
 	VPXORD      Z9, Z5, Z5
+	VPROLD      $0x07, Z4, Z4
 	VPROLD      $0x07, Z5, Z5
 	VPADDD      Z14, Z10, Z10
-	VPXORD      Z10, Z6, Z6
-	VPROLD      $0x07, Z6, Z6
 	VPADDD      Z15, Z11, Z11
+	VPXORD      Z10, Z6, Z6
 	VPXORD      Z11, Z7, Z7
+	VPROLD      $0x07, Z6, Z6
 	VPROLD      $0x07, Z7, Z7
 	VPADDD      Z5, Z0, Z0
-	VPXORD      Z0, Z15, Z15
-	VPROLD      $0x10, Z15, Z15
 	VPADDD      Z6, Z1, Z1
+	VPXORD      Z0, Z15, Z15
 	VPXORD      Z1, Z12, Z12
+	VPROLD      $0x10, Z15, Z15
 	VPROLD      $0x10, Z12, Z12
 	VPADDD      Z7, Z2, Z2
-	VPXORD      Z2, Z13, Z13
-	VPROLD      $0x10, Z13, Z13
 	VPADDD      Z4, Z3, Z3
+	VPXORD      Z2, Z13, Z13
 	VPXORD      Z3, Z14, Z14
+	VPROLD      $0x10, Z13, Z13
 	VPROLD      $0x10, Z14, Z14
 	VPADDD      Z15, Z10, Z10
-	VPXORD      Z10, Z5, Z5
-	VPROLD      $0x0c, Z5, Z5
 	VPADDD      Z12, Z11, Z11
+	VPXORD      Z10, Z5, Z5
 	VPXORD      Z11, Z6, Z6
+	VPROLD      $0x0c, Z5, Z5
 	VPROLD      $0x0c, Z6, Z6
 	VPADDD      Z13, Z8, Z8
-	VPXORD      Z8, Z7, Z7
-	VPROLD      $0x0c, Z7, Z7
 	VPADDD      Z14, Z9, Z9
+	VPXORD      Z8, Z7, Z7
 	VPXORD      Z9, Z4, Z4
+	VPROLD      $0x0c, Z7, Z7
 	VPROLD      $0x0c, Z4, Z4
 	VPADDD      Z5, Z0, Z0
-	VPXORD      Z0, Z15, Z15
-	VPROLD      $0x08, Z15, Z15
 	VPADDD      Z6, Z1, Z1
+	VPXORD      Z0, Z15, Z15
 	VPXORD      Z1, Z12, Z12
+	VPROLD      $0x08, Z15, Z15
 	VPROLD      $0x08, Z12, Z12
 	VPADDD      Z7, Z2, Z2
-	VPXORD      Z2, Z13, Z13
-	VPROLD      $0x08, Z13, Z13
 	VPADDD      Z4, Z3, Z3
+	VPXORD      Z2, Z13, Z13
 	VPXORD      Z3, Z14, Z14
+	VPROLD      $0x08, Z13, Z13
 	VPROLD      $0x08, Z14, Z14
 	VPADDD      Z15, Z10, Z10
-	VPXORD      Z10, Z5, Z5
-	VPROLD      $0x07, Z5, Z5
 	VPADDD      Z12, Z11, Z11
+	VPXORD      Z10, Z5, Z5
 	VPXORD      Z11, Z6, Z6
+	VPROLD      $0x07, Z5, Z5
 	VPROLD      $0x07, Z6, Z6
 	VPADDD      Z13, Z8, Z8
-	VPXORD      Z8, Z7, Z7
-	VPROLD      $0x07, Z7, Z7
 	VPADDD      Z14, Z9, Z9
+	VPXORD      Z8, Z7, Z7
 	VPXORD      Z9, Z4, Z4
+	VPROLD      $0x07, Z7, Z7
 	VPROLD      $0x07, Z4, Z4
 	DECL        AX
 	JNZ         rounds
@@ -314,9 +313,9 @@ rounds:
 	VPADDD.BCST 20(R13), Z9, Z9
 	VPADDD.BCST 24(R13), Z10, Z10
 	VPADDD.BCST 28(R13), Z11, Z11
-	VPADDD      512(SP), Z12, Z12
-	VPADDD      640(SP), Z14, Z14
-	VPADDD      768(SP), Z15, Z15
+	VPADDD      Z20, Z12, Z12
+	VPADDD      Z22, Z14, Z14
+	VPADDD      Z23, Z15, Z15
 	VPUNPCKLDQ  Z1, Z0, Z16
 	VPUNPCKHDQ  Z1, Z0, Z17
 	VPUNPCKLDQ  Z3, Z2, Z18
@@ -381,89 +380,129 @@ rounds:
 	VSHUFI32X4  $0xdd, Z18, Z16, Z7
 	VSHUFI32X4  $0x88, Z19, Z17, Z11
 	VSHUFI32X4  $0xdd, Z19, Z17, Z15
-	MOVQ        (SP), AX
-	MOVQ        256(SP), BX
+	MOVQ        (R15), AX
+	MOVQ        256(R15), BX
 	VPXORD      (AX), Z0, Z0
 	VMOVDQU32   Z0, (BX)
-	MOVQ        8(SP), AX
-	MOVQ        264(SP), BX
+	MOVQ        8(R15), AX
+	MOVQ        264(R15), BX
 	VPXORD      (AX), Z1, Z1
 	VMOVDQU32   Z1, (BX)
-	MOVQ        16(SP), AX
-	MOVQ        272(SP), BX
+	MOVQ        16(R15), AX
+	MOVQ        272(R15), BX
 	VPXORD      (AX), Z2, Z2
 	VMOVDQU32   Z2, (BX)
-	MOVQ        24(SP), AX
-	MOVQ        280(SP), BX
+	MOVQ        24(R15), AX
+	MOVQ        280(R15), BX
 	VPXORD      (AX), Z3, Z3
 	VMOVDQU32   Z3, (BX)
-	MOVQ        32(SP), AX
-	MOVQ        288(SP), BX
+	MOVQ        32(R15), AX
+	MOVQ        288(R15), BX
 	VPXORD      (AX), Z4, Z4
 	VMOVDQU32   Z4, (BX)
-	MOVQ        40(SP), AX
-	MOVQ        296(SP), BX
+	MOVQ        40(R15), AX
+	MOVQ        296(R15), BX
 	VPXORD      (AX), Z5, Z5
 	VMOVDQU32   Z5, (BX)
-	MOVQ        48(SP), AX
-	MOVQ        304(SP), BX
+	MOVQ        48(R15), AX
+	MOVQ        304(R15), BX
 	VPXORD      (AX), Z6, Z6
 	VMOVDQU32   Z6, (BX)
-	MOVQ        56(SP), AX
-	MOVQ        312(SP), BX
+	MOVQ        56(R15), AX
+	MOVQ        312(R15), BX
 	VPXORD      (AX), Z7, Z7
 	VMOVDQU32   Z7, (BX)
-	MOVQ        64(SP), AX
-	MOVQ        320(SP), BX
+	MOVQ        64(R15), AX
+	MOVQ        320(R15), BX
 	VPXORD      (AX), Z8, Z8
 	VMOVDQU32   Z8, (BX)
-	MOVQ        72(SP), AX
-	MOVQ        328(SP), BX
+	MOVQ        72(R15), AX
+	MOVQ        328(R15), BX
 	VPXORD      (AX), Z9, Z9
 	VMOVDQU32   Z9, (BX)
-	MOVQ        80(SP), AX
-	MOVQ        336(SP), BX
+	MOVQ        80(R15), AX
+	MOVQ        336(R15), BX
 	VPXORD      (AX), Z10, Z10
 	VMOVDQU32   Z10, (BX)
-	MOVQ        88(SP), AX
-	MOVQ        344(SP), BX
+	MOVQ        88(R15), AX
+	MOVQ        344(R15), BX
 	VPXORD      (AX), Z11, Z11
 	VMOVDQU32   Z11, (BX)
-	MOVQ        96(SP), AX
-	MOVQ        352(SP), BX
+	MOVQ        96(R15), AX
+	MOVQ        352(R15), BX
 	VPXORD      (AX), Z12, Z12
 	VMOVDQU32   Z12, (BX)
-	MOVQ        104(SP), AX
-	MOVQ        360(SP), BX
+	MOVQ        104(R15), AX
+	MOVQ        360(R15), BX
 	VPXORD      (AX), Z13, Z13
 	VMOVDQU32   Z13, (BX)
-	MOVQ        112(SP), AX
-	MOVQ        368(SP), BX
+	MOVQ        112(R15), AX
+	MOVQ        368(R15), BX
 	VPXORD      (AX), Z14, Z14
 	VMOVDQU32   Z14, (BX)
-	MOVQ        120(SP), AX
-	MOVQ        376(SP), BX
+	MOVQ        120(R15), AX
+	MOVQ        376(R15), BX
 	VPXORD      (AX), Z15, Z15
 	VMOVDQU32   Z15, (BX)
-	JMP         batch
+	TESTQ       R11, R11
+	JZ          tails
+
+begin:
+	MOVQ         R14, R15
+	LEAQ         (SP), AX
+	LEAQ         512(SP), R14
+	CMPQ         R15, R14
+	CMOVQEQ      AX, R14
+	VPBROADCASTD constants<>+0(SB), Z0
+	VPBROADCASTD constants<>+4(SB), Z1
+	VPBROADCASTD constants<>+8(SB), Z2
+	VPBROADCASTD constants<>+12(SB), Z3
+	VPBROADCASTD (R13), Z4
+	VPBROADCASTD 4(R13), Z5
+	VPBROADCASTD 8(R13), Z6
+	VPBROADCASTD 12(R13), Z7
+	VPBROADCASTD 16(R13), Z8
+	VPBROADCASTD 20(R13), Z9
+	VPBROADCASTD 24(R13), Z10
+	VPBROADCASTD 28(R13), Z11
+	VPXORD       Z13, Z13, Z13
+	VMOVDQU32    1024(SP), Z12
+	VMOVDQU32    1152(SP), Z14
+	VMOVDQU32    1280(SP), Z15
+	VMOVDQA32    Z12, Z20
+	VMOVDQA32    Z14, Z22
+	VMOVDQA32    Z15, Z23
+	JMP          batch
 
 tails:
-	MOVQ jobs+8(FP), DI
-	MOVQ count+16(FP), SI
-	CMPQ 904(SP), $0x01
-	JE   done
-	LEAQ 1024(R10), R10
-	MOVQ $-1, DX
+	VPXORD    Z17, Z17, Z17
+	VMOVDQU32 Z17, 2432(SP)
+	CMPQ      2512(SP), $0x01
+	JE        done
+	MOVQ      packets+8(FP), DI
+	MOVQ      count+16(FP), SI
+	LEAQ      1408(SP), R10
+	MOVQ      $-1, DX
 
 tail:
-	MOVQ       16(DI), AX
-	MOVQ       24(DI), BX
-	LEAQ       63(AX), CX
-	SHRQ       $0x06, CX
-	MOVQ       BX, R8
-	SHRQ       $0x06, R8
-	CMPQ       R8, CX
-	JGE        tailless
+	MOVQ    2496(SP), AX
+	MOVQ    (DI)(AX*1), AX
+	SUBQ    $0x10, AX
+	MOVQ    32(DI), BX
+	CMPQ    BX, AX
+	CMOVQHI AX, BX
+	LEAQ    63(AX), CX
+	SHRQ    $0x06, CX
+	MOVQ    BX, R8
+	SHRQ    $0x06, R8
+	CMPQ    R8, CX
+	JGE     tailless
+	CMPQ    2504(SP), $0x00
+	JE      wantedTail
+	CMPB    56(DI), $0x00
+	JE      tailless
+
+wantedTail:
 	DECQ       CX
 	SHLQ       $0x06, CX
 	SUBQ       CX, AX
@@ -472,10 +511,11 @@ tail:
 	BZHIQ      AX, DX, AX
 	KMOVQ      BX, K1
 	KMOVQ      AX, K2
-	MOVQ       (DI), AX
+	MOVQ       24(DI), AX
 	VMOVDQU8.Z (AX)(CX*1), K1, Z16
 	VPXORD     (R10), Z16, Z16
-	MOVQ       8(DI), AX
+	VMOVDQU32  Z17, (R10)
+	MOVQ       (DI), AX
 	VMOVDQU8   Z16, K2, (AX)(CX*1)
 
 tailless:
@@ -488,16 +528,16 @@ done:
 	VZEROUPPER
 	RET
 
-// func polyLanes(jobs *[64]byte, count int, field int, keys *[64]byte, tags *[16]byte)
+// func polyLanes(packets *[64]byte, count int, field int, keys *[32]byte, aad int, aadBlocks int)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512IFMA, AVX512VL, BMI2, CMOV
-TEXT ·polyLanes(SB), $416-40
-	MOVQ         jobs+0(FP), AX
+TEXT ·polyLanes(SB), $352-48
+	MOVQ         packets+0(FP), AX
 	MOVQ         AX, (SP)
 	MOVQ         count+8(FP), AX
 	MOVQ         AX, 8(SP)
-	MOVQ         keys+24(FP), AX
+	MOVQ         field+16(FP), AX
 	MOVQ         AX, 16(SP)
-	MOVQ         tags+32(FP), AX
+	MOVQ         keys+24(FP), AX
 	MOVQ         AX, 24(SP)
 	MOVL         $0x0000000c, AX
 	KMOVB        AX, K1
@@ -515,17 +555,18 @@ eight:
 	SUBQ            $0x01, R14
 	SHLQ            $0x3f, R14
 	MOVQ            (SP), DX
-	MOVQ            16(DX), BX
+	ADDQ            16(SP), DX
+	MOVQ            (DX), R8
+	MOVQ            8(DX), BX
+	SUBQ            $0x10, BX
+	LEAQ            (R8)(BX*1), CX
+	MOVQ            CX, 288(SP)
 	LEAQ            -1(BX), AX
 	ANDQ            $-16, AX
 	TESTQ           BX, BX
 	CMOVQEQ         BX, AX
-	MOVQ            field+16(FP), CX
-	MOVQ            (DX)(CX*1), R8
 	ADDQ            AX, R8
-	VMOVDQU64       40(DX), X29
-	VMOVDQU64       X29, 160(SP)
-	MOVQ            BX, 352(SP)
+	MOVQ            BX, 224(SP)
 	SUBQ            AX, BX
 	MOVL            $0x0000ffff, CX
 	BZHIQ           BX, CX, CX
@@ -533,7 +574,7 @@ eight:
 	VMOVDQU8.Z      (R8), K4, X29
 	VMOVDQU64       X29, 32(SP)
 	NEGQ            AX
-	MOVQ            AX, 288(SP)
+	MOVQ            AX, 160(SP)
 	CMPQ            AX, R14
 	CMOVQGT         AX, R14
 	CMPQ            AX, R15
@@ -542,17 +583,18 @@ eight:
 	LEAQ            64(DX), AX
 	CMPQ            8(SP), $0x01
 	CMOVQGT         AX, DX
-	MOVQ            16(DX), BX
+	ADDQ            16(SP), DX
+	MOVQ            (DX), R9
+	MOVQ            8(DX), BX
+	SUBQ            $0x10, BX
+	LEAQ            (R9)(BX*1), CX
+	MOVQ            CX, 296(SP)
 	LEAQ            -1(BX), AX
 	ANDQ            $-16, AX
 	TESTQ           BX, BX
 	CMOVQEQ         BX, AX
-	MOVQ            field+16(FP), CX
-	MOVQ            (DX)(CX*1), R9
 	ADDQ            AX, R9
-	VMOVDQU64       40(DX), X29
-	VMOVDQU64       X29, 176(SP)
-	MOVQ            BX, 368(SP)
+	MOVQ            BX, 240(SP)
 	SUBQ            AX, BX
 	MOVL            $0x0000ffff, CX
 	BZHIQ           BX, CX, CX
@@ -560,7 +602,7 @@ eight:
 	VMOVDQU8.Z      (R9), K4, X29
 	VMOVDQU64       X29, 48(SP)
 	NEGQ            AX
-	MOVQ            AX, 304(SP)
+	MOVQ            AX, 176(SP)
 	CMPQ            AX, R14
 	CMOVQGT         AX, R14
 	CMPQ            AX, R15
@@ -569,17 +611,18 @@ eight:
 	LEAQ            128(DX), AX
 	CMPQ            8(SP), $0x02
 	CMOVQGT         AX, DX
-	MOVQ            16(DX), BX
+	ADDQ            16(SP), DX
+	MOVQ            (DX), R10
+	MOVQ            8(DX), BX
+	SUBQ            $0x10, BX
+	LEAQ            (R10)(BX*1), CX
+	MOVQ            CX, 304(SP)
 	LEAQ            -1(BX), AX
 	ANDQ            $-16, AX
 	TESTQ           BX, BX
 	CMOVQEQ         BX, AX
-	MOVQ            field+16(FP), CX
-	MOVQ            (DX)(CX*1), R10
 	ADDQ            AX, R10
-	VMOVDQU64       40(DX), X29
-	VMOVDQU64       X29, 192(SP)
-	MOVQ            BX, 384(SP)
+	MOVQ            BX, 256(SP)
 	SUBQ            AX, BX
 	MOVL            $0x0000ffff, CX
 	BZHIQ           BX, CX, CX
@@ -587,7 +630,7 @@ eight:
 	VMOVDQU8.Z      (R10), K4, X29
 	VMOVDQU64       X29, 64(SP)
 	NEGQ            AX
-	MOVQ            AX, 320(SP)
+	MOVQ            AX, 192(SP)
 	CMPQ            AX, R14
 	CMOVQGT         AX, R14
 	CMPQ            AX, R15
@@ -596,17 +639,18 @@ eight:
 	LEAQ            192(DX), AX
 	CMPQ            8(SP), $0x03
 	CMOVQGT         AX, DX
-	MOVQ            16(DX), BX
+	ADDQ            16(SP), DX
+	MOVQ            (DX), R11
+	MOVQ            8(DX), BX
+	SUBQ            $0x10, BX
+	LEAQ            (R11)(BX*1), CX
+	MOVQ            CX, 312(SP)
 	LEAQ            -1(BX), AX
 	ANDQ            $-16, AX
 	TESTQ           BX, BX
 	CMOVQEQ         BX, AX
-	MOVQ            field+16(FP), CX
-	MOVQ            (DX)(CX*1), R11
 	ADDQ            AX, R11
-	VMOVDQU64       40(DX), X29
-	VMOVDQU64       X29, 208(SP)
-	MOVQ            BX, 400(SP)
+	MOVQ            BX, 272(SP)
 	SUBQ            AX, BX
 	MOVL            $0x0000ffff, CX
 	BZHIQ           BX, CX, CX
@@ -614,7 +658,7 @@ eight:
 	VMOVDQU8.Z      (R11), K4, X29
 	VMOVDQU64       X29, 80(SP)
 	NEGQ            AX
-	MOVQ            AX, 336(SP)
+	MOVQ            AX, 208(SP)
 	CMPQ            AX, R14
 	CMOVQGT         AX, R14
 	CMPQ            AX, R15
@@ -623,17 +667,18 @@ eight:
 	LEAQ            256(DX), AX
 	CMPQ            8(SP), $0x04
 	CMOVQGT         AX, DX
-	MOVQ            16(DX), BX
+	ADDQ            16(SP), DX
+	MOVQ            (DX), R12
+	MOVQ            8(DX), BX
+	SUBQ            $0x10, BX
+	LEAQ            (R12)(BX*1), CX
+	MOVQ            CX, 320(SP)
 	LEAQ            -1(BX), AX
 	ANDQ            $-16, AX
 	TESTQ           BX, BX
 	CMOVQEQ         BX, AX
-	MOVQ            field+16(FP), CX
-	MOVQ            (DX)(CX*1), R12
 	ADDQ            AX, R12
-	VMOVDQU64       40(DX), X29
-	VMOVDQU64       X29, 224(SP)
-	MOVQ            BX, 360(SP)
+	MOVQ            BX, 232(SP)
 	SUBQ            AX, BX
 	MOVL            $0x0000ffff, CX
 	BZHIQ           BX, CX, CX
@@ -641,7 +686,7 @@ eight:
 	VMOVDQU8.Z      (R12), K4, X29
 	VMOVDQU64       X29, 96(SP)
 	NEGQ            AX
-	MOVQ            AX, 296(SP)
+	MOVQ            AX, 168(SP)
 	CMPQ            AX, R14
 	CMOVQGT         AX, R14
 	CMPQ            AX, R15
@@ -650,17 +695,18 @@ eight:
 	LEAQ            320(DX), AX
 	CMPQ            8(SP), $0x05
 	CMOVQGT         AX, DX
-	MOVQ            16(DX), BX
+	ADDQ            16(SP), DX
+	MOVQ            (DX), R13
+	MOVQ            8(DX), BX
+	SUBQ            $0x10, BX
+	LEAQ            (R13)(BX*1), CX
+	MOVQ            CX, 328(SP)
 	LEAQ            -1(BX), AX
 	ANDQ            $-16, AX
 	TESTQ           BX, BX
 	CMOVQEQ         BX, AX
-	MOVQ            field+16(FP), CX
-	MOVQ            (DX)(CX*1), R13
 	ADDQ            AX, R13
-	VMOVDQU64       40(DX), X29
-	VMOVDQU64       X29, 240(SP)
-	MOVQ            BX, 376(SP)
+	MOVQ            BX, 248(SP)
 	SUBQ            AX, BX
 	MOVL            $0x0000ffff, CX
 	BZHIQ           BX, CX, CX
@@ -668,7 +714,7 @@ eight:
 	VMOVDQU8.Z      (R13), K4, X29
 	VMOVDQU64       X29, 112(SP)
 	NEGQ            AX
-	MOVQ            AX, 312(SP)
+	MOVQ            AX, 184(SP)
 	CMPQ            AX, R14
 	CMOVQGT         AX, R14
 	CMPQ            AX, R15
@@ -677,17 +723,18 @@ eight:
 	LEAQ            384(DX), AX
 	CMPQ            8(SP), $0x06
 	CMOVQGT         AX, DX
-	MOVQ            16(DX), BX
+	ADDQ            16(SP), DX
+	MOVQ            (DX), SI
+	MOVQ            8(DX), BX
+	SUBQ            $0x10, BX
+	LEAQ            (SI)(BX*1), CX
+	MOVQ            CX, 336(SP)
 	LEAQ            -1(BX), AX
 	ANDQ            $-16, AX
 	TESTQ           BX, BX
 	CMOVQEQ         BX, AX
-	MOVQ            field+16(FP), CX
-	MOVQ            (DX)(CX*1), SI
 	ADDQ            AX, SI
-	VMOVDQU64       40(DX), X29
-	VMOVDQU64       X29, 256(SP)
-	MOVQ            BX, 392(SP)
+	MOVQ            BX, 264(SP)
 	SUBQ            AX, BX
 	MOVL            $0x0000ffff, CX
 	BZHIQ           BX, CX, CX
@@ -695,7 +742,7 @@ eight:
 	VMOVDQU8.Z      (SI), K4, X29
 	VMOVDQU64       X29, 128(SP)
 	NEGQ            AX
-	MOVQ            AX, 328(SP)
+	MOVQ            AX, 200(SP)
 	CMPQ            AX, R14
 	CMOVQGT         AX, R14
 	CMPQ            AX, R15
@@ -704,17 +751,18 @@ eight:
 	LEAQ            448(DX), AX
 	CMPQ            8(SP), $0x07
 	CMOVQGT         AX, DX
-	MOVQ            16(DX), BX
+	ADDQ            16(SP), DX
+	MOVQ            (DX), DI
+	MOVQ            8(DX), BX
+	SUBQ            $0x10, BX
+	LEAQ            (DI)(BX*1), CX
+	MOVQ            CX, 344(SP)
 	LEAQ            -1(BX), AX
 	ANDQ            $-16, AX
 	TESTQ           BX, BX
 	CMOVQEQ         BX, AX
-	MOVQ            field+16(FP), CX
-	MOVQ            (DX)(CX*1), DI
 	ADDQ            AX, DI
-	VMOVDQU64       40(DX), X29
-	VMOVDQU64       X29, 272(SP)
-	MOVQ            BX, 408(SP)
+	MOVQ            BX, 280(SP)
 	SUBQ            AX, BX
 	MOVL            $0x0000ffff, CX
 	BZHIQ           BX, CX, CX
@@ -722,20 +770,20 @@ eight:
 	VMOVDQU8.Z      (DI), K4, X29
 	VMOVDQU64       X29, 144(SP)
 	NEGQ            AX
-	MOVQ            AX, 344(SP)
+	MOVQ            AX, 216(SP)
 	CMPQ            AX, R14
 	CMOVQGT         AX, R14
 	CMPQ            AX, R15
 	CMOVQLT         AX, R15
-	MOVQ            16(SP), AX
+	MOVQ            24(SP), AX
 	VBROADCASTI64X2 (AX), Z22
-	VBROADCASTI64X2 64(AX), K1, Z22
-	VBROADCASTI64X2 128(AX), K2, Z22
-	VBROADCASTI64X2 192(AX), K3, Z22
-	VBROADCASTI64X2 256(AX), Z23
-	VBROADCASTI64X2 320(AX), K1, Z23
-	VBROADCASTI64X2 384(AX), K2, Z23
-	VBROADCASTI64X2 448(AX), K3, Z23
+	VBROADCASTI64X2 32(AX), K1, Z22
+	VBROADCASTI64X2 64(AX), K2, Z22
+	VBROADCASTI64X2 96(AX), K3, Z22
+	VBROADCASTI64X2 128(AX), Z23
+	VBROADCASTI64X2 160(AX), K1, Z23
+	VBROADCASTI64X2 192(AX), K2, Z23
+	VBROADCASTI64X2 224(AX), K3, Z23
 	VPUNPCKLQDQ     Z23, Z22, Z24
 	VPUNPCKHQDQ     Z23, Z22, Z25
 	VPANDQ.BCST     clamp_low<>+0(SB), Z24, Z24
@@ -812,35 +860,35 @@ late:
 single:
 	LEAQ            zeros<>+0(SB), DX
 	LEAQ            (R8)(AX*1), CX
-	CMPQ            AX, 288(SP)
+	CMPQ            AX, 160(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), Z22
 	LEAQ            (R9)(AX*1), CX
-	CMPQ            AX, 304(SP)
+	CMPQ            AX, 176(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K1, Z22
 	LEAQ            (R10)(AX*1), CX
-	CMPQ            AX, 320(SP)
+	CMPQ            AX, 192(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K2, Z22
 	LEAQ            (R11)(AX*1), CX
-	CMPQ            AX, 336(SP)
+	CMPQ            AX, 208(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K3, Z22
 	LEAQ            (R12)(AX*1), CX
-	CMPQ            AX, 296(SP)
+	CMPQ            AX, 168(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), Z23
 	LEAQ            (R13)(AX*1), CX
-	CMPQ            AX, 312(SP)
+	CMPQ            AX, 184(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K1, Z23
 	LEAQ            (SI)(AX*1), CX
-	CMPQ            AX, 328(SP)
+	CMPQ            AX, 200(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K2, Z23
 	LEAQ            (DI)(AX*1), CX
-	CMPQ            AX, 344(SP)
+	CMPQ            AX, 216(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K3, Z23
 	VPUNPCKLQDQ     Z23, Z22, Z24
@@ -851,7 +899,7 @@ single:
 	VPTERNLOGQ      $0xa8, Z26, Z29, Z14
 	VPSRLQ          $0x18, Z25, Z15
 	VPBROADCASTQ    AX, Z29
-	VPCMPQ          $0x05, 288(SP), Z29, K4
+	VPCMPQ          $0x05, 160(SP), Z29, K4
 	VPORQ           Z28, Z15, K4, Z15
 	VPXORQ          Z16, Z16, Z16
 	VPXORQ          Z17, Z17, Z17
@@ -1006,19 +1054,14 @@ finish:
 	VPANDQ          Z26, Z24, Z19
 	VPTERNLOGQ      $0xa8, Z26, Z29, Z20
 	VPSRLQ          $0x18, Z25, Z21
-	VMOVDQU64       352(SP), Z29
-	VPTESTMQ        Z29, Z29, K4
+	VMOVDQU64       224(SP), Z31
+	VPTESTMQ        Z31, Z31, K4
 	VPORQ           Z28, Z21, K4, Z21
-	VBROADCASTI64X2 160(SP), Z22
-	VBROADCASTI64X2 176(SP), K1, Z22
-	VBROADCASTI64X2 192(SP), K2, Z22
-	VBROADCASTI64X2 208(SP), K3, Z22
-	VBROADCASTI64X2 224(SP), Z23
-	VBROADCASTI64X2 240(SP), K1, Z23
-	VBROADCASTI64X2 256(SP), K2, Z23
-	VBROADCASTI64X2 272(SP), K3, Z23
-	VPUNPCKLQDQ     Z23, Z22, Z24
-	VPUNPCKHQDQ     Z23, Z22, Z25
+	MOVQ            aad+32(FP), AX
+	VPBROADCASTQ    AX, Z24
+	MOVQ            aadBlocks+40(FP), AX
+	VPBROADCASTQ    AX, Z25
+	VPSUBQ          Z25, Z31, Z25
 	VPSRLQ          $0x2c, Z24, Z14
 	VPSLLQ          $0x14, Z25, Z29
 	VPANDQ          Z26, Z24, Z13
@@ -1155,15 +1198,15 @@ finish:
 	VMOVDQA64       Z19, K4, Z0
 	VMOVDQA64       Z20, K4, Z1
 	VMOVDQA64       Z21, K4, Z2
-	MOVQ            16(SP), AX
+	MOVQ            24(SP), AX
 	VBROADCASTI64X2 16(AX), Z22
-	VBROADCASTI64X2 80(AX), K1, Z22
-	VBROADCASTI64X2 144(AX), K2, Z22
-	VBROADCASTI64X2 208(AX), K3, Z22
-	VBROADCASTI64X2 272(AX), Z23
-	VBROADCASTI64X2 336(AX), K1, Z23
-	VBROADCASTI64X2 400(AX), K2, Z23
-	VBROADCASTI64X2 464(AX), K3, Z23
+	VBROADCASTI64X2 48(AX), K1, Z22
+	VBROADCASTI64X2 80(AX), K2, Z22
+	VBROADCASTI64X2 112(AX), K3, Z22
+	VBROADCASTI64X2 144(AX), Z23
+	VBROADCASTI64X2 176(AX), K1, Z23
+	VBROADCASTI64X2 208(AX), K2, Z23
+	VBROADCASTI64X2 240(AX), K3, Z23
 	VPUNPCKLQDQ     Z23, Z22, Z24
 	VPUNPCKHQDQ     Z23, Z22, Z25
 	VPSLLQ          $0x2c, Z1, Z29
@@ -1175,15 +1218,108 @@ finish:
 	VPADDQ          Z25, Z1, Z1
 	VPCMPUQ         $0x01, Z24, Z0, K4
 	VPADDQ.BCST     one<>+0(SB), Z1, K4, Z1
+	VPXORQ          Z29, Z29, Z29
 	MOVQ            24(SP), AX
+	VMOVDQU64       Z29, (AX)
+	VMOVDQU64       Z29, 64(AX)
+	VMOVDQU64       Z29, 128(AX)
+	VMOVDQU64       Z29, 192(AX)
+	CMPQ            16(SP), $0x00
+	JNE             compare
 	VPUNPCKLQDQ     Z1, Z0, Z22
 	VPUNPCKHQDQ     Z1, Z0, Z23
-	VMOVDQU64       Z22, (AX)
-	VMOVDQU64       Z23, 64(AX)
-	ADDQ            $0x00000200, (SP)
-	ADDQ            $0x00000200, 16(SP)
-	ADDQ            $0x00000080, 24(SP)
-	SUBQ            $0x08, 8(SP)
-	JG              eight
+	MOVQ            288(SP), AX
+	VEXTRACTI64X2   $0x00, Z22, (AX)
+	CMPQ            8(SP), $0x01
+	JLE             delivered
+	MOVQ            296(SP), AX
+	VEXTRACTI64X2   $0x01, Z22, (AX)
+	CMPQ            8(SP), $0x02
+	JLE             delivered
+	MOVQ            304(SP), AX
+	VEXTRACTI64X2   $0x02, Z22, (AX)
+	CMPQ            8(SP), $0x03
+	JLE             delivered
+	MOVQ            312(SP), AX
+	VEXTRACTI64X2   $0x03, Z22, (AX)
+	CMPQ            8(SP), $0x04
+	JLE             delivered
+	MOVQ            320(SP), AX
+	VEXTRACTI64X2   $0x00, Z23, (AX)
+	CMPQ            8(SP), $0x05
+	JLE             delivered
+	MOVQ            328(SP), AX
+	VEXTRACTI64X2   $0x01, Z23, (AX)
+	CMPQ            8(SP), $0x06
+	JLE             delivered
+	MOVQ            336(SP), AX
+	VEXTRACTI64X2   $0x02, Z23, (AX)
+	CMPQ            8(SP), $0x07
+	JLE             delivered
+	MOVQ            344(SP), AX
+	VEXTRACTI64X2   $0x03, Z23, (AX)
+	JMP             delivered
+
+compare:
+	MOVQ            288(SP), R8
+	MOVQ            296(SP), R9
+	MOVQ            304(SP), R10
+	MOVQ            312(SP), R11
+	MOVQ            320(SP), R12
+	MOVQ            328(SP), R13
+	MOVQ            336(SP), SI
+	MOVQ            344(SP), DI
+	VBROADCASTI64X2 (R8), Z22
+	VBROADCASTI64X2 (R9), K1, Z22
+	VBROADCASTI64X2 (R10), K2, Z22
+	VBROADCASTI64X2 (R11), K3, Z22
+	VBROADCASTI64X2 (R12), Z23
+	VBROADCASTI64X2 (R13), K1, Z23
+	VBROADCASTI64X2 (SI), K2, Z23
+	VBROADCASTI64X2 (DI), K3, Z23
+	VPUNPCKLQDQ     Z23, Z22, Z24
+	VPUNPCKHQDQ     Z23, Z22, Z25
+	VPXORQ          Z24, Z0, Z0
+	VPXORQ          Z25, Z1, Z1
+	VPORQ           Z0, Z1, Z1
+	VPTESTNMQ       Z1, Z1, K4
+	KMOVB           K4, CX
+	MOVQ            (SP), DX
+	BTL             $0x00, CX
+	SETCS           56(DX)
+	CMPQ            8(SP), $0x01
+	JLE             delivered
+	BTL             $0x02, CX
+	SETCS           120(DX)
+	CMPQ            8(SP), $0x02
+	JLE             delivered
+	BTL             $0x04, CX
+	SETCS           184(DX)
+	CMPQ            8(SP), $0x03
+	JLE             delivered
+	BTL             $0x06, CX
+	SETCS           248(DX)
+	CMPQ            8(SP), $0x04
+	JLE             delivered
+	BTL             $0x01, CX
+	SETCS           312(DX)
+	CMPQ            8(SP), $0x05
+	JLE             delivered
+	BTL             $0x03, CX
+	SETCS           376(DX)
+	CMPQ            8(SP), $0x06
+	JLE             delivered
+	BTL             $0x05, CX
+	SETCS           440(DX)
+	CMPQ            8(SP), $0x07
+	JLE             delivered
+	BTL             $0x07, CX
+	SETCS           504(DX)
+
+delivered:
+	ADDQ $0x00000200, (SP)
+	ADDQ $0x00000100, 24(SP)
+	SUBQ $0x08, 8(SP)
+	JG   eight
 	VZEROUPPER
 	RET

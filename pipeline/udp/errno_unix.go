@@ -7,8 +7,6 @@ import (
 	"syscall"
 )
 
-func errnoOf(err error) (syscall.Errno, bool) { return errors.AsType[syscall.Errno](err) }
-
 // refused tells an ICMP port unreachable of an earlier datagram, which this call only reports.
 func refused(err error) bool { return errors.Is(err, syscall.ECONNREFUSED) }
 

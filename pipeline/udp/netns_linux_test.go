@@ -2,6 +2,7 @@ package udp
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"runtime"
@@ -49,7 +50,7 @@ func newNamespace(t *testing.T) *namespace {
 	return n
 }
 
-// in runs f on the namespace's thread. If f fails the test, the thread ends and so does the test at the next call.
+// in runs f on the namespace's thread. If f fails the test, this ends it.
 func (n *namespace) in(f func()) {
 	finished := make(chan struct{})
 	task := func() {
@@ -59,6 +60,9 @@ func (n *namespace) in(f func()) {
 	select {
 	case n.tasks <- task:
 		<-finished
+		if n.t.Failed() {
+			n.t.FailNow()
+		}
 	case <-n.gone:
 		n.t.FailNow()
 	}
@@ -119,8 +123,6 @@ func cable(t *testing.T) (a, b *namespace) {
 		side.n.ip("link set %s addrgenmode none", side.dev)
 		side.n.ip("link set %s up", side.dev)
 	}
-	a.waitUp("vetha")
-	b.waitUp("vethb")
 	// A neighbour that does not answer at once costs a second.
 	for _, addr := range []string{"10.9.0.1", "10.9.0.11", "10.9.0.12", "fd09::1", "fd09::11", "fe80::a"} {
 		b.ip("neigh replace %s lladdr 02:00:00:00:00:01 dev vethb nud permanent", addr)
@@ -128,6 +130,12 @@ func cable(t *testing.T) (a, b *namespace) {
 	for _, addr := range []string{"10.9.0.2", "fd09::2", "fe80::b"} {
 		a.ip("neigh replace %s lladdr 02:00:00:00:00:02 dev vetha nud permanent", addr)
 	}
+	left, right := a.open(Config{}), b.open(Config{})
+	for _, f := range []family{v4, v6} {
+		waitReach(t, left.of(f), right.of(f), map[family]string{v4: "10.9.0.2", v6: "fd09::2"}[f])
+		waitReach(t, right.of(f), left.of(f), map[family]string{v4: "10.9.0.1", v6: "fd09::1"}[f])
+	}
+	closeAll([]Pair{left, right})
 	return a, b
 }
 
@@ -142,22 +150,18 @@ func (n *namespace) ethtool(dev, feature, value string) {
 	}
 }
 
-// waitUp waits until a device takes packets.
-func (n *namespace) waitUp(dev string) {
-	n.t.Helper()
+// waitReach sends until something arrives: carrier, addresses and routes come up one after the other.
+func waitReach(t *testing.T, from, to Socket, addr string) {
+	t.Helper()
+	c := newCollector()
 	deadline := time.Now().Add(patience)
 	for {
-		var flags string
-		n.in(func() {
-			out, _ := exec.Command("ip", "-o", "link", "show", "dev", dev).Output()
-			flags = string(out)
-		})
-		if strings.Contains(flags, "state UP") {
+		sendAll(t, from, []Run{{Data: []byte("hello"), Dst: netip.AddrPortFrom(netip.MustParseAddr(addr), to.LocalPort())}})
+		waitFor(to.FD(), unix.POLLIN, 5)
+		if n, err := to.Receive(c.batch); n > 0 {
 			return
+		} else if err != nil || time.Now().After(deadline) {
+			t.Fatalf("%s cannot be reached: %v", addr, err)
 		}
-		if time.Now().After(deadline) {
-			n.t.Fatalf("%s does not come up: %s", dev, flags)
-		}
-		time.Sleep(5 * time.Millisecond)
 	}
 }

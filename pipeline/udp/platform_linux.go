@@ -1,9 +1,11 @@
 package udp
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"os"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 )
@@ -29,8 +31,10 @@ func setConnMark(conn *net.UDPConn, mark uint32) error {
 	return os.NewSyscallError("setsockopt SO_MARK", set)
 }
 
+// familyError adds errFamily to the error of a family that the machine lacks.
 func familyError(err error) error {
-	if errno, ok := errnoOf(err); ok && (errno == unix.EAFNOSUPPORT || errno == unix.EPFNOSUPPORT || errno == unix.EPROTONOSUPPORT) {
+	errno, ok := errors.AsType[syscall.Errno](err)
+	if ok && oneOf(errno, unix.EAFNOSUPPORT, unix.EPFNOSUPPORT, unix.EPROTONOSUPPORT) {
 		return fmt.Errorf("%w: %w", errFamily, err)
 	}
 	return err

@@ -22,6 +22,8 @@ type wire struct {
 	refuse  func(m wireMessage) syscall.Errno
 	waits   int
 	waiting func()
+
+	hideSource bool // leave sources out of sent
 }
 
 // wireMessage is one message as the kernel sees it.
@@ -59,6 +61,9 @@ func (w *wire) wait(int, int16, int) {
 }
 
 func (w *wire) take(m wireMessage) {
+	if w.hideSource {
+		m.out.src = netip.Addr{}
+	}
 	size := m.out.segmentSize
 	if size == 0 {
 		size = max(1, len(m.data))

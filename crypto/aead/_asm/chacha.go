@@ -6,68 +6,99 @@ import (
 	. "github.com/mmcloughlin/avo/reg"
 )
 
-// lanes is chachaLanes at work: registers that live through it, and the tables of the 16 lanes in its frame. A table has
-// 32 entries, since a job's lanes are written 16 at a time from its first one on, and the next job writes over the rest.
+// lanes is chachaLanes at work: registers that live through it, and its frame.
+//
+// There are two sets of tables of the 16 lanes' addresses: while one batch is in its rounds, the next one's is written,
+// since reading a table back is only quick once the stores to it are done. A table has 32 entries, because a packet's
+// lanes are written 16 at a time from its first one on, and the next packet writes over the rest.
 type lanes struct {
-	job, left, block, offset, base, lane, total, key Register
-	first, limit                                     Mem
-	src, dst                                         Mem // 64-bit addresses
-	counter, nonceLow, nonceHigh                     Mem // 32-bit words
+	packet, left, block, offset, keys, lane, total, key Register
+	next, current                                       Register
+	size, first, limit                                  Mem
+	tables                                              [2]Mem
+	counter, nonceLow, nonceHigh                        Mem // 32-bit words
+	tails, junk                                         Mem
 }
 
+// Parts of a set of tables.
+const (
+	tableSrc  = 0
+	tableDst  = 256
+	tableSize = 512
+)
+
 func chachaLanes() {
-	TEXT("chachaLanes", 0, "func(key *[32]byte, jobs *[64]byte, count int, first int, limit int, s *[2112]byte)")
-	Doc("chachaLanes encrypts the text of count jobs from src to dst, 16 blocks of 64 bytes at a time.",
-		"A job's lanes are its blocks from first on, at most limit of them; block 0 is its Poly1305 key and goes to s.keys.",
-		"A last block that is not whole in src and in dst goes by way of s.tails.")
+	TEXT("chachaLanes", 0, "func(key *[32]byte, packets *[64]byte, count int, size int, first int, limit int, keys *[32]byte)")
+	Doc("chachaLanes encrypts the text of count packets, up to 16, from Src to Dst, 16 blocks of 64 bytes at a time.",
+		"The text's length is the slice length at offset size in a packet, less a tag; bytes that Src lacks are zeros.",
+		"Of each packet it takes the blocks from first on, at most limit. Block 0 is not text: its first half goes to keys,",
+		"whose row behind the last one is overwritten as well. If first is not 0, packets that are not OK are left out.",
+		"Only a packet's last block may have bytes that Src lacks.")
 	Pragma("noescape")
 	l := &lanes{
-		job: RDI, left: RSI, block: R8, offset: R9, base: R10, lane: R11, total: R12, key: R13,
-		src: AllocLocal(256), dst: AllocLocal(256),
+		packet: RDI, left: RSI, block: R8, offset: R9, keys: R10, lane: R11, total: R12, key: R13, next: R14, current: R15,
+		tables:  [2]Mem{AllocLocal(tableSize), AllocLocal(tableSize)},
 		counter: AllocLocal(128), nonceLow: AllocLocal(128), nonceHigh: AllocLocal(128),
-		first: AllocLocal(8), limit: AllocLocal(8),
+		tails: AllocLocal(64 * chunk), junk: AllocLocal(64),
+		size: AllocLocal(8), first: AllocLocal(8), limit: AllocLocal(8),
 	}
-	Load(Param("key"), l.key)
-	Load(Param("s"), l.base)
-	Load(Param("first"), RAX)
-	MOVQ(RAX, l.first)
-	Load(Param("limit"), RAX)
-	MOVQ(RAX, l.limit)
-	Load(Param("jobs"), l.job)
-	Load(Param("count"), l.left)
-	XORL(R9L, R9L)
-	MOVQ(l.first, l.block)
+	l.parameters()
 
 	Label("batch")
 	l.fill()
-	l.load()
+	Label("filled")
+	TESTQ(l.current, l.current)
+	JZ(LabelRef("begin"))
 	l.rounds()
 	l.feedForward()
 	l.store()
+	TESTQ(l.lane, l.lane)
+	JZ(LabelRef("tails"))
+	Label("begin")
+	l.turn()
+	l.load()
 	JMP(LabelRef("batch"))
 
 	Label("tails")
-	l.tails()
+	l.finishTails()
 	VZEROUPPER()
 	RET()
 }
 
-// fill gives the 16 lanes their blocks, and goes to tails if none is left.
+func (l *lanes) parameters() {
+	for _, p := range []struct {
+		name string
+		to   Mem
+	}{{"size", l.size}, {"first", l.first}, {"limit", l.limit}} {
+		Load(Param(p.name), RAX)
+		MOVQ(RAX, p.to)
+	}
+	Load(Param("key"), l.key)
+	Load(Param("keys"), l.keys)
+	Load(Param("packets"), l.packet)
+	Load(Param("count"), l.left)
+	MOVQ(l.first, l.block)
+	XORL(R9L, R9L)
+	XORL(R15L, R15L)
+	LEAQ(l.tables[0], l.next)
+}
+
+// turn makes the filled tables the current ones.
+func (l *lanes) turn() {
+	MOVQ(l.next, l.current)
+	LEAQ(l.tables[0], RAX)
+	LEAQ(l.tables[1], l.next)
+	CMPQ(l.current, l.next)
+	CMOVQEQ(RAX, l.next)
+}
+
+// fill gives the 16 lanes of the next tables their blocks. It leaves lane at zero if none is left.
 func (l *lanes) fill() {
 	XORL(R11L, R11L)
 	Label("fill")
 	TESTQ(l.left, l.left)
 	JZ(LabelRef("idle"))
-	MOVQ(Mem{Base: l.job, Disp: jobN}, l.total)
-	ADDQ(Imm(63), l.total)
-	SHRQ(Imm(6), l.total)
-	INCQ(l.total)
-	CMPQ(l.total, l.limit)
-	CMOVQHI(l.limit, l.total)
-	MOVQ(l.total, RCX)
-	SUBQ(l.block, RCX)
-	JLE(LabelRef("next"))
-
+	l.measure()
 	l.describe()
 	l.redirect()
 
@@ -76,47 +107,68 @@ func (l *lanes) fill() {
 	JA(LabelRef("split"))
 	Label("next")
 	DECQ(l.left)
-	ADDQ(Imm(jobSize), l.job)
-	ADDQ(Imm(64), l.offset)
+	ADDQ(Imm(packetSize), l.packet)
+	ADDQ(Imm(keyStride), l.offset)
 	MOVQ(l.first, l.block)
 	CMPQ(l.lane, Imm(16))
 	JNE(LabelRef("fill"))
-	JMP(LabelRef("run"))
+	JMP(LabelRef("filled"))
 
 	Label("split")
-	Comment("The job goes on in the next batch.")
+	Comment("The packet goes on in the next batch.")
 	MOVQ(l.total, l.block)
 	SUBQ(l.lane, l.block)
 	ADDQ(Imm(16), l.block)
-	JMP(LabelRef("run"))
+	JMP(LabelRef("filled"))
 
 	Label("idle")
 	TESTQ(l.lane, l.lane)
-	JZ(LabelRef("tails"))
+	JZ(LabelRef("filled"))
 	Comment("Lanes without work read zeros and write to a place of their own.")
 	LEAQ(zeros, RAX)
 	VPBROADCASTQ(RAX, Z16)
-	l.put(l.src, Z16, Z16)
-	LEAQ(Mem{Base: l.base, Disp: scratchJunk}, RAX)
+	l.put(tableSrc, Z16, Z16)
+	LEAQ(l.junk, RAX)
 	VPBROADCASTQ(RAX, Z16)
-	l.put(l.dst, Z16, Z16)
-	Label("run")
+	l.put(tableDst, Z16, Z16)
 }
 
-func (l *lanes) put(table Mem, low, high Register) {
-	VMOVDQU64(low, table.Idx(l.lane, 8))
-	VMOVDQU64(high, table.Offset(64).Idx(l.lane, 8))
+// measure sets total to the packet's blocks, RCX to how many of them are left, which is not none, and RDX to the first
+// one that is not whole in Src and Dst.
+func (l *lanes) measure() {
+	MOVQ(l.size, RBX)
+	MOVQ(Mem{Base: l.packet, Index: RBX, Scale: 1}, RBX)
+	SUBQ(Imm(overhead), RBX)
+	LEAQ(Mem{Base: RBX, Disp: 127}, l.total)
+	SHRQ(Imm(6), l.total)
+	CMPQ(l.total, l.limit)
+	CMOVQHI(l.limit, l.total)
+	MOVQ(l.total, RCX)
+	SUBQ(l.block, RCX)
+	JLE(LabelRef("next"))
+	CMPQ(l.first, Imm(0))
+	JE(LabelRef("wanted"))
+	CMPB(Mem{Base: l.packet, Disp: packetOK}, Imm(0))
+	JE(LabelRef("next"))
+	Label("wanted")
+	MOVQ(Mem{Base: l.packet, Disp: packetSrcLen}, RDX)
+	CMPQ(RDX, RBX)
+	CMOVQHI(RBX, RDX)
+	SHRQ(Imm(6), RDX)
+	INCQ(RDX)
 }
 
-// describe writes the tables as if all of the job's lanes from here on were whole blocks of text.
+func (l *lanes) put(table int, low, high Register) {
+	VMOVDQU64(low, Mem{Base: l.next, Disp: table, Index: l.lane, Scale: 8})
+	VMOVDQU64(high, Mem{Base: l.next, Disp: table + 64, Index: l.lane, Scale: 8})
+}
+
+// describe writes the tables as if all of the packet's lanes from here on were whole blocks of text.
 func (l *lanes) describe() {
 	MOVQ(l.block, RBX)
 	SHLQ(Imm(6), RBX)
-	for _, t := range []struct {
-		table Mem
-		field int
-	}{{l.src, jobSrc}, {l.dst, jobDst}} {
-		MOVQ(Mem{Base: l.job, Disp: t.field}, RAX)
+	for _, t := range []struct{ table, field int }{{tableSrc, packetSrc}, {tableDst, packetDst}} {
+		MOVQ(Mem{Base: l.packet, Disp: t.field}, RAX)
 		LEAQ(Mem{Base: RAX, Disp: -64, Index: RBX, Scale: 1}, RAX)
 		VPBROADCASTQ(RAX, Z16)
 		VPADDQ(stride, Z16, Z17)
@@ -126,32 +178,30 @@ func (l *lanes) describe() {
 	VPBROADCASTD(R8L, Z16)
 	VPADDD(iota32, Z16, Z16)
 	VMOVDQU32(Z16, l.counter.Idx(l.lane, 4))
-	VPBROADCASTD(Mem{Base: l.job, Disp: jobCounter}, Z16)
+	VPBROADCASTD(Mem{Base: l.packet, Disp: packetCounter}, Z16)
 	VMOVDQU32(Z16, l.nonceLow.Idx(l.lane, 4))
-	VPBROADCASTD(Mem{Base: l.job, Disp: jobCounter + 4}, Z16)
+	VPBROADCASTD(Mem{Base: l.packet, Disp: packetCounter + 4}, Z16)
 	VMOVDQU32(Z16, l.nonceHigh.Idx(l.lane, 4))
 }
 
-// redirect makes the lanes of block 0 and of a last block in part keep their key stream in the scratch memory.
+// redirect makes the lanes of block 0 and of a last block in part keep their key stream.
 func (l *lanes) redirect() {
-	LEAQ(zeros, RDX)
+	at := func(table int, lane Register) Mem { return Mem{Base: l.next, Disp: table, Index: lane, Scale: 8} }
+	LEAQ(zeros, RBX)
 	TESTQ(l.block, l.block)
 	JNZ(LabelRef("text"))
-	LEAQ(Mem{Base: l.base, Disp: scratchKeys, Index: l.offset, Scale: 1}, RAX)
-	MOVQ(RDX, l.src.Idx(l.lane, 8))
-	MOVQ(RAX, l.dst.Idx(l.lane, 8))
+	LEAQ(Mem{Base: l.keys, Index: l.offset, Scale: 1}, RAX)
+	MOVQ(RBX, at(tableSrc, l.lane))
+	MOVQ(RAX, at(tableDst, l.lane))
 	Label("text")
-	MOVQ(Mem{Base: l.job, Disp: jobM}, RAX)
-	SHRQ(Imm(6), RAX)
-	INCQ(RAX)
-	CMPQ(RAX, l.total)
+	CMPQ(RDX, l.total)
 	JGE(LabelRef("whole"))
-	LEAQ(Mem{Base: l.lane, Disp: -1, Index: RCX, Scale: 1}, RBX)
-	CMPQ(RBX, Imm(16))
+	LEAQ(Mem{Base: l.lane, Disp: -1, Index: RCX, Scale: 1}, RDX)
+	CMPQ(RDX, Imm(16))
 	JGE(LabelRef("whole"))
-	LEAQ(Mem{Base: l.base, Disp: scratchTails, Index: l.offset, Scale: 1}, RAX)
-	MOVQ(RDX, l.src.Idx(RBX, 8))
-	MOVQ(RAX, l.dst.Idx(RBX, 8))
+	LEAQ(l.tails.Idx(l.offset, 2), RAX)
+	MOVQ(RBX, at(tableSrc, RDX))
+	MOVQ(RAX, at(tableDst, RDX))
 	Label("whole")
 }
 
@@ -160,10 +210,13 @@ func (l *lanes) load() {
 	for i := range 12 {
 		VPBROADCASTD(l.word(i), zmm(i))
 	}
-	VMOVDQU32(l.counter, Z12)
 	VPXORD(Z13, Z13, Z13)
+	VMOVDQU32(l.counter, Z12)
 	VMOVDQU32(l.nonceLow, Z14)
 	VMOVDQU32(l.nonceHigh, Z15)
+	for _, i := range []int{12, 14, 15} {
+		VMOVDQA32(zmm(i), zmm(i+8))
+	}
 }
 
 // word returns where a word that all lanes share is read from.
@@ -174,18 +227,22 @@ func (l *lanes) word(i int) Mem {
 	return Mem{Base: l.key, Disp: 4 * (i - 4)}
 }
 
-// rounds is 20 rounds on Z0 .. Z15. The four quarter rounds of a round go step by step beside each other, each with its
-// addition, exclusive or and rotation in turn: measured faster than four of a kind in a row.
+// rounds is 20 rounds on Z0 .. Z15. Of a round's four quarter rounds two go beside each other through a step (addition,
+// exclusive or, rotation), then the other two: measured faster than one or four at a time.
 func (l *lanes) rounds() {
 	MOVL(U32(10), EAX)
 	Label("rounds")
 	for _, shift := range []int{0, 1} {
 		for _, step := range []struct{ to, add, by, rotate int }{{0, 4, 12, 16}, {8, 12, 4, 12}, {0, 4, 12, 8}, {8, 12, 4, 7}} {
-			for q := range 4 {
-				row := func(r int) VecPhysical { return zmm(r + (q+shift*r/4)%4) }
-				VPADDD(row(step.add), row(step.to), row(step.to))
-				VPXORD(row(step.to), row(step.by), row(step.by))
-				VPROLD(Imm(uint64(step.rotate)), row(step.by), row(step.by))
+			for q := 0; q < 4; q += 2 {
+				a := func(r int) VecPhysical { return zmm(r + (q+shift*r/4)%4) }
+				b := func(r int) VecPhysical { return zmm(r + (q+1+shift*r/4)%4) }
+				VPADDD(a(step.add), a(step.to), a(step.to))
+				VPADDD(b(step.add), b(step.to), b(step.to))
+				VPXORD(a(step.to), a(step.by), a(step.by))
+				VPXORD(b(step.to), b(step.by), b(step.by))
+				VPROLD(Imm(uint64(step.rotate)), a(step.by), a(step.by))
+				VPROLD(Imm(uint64(step.rotate)), b(step.by), b(step.by))
 			}
 		}
 	}
@@ -197,9 +254,9 @@ func (l *lanes) feedForward() {
 	for i := range 12 {
 		VPADDD_BCST(l.word(i), zmm(i), zmm(i))
 	}
-	VPADDD(l.counter, Z12, Z12)
-	VPADDD(l.nonceLow, Z14, Z14)
-	VPADDD(l.nonceHigh, Z15, Z15)
+	VPADDD(Z20, Z12, Z12)
+	VPADDD(Z22, Z14, Z14)
+	VPADDD(Z23, Z15, Z15)
 }
 
 // store turns Z0 .. Z15 from a word of 16 lanes each into a lane's block each, and adds the text to each block.
@@ -227,30 +284,41 @@ func (l *lanes) store() {
 		VSHUFI32X4(Imm(0xdd), Z19, Z17, d)
 	}
 	for i := range 16 {
-		MOVQ(l.src.Offset(8*i), RAX)
-		MOVQ(l.dst.Offset(8*i), RBX)
+		MOVQ(Mem{Base: l.current, Disp: tableSrc + 8*i}, RAX)
+		MOVQ(Mem{Base: l.current, Disp: tableDst + 8*i}, RBX)
 		VPXORD(Mem{Base: RAX}, zmm(i), zmm(i))
 		VMOVDQU32(zmm(i), Mem{Base: RBX})
 	}
 }
 
-// tails adds the text of each last block in part to its key stream. Bytes of src that are missing count as zeros.
-func (l *lanes) tails() {
-	Load(Param("jobs"), l.job)
-	Load(Param("count"), l.left)
+// finishTails adds the text of each last block in part to its key stream, and wipes the frame's key stream.
+func (l *lanes) finishTails() {
+	VPXORD(Z17, Z17, Z17)
+	VMOVDQU32(Z17, l.junk)
 	CMPQ(l.limit, Imm(1))
 	JE(LabelRef("done"))
-	LEAQ(Mem{Base: l.base, Disp: scratchTails}, l.base)
+	Load(Param("packets"), l.packet)
+	Load(Param("count"), l.left)
+	LEAQ(l.tails, R10)
 	MOVQ(I64(-1), RDX)
 	Label("tail")
-	MOVQ(Mem{Base: l.job, Disp: jobN}, RAX)
-	MOVQ(Mem{Base: l.job, Disp: jobM}, RBX)
+	MOVQ(l.size, RAX)
+	MOVQ(Mem{Base: l.packet, Index: RAX, Scale: 1}, RAX)
+	SUBQ(Imm(overhead), RAX)
+	MOVQ(Mem{Base: l.packet, Disp: packetSrcLen}, RBX)
+	CMPQ(RBX, RAX)
+	CMOVQHI(RAX, RBX)
 	LEAQ(Mem{Base: RAX, Disp: 63}, RCX)
 	SHRQ(Imm(6), RCX)
 	MOVQ(RBX, R8)
 	SHRQ(Imm(6), R8)
 	CMPQ(R8, RCX)
 	JGE(LabelRef("tailless"))
+	CMPQ(l.first, Imm(0))
+	JE(LabelRef("wantedTail"))
+	CMPB(Mem{Base: l.packet, Disp: packetOK}, Imm(0))
+	JE(LabelRef("tailless"))
+	Label("wantedTail")
 	DECQ(RCX)
 	SHLQ(Imm(6), RCX)
 	SUBQ(RCX, RAX)
@@ -259,14 +327,15 @@ func (l *lanes) tails() {
 	BZHIQ(RAX, RDX, RAX)
 	KMOVQ(RBX, K1)
 	KMOVQ(RAX, K2)
-	MOVQ(Mem{Base: l.job, Disp: jobSrc}, RAX)
+	MOVQ(Mem{Base: l.packet, Disp: packetSrc}, RAX)
 	VMOVDQU8_Z(Mem{Base: RAX, Index: RCX, Scale: 1}, K1, Z16)
-	VPXORD(Mem{Base: l.base}, Z16, Z16)
-	MOVQ(Mem{Base: l.job, Disp: jobDst}, RAX)
+	VPXORD(Mem{Base: R10}, Z16, Z16)
+	VMOVDQU32(Z17, Mem{Base: R10})
+	MOVQ(Mem{Base: l.packet, Disp: packetDst}, RAX)
 	VMOVDQU8(Z16, K2, Mem{Base: RAX, Index: RCX, Scale: 1})
 	Label("tailless")
-	ADDQ(Imm(jobSize), l.job)
-	ADDQ(Imm(64), l.base)
+	ADDQ(Imm(packetSize), l.packet)
+	ADDQ(Imm(64), R10)
 	DECQ(l.left)
 	JNZ(LabelRef("tail"))
 	Label("done")

@@ -1,8 +1,8 @@
 // Command asm writes the AVX-512 kernels of package aead.
 //
-// A run's packets come as an array of jobs (the Go type job, whose offsets are the constants below). chachaLanes turns
-// every 64-byte block of every job into one of 16 lanes, whatever packet it is from; polyLanes authenticates eight jobs
-// at a time, each in a 64-bit lane. Both need F, VL, BW, DQ and IFMA of AVX-512, and BMI2.
+// Both kernels read a run of the Go type Packet. chachaLanes turns every 64-byte block of every packet into one of 16
+// lanes, whatever packet it is from; polyLanes authenticates eight packets at a time, each in a 64-bit lane. Both need F,
+// VL, BW, DQ and IFMA of AVX-512, and BMI2.
 package main
 
 import (
@@ -12,22 +12,21 @@ import (
 	. "github.com/mmcloughlin/avo/reg"
 )
 
-// Offsets in the Go type job.
+// Offsets in the Go type Packet.
 const (
-	jobSrc     = 0
-	jobDst     = 8
-	jobN       = 16
-	jobM       = 24
-	jobCounter = 32
-	jobLengths = 40
-	jobSize    = 64
+	packetDst     = 0
+	packetDstLen  = 8
+	packetSrc     = 24
+	packetSrcLen  = 32
+	packetCounter = 48
+	packetOK      = 56
+	packetSize    = 64
 )
 
-// Offsets in the Go type scratch.
 const (
-	scratchKeys  = 0
-	scratchTails = 16 * 64
-	scratchJunk  = 2 * 16 * 64
+	keyStride = 32 // bytes from one Poly1305 key to the next
+	overhead  = 16
+	chunk     = 16 // packets a call may have
 )
 
 func main() {
@@ -39,7 +38,7 @@ func main() {
 }
 
 var (
-	zeros     Mem // 64 bytes of zeros: an empty job, and the source of lanes that keep the key stream itself
+	zeros     Mem // 64 bytes of zeros: the source of lanes that keep the key stream itself
 	iota32    Mem // 0, 1, .. 15
 	stride    Mem // 0, 64, .. 960
 	constants Mem // ChaCha20's first row

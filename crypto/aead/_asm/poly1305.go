@@ -34,30 +34,33 @@ var (
 	zmmHigh   = Z25
 	scratch1  = Z29
 	scratch2  = Z30
+	scratch3  = Z31
 	scratchK4 = K4
 )
 
 // polyFrame is the frame of polyLanes: what each packet's last step needs, and where each packet starts.
 type polyFrame struct {
-	jobs, count, keys, tags Mem
-	last, lengths           Mem // 8 blocks of 16 bytes, by packet
-	start, n                Mem // 8 words, by lane
+	packets, count, field, keys Mem
+	last                        Mem // 8 blocks of 16 bytes, by packet
+	start, n                    Mem // 8 words, by lane
+	tags                        Mem // 8 addresses, by packet
 }
 
 func polyLanes() {
-	TEXT("polyLanes", 0, "func(jobs *[64]byte, count int, field int, keys *[64]byte, tags *[16]byte)")
-	Doc("polyLanes computes the tags of count jobs, eight at a time; tags and keys have room for a multiple of eight.",
-		"The text is n bytes at the job's address at offset field, continued with zeros to a multiple of 16 and with the",
-		"job's lengths. All packets of eight end at the same step; shorter ones start later.")
+	TEXT("polyLanes", 0, "func(packets *[64]byte, count int, field int, keys *[32]byte, aad int, aadBlocks int)")
+	Doc("polyLanes authenticates the text of count packets, up to 16, eight at a time, and wipes keys. The text is the slice at",
+		"offset field in a packet, less a tag. At the offset of Dst the tag is written, at that of Src it is compared and OK",
+		"set. The lengths at the end are aad and the text's less aadBlocks, for tests with additional data in front of the",
+		"text; both are 0 otherwise. All packets of eight end at the same step; shorter ones start later.")
 	Pragma("noescape")
 	f := &polyFrame{
-		jobs: AllocLocal(8), count: AllocLocal(8), keys: AllocLocal(8), tags: AllocLocal(8),
-		last: AllocLocal(128), lengths: AllocLocal(128), start: AllocLocal(64), n: AllocLocal(64),
+		packets: AllocLocal(8), count: AllocLocal(8), field: AllocLocal(8), keys: AllocLocal(8),
+		last: AllocLocal(128), start: AllocLocal(64), n: AllocLocal(64), tags: AllocLocal(64),
 	}
 	for _, p := range []struct {
 		name string
 		to   Mem
-	}{{"jobs", f.jobs}, {"count", f.count}, {"keys", f.keys}, {"tags", f.tags}} {
+	}{{"packets", f.packets}, {"count", f.count}, {"field", f.field}, {"keys", f.keys}} {
 		Load(Param(p.name), RAX)
 		MOVQ(RAX, p.to)
 	}
@@ -77,11 +80,12 @@ func polyLanes() {
 	f.late()
 	f.body()
 	f.finish()
-	f.tag()
+	f.reduce()
+	f.addKey()
+	f.deliver()
 
-	ADDQ(U32(8*jobSize), f.jobs)
-	ADDQ(U32(8*64), f.keys)
-	ADDQ(U32(8*16), f.tags)
+	ADDQ(U32(8*packetSize), f.packets)
+	ADDQ(U32(8*keyStride), f.keys)
 	SUBQ(Imm(8), f.count)
 	JG(LabelRef("eight"))
 	VZEROUPPER()
@@ -95,23 +99,24 @@ func (f *polyFrame) setUp() {
 	SUBQ(Imm(1), R14)
 	SHLQ(Imm(63), R14)
 	for i, p := range pointers {
-		job, n, whole := RDX, RBX, RAX
-		MOVQ(f.jobs, job)
+		packet, n, whole := RDX, RBX, RAX
+		MOVQ(f.packets, packet)
 		if i > 0 {
-			LEAQ(Mem{Base: job, Disp: i * jobSize}, RAX)
+			LEAQ(Mem{Base: packet, Disp: i * packetSize}, RAX)
 			CMPQ(f.count, Imm(uint64(i)))
-			CMOVQGT(RAX, job)
+			CMOVQGT(RAX, packet)
 		}
-		MOVQ(Mem{Base: job, Disp: jobN}, n)
+		ADDQ(f.field, packet)
+		MOVQ(Mem{Base: packet}, p)
+		MOVQ(Mem{Base: packet, Disp: packetDstLen - packetDst}, n)
+		SUBQ(Imm(overhead), n)
+		LEAQ(Mem{Base: p, Index: n, Scale: 1}, RCX)
+		MOVQ(RCX, f.tags.Offset(8*i))
 		LEAQ(Mem{Base: n, Disp: -1}, whole)
 		ANDQ(I32(-16), whole)
 		TESTQ(n, n)
 		CMOVQEQ(n, whole)
-		Load(Param("field"), RCX)
-		MOVQ(Mem{Base: job, Index: RCX, Scale: 1}, p)
 		ADDQ(whole, p)
-		VMOVDQU64(Mem{Base: job, Disp: jobLengths}, X29)
-		VMOVDQU64(X29, f.lengths.Offset(16*i))
 		MOVQ(n, f.n.Offset(8*laneOf[i]))
 		SUBQ(whole, n)
 		MOVL(U32(0xffff), ECX)
@@ -155,7 +160,7 @@ func split(to [3]VecPhysical) {
 // loadKeys sets r and its square.
 func (f *polyFrame) loadKeys() {
 	MOVQ(f.keys, RAX)
-	gather(func(i int) Mem { return Mem{Base: RAX, Disp: 64 * i} })
+	gather(func(i int) Mem { return Mem{Base: RAX, Disp: keyStride * i} })
 	VPANDQ_BCST(clampLow, zmmLow, zmmLow)
 	VPANDQ_BCST(clampHigh, zmmHigh, zmmHigh)
 	split(r.limb)
@@ -288,10 +293,14 @@ func (f *polyFrame) body() {
 func (f *polyFrame) finish() {
 	gather(func(i int) Mem { return f.last.Offset(16 * i) })
 	split(message)
-	VMOVDQU64(f.n, scratch1)
-	VPTESTMQ(scratch1, scratch1, scratchK4)
+	VMOVDQU64(f.n, scratch3)
+	VPTESTMQ(scratch3, scratch3, scratchK4)
 	VPORQ(pad, message[2], scratchK4, message[2])
-	gather(func(i int) Mem { return f.lengths.Offset(16 * i) })
+	Load(Param("aad"), RAX)
+	VPBROADCASTQ(RAX, zmmLow)
+	Load(Param("aadBlocks"), RAX)
+	VPBROADCASTQ(RAX, zmmHigh)
+	VPSUBQ(zmmHigh, scratch3, zmmHigh)
 	split(low)
 	VPORQ(pad, low[2], low[2])
 	clearHigh()
@@ -303,8 +312,8 @@ func (f *polyFrame) finish() {
 	carry(h)
 }
 
-// tag reduces h, adds the key's second half and stores the tags.
-func (f *polyFrame) tag() {
+// reduce makes h the smallest number that it stands for.
+func (f *polyFrame) reduce() {
 	ripple := func(v [3]VecPhysical) {
 		VPSRLQ(Imm(44), v[0], scratch1)
 		VPADDQ(scratch1, v[1], v[1])
@@ -331,9 +340,12 @@ func (f *polyFrame) tag() {
 	for i := range h {
 		VMOVDQA64(message[i], scratchK4, h[i])
 	}
+}
 
+// addKey makes h's first two vectors the halves of the tags: h and the key's second half, modulo 2^128. It wipes the keys.
+func (f *polyFrame) addKey() {
 	MOVQ(f.keys, RAX)
-	gather(func(i int) Mem { return Mem{Base: RAX, Disp: 64*i + 16} })
+	gather(func(i int) Mem { return Mem{Base: RAX, Disp: keyStride*i + 16} })
 	VPSLLQ(Imm(44), h[1], scratch1)
 	VPORQ(scratch1, h[0], h[0])
 	VPSRLQ(Imm(20), h[1], h[1])
@@ -343,9 +355,47 @@ func (f *polyFrame) tag() {
 	VPADDQ(zmmHigh, h[1], h[1])
 	VPCMPUQ(Imm(1), zmmLow, h[0], scratchK4)
 	VPADDQ_BCST(one, h[1], scratchK4, h[1])
-	MOVQ(f.tags, RAX)
+	VPXORQ(scratch1, scratch1, scratch1)
+	MOVQ(f.keys, RAX)
+	for i := range 8 * keyStride / 64 {
+		VMOVDQU64(scratch1, Mem{Base: RAX, Disp: 64 * i})
+	}
+}
+
+// deliver writes the tags behind the texts, or compares them with what is there.
+func (f *polyFrame) deliver() {
+	CMPQ(f.field, Imm(packetDst))
+	JNE(LabelRef("compare"))
 	VPUNPCKLQDQ(h[1], h[0], Z22)
 	VPUNPCKHQDQ(h[1], h[0], Z23)
-	VMOVDQU64(Z22, Mem{Base: RAX})
-	VMOVDQU64(Z23, Mem{Base: RAX, Disp: 64})
+	for i := range 8 {
+		if i > 0 {
+			CMPQ(f.count, Imm(uint64(i)))
+			JLE(LabelRef("delivered"))
+		}
+		MOVQ(f.tags.Offset(8*i), RAX)
+		VEXTRACTI64X2(Imm(uint64(i%4)), []VecPhysical{Z22, Z23}[i/4], Mem{Base: RAX})
+	}
+	JMP(LabelRef("delivered"))
+
+	Label("compare")
+	for i, p := range pointers {
+		MOVQ(f.tags.Offset(8*i), p)
+	}
+	gather(func(i int) Mem { return Mem{Base: pointers[i]} })
+	VPXORQ(zmmLow, h[0], h[0])
+	VPXORQ(zmmHigh, h[1], h[1])
+	VPORQ(h[0], h[1], h[1])
+	VPTESTNMQ(h[1], h[1], scratchK4)
+	KMOVB(scratchK4, ECX)
+	MOVQ(f.packets, RDX)
+	for i := range 8 {
+		if i > 0 {
+			CMPQ(f.count, Imm(uint64(i)))
+			JLE(LabelRef("delivered"))
+		}
+		BTL(Imm(uint64(laneOf[i])), ECX)
+		SETCS(Mem{Base: RDX, Disp: i*packetSize + packetOK})
+	}
+	Label("delivered")
 }
