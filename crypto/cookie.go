@@ -55,7 +55,8 @@ func equal(a *[macSize]byte, b []byte) bool { return subtle.ConstantTimeCompare(
 
 // cookieChecker is our side as the one who is addressed: it checks mac1 and mac2 of what arrives and makes cookies.
 type cookieChecker struct {
-	mac1     hash.Hash // keyed; reused, so that garbage costs no allocation
+	mac1     hash.Hash // keyed; reused like sum, so that garbage costs no allocation
+	sum      [macSize]byte
 	sealKey  [blake2s.Size]byte
 	secret   [blake2s.Size]byte
 	secretAt time.Duration // 0: no secret yet
@@ -84,12 +85,11 @@ func (c *cookieChecker) underLoad(now time.Duration) bool {
 
 // checkMac1 reports whether whoever made msg knew our public key.
 func (c *cookieChecker) checkMac1(msg []byte) bool {
-	var sum [macSize]byte
 	at := len(msg) - 2*macSize
 	c.mac1.Reset()
 	c.mac1.Write(msg[:at])
-	c.mac1.Sum(sum[:0])
-	return equal(&sum, msg[at:at+macSize])
+	c.mac1.Sum(c.sum[:0])
+	return equal(&c.sum, msg[at:at+macSize])
 }
 
 // checkMac2 reports whether whoever made msg has received a cookie of ours at the address src.

@@ -30,10 +30,14 @@ func (l *Local) UsedIndices() int { return l.table.used }
 func (l *Local) Sources() int { return len(l.cookies.limiter.buckets) }
 
 // Slots returns the three keypairs.
-func (p *Peer) Slots() (previous, current, next *Keypair) { return p.previous, p.current.load(), p.next }
+func (p *Peer) Slots() (previous, current, next *Keypair) {
+	return p.previous, p.current.load(), p.next
+}
 
 // HandshakeIndex returns the index of the handshake under way.
-func (p *Peer) HandshakeIndex() (index uint32, active bool) { return p.handshake.index, p.handshake.active }
+func (p *Peer) HandshakeIndex() (index uint32, active bool) {
+	return p.handshake.index, p.handshake.active
+}
 
 // HandshakeSecrets returns what must be zero when no handshake is under way.
 func (p *Peer) HandshakeSecrets() (ephemeral, chain [32]byte) {

@@ -307,7 +307,7 @@ func TestSimultaneousInitiations(t *testing.T) {
 		most time.Duration
 	}{"paper": {anyPeer, 6 * time.Second}, "fast": {fastPeer, 4 * time.Second}} {
 		t.Run(name, func(t *testing.T) {
-			for seed := range uint64(30) {
+			for seed := range uint64(30 / slowdown) {
 				n, a, b := cryptotest.Pair(seed, cryptotest.Link{Latency: 5 * time.Millisecond}, c.cfg)
 				b.Endpoint = a.Node().Addr
 				a.Send([]byte("from a"))

@@ -190,8 +190,10 @@ func TestInitiationsAreRare(t *testing.T) {
 	if at, why := b.Peer.NextTimeout(b.Activity); why != crypto.WhyWanted || at != start+time.Millisecond+5*time.Second {
 		t.Fatalf("%v at %v", why, at-start)
 	}
-	for range 300 {
-		a.Want()
+	for i := range 300 {
+		if i > 100 {
+			a.Want()
+		}
 		b.Want()
 		n.Run(100 * time.Millisecond)
 	}
@@ -261,10 +263,13 @@ func TestQuietEnd(t *testing.T) {
 		t.Fatalf("%+v", reports)
 	}
 	// When the session carries nothing back, the end is not quiet.
-	n.Run(5 * time.Second)
 	n.Tap = func(cryptotest.Datagram) bool { return true }
+	n.Run(15 * time.Second) // the next series, which still began with traffic
 	a.Send([]byte("ping"))
-	n.Run(40 * time.Second)
+	n.RunUntil(n.Now()+16*time.Second, func() bool { return len(a.Times(crypto.SeriesExpired)) == 3 })
+	if !k.Usable(n.Now()) {
+		t.Fatal("the session is too old to tell")
+	}
 	if last := a.Events[len(a.Events)-1]; last.Kind != crypto.SeriesExpired || last.Expired.Quiet {
 		t.Fatalf("%+v", last)
 	}
@@ -275,7 +280,9 @@ func TestQuietNeedsTheSession(t *testing.T) {
 	n, a, b := cryptotest.Pair(1, cryptotest.Link{}, fastPeer)
 	connect(t, n, a, b)
 	n.Run(125 * time.Second)
-	n.Tap = func(d cryptotest.Datagram) bool { return d.Bytes[0] != byte(crypto.MessageInitiation) || d.From != b.Node().Addr }
+	n.Tap = func(d cryptotest.Datagram) bool {
+		return d.Bytes[0] != byte(crypto.MessageInitiation) || d.From != b.Node().Addr
+	}
 	a.Send([]byte("ping"))
 	n.Run(time.Second)
 	b.Want()
@@ -298,7 +305,7 @@ func TestRekeyOnSend(t *testing.T) {
 	n, a, b := cryptotest.Pair(1, cryptotest.Link{}, anyPeer)
 	start := n.Now()
 	connect(t, n, a, b)
-	for n.Now() < start+119*time.Second {
+	for n.Now() < start+109*time.Second {
 		a.Send([]byte("a"))
 		b.Send([]byte("b"))
 		n.Run(500 * time.Millisecond)
@@ -306,16 +313,18 @@ func TestRekeyOnSend(t *testing.T) {
 	if len(a.Initiations()) != 1 {
 		t.Fatal("a rekey before its time")
 	}
-	for n.Now() < start+160*time.Second { // past 120 s only b sends data; a's keepalives do not rekey
-		b.Send([]byte("b"))
-		n.Run(500 * time.Millisecond)
+	n.Run(15 * time.Second) // a's keepalive for b's last packet has gone, before 120 s
+	if len(a.Initiations()) != 1 {
+		t.Fatal("a rekey without sending")
 	}
-	if len(b.Initiations()) != 0 {
+	b.Send([]byte("b"))
+	n.Run(time.Second)
+	if len(a.Initiations())+len(b.Initiations()) != 1 {
 		t.Fatal("the responder rekeyed by age")
 	}
 	a.Send([]byte("a"))
 	n.Run(time.Second)
-	if got := a.Initiations(); len(got) != 2 || got[1] < start+160*time.Second {
+	if got := a.Initiations(); len(got) != 2 || len(b.Received) < 200 {
 		t.Fatal(got)
 	}
 }
@@ -325,12 +334,24 @@ func TestRekeyOnReceive(t *testing.T) {
 	n, a, b := cryptotest.Pair(1, cryptotest.Link{}, anyPeer)
 	start := n.Now()
 	connect(t, n, a, b)
-	for n.Now() < start+178*time.Second {
-		b.Send([]byte("b"))
-		n.Run(500 * time.Millisecond)
+	n.RunUntil(start+165*time.Second-1, nil)
+	b.Send([]byte("too soon"))
+	n.RunUntil(start+165*time.Second, nil)
+	if len(a.Initiations()) != 1 {
+		t.Fatal("a rekey before its time")
 	}
-	got := a.Initiations()
-	if len(got) != 2 || got[1] < start+165*time.Second || got[1] > start+166*time.Second {
+	n.Link.Loss = 1
+	k := a.Peer.Sending()
+	if !k.RekeyOnReceive(n.Now()) || k.RekeyOnReceive(n.Now()) || b.Peer.Sending().RekeyOnReceive(n.Now()) {
+		t.Fatal("the initiator's session asks once, the responder's never")
+	}
+
+	n, a, b = cryptotest.Pair(1, cryptotest.Link{}, anyPeer)
+	connect(t, n, a, b)
+	n.RunUntil(start+166*time.Second, nil)
+	b.Send([]byte("b"))
+	n.Run(time.Second)
+	if got := a.Initiations(); len(got) != 2 || got[1] != start+166*time.Second {
 		t.Fatal(got)
 	}
 }

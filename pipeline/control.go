@@ -148,9 +148,12 @@ func (c *control) closePairs(pairs []udp.Pair) {
 	}
 }
 
-// close ends what is left when the shards have stopped: sockets and keys.
+// close ends what is left when the shards have stopped: sockets, staged packets and keys.
 func (c *control) close() {
 	c.now = c.pipeline.clock()
+	for _, s := range c.pipeline.shards {
+		s.empty(c.controller.peers)
+	}
 	c.controller.up = false
 	c.closePairs(c.pairs)
 	c.pairs = nil

@@ -80,7 +80,7 @@ func TestNoNonceTwice(t *testing.T) {
 			w.a.device.InjectData(datagrams(w.a.inner4, w.b.inner4, 40, i*20)...)
 			w.b.device.InjectData(datagrams(w.b.inner4, w.a.inner4, 30, i*20)...)
 			w.settle()
-			time.Sleep(10 * time.Second) // through several rekeys
+			w.sleep(10 * time.Second) // through several rekeys
 		}
 		if len(seen) < 50*70 {
 			t.Errorf("only %d messages were seen", len(seen))
@@ -166,7 +166,7 @@ func TestUnreachable(t *testing.T) {
 			p.AddAllowedIP(netip.MustParsePrefix("fd99::/64"))
 			return nil
 		})
-		time.Sleep(time.Minute)
+		w.sleep(time.Minute)
 		w.a.device.InjectData(datagram(w.a.inner6, netip.MustParseAddr("fd99::1"), 1, 20))
 		w.settle()
 		got = w.a.device.TakeSegments()
@@ -223,8 +223,7 @@ func TestNoAnswer(t *testing.T) {
 			return false
 		})
 		w.a.device.InjectData(datagrams(w.a.inner4, w.b.inner4, 3, 20)...)
-		time.Sleep(5 * time.Minute)
-		w.settle()
+		w.sleep(5 * time.Minute)
 		if len(at) < 16 || len(at) > 19 || at[len(at)-1] > 90*time.Second {
 			t.Errorf("%d initiations, the last after %v", len(at), at[len(at)-1])
 		}
@@ -258,7 +257,7 @@ func TestRekey(t *testing.T) {
 			w.settle()
 			w.wantPackets(w.b, there)
 			w.wantPackets(w.a, back)
-			time.Sleep(2 * time.Second)
+			w.sleep(2 * time.Second)
 		}
 		if initiations < 4 || initiations > 6 {
 			t.Errorf("%d initiations in 600 s, want one each 120 s", initiations)
@@ -270,18 +269,14 @@ func TestRekey(t *testing.T) {
 func TestPassiveKeepalive(t *testing.T) {
 	runWorld(t, offload, func(w *world) {
 		w.exchange(t)
-		time.Sleep(15 * time.Second)
-		w.settle()
+		w.sleep(15 * time.Second)
 		base := [2]uint64{w.a.counter("keepalives"), w.b.counter("keepalives")}
 		w.a.device.InjectData(datagram(w.a.inner4, w.b.inner4, 1, 20))
-		time.Sleep(9 * time.Second)
-		w.settle()
+		w.sleep(9 * time.Second)
 		w.wantCounter(w.a, "keepalives", base[0])
-		time.Sleep(2 * time.Second)
-		w.settle()
+		w.sleep(2 * time.Second)
 		w.wantCounter(w.a, "keepalives", base[0]+1)
-		time.Sleep(30 * time.Second)
-		w.settle()
+		w.sleep(30 * time.Second)
 		w.wantCounter(w.a, "keepalives", base[0]+1)
 		w.wantCounter(w.b, "keepalives", base[1])
 	})
@@ -297,8 +292,7 @@ func TestPersistentKeepalive(t *testing.T) {
 		w.settle()
 		w.wantCounter(w.b, "handshake_accepted", 1)
 		w.wantCounter(w.b, "keepalives", 1)
-		time.Sleep(101 * time.Second)
-		w.settle()
+		w.sleep(101 * time.Second)
 		w.wantCounter(w.b, "keepalives", 5)
 	})
 }
@@ -376,7 +370,7 @@ func TestDownAndUp(t *testing.T) {
 		w.settle()
 		w.b.device.SetUp(true)
 		w.settle()
-		time.Sleep(20 * time.Second) // no answer for 15 s: a new handshake
+		w.sleep(20 * time.Second) // no answer for 15 s: a new handshake
 		there := datagram(w.a.inner4, w.b.inner4, 2, 20)
 		w.a.device.InjectData(there)
 		w.settle()

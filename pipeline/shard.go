@@ -144,9 +144,7 @@ func (s *shard) obey() error {
 				s.outbound.flush()
 			}
 		case commandPurge:
-			segments, bytes := c.peer.outbound[s.id].clear()
-			s.staged -= bytes
-			s.stats.drop(dropStagedExpired, segments)
+			s.purge(c.peer)
 		case commandSockets:
 			s.pair = c.pair
 			s.waiter.sockets(c.pair)
@@ -163,6 +161,26 @@ func (s *shard) end() {
 	close(s.ended)
 	s.outbound.crew.stop()
 	s.inbound.crew.stop()
+}
+
+// empty drops what the lanes still hold, when the loop has ended.
+func (s *shard) empty(peers []*peer) {
+	for _, p := range peers {
+		s.purge(p)
+	}
+	for _, c := range s.commands { // of peers that are no more
+		if c.kind == commandPurge {
+			s.purge(c.peer)
+		}
+	}
+	s.commands = nil
+}
+
+// purge drops what is staged for the peer.
+func (s *shard) purge(p *peer) {
+	segments, bytes := p.outbound[s.id].clear()
+	s.staged -= bytes
+	s.stats.drop(dropStagedExpired, segments)
 }
 
 // mail puts a handshake message into control's mailbox.

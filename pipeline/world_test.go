@@ -82,6 +82,11 @@ func runWorld(t *testing.T, v variant, test func(w *world)) {
 			if err := <-n.ran; err != nil {
 				t.Error("Run:", err)
 			}
+			for _, s := range n.shards {
+				if s.staged != 0 || s.outbound.blocked() {
+					t.Errorf("shard %d still holds %d staged bytes, or runs to send", s.id, s.staged)
+				}
+			}
 			if made, wiped := n.cipher.made, n.cipher.wiped; made != wiped {
 				t.Errorf("%d ciphers were made, %d wiped", made, wiped)
 			}
@@ -134,6 +139,12 @@ func (n *node) know(other *node, psk crypto.PresharedKey) {
 
 // settle lets everything run that can without time passing.
 func (w *world) settle() { synctest.Wait() }
+
+// sleep lets virtual time pass, and then everything that fell due.
+func (w *world) sleep(d time.Duration) {
+	time.Sleep(d)
+	synctest.Wait()
+}
 
 func (n *node) counter(name string) uint64 {
 	for _, c := range n.Counters() {

@@ -12,6 +12,7 @@ import (
 	"net/netip"
 	"runtime"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -117,6 +118,7 @@ func batch(n int) []Superpacket {
 type joint struct {
 	devices    [2]*linuxDevice
 	namespaces [2]int
+	largest    atomic.Int32 // most segments of any superpacket read
 }
 
 const jointMTU = 1420
@@ -136,7 +138,7 @@ func newJoint(t *testing.T) *joint {
 	stop := make(chan struct{})
 	done := make(chan error, 2)
 	for i := range j.devices {
-		go func() { done <- forward(stop, j.devices[i].Queues()[0], j.devices[1-i]) }()
+		go func() { done <- j.forward(stop, j.devices[i].Queues()[0], j.devices[1-i]) }()
 	}
 	t.Cleanup(func() {
 		close(stop)
@@ -149,7 +151,7 @@ func newJoint(t *testing.T) *joint {
 	return j
 }
 
-func forward(stop chan struct{}, from Queue, to Device) error {
+func (j *joint) forward(stop chan struct{}, from Queue, to Device) error {
 	packets, coalescer := batch(8), NewCoalescer(to.Capabilities())
 	arena := make([]byte, 2*len(packets)*MaxSuperpacket)
 	var s Segmenter
@@ -170,6 +172,9 @@ func forward(stop chan struct{}, from Queue, to Device) error {
 		for i := range packets[:n] {
 			if err := s.Init(&packets[i]); err != nil {
 				return err
+			}
+			if n := int32(s.Count()); n > j.largest.Load() {
+				j.largest.Store(n)
 			}
 			for k := range s.Count() {
 				if len(free) < s.Len(k) {
@@ -221,37 +226,43 @@ func TestLinuxTCP(t *testing.T) {
 	for _, address := range []string{"10.9.0.2", "fd09::2"} {
 		t.Run(address, func(t *testing.T) {
 			j := newJoint(t)
-			data := randomBytes(rand.New(rand.NewPCG(15, 16)), 3_000_001)
-			var listener net.Listener
-			inNamespace(t, j.namespaces[1], func() {
-				var err error
-				listener, err = net.Listen("tcp", net.JoinHostPort(address, "0"))
-				must(t, err)
-			})
-			defer listener.Close()
-			received := make(chan []byte, 1)
-			go func() {
-				var all []byte
-				if c, err := listener.Accept(); err == nil {
-					c.SetDeadline(time.Now().Add(20 * time.Second))
-					all, _ = io.ReadAll(c)
-					c.Close()
-				}
-				received <- all
-			}()
-			inNamespace(t, j.namespaces[0], func() {
-				c, err := net.DialTimeout("tcp", listener.Addr().String(), 10*time.Second)
-				must(t, err)
-				c.SetDeadline(time.Now().Add(20 * time.Second))
-				_, err = c.Write(data)
-				must(t, err)
-				c.Close()
-			})
-			if got := <-received; !bytes.Equal(got, data) {
-				t.Fatalf("received %d bytes that differ from the %d sent", len(got), len(data))
-			}
+			j.transfer(t, address)
 			j.checkSuper(t)
 		})
+	}
+}
+
+// transfer sends 3 MB over TCP from device 0 to device 1.
+func (j *joint) transfer(t *testing.T, address string) {
+	t.Helper()
+	data := randomBytes(rand.New(rand.NewPCG(15, 16)), 3_000_001)
+	var listener net.Listener
+	inNamespace(t, j.namespaces[1], func() {
+		var err error
+		listener, err = net.Listen("tcp", net.JoinHostPort(address, "0"))
+		must(t, err)
+	})
+	defer listener.Close()
+	received := make(chan []byte, 1)
+	go func() {
+		var all []byte
+		if c, err := listener.Accept(); err == nil {
+			c.SetDeadline(time.Now().Add(20 * time.Second))
+			all, _ = io.ReadAll(c)
+			c.Close()
+		}
+		received <- all
+	}()
+	inNamespace(t, j.namespaces[0], func() {
+		c, err := net.DialTimeout("tcp", listener.Addr().String(), 10*time.Second)
+		must(t, err)
+		c.SetDeadline(time.Now().Add(20 * time.Second))
+		_, err = c.Write(data)
+		must(t, err)
+		c.Close()
+	})
+	if got := <-received; !bytes.Equal(got, data) {
+		t.Fatalf("received %d bytes that differ from the %d sent", len(got), len(data))
 	}
 }
 
@@ -576,18 +587,25 @@ func TestLinuxQueues(t *testing.T) {
 	}
 }
 
+// With a limit on segments each superpacket fits one send with UDP_SEGMENT.
 func TestLinuxSetGSOMax(t *testing.T) {
+	const limit = 10
 	j := newJoint(t)
 	inNamespace(t, j.namespaces[0], func() {
-		if err := host.SetGSOMax("joint0", 20000, 10); err != nil {
+		if err := host.SetGSOMax("joint0", 60000, limit); err != nil {
 			t.Skipf("SKIPPED: this kernel cannot limit superpackets: %v", err)
 		}
 		link, err := netlink.LinkByName("joint0")
 		must(t, err)
-		if a := link.Attrs(); a.GSOMaxSize != 20000 || a.GSOMaxSegs != 10 {
+		if a := link.Attrs(); a.GSOMaxSize != 60000 || a.GSOMaxSegs != limit {
 			t.Errorf("limits of %d bytes and %d segments", a.GSOMaxSize, a.GSOMaxSegs)
 		}
 	})
+	j.transfer(t, "10.9.0.2")
+	j.checkSuper(t)
+	if n := j.largest.Load(); n > limit || n < 2 {
+		t.Errorf("a superpacket had %d segments, want at most %d", n, limit)
+	}
 }
 
 func TestLinuxClose(t *testing.T) {

@@ -44,14 +44,13 @@ func Cases() []Case {
 
 // Names of implementations that are not programs to compare with.
 const (
-	ImplSluice      = "sluice"
-	ImplBare        = "bare"
-	ImplNull        = "null"
-	ImplNullNoCheck = "null-nocsum"
+	ImplSluice = "sluice"
+	ImplBare   = "bare"
+	ImplNull   = "null"
 )
 
 // Limits are the names that Config.Limits may hold.
-func Limits() []string { return []string{ImplBare, ImplNull, ImplNullNoCheck} }
+func Limits() []string { return []string{ImplBare, ImplNull} }
 
 // Profiles are the values of Config.Profile.
 func Profiles() []string { return []string{"cpu", "mem", "mutex", "block", "trace"} }
@@ -66,7 +65,7 @@ const (
 // default.
 type Config struct {
 	// Node is our node's command without the interface name, such as {"/usr/bin/sluice", "node"}. Empty: the
-	// implementations sluice, null and null-nocsum are left out.
+	// implementations sluice and null are left out.
 	Node     []string
 	Against  []string      // "wireguard-go", "tailscale" or paths of programs
 	Limits   []string      // default bare and null

@@ -11,7 +11,7 @@
 // What is measured, an implementation, is one of:
 //
 //   - sluice: our node;
-//   - null: our node with the AEAD replaced by a copy (null-nocsum: inner checksums left out as well), the room left for crypto;
+//   - null: our node with the AEAD replaced by a copy: what is beyond it is the price of the cipher;
 //   - bare: the same load over the cable, no tunnel at all, the limit of the kernel and of the load generator;
 //   - wireguard-go, tailscale or any program that keeps the contract of sluice-wg (PROG -f IFNAME), with -against.
 //

@@ -62,7 +62,6 @@ func (l *udpLoad) send(packet []byte) {
 type multiMessage struct {
 	header unix.Msghdr
 	length uint32
-	_      [4]byte
 }
 
 // receiveBatch is what recvmmsg fills.

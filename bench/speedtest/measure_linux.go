@@ -123,16 +123,13 @@ func pause(ctx context.Context, t *tunnel, d time.Duration) error {
 	if t != nil {
 		ended = [2]chan struct{}{t.nodes[0].ended, t.nodes[1].ended}
 	}
-	died := func(n *node) error {
-		return fmt.Errorf("node %s ended (%v): %s", sideNames[n.side], n.cmd.ProcessState, n.stderr.lastLine())
-	}
 	select {
 	case <-ctx.Done():
 		return context.Cause(ctx)
 	case <-ended[0]:
-		return died(t.nodes[0])
+		return t.nodes[0].died()
 	case <-ended[1]:
-		return died(t.nodes[1])
+		return t.nodes[1].died()
 	case <-timer.C:
 		return nil
 	}

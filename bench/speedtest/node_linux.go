@@ -186,6 +186,14 @@ func (n *node) await(ctx context.Context, what string, ok func() bool) error {
 	return nil
 }
 
+// died is the error of a node that ended by itself.
+func (n *node) died() error {
+	if said := n.stderr.lastLine(); said != "" {
+		return fmt.Errorf("node %s ended (%v); it said: %s", sideNames[n.side], n.cmd.ProcessState, said)
+	}
+	return fmt.Errorf("node %s ended (%v)", sideNames[n.side], n.cmd.ProcessState)
+}
+
 // answers reports whether somebody listens; the file alone may be there before that, or be a dead program's.
 func answers(path string) bool {
 	conn, err := net.Dial("unix", path)

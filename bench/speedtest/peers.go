@@ -52,7 +52,7 @@ func ResolveAgainst(ctx context.Context, against []string, log io.Writer) ([]Pro
 		if err != nil {
 			return nil, err
 		}
-		if p.Name == ImplSluice || p.Name == ImplBare || strings.HasPrefix(p.Name, ImplNull) {
+		if p.Name == ImplSluice || p.Name == ImplBare || p.Name == ImplNull {
 			p.Name += "-other"
 		}
 		if seen[p.Name] {

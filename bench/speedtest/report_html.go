@@ -78,7 +78,7 @@ func implClass(impl string, n int) string {
 	switch impl {
 	case ImplBare:
 		return classBare
-	case ImplNull, ImplNullNoCheck:
+	case ImplNull:
 		return "limit-null"
 	}
 	return fmt.Sprintf("impl-%d", n%6)

@@ -98,9 +98,6 @@ func implementations(c Config, programs []Program) []implementation {
 	if slices.Contains(c.Limits, ImplNull) {
 		ours(ImplNull, "SLUICE_NULL=1")
 	}
-	if slices.Contains(c.Limits, ImplNullNoCheck) {
-		ours(ImplNullNoCheck, "SLUICE_NULL=1", "SLUICE_NULL_NOCSUM=1")
-	}
 	return list
 }
 

@@ -383,8 +383,8 @@ func TestMovedInterface(t *testing.T) {
 	}
 	ends[0].up(t, elsewhere)
 	ends[1].up(t, ends[1].ns)
-	ping(t, elsewhere, "3", ends[1].inner[0])
-	ping(t, ends[1].ns, "3", ends[0].inner[1])
+	ping(t, elsewhere, 3, ends[1].inner[0])
+	ping(t, ends[1].ns, 3, ends[0].inner[1])
 	if link, err = elsewhere.Netlink().LinkByName(ends[0].name); err != nil {
 		t.Fatal(err)
 	}
@@ -415,6 +415,6 @@ func TestSlowClients(t *testing.T) {
 	for range 3 {
 		must(t, ends[0].ns, "wg", "show", ends[0].name)
 		must(t, ends[0].ns, "wg", "set", ends[0].name, "fwmark", "0")
-		ping(t, ends[0].ns, "2", ends[1].inner[0])
+		ping(t, ends[0].ns, 2, ends[1].inner[0])
 	}
 }

@@ -72,7 +72,8 @@ func (c *avx512) Seal(run []Packet) {
 		} else {
 			packets := (*[64]byte)(unsafe.Pointer(&run[0]))
 			chachaLanes(&c.key, packets, taken, fieldDstLen, 0, allBlocks, &keys[0])
-			polyLanes(packets, taken, fieldDst, &keys[0], 0, 0)
+			authenticate(run[:taken], fieldDst, &keys)
+			keys[taken] = [32]byte{}
 		}
 		run = run[taken:]
 	}
@@ -105,14 +106,14 @@ func (c *avx512) Open(run []Packet) int {
 		} else {
 			packets := (*[64]byte)(unsafe.Pointer(&run[0]))
 			chachaLanes(&c.key, packets, taken, fieldSrcLen, 0, 1, &keys[0])
-			polyLanes(packets, taken, fieldSrc, &keys[0], 0, 0)
+			authenticate(run[:taken], fieldSrc, &keys)
+			keys[taken] = [32]byte{}
 			// Only what is OK by now is decrypted.
 			chachaLanes(&c.key, packets, taken, fieldSrcLen, 1, allBlocks, &keys[0])
 			opened += countOK(run[:taken])
 		}
 		run = run[taken:]
 	}
-	clear(keys[:])
 	return opened
 }
 
@@ -129,6 +130,29 @@ func takeOpen(run []Packet) int {
 		checkOpen(p)
 	}
 	return len(run)
+}
+
+// authenticate writes or compares the tags of a chunk.
+func authenticate(run []Packet, field int, keys *polyKeys) {
+	for i := 0; i < len(run); i += 8 {
+		eight := run[i:min(i+8, len(run))]
+		polyLanes((*[64]byte)(unsafe.Pointer(&eight[0])), len(eight), ways(eight), field, &keys[i], 0, 0)
+	}
+}
+
+// ways returns the binary logarithm of how many ways each packet's text is best authenticated in.
+func ways(run []Packet) int {
+	if len(run) > 4 {
+		return 0
+	}
+	longest := 0
+	for i := range run {
+		longest = max(longest, len(run[i].Src))
+	}
+	if longest < 256 {
+		return 0
+	}
+	return [...]int{0, 3, 2, 1, 1}[len(run)]
 }
 
 func countOK(run []Packet) int {

@@ -205,16 +205,17 @@ func TestEveryAlignment(t *testing.T) {
 }
 
 func TestRunLengths(t *testing.T) {
+	const mixed = -1
 	forEach(t, func(t *testing.T, impl Implementation) {
 		key := testKey()
 		c := impl.New(key)
 		rng := rand.New(rand.NewPCG(5, 6))
 		for size := 0; size <= 130; size++ {
-			for _, equal := range []int{0, 64, 300, -1} {
+			for _, equal := range []int{0, 64, 300, mixed} {
 				run := make([]*sample, size)
 				for i := range run {
 					n := equal
-					if n < 0 {
+					if n == mixed {
 						n = []int{0, 1, 48, 64, 80, 128, 576, 1420}[rng.IntN(8)]
 					}
 					run[i] = newSample(t, key, rng, n, rng.Uint64(), layout{inPlace: i%2 == 0, fillBefore: 1})
@@ -337,6 +338,27 @@ func forgeOne(t *testing.T, c Cipher, key *[KeySize]byte, rng *rand.Rand, size, 
 		}
 		s.checkOpened(t, &run[i])
 	}
+}
+
+// A flood of forgeries: no packet of the run is OK.
+func TestAllForged(t *testing.T) {
+	forEach(t, func(t *testing.T, impl Implementation) {
+		key := testKey()
+		c := impl.New(key)
+		rng := rand.New(rand.NewPCG(23, 24))
+		for size := range 40 {
+			for _, n := range []int{0, 20, 64, 700} {
+				run := make([]Packet, size)
+				for i := range run {
+					run[i] = newSample(t, key, rng, n, uint64(i), layout{inPlace: i%2 == 0}).openPacket()
+					run[i].Src[rng.IntN(len(run[i].Src))] ^= 4
+				}
+				if got := c.Open(run); got != 0 {
+					t.Fatalf("Open returned %d of %d forged packets", got, size)
+				}
+			}
+		}
+	})
 }
 
 // Every truncation of a good packet fails, down to nothing, and says so rather than panics.

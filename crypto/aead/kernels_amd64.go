@@ -13,10 +13,11 @@ package aead
 //go:noescape
 func chachaLanes(key *[32]byte, packets *[64]byte, count int, size int, first int, limit int, keys *[32]byte)
 
-// polyLanes authenticates the text of count packets, up to 16, eight at a time, and wipes keys. The text is the slice at
-// offset field in a packet, less a tag. At the offset of Dst the tag is written, at that of Src it is compared and OK
-// set. The lengths at the end are aad and the text's less aadBlocks, for tests with additional data in front of the
-// text; both are 0 otherwise. All packets of eight end at the same step; shorter ones start later.
+// polyLanes authenticates the text of count packets, up to 8, each in 2^ways ways, count<<ways being at most 8, and
+// wipes 8 rows of keys. The text is the slice at offset field in a packet, less a tag. At the offset of Dst the tag is
+// written, at that of Src it is compared and OK set. The lengths at the end are aad, and the text's less aadBlocks, for
+// tests with additional data in front of the text; both are 0 otherwise.
+// All packets end at the same step; shorter ones start later.
 //
 //go:noescape
-func polyLanes(packets *[64]byte, count int, field int, keys *[32]byte, aad int, aadBlocks int)
+func polyLanes(packets *[64]byte, count int, ways int, field int, keys *[32]byte, aad int, aadBlocks int)

@@ -78,8 +78,8 @@ DATA one<>+0(SB)/8, $0x0000000000000001
 GLOBL one<>(SB), RODATA|NOPTR, $8
 
 // func chachaLanes(key *[32]byte, packets *[64]byte, count int, size int, first int, limit int, keys *[32]byte)
-// Requires: AVX, AVX512BW, AVX512F, BMI2, CMOV
-TEXT ·chachaLanes(SB), $2520-56
+// Requires: AVX, AVX2, AVX512BW, AVX512F, AVX512VL, BMI2, CMOV
+TEXT ·chachaLanes(SB), $2528-56
 	MOVQ size+24(FP), AX
 	MOVQ AX, 2496(SP)
 	MOVQ first+32(FP), AX
@@ -200,6 +200,8 @@ idle:
 filled:
 	TESTQ R15, R15
 	JZ    begin
+	CMPQ  2520(SP), $0x08
+	JLE   half
 	MOVL  $0x0000000a, AX
 
 rounds:
@@ -444,10 +446,11 @@ rounds:
 	MOVQ        376(R15), BX
 	VPXORD      (AX), Z15, Z15
 	VMOVDQU32   Z15, (BX)
-	TESTQ       R11, R11
-	JZ          tails
 
 begin:
+	TESTQ        R11, R11
+	JZ           tails
+	MOVQ         R11, 2520(SP)
 	MOVQ         R14, R15
 	LEAQ         (SP), AX
 	LEAQ         512(SP), R14
@@ -473,6 +476,221 @@ begin:
 	VMOVDQA32    Z14, Z22
 	VMOVDQA32    Z15, Z23
 	JMP          batch
+
+half:
+	// Half of the lanes are enough for the last batch, and half a vector is faster.
+	MOVL $0x0000000a, AX
+
+rounds8:
+	VPADDD      Y4, Y0, Y0
+	VPADDD      Y5, Y1, Y1
+	VPXORD      Y0, Y12, Y12
+	VPXORD      Y1, Y13, Y13
+	VPROLD      $0x10, Y12, Y12
+	VPROLD      $0x10, Y13, Y13
+	VPADDD      Y6, Y2, Y2
+	VPADDD      Y7, Y3, Y3
+	VPXORD      Y2, Y14, Y14
+	VPXORD      Y3, Y15, Y15
+	VPROLD      $0x10, Y14, Y14
+	VPROLD      $0x10, Y15, Y15
+	VPADDD      Y12, Y8, Y8
+	VPADDD      Y13, Y9, Y9
+	VPXORD      Y8, Y4, Y4
+	VPXORD      Y9, Y5, Y5
+	VPROLD      $0x0c, Y4, Y4
+	VPROLD      $0x0c, Y5, Y5
+	VPADDD      Y14, Y10, Y10
+	VPADDD      Y15, Y11, Y11
+	VPXORD      Y10, Y6, Y6
+	VPXORD      Y11, Y7, Y7
+	VPROLD      $0x0c, Y6, Y6
+	VPROLD      $0x0c, Y7, Y7
+	VPADDD      Y4, Y0, Y0
+	VPADDD      Y5, Y1, Y1
+	VPXORD      Y0, Y12, Y12
+	VPXORD      Y1, Y13, Y13
+	VPROLD      $0x08, Y12, Y12
+	VPROLD      $0x08, Y13, Y13
+	VPADDD      Y6, Y2, Y2
+	VPADDD      Y7, Y3, Y3
+	VPXORD      Y2, Y14, Y14
+	VPXORD      Y3, Y15, Y15
+	VPROLD      $0x08, Y14, Y14
+	VPROLD      $0x08, Y15, Y15
+	VPADDD      Y12, Y8, Y8
+	VPADDD      Y13, Y9, Y9
+	VPXORD      Y8, Y4, Y4
+	VPXORD      Y9, Y5, Y5
+	VPROLD      $0x07, Y4, Y4
+	VPROLD      $0x07, Y5, Y5
+	VPADDD      Y14, Y10, Y10
+	VPADDD      Y15, Y11, Y11
+	VPXORD      Y10, Y6, Y6
+	VPXORD      Y11, Y7, Y7
+	VPROLD      $0x07, Y6, Y6
+	VPROLD      $0x07, Y7, Y7
+	VPADDD      Y5, Y0, Y0
+	VPADDD      Y6, Y1, Y1
+	VPXORD      Y0, Y15, Y15
+	VPXORD      Y1, Y12, Y12
+	VPROLD      $0x10, Y15, Y15
+	VPROLD      $0x10, Y12, Y12
+	VPADDD      Y7, Y2, Y2
+	VPADDD      Y4, Y3, Y3
+	VPXORD      Y2, Y13, Y13
+	VPXORD      Y3, Y14, Y14
+	VPROLD      $0x10, Y13, Y13
+	VPROLD      $0x10, Y14, Y14
+	VPADDD      Y15, Y10, Y10
+	VPADDD      Y12, Y11, Y11
+	VPXORD      Y10, Y5, Y5
+	VPXORD      Y11, Y6, Y6
+	VPROLD      $0x0c, Y5, Y5
+	VPROLD      $0x0c, Y6, Y6
+	VPADDD      Y13, Y8, Y8
+	VPADDD      Y14, Y9, Y9
+	VPXORD      Y8, Y7, Y7
+	VPXORD      Y9, Y4, Y4
+	VPROLD      $0x0c, Y7, Y7
+	VPROLD      $0x0c, Y4, Y4
+	VPADDD      Y5, Y0, Y0
+	VPADDD      Y6, Y1, Y1
+	VPXORD      Y0, Y15, Y15
+	VPXORD      Y1, Y12, Y12
+	VPROLD      $0x08, Y15, Y15
+	VPROLD      $0x08, Y12, Y12
+	VPADDD      Y7, Y2, Y2
+	VPADDD      Y4, Y3, Y3
+	VPXORD      Y2, Y13, Y13
+	VPXORD      Y3, Y14, Y14
+	VPROLD      $0x08, Y13, Y13
+	VPROLD      $0x08, Y14, Y14
+	VPADDD      Y15, Y10, Y10
+	VPADDD      Y12, Y11, Y11
+	VPXORD      Y10, Y5, Y5
+	VPXORD      Y11, Y6, Y6
+	VPROLD      $0x07, Y5, Y5
+	VPROLD      $0x07, Y6, Y6
+	VPADDD      Y13, Y8, Y8
+	VPADDD      Y14, Y9, Y9
+	VPXORD      Y8, Y7, Y7
+	VPXORD      Y9, Y4, Y4
+	VPROLD      $0x07, Y7, Y7
+	VPROLD      $0x07, Y4, Y4
+	DECL        AX
+	JNZ         rounds8
+	VPADDD.BCST constants<>+0(SB), Y0, Y0
+	VPADDD.BCST constants<>+4(SB), Y1, Y1
+	VPADDD.BCST constants<>+8(SB), Y2, Y2
+	VPADDD.BCST constants<>+12(SB), Y3, Y3
+	VPADDD.BCST (R13), Y4, Y4
+	VPADDD.BCST 4(R13), Y5, Y5
+	VPADDD.BCST 8(R13), Y6, Y6
+	VPADDD.BCST 12(R13), Y7, Y7
+	VPADDD.BCST 16(R13), Y8, Y8
+	VPADDD.BCST 20(R13), Y9, Y9
+	VPADDD.BCST 24(R13), Y10, Y10
+	VPADDD.BCST 28(R13), Y11, Y11
+	VPADDD      Y20, Y12, Y12
+	VPADDD      Y22, Y14, Y14
+	VPADDD      Y23, Y15, Y15
+	VPUNPCKLDQ  Y1, Y0, Y16
+	VPUNPCKHDQ  Y1, Y0, Y17
+	VPUNPCKLDQ  Y3, Y2, Y18
+	VPUNPCKHDQ  Y3, Y2, Y19
+	VPUNPCKLQDQ Y18, Y16, Y0
+	VPUNPCKHQDQ Y18, Y16, Y1
+	VPUNPCKLQDQ Y19, Y17, Y2
+	VPUNPCKHQDQ Y19, Y17, Y3
+	VPUNPCKLDQ  Y5, Y4, Y16
+	VPUNPCKHDQ  Y5, Y4, Y17
+	VPUNPCKLDQ  Y7, Y6, Y18
+	VPUNPCKHDQ  Y7, Y6, Y19
+	VPUNPCKLQDQ Y18, Y16, Y4
+	VPUNPCKHQDQ Y18, Y16, Y5
+	VPUNPCKLQDQ Y19, Y17, Y6
+	VPUNPCKHQDQ Y19, Y17, Y7
+	VPUNPCKLDQ  Y9, Y8, Y16
+	VPUNPCKHDQ  Y9, Y8, Y17
+	VPUNPCKLDQ  Y11, Y10, Y18
+	VPUNPCKHDQ  Y11, Y10, Y19
+	VPUNPCKLQDQ Y18, Y16, Y8
+	VPUNPCKHQDQ Y18, Y16, Y9
+	VPUNPCKLQDQ Y19, Y17, Y10
+	VPUNPCKHQDQ Y19, Y17, Y11
+	VPUNPCKLDQ  Y13, Y12, Y16
+	VPUNPCKHDQ  Y13, Y12, Y17
+	VPUNPCKLDQ  Y15, Y14, Y18
+	VPUNPCKHDQ  Y15, Y14, Y19
+	VPUNPCKLQDQ Y18, Y16, Y12
+	VPUNPCKHQDQ Y18, Y16, Y13
+	VPUNPCKLQDQ Y19, Y17, Y14
+	VPUNPCKHQDQ Y19, Y17, Y15
+	MOVQ        (R15), AX
+	MOVQ        256(R15), BX
+	VSHUFI32X4  $0x00, Y4, Y0, Y16
+	VPXORD      (AX), Y16, Y16
+	VMOVDQU32   Y16, (BX)
+	VSHUFI32X4  $0x00, Y12, Y8, Y17
+	VPXORD      32(AX), Y17, Y17
+	VMOVDQU32   Y17, 32(BX)
+	MOVQ        8(R15), AX
+	MOVQ        264(R15), BX
+	VSHUFI32X4  $0x00, Y5, Y1, Y16
+	VPXORD      (AX), Y16, Y16
+	VMOVDQU32   Y16, (BX)
+	VSHUFI32X4  $0x00, Y13, Y9, Y17
+	VPXORD      32(AX), Y17, Y17
+	VMOVDQU32   Y17, 32(BX)
+	MOVQ        16(R15), AX
+	MOVQ        272(R15), BX
+	VSHUFI32X4  $0x00, Y6, Y2, Y16
+	VPXORD      (AX), Y16, Y16
+	VMOVDQU32   Y16, (BX)
+	VSHUFI32X4  $0x00, Y14, Y10, Y17
+	VPXORD      32(AX), Y17, Y17
+	VMOVDQU32   Y17, 32(BX)
+	MOVQ        24(R15), AX
+	MOVQ        280(R15), BX
+	VSHUFI32X4  $0x00, Y7, Y3, Y16
+	VPXORD      (AX), Y16, Y16
+	VMOVDQU32   Y16, (BX)
+	VSHUFI32X4  $0x00, Y15, Y11, Y17
+	VPXORD      32(AX), Y17, Y17
+	VMOVDQU32   Y17, 32(BX)
+	MOVQ        32(R15), AX
+	MOVQ        288(R15), BX
+	VSHUFI32X4  $0x03, Y4, Y0, Y16
+	VPXORD      (AX), Y16, Y16
+	VMOVDQU32   Y16, (BX)
+	VSHUFI32X4  $0x03, Y12, Y8, Y17
+	VPXORD      32(AX), Y17, Y17
+	VMOVDQU32   Y17, 32(BX)
+	MOVQ        40(R15), AX
+	MOVQ        296(R15), BX
+	VSHUFI32X4  $0x03, Y5, Y1, Y16
+	VPXORD      (AX), Y16, Y16
+	VMOVDQU32   Y16, (BX)
+	VSHUFI32X4  $0x03, Y13, Y9, Y17
+	VPXORD      32(AX), Y17, Y17
+	VMOVDQU32   Y17, 32(BX)
+	MOVQ        48(R15), AX
+	MOVQ        304(R15), BX
+	VSHUFI32X4  $0x03, Y6, Y2, Y16
+	VPXORD      (AX), Y16, Y16
+	VMOVDQU32   Y16, (BX)
+	VSHUFI32X4  $0x03, Y14, Y10, Y17
+	VPXORD      32(AX), Y17, Y17
+	VMOVDQU32   Y17, 32(BX)
+	MOVQ        56(R15), AX
+	MOVQ        312(R15), BX
+	VSHUFI32X4  $0x03, Y7, Y3, Y16
+	VPXORD      (AX), Y16, Y16
+	VMOVDQU32   Y16, (BX)
+	VSHUFI32X4  $0x03, Y15, Y11, Y17
+	VPXORD      32(AX), Y17, Y17
+	VMOVDQU32   Y17, 32(BX)
 
 tails:
 	VPXORD    Z17, Z17, Z17
@@ -528,262 +746,106 @@ done:
 	VZEROUPPER
 	RET
 
-// func polyLanes(packets *[64]byte, count int, field int, keys *[32]byte, aad int, aadBlocks int)
+// func polyLanes(packets *[64]byte, count int, ways int, field int, keys *[32]byte, aad int, aadBlocks int)
 // Requires: AVX, AVX512BW, AVX512DQ, AVX512F, AVX512IFMA, AVX512VL, BMI2, CMOV
-TEXT ·polyLanes(SB), $352-48
-	MOVQ         packets+0(FP), AX
-	MOVQ         AX, (SP)
-	MOVQ         count+8(FP), AX
-	MOVQ         AX, 8(SP)
-	MOVQ         field+16(FP), AX
-	MOVQ         AX, 16(SP)
-	MOVQ         keys+24(FP), AX
-	MOVQ         AX, 24(SP)
-	MOVL         $0x0000000c, AX
-	KMOVB        AX, K1
-	MOVL         $0x00000030, AX
-	KMOVB        AX, K2
-	MOVL         $0x000000c0, AX
-	KMOVB        AX, K3
-	VPBROADCASTQ mask_limb<>+0(SB), Z26
-	VPBROADCASTQ mask_top<>+0(SB), Z27
-	VPBROADCASTQ pad_bit<>+0(SB), Z28
-
-eight:
-	XORL            R14, R14
-	XORL            R15, R15
-	SUBQ            $0x01, R14
-	SHLQ            $0x3f, R14
-	MOVQ            (SP), DX
-	ADDQ            16(SP), DX
-	MOVQ            (DX), R8
-	MOVQ            8(DX), BX
-	SUBQ            $0x10, BX
-	LEAQ            (R8)(BX*1), CX
-	MOVQ            CX, 288(SP)
-	LEAQ            -1(BX), AX
-	ANDQ            $-16, AX
-	TESTQ           BX, BX
-	CMOVQEQ         BX, AX
-	ADDQ            AX, R8
-	MOVQ            BX, 224(SP)
-	SUBQ            AX, BX
-	MOVL            $0x0000ffff, CX
-	BZHIQ           BX, CX, CX
-	KMOVW           CX, K4
-	VMOVDQU8.Z      (R8), K4, X29
-	VMOVDQU64       X29, 32(SP)
-	NEGQ            AX
-	MOVQ            AX, 160(SP)
-	CMPQ            AX, R14
-	CMOVQGT         AX, R14
-	CMPQ            AX, R15
-	CMOVQLT         AX, R15
-	MOVQ            (SP), DX
-	LEAQ            64(DX), AX
-	CMPQ            8(SP), $0x01
-	CMOVQGT         AX, DX
-	ADDQ            16(SP), DX
-	MOVQ            (DX), R9
-	MOVQ            8(DX), BX
-	SUBQ            $0x10, BX
-	LEAQ            (R9)(BX*1), CX
-	MOVQ            CX, 296(SP)
-	LEAQ            -1(BX), AX
-	ANDQ            $-16, AX
-	TESTQ           BX, BX
-	CMOVQEQ         BX, AX
-	ADDQ            AX, R9
-	MOVQ            BX, 240(SP)
-	SUBQ            AX, BX
-	MOVL            $0x0000ffff, CX
-	BZHIQ           BX, CX, CX
-	KMOVW           CX, K4
-	VMOVDQU8.Z      (R9), K4, X29
-	VMOVDQU64       X29, 48(SP)
-	NEGQ            AX
-	MOVQ            AX, 176(SP)
-	CMPQ            AX, R14
-	CMOVQGT         AX, R14
-	CMPQ            AX, R15
-	CMOVQLT         AX, R15
-	MOVQ            (SP), DX
-	LEAQ            128(DX), AX
-	CMPQ            8(SP), $0x02
-	CMOVQGT         AX, DX
-	ADDQ            16(SP), DX
-	MOVQ            (DX), R10
-	MOVQ            8(DX), BX
-	SUBQ            $0x10, BX
-	LEAQ            (R10)(BX*1), CX
-	MOVQ            CX, 304(SP)
-	LEAQ            -1(BX), AX
-	ANDQ            $-16, AX
-	TESTQ           BX, BX
-	CMOVQEQ         BX, AX
-	ADDQ            AX, R10
-	MOVQ            BX, 256(SP)
-	SUBQ            AX, BX
-	MOVL            $0x0000ffff, CX
-	BZHIQ           BX, CX, CX
-	KMOVW           CX, K4
-	VMOVDQU8.Z      (R10), K4, X29
-	VMOVDQU64       X29, 64(SP)
-	NEGQ            AX
-	MOVQ            AX, 192(SP)
-	CMPQ            AX, R14
-	CMOVQGT         AX, R14
-	CMPQ            AX, R15
-	CMOVQLT         AX, R15
-	MOVQ            (SP), DX
-	LEAQ            192(DX), AX
-	CMPQ            8(SP), $0x03
-	CMOVQGT         AX, DX
-	ADDQ            16(SP), DX
-	MOVQ            (DX), R11
-	MOVQ            8(DX), BX
-	SUBQ            $0x10, BX
-	LEAQ            (R11)(BX*1), CX
-	MOVQ            CX, 312(SP)
-	LEAQ            -1(BX), AX
-	ANDQ            $-16, AX
-	TESTQ           BX, BX
-	CMOVQEQ         BX, AX
-	ADDQ            AX, R11
-	MOVQ            BX, 272(SP)
-	SUBQ            AX, BX
-	MOVL            $0x0000ffff, CX
-	BZHIQ           BX, CX, CX
-	KMOVW           CX, K4
-	VMOVDQU8.Z      (R11), K4, X29
-	VMOVDQU64       X29, 80(SP)
-	NEGQ            AX
-	MOVQ            AX, 208(SP)
-	CMPQ            AX, R14
-	CMOVQGT         AX, R14
-	CMPQ            AX, R15
-	CMOVQLT         AX, R15
-	MOVQ            (SP), DX
-	LEAQ            256(DX), AX
-	CMPQ            8(SP), $0x04
-	CMOVQGT         AX, DX
-	ADDQ            16(SP), DX
-	MOVQ            (DX), R12
-	MOVQ            8(DX), BX
-	SUBQ            $0x10, BX
-	LEAQ            (R12)(BX*1), CX
-	MOVQ            CX, 320(SP)
-	LEAQ            -1(BX), AX
-	ANDQ            $-16, AX
-	TESTQ           BX, BX
-	CMOVQEQ         BX, AX
-	ADDQ            AX, R12
-	MOVQ            BX, 232(SP)
-	SUBQ            AX, BX
-	MOVL            $0x0000ffff, CX
-	BZHIQ           BX, CX, CX
-	KMOVW           CX, K4
-	VMOVDQU8.Z      (R12), K4, X29
-	VMOVDQU64       X29, 96(SP)
-	NEGQ            AX
-	MOVQ            AX, 168(SP)
-	CMPQ            AX, R14
-	CMOVQGT         AX, R14
-	CMPQ            AX, R15
-	CMOVQLT         AX, R15
-	MOVQ            (SP), DX
-	LEAQ            320(DX), AX
-	CMPQ            8(SP), $0x05
-	CMOVQGT         AX, DX
-	ADDQ            16(SP), DX
-	MOVQ            (DX), R13
-	MOVQ            8(DX), BX
-	SUBQ            $0x10, BX
-	LEAQ            (R13)(BX*1), CX
-	MOVQ            CX, 328(SP)
-	LEAQ            -1(BX), AX
-	ANDQ            $-16, AX
-	TESTQ           BX, BX
-	CMOVQEQ         BX, AX
-	ADDQ            AX, R13
-	MOVQ            BX, 248(SP)
-	SUBQ            AX, BX
-	MOVL            $0x0000ffff, CX
-	BZHIQ           BX, CX, CX
-	KMOVW           CX, K4
-	VMOVDQU8.Z      (R13), K4, X29
-	VMOVDQU64       X29, 112(SP)
-	NEGQ            AX
-	MOVQ            AX, 184(SP)
-	CMPQ            AX, R14
-	CMOVQGT         AX, R14
-	CMPQ            AX, R15
-	CMOVQLT         AX, R15
-	MOVQ            (SP), DX
-	LEAQ            384(DX), AX
-	CMPQ            8(SP), $0x06
-	CMOVQGT         AX, DX
-	ADDQ            16(SP), DX
-	MOVQ            (DX), SI
-	MOVQ            8(DX), BX
-	SUBQ            $0x10, BX
-	LEAQ            (SI)(BX*1), CX
-	MOVQ            CX, 336(SP)
-	LEAQ            -1(BX), AX
-	ANDQ            $-16, AX
-	TESTQ           BX, BX
-	CMOVQEQ         BX, AX
-	ADDQ            AX, SI
-	MOVQ            BX, 264(SP)
-	SUBQ            AX, BX
-	MOVL            $0x0000ffff, CX
-	BZHIQ           BX, CX, CX
-	KMOVW           CX, K4
-	VMOVDQU8.Z      (SI), K4, X29
-	VMOVDQU64       X29, 128(SP)
-	NEGQ            AX
-	MOVQ            AX, 200(SP)
-	CMPQ            AX, R14
-	CMOVQGT         AX, R14
-	CMPQ            AX, R15
-	CMOVQLT         AX, R15
-	MOVQ            (SP), DX
-	LEAQ            448(DX), AX
-	CMPQ            8(SP), $0x07
-	CMOVQGT         AX, DX
-	ADDQ            16(SP), DX
-	MOVQ            (DX), DI
-	MOVQ            8(DX), BX
-	SUBQ            $0x10, BX
-	LEAQ            (DI)(BX*1), CX
-	MOVQ            CX, 344(SP)
-	LEAQ            -1(BX), AX
-	ANDQ            $-16, AX
-	TESTQ           BX, BX
-	CMOVQEQ         BX, AX
-	ADDQ            AX, DI
-	MOVQ            BX, 280(SP)
-	SUBQ            AX, BX
-	MOVL            $0x0000ffff, CX
-	BZHIQ           BX, CX, CX
-	KMOVW           CX, K4
-	VMOVDQU8.Z      (DI), K4, X29
-	VMOVDQU64       X29, 144(SP)
-	NEGQ            AX
-	MOVQ            AX, 216(SP)
-	CMPQ            AX, R14
-	CMOVQGT         AX, R14
-	CMPQ            AX, R15
-	CMOVQLT         AX, R15
-	MOVQ            24(SP), AX
-	VBROADCASTI64X2 (AX), Z22
-	VBROADCASTI64X2 32(AX), K1, Z22
-	VBROADCASTI64X2 64(AX), K2, Z22
-	VBROADCASTI64X2 96(AX), K3, Z22
-	VBROADCASTI64X2 128(AX), Z23
-	VBROADCASTI64X2 160(AX), K1, Z23
-	VBROADCASTI64X2 192(AX), K2, Z23
-	VBROADCASTI64X2 224(AX), K3, Z23
+TEXT ·polyLanes(SB), $1768-56
+	MOVQ            packets+0(FP), AX
+	MOVQ            AX, (SP)
+	MOVQ            count+8(FP), AX
+	MOVQ            AX, 8(SP)
+	MOVQ            field+24(FP), AX
+	MOVQ            AX, 16(SP)
+	MOVQ            keys+32(FP), AX
+	MOVQ            AX, 24(SP)
+	MOVQ            ways+16(FP), AX
+	MOVQ            AX, 32(SP)
+	MOVL            $0x0000000c, AX
+	KMOVB           AX, K1
+	MOVL            $0x00000030, AX
+	KMOVB           AX, K2
+	MOVL            $0x000000c0, AX
+	KMOVB           AX, K3
+	VPBROADCASTQ    mask_limb<>+0(SB), Z26
+	VPBROADCASTQ    mask_top<>+0(SB), Z27
+	VPBROADCASTQ    pad_bit<>+0(SB), Z28
+	MOVQ            32(SP), CX
+	XORL            AX, AX
+	MOVL            $0x00000000, DX
+	SHRL            CL, DX
+	CMPQ            DX, 8(SP)
+	CMOVQGE         AX, DX
+	SHLQ            $0x05, DX
+	ADDQ            24(SP), DX
+	MOVQ            DX, R8
+	MOVL            $0x00000002, DX
+	SHRL            CL, DX
+	CMPQ            DX, 8(SP)
+	CMOVQGE         AX, DX
+	SHLQ            $0x05, DX
+	ADDQ            24(SP), DX
+	MOVQ            DX, R9
+	MOVL            $0x00000004, DX
+	SHRL            CL, DX
+	CMPQ            DX, 8(SP)
+	CMOVQGE         AX, DX
+	SHLQ            $0x05, DX
+	ADDQ            24(SP), DX
+	MOVQ            DX, R10
+	MOVL            $0x00000006, DX
+	SHRL            CL, DX
+	CMPQ            DX, 8(SP)
+	CMOVQGE         AX, DX
+	SHLQ            $0x05, DX
+	ADDQ            24(SP), DX
+	MOVQ            DX, R11
+	MOVL            $0x00000001, DX
+	SHRL            CL, DX
+	CMPQ            DX, 8(SP)
+	CMOVQGE         AX, DX
+	SHLQ            $0x05, DX
+	ADDQ            24(SP), DX
+	MOVQ            DX, R12
+	MOVL            $0x00000003, DX
+	SHRL            CL, DX
+	CMPQ            DX, 8(SP)
+	CMOVQGE         AX, DX
+	SHLQ            $0x05, DX
+	ADDQ            24(SP), DX
+	MOVQ            DX, R13
+	MOVL            $0x00000005, DX
+	SHRL            CL, DX
+	CMPQ            DX, 8(SP)
+	CMOVQGE         AX, DX
+	SHLQ            $0x05, DX
+	ADDQ            24(SP), DX
+	MOVQ            DX, SI
+	MOVL            $0x00000007, DX
+	SHRL            CL, DX
+	CMPQ            DX, 8(SP)
+	CMOVQGE         AX, DX
+	SHLQ            $0x05, DX
+	ADDQ            24(SP), DX
+	MOVQ            DX, DI
+	VBROADCASTI64X2 16(R8), Z22
+	VBROADCASTI64X2 16(R9), K1, Z22
+	VBROADCASTI64X2 16(R10), K2, Z22
+	VBROADCASTI64X2 16(R11), K3, Z22
+	VBROADCASTI64X2 16(R12), Z23
+	VBROADCASTI64X2 16(R13), K1, Z23
+	VBROADCASTI64X2 16(SI), K2, Z23
+	VBROADCASTI64X2 16(DI), K3, Z23
+	VPUNPCKLQDQ     Z23, Z22, Z24
+	VPUNPCKHQDQ     Z23, Z22, Z25
+	VMOVDQU64       Z24, 360(SP)
+	VMOVDQU64       Z25, 424(SP)
+	VBROADCASTI64X2 (R8), Z22
+	VBROADCASTI64X2 (R9), K1, Z22
+	VBROADCASTI64X2 (R10), K2, Z22
+	VBROADCASTI64X2 (R11), K3, Z22
+	VBROADCASTI64X2 (R12), Z23
+	VBROADCASTI64X2 (R13), K1, Z23
+	VBROADCASTI64X2 (SI), K2, Z23
+	VBROADCASTI64X2 (DI), K3, Z23
 	VPUNPCKLQDQ     Z23, Z22, Z24
 	VPUNPCKHQDQ     Z23, Z22, Z25
 	VPANDQ.BCST     clamp_low<>+0(SB), Z24, Z24
@@ -799,6 +861,14 @@ eight:
 	VPSLLQ          $0x04, Z5, Z29
 	VPSLLQ          $0x02, Z5, Z7
 	VPADDQ          Z29, Z7, Z7
+	VPXORQ          Z0, Z0, Z0
+	VPXORQ          Z1, Z1, Z1
+	VPXORQ          Z2, Z2, Z2
+	MOVQ            24(SP), AX
+	VMOVDQU64       Z0, (AX)
+	VMOVDQU64       Z0, 64(AX)
+	VMOVDQU64       Z0, 128(AX)
+	VMOVDQU64       Z0, 192(AX)
 	VPXORQ          Z13, Z13, Z13
 	VPXORQ          Z16, Z16, Z16
 	VPXORQ          Z14, Z14, Z14
@@ -846,49 +916,526 @@ eight:
 	VPSLLQ          $0x04, Z10, Z29
 	VPSLLQ          $0x02, Z10, Z12
 	VPADDQ          Z29, Z12, Z12
-	VPXORQ          Z0, Z0, Z0
-	VPXORQ          Z1, Z1, Z1
-	VPXORQ          Z2, Z2, Z2
-	MOVQ            R15, AX
+	CMPQ            32(SP), $0x00
+	JLE             raised
+	VMOVDQU64       Z3, 488(SP)
+	VMOVDQU64       Z4, 552(SP)
+	VMOVDQU64       Z5, 616(SP)
+	VMOVDQU64       Z6, 680(SP)
+	VMOVDQU64       Z7, 744(SP)
+	VMOVDQU64       Z8, 1448(SP)
+	VMOVDQU64       Z9, 1512(SP)
+	VMOVDQU64       Z10, 1576(SP)
+	VMOVDQU64       Z11, 1640(SP)
+	VMOVDQU64       Z12, 1704(SP)
+	VMOVDQA64       Z8, Z3
+	VMOVDQA64       Z9, Z4
+	VMOVDQA64       Z10, Z5
+	VMOVDQA64       Z11, Z6
+	VMOVDQA64       Z12, Z7
+	VPXORQ          Z13, Z13, Z13
+	VPXORQ          Z16, Z16, Z16
+	VPXORQ          Z14, Z14, Z14
+	VPXORQ          Z17, Z17, Z17
+	VPXORQ          Z15, Z15, Z15
+	VPXORQ          Z18, Z18, Z18
+	VPMADD52LUQ     Z3, Z3, Z13
+	VPMADD52HUQ     Z3, Z3, Z16
+	VPMADD52LUQ     Z4, Z3, Z14
+	VPMADD52HUQ     Z4, Z3, Z17
+	VPMADD52LUQ     Z5, Z3, Z15
+	VPMADD52HUQ     Z5, Z3, Z18
+	VPMADD52LUQ     Z3, Z4, Z14
+	VPMADD52HUQ     Z3, Z4, Z17
+	VPMADD52LUQ     Z4, Z4, Z15
+	VPMADD52HUQ     Z4, Z4, Z18
+	VPMADD52LUQ     Z7, Z4, Z13
+	VPMADD52HUQ     Z7, Z4, Z16
+	VPMADD52LUQ     Z3, Z5, Z15
+	VPMADD52HUQ     Z3, Z5, Z18
+	VPMADD52LUQ     Z6, Z5, Z13
+	VPMADD52HUQ     Z6, Z5, Z16
+	VPMADD52LUQ     Z7, Z5, Z14
+	VPMADD52HUQ     Z7, Z5, Z17
+	VPSLLQ          $0x08, Z16, Z16
+	VPSLLQ          $0x08, Z17, Z17
+	VPADDQ          Z16, Z14, Z14
+	VPADDQ          Z17, Z15, Z15
+	VPSRLQ          $0x2c, Z14, Z29
+	VPSLLQ          $0x0a, Z18, Z18
+	VPADDQ          Z29, Z15, Z15
+	VPANDQ          Z26, Z14, Z9
+	VPSRLQ          $0x2a, Z15, Z29
+	VPADDQ          Z18, Z29, Z29
+	VPANDQ          Z27, Z15, Z10
+	VPSLLQ          $0x02, Z29, Z30
+	VPADDQ          Z29, Z13, Z13
+	VPADDQ          Z30, Z13, Z13
+	VPSRLQ          $0x2c, Z13, Z29
+	VPANDQ          Z26, Z13, Z8
+	VPADDQ          Z29, Z9, Z9
+	VPSLLQ          $0x04, Z9, Z29
+	VPSLLQ          $0x02, Z9, Z11
+	VPADDQ          Z29, Z11, Z11
+	VPSLLQ          $0x04, Z10, Z29
+	VPSLLQ          $0x02, Z10, Z12
+	VPADDQ          Z29, Z12, Z12
+	CMPQ            32(SP), $0x01
+	JLE             raised
+	VMOVDQU64       Z3, 808(SP)
+	VMOVDQU64       Z4, 872(SP)
+	VMOVDQU64       Z5, 936(SP)
+	VMOVDQU64       Z6, 1000(SP)
+	VMOVDQU64       Z7, 1064(SP)
+	VMOVDQA64       Z8, Z3
+	VMOVDQA64       Z9, Z4
+	VMOVDQA64       Z10, Z5
+	VMOVDQA64       Z11, Z6
+	VMOVDQA64       Z12, Z7
+	VPXORQ          Z13, Z13, Z13
+	VPXORQ          Z16, Z16, Z16
+	VPXORQ          Z14, Z14, Z14
+	VPXORQ          Z17, Z17, Z17
+	VPXORQ          Z15, Z15, Z15
+	VPXORQ          Z18, Z18, Z18
+	VPMADD52LUQ     Z3, Z3, Z13
+	VPMADD52HUQ     Z3, Z3, Z16
+	VPMADD52LUQ     Z4, Z3, Z14
+	VPMADD52HUQ     Z4, Z3, Z17
+	VPMADD52LUQ     Z5, Z3, Z15
+	VPMADD52HUQ     Z5, Z3, Z18
+	VPMADD52LUQ     Z3, Z4, Z14
+	VPMADD52HUQ     Z3, Z4, Z17
+	VPMADD52LUQ     Z4, Z4, Z15
+	VPMADD52HUQ     Z4, Z4, Z18
+	VPMADD52LUQ     Z7, Z4, Z13
+	VPMADD52HUQ     Z7, Z4, Z16
+	VPMADD52LUQ     Z3, Z5, Z15
+	VPMADD52HUQ     Z3, Z5, Z18
+	VPMADD52LUQ     Z6, Z5, Z13
+	VPMADD52HUQ     Z6, Z5, Z16
+	VPMADD52LUQ     Z7, Z5, Z14
+	VPMADD52HUQ     Z7, Z5, Z17
+	VPSLLQ          $0x08, Z16, Z16
+	VPSLLQ          $0x08, Z17, Z17
+	VPADDQ          Z16, Z14, Z14
+	VPADDQ          Z17, Z15, Z15
+	VPSRLQ          $0x2c, Z14, Z29
+	VPSLLQ          $0x0a, Z18, Z18
+	VPADDQ          Z29, Z15, Z15
+	VPANDQ          Z26, Z14, Z9
+	VPSRLQ          $0x2a, Z15, Z29
+	VPADDQ          Z18, Z29, Z29
+	VPANDQ          Z27, Z15, Z10
+	VPSLLQ          $0x02, Z29, Z30
+	VPADDQ          Z29, Z13, Z13
+	VPADDQ          Z30, Z13, Z13
+	VPSRLQ          $0x2c, Z13, Z29
+	VPANDQ          Z26, Z13, Z8
+	VPADDQ          Z29, Z9, Z9
+	VPSLLQ          $0x04, Z9, Z29
+	VPSLLQ          $0x02, Z9, Z11
+	VPADDQ          Z29, Z11, Z11
+	VPSLLQ          $0x04, Z10, Z29
+	VPSLLQ          $0x02, Z10, Z12
+	VPADDQ          Z29, Z12, Z12
+	CMPQ            32(SP), $0x02
+	JLE             raised
+	VMOVDQU64       Z3, 1128(SP)
+	VMOVDQU64       Z4, 1192(SP)
+	VMOVDQU64       Z5, 1256(SP)
+	VMOVDQU64       Z6, 1320(SP)
+	VMOVDQU64       Z7, 1384(SP)
+	VMOVDQA64       Z8, Z3
+	VMOVDQA64       Z9, Z4
+	VMOVDQA64       Z10, Z5
+	VMOVDQA64       Z11, Z6
+	VMOVDQA64       Z12, Z7
+	VPXORQ          Z13, Z13, Z13
+	VPXORQ          Z16, Z16, Z16
+	VPXORQ          Z14, Z14, Z14
+	VPXORQ          Z17, Z17, Z17
+	VPXORQ          Z15, Z15, Z15
+	VPXORQ          Z18, Z18, Z18
+	VPMADD52LUQ     Z3, Z3, Z13
+	VPMADD52HUQ     Z3, Z3, Z16
+	VPMADD52LUQ     Z4, Z3, Z14
+	VPMADD52HUQ     Z4, Z3, Z17
+	VPMADD52LUQ     Z5, Z3, Z15
+	VPMADD52HUQ     Z5, Z3, Z18
+	VPMADD52LUQ     Z3, Z4, Z14
+	VPMADD52HUQ     Z3, Z4, Z17
+	VPMADD52LUQ     Z4, Z4, Z15
+	VPMADD52HUQ     Z4, Z4, Z18
+	VPMADD52LUQ     Z7, Z4, Z13
+	VPMADD52HUQ     Z7, Z4, Z16
+	VPMADD52LUQ     Z3, Z5, Z15
+	VPMADD52HUQ     Z3, Z5, Z18
+	VPMADD52LUQ     Z6, Z5, Z13
+	VPMADD52HUQ     Z6, Z5, Z16
+	VPMADD52LUQ     Z7, Z5, Z14
+	VPMADD52HUQ     Z7, Z5, Z17
+	VPSLLQ          $0x08, Z16, Z16
+	VPSLLQ          $0x08, Z17, Z17
+	VPADDQ          Z16, Z14, Z14
+	VPADDQ          Z17, Z15, Z15
+	VPSRLQ          $0x2c, Z14, Z29
+	VPSLLQ          $0x0a, Z18, Z18
+	VPADDQ          Z29, Z15, Z15
+	VPANDQ          Z26, Z14, Z9
+	VPSRLQ          $0x2a, Z15, Z29
+	VPADDQ          Z18, Z29, Z29
+	VPANDQ          Z27, Z15, Z10
+	VPSLLQ          $0x02, Z29, Z30
+	VPADDQ          Z29, Z13, Z13
+	VPADDQ          Z30, Z13, Z13
+	VPSRLQ          $0x2c, Z13, Z29
+	VPANDQ          Z26, Z13, Z8
+	VPADDQ          Z29, Z9, Z9
+	VPSLLQ          $0x04, Z9, Z29
+	VPSLLQ          $0x02, Z9, Z11
+	VPADDQ          Z29, Z11, Z11
+	VPSLLQ          $0x04, Z10, Z29
+	VPSLLQ          $0x02, Z10, Z12
+	VPADDQ          Z29, Z12, Z12
+
+raised:
+	MOVQ       32(SP), CX
+	MOVQ       $-9223372036854775808, R14
+	XORL       R15, R15
+	XORL       AX, AX
+	MOVL       $0x00000000, DX
+	SHRL       CL, DX
+	CMPQ       DX, 8(SP)
+	CMOVQGE    AX, DX
+	SHLQ       $0x06, DX
+	ADDQ       (SP), DX
+	ADDQ       16(SP), DX
+	MOVQ       (DX), R8
+	MOVQ       8(DX), BX
+	SUBQ       $0x10, BX
+	LEAQ       (R8)(BX*1), DX
+	MOVQ       DX, 168(SP)
+	LEAQ       -1(BX), AX
+	ANDQ       $-16, AX
+	TESTQ      BX, BX
+	CMOVQEQ    BX, AX
+	ADDQ       AX, R8
+	MOVQ       BX, 296(SP)
+	SUBQ       AX, BX
+	MOVL       $0x0000ffff, DX
+	BZHIQ      BX, DX, DX
+	KMOVW      DX, K4
+	VMOVDQU8.Z (R8), K4, X29
+	VMOVDQU64  X29, 40(SP)
+	NEGQ       AX
+	MOVL       $0x00000000, BX
+	BZHIL      CX, BX, BX
+	SHLQ       $0x04, BX
+	ADDQ       BX, R8
+	SUBQ       BX, AX
+	MOVQ       AX, 232(SP)
+	CMPQ       AX, R14
+	CMOVQGT    AX, R14
+	CMPQ       AX, R15
+	CMOVQLT    AX, R15
+	XORL       AX, AX
+	MOVL       $0x00000002, DX
+	SHRL       CL, DX
+	CMPQ       DX, 8(SP)
+	CMOVQGE    AX, DX
+	SHLQ       $0x06, DX
+	ADDQ       (SP), DX
+	ADDQ       16(SP), DX
+	MOVQ       (DX), R9
+	MOVQ       8(DX), BX
+	SUBQ       $0x10, BX
+	LEAQ       (R9)(BX*1), DX
+	MOVQ       DX, 176(SP)
+	LEAQ       -1(BX), AX
+	ANDQ       $-16, AX
+	TESTQ      BX, BX
+	CMOVQEQ    BX, AX
+	ADDQ       AX, R9
+	MOVQ       BX, 312(SP)
+	SUBQ       AX, BX
+	MOVL       $0x0000ffff, DX
+	BZHIQ      BX, DX, DX
+	KMOVW      DX, K4
+	VMOVDQU8.Z (R9), K4, X29
+	VMOVDQU64  X29, 56(SP)
+	NEGQ       AX
+	MOVL       $0x00000002, BX
+	BZHIL      CX, BX, BX
+	SHLQ       $0x04, BX
+	ADDQ       BX, R9
+	SUBQ       BX, AX
+	MOVQ       AX, 248(SP)
+	CMPQ       AX, R14
+	CMOVQGT    AX, R14
+	CMPQ       AX, R15
+	CMOVQLT    AX, R15
+	XORL       AX, AX
+	MOVL       $0x00000004, DX
+	SHRL       CL, DX
+	CMPQ       DX, 8(SP)
+	CMOVQGE    AX, DX
+	SHLQ       $0x06, DX
+	ADDQ       (SP), DX
+	ADDQ       16(SP), DX
+	MOVQ       (DX), R10
+	MOVQ       8(DX), BX
+	SUBQ       $0x10, BX
+	LEAQ       (R10)(BX*1), DX
+	MOVQ       DX, 184(SP)
+	LEAQ       -1(BX), AX
+	ANDQ       $-16, AX
+	TESTQ      BX, BX
+	CMOVQEQ    BX, AX
+	ADDQ       AX, R10
+	MOVQ       BX, 328(SP)
+	SUBQ       AX, BX
+	MOVL       $0x0000ffff, DX
+	BZHIQ      BX, DX, DX
+	KMOVW      DX, K4
+	VMOVDQU8.Z (R10), K4, X29
+	VMOVDQU64  X29, 72(SP)
+	NEGQ       AX
+	MOVL       $0x00000004, BX
+	BZHIL      CX, BX, BX
+	SHLQ       $0x04, BX
+	ADDQ       BX, R10
+	SUBQ       BX, AX
+	MOVQ       AX, 264(SP)
+	CMPQ       AX, R14
+	CMOVQGT    AX, R14
+	CMPQ       AX, R15
+	CMOVQLT    AX, R15
+	XORL       AX, AX
+	MOVL       $0x00000006, DX
+	SHRL       CL, DX
+	CMPQ       DX, 8(SP)
+	CMOVQGE    AX, DX
+	SHLQ       $0x06, DX
+	ADDQ       (SP), DX
+	ADDQ       16(SP), DX
+	MOVQ       (DX), R11
+	MOVQ       8(DX), BX
+	SUBQ       $0x10, BX
+	LEAQ       (R11)(BX*1), DX
+	MOVQ       DX, 192(SP)
+	LEAQ       -1(BX), AX
+	ANDQ       $-16, AX
+	TESTQ      BX, BX
+	CMOVQEQ    BX, AX
+	ADDQ       AX, R11
+	MOVQ       BX, 344(SP)
+	SUBQ       AX, BX
+	MOVL       $0x0000ffff, DX
+	BZHIQ      BX, DX, DX
+	KMOVW      DX, K4
+	VMOVDQU8.Z (R11), K4, X29
+	VMOVDQU64  X29, 88(SP)
+	NEGQ       AX
+	MOVL       $0x00000006, BX
+	BZHIL      CX, BX, BX
+	SHLQ       $0x04, BX
+	ADDQ       BX, R11
+	SUBQ       BX, AX
+	MOVQ       AX, 280(SP)
+	CMPQ       AX, R14
+	CMOVQGT    AX, R14
+	CMPQ       AX, R15
+	CMOVQLT    AX, R15
+	XORL       AX, AX
+	MOVL       $0x00000001, DX
+	SHRL       CL, DX
+	CMPQ       DX, 8(SP)
+	CMOVQGE    AX, DX
+	SHLQ       $0x06, DX
+	ADDQ       (SP), DX
+	ADDQ       16(SP), DX
+	MOVQ       (DX), R12
+	MOVQ       8(DX), BX
+	SUBQ       $0x10, BX
+	LEAQ       (R12)(BX*1), DX
+	MOVQ       DX, 200(SP)
+	LEAQ       -1(BX), AX
+	ANDQ       $-16, AX
+	TESTQ      BX, BX
+	CMOVQEQ    BX, AX
+	ADDQ       AX, R12
+	MOVQ       BX, 304(SP)
+	SUBQ       AX, BX
+	MOVL       $0x0000ffff, DX
+	BZHIQ      BX, DX, DX
+	KMOVW      DX, K4
+	VMOVDQU8.Z (R12), K4, X29
+	VMOVDQU64  X29, 104(SP)
+	NEGQ       AX
+	MOVL       $0x00000001, BX
+	BZHIL      CX, BX, BX
+	SHLQ       $0x04, BX
+	ADDQ       BX, R12
+	SUBQ       BX, AX
+	MOVQ       AX, 240(SP)
+	CMPQ       AX, R14
+	CMOVQGT    AX, R14
+	CMPQ       AX, R15
+	CMOVQLT    AX, R15
+	XORL       AX, AX
+	MOVL       $0x00000003, DX
+	SHRL       CL, DX
+	CMPQ       DX, 8(SP)
+	CMOVQGE    AX, DX
+	SHLQ       $0x06, DX
+	ADDQ       (SP), DX
+	ADDQ       16(SP), DX
+	MOVQ       (DX), R13
+	MOVQ       8(DX), BX
+	SUBQ       $0x10, BX
+	LEAQ       (R13)(BX*1), DX
+	MOVQ       DX, 208(SP)
+	LEAQ       -1(BX), AX
+	ANDQ       $-16, AX
+	TESTQ      BX, BX
+	CMOVQEQ    BX, AX
+	ADDQ       AX, R13
+	MOVQ       BX, 320(SP)
+	SUBQ       AX, BX
+	MOVL       $0x0000ffff, DX
+	BZHIQ      BX, DX, DX
+	KMOVW      DX, K4
+	VMOVDQU8.Z (R13), K4, X29
+	VMOVDQU64  X29, 120(SP)
+	NEGQ       AX
+	MOVL       $0x00000003, BX
+	BZHIL      CX, BX, BX
+	SHLQ       $0x04, BX
+	ADDQ       BX, R13
+	SUBQ       BX, AX
+	MOVQ       AX, 256(SP)
+	CMPQ       AX, R14
+	CMOVQGT    AX, R14
+	CMPQ       AX, R15
+	CMOVQLT    AX, R15
+	XORL       AX, AX
+	MOVL       $0x00000005, DX
+	SHRL       CL, DX
+	CMPQ       DX, 8(SP)
+	CMOVQGE    AX, DX
+	SHLQ       $0x06, DX
+	ADDQ       (SP), DX
+	ADDQ       16(SP), DX
+	MOVQ       (DX), SI
+	MOVQ       8(DX), BX
+	SUBQ       $0x10, BX
+	LEAQ       (SI)(BX*1), DX
+	MOVQ       DX, 216(SP)
+	LEAQ       -1(BX), AX
+	ANDQ       $-16, AX
+	TESTQ      BX, BX
+	CMOVQEQ    BX, AX
+	ADDQ       AX, SI
+	MOVQ       BX, 336(SP)
+	SUBQ       AX, BX
+	MOVL       $0x0000ffff, DX
+	BZHIQ      BX, DX, DX
+	KMOVW      DX, K4
+	VMOVDQU8.Z (SI), K4, X29
+	VMOVDQU64  X29, 136(SP)
+	NEGQ       AX
+	MOVL       $0x00000005, BX
+	BZHIL      CX, BX, BX
+	SHLQ       $0x04, BX
+	ADDQ       BX, SI
+	SUBQ       BX, AX
+	MOVQ       AX, 272(SP)
+	CMPQ       AX, R14
+	CMOVQGT    AX, R14
+	CMPQ       AX, R15
+	CMOVQLT    AX, R15
+	XORL       AX, AX
+	MOVL       $0x00000007, DX
+	SHRL       CL, DX
+	CMPQ       DX, 8(SP)
+	CMOVQGE    AX, DX
+	SHLQ       $0x06, DX
+	ADDQ       (SP), DX
+	ADDQ       16(SP), DX
+	MOVQ       (DX), DI
+	MOVQ       8(DX), BX
+	SUBQ       $0x10, BX
+	LEAQ       (DI)(BX*1), DX
+	MOVQ       DX, 224(SP)
+	LEAQ       -1(BX), AX
+	ANDQ       $-16, AX
+	TESTQ      BX, BX
+	CMOVQEQ    BX, AX
+	ADDQ       AX, DI
+	MOVQ       BX, 352(SP)
+	SUBQ       AX, BX
+	MOVL       $0x0000ffff, DX
+	BZHIQ      BX, DX, DX
+	KMOVW      DX, K4
+	VMOVDQU8.Z (DI), K4, X29
+	VMOVDQU64  X29, 152(SP)
+	NEGQ       AX
+	MOVL       $0x00000007, BX
+	BZHIL      CX, BX, BX
+	SHLQ       $0x04, BX
+	ADDQ       BX, DI
+	SUBQ       BX, AX
+	MOVQ       AX, 288(SP)
+	CMPQ       AX, R14
+	CMOVQGT    AX, R14
+	CMPQ       AX, R15
+	CMOVQLT    AX, R15
+	MOVL       $0x00000010, BX
+	SHLQ       CL, BX
+	LEAQ       -1(R15)(BX*1), AX
+	MOVQ       BX, CX
+	NEGQ       CX
+	ANDQ       CX, AX
 
 late:
 	CMPQ  AX, R14
 	JL    single
-	TESTQ $0x00000010, AX
+	TESTQ AX, BX
 	JZ    together
 
 single:
 	LEAQ            zeros<>+0(SB), DX
 	LEAQ            (R8)(AX*1), CX
-	CMPQ            AX, 160(SP)
+	CMPQ            AX, 232(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), Z22
 	LEAQ            (R9)(AX*1), CX
-	CMPQ            AX, 176(SP)
+	CMPQ            AX, 248(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K1, Z22
 	LEAQ            (R10)(AX*1), CX
-	CMPQ            AX, 192(SP)
+	CMPQ            AX, 264(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K2, Z22
 	LEAQ            (R11)(AX*1), CX
-	CMPQ            AX, 208(SP)
+	CMPQ            AX, 280(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K3, Z22
 	LEAQ            (R12)(AX*1), CX
-	CMPQ            AX, 168(SP)
+	CMPQ            AX, 240(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), Z23
 	LEAQ            (R13)(AX*1), CX
-	CMPQ            AX, 184(SP)
+	CMPQ            AX, 256(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K1, Z23
 	LEAQ            (SI)(AX*1), CX
-	CMPQ            AX, 200(SP)
+	CMPQ            AX, 272(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K2, Z23
 	LEAQ            (DI)(AX*1), CX
-	CMPQ            AX, 216(SP)
+	CMPQ            AX, 288(SP)
 	CMOVQLT         DX, CX
 	VBROADCASTI64X2 (CX), K3, Z23
 	VPUNPCKLQDQ     Z23, Z22, Z24
@@ -899,7 +1446,7 @@ single:
 	VPTERNLOGQ      $0xa8, Z26, Z29, Z14
 	VPSRLQ          $0x18, Z25, Z15
 	VPBROADCASTQ    AX, Z29
-	VPCMPQ          $0x05, 160(SP), Z29, K4
+	VPCMPQ          $0x05, 232(SP), Z29, K4
 	VPORQ           Z28, Z15, K4, Z15
 	VPXORQ          Z16, Z16, Z16
 	VPXORQ          Z17, Z17, Z17
@@ -939,12 +1486,14 @@ single:
 	VPSRLQ          $0x2c, Z13, Z29
 	VPANDQ          Z26, Z13, Z0
 	VPADDQ          Z29, Z1, Z1
-	ADDQ            $0x10, AX
+	ADDQ            BX, AX
 	JMP             late
 
 together:
 	TESTQ AX, AX
-	JZ    finish
+	JZ    complete
+	LEAQ  (AX)(BX*1), CX
+	ADDQ  BX, BX
 
 pair:
 	VBROADCASTI64X2 (R8)(AX*1), Z22
@@ -963,14 +1512,14 @@ pair:
 	VPTERNLOGQ      $0xa8, Z26, Z29, Z20
 	VPSRLQ          $0x18, Z25, Z21
 	VPORQ           Z28, Z21, Z21
-	VBROADCASTI64X2 16(R8)(AX*1), Z22
-	VBROADCASTI64X2 16(R9)(AX*1), K1, Z22
-	VBROADCASTI64X2 16(R10)(AX*1), K2, Z22
-	VBROADCASTI64X2 16(R11)(AX*1), K3, Z22
-	VBROADCASTI64X2 16(R12)(AX*1), Z23
-	VBROADCASTI64X2 16(R13)(AX*1), K1, Z23
-	VBROADCASTI64X2 16(SI)(AX*1), K2, Z23
-	VBROADCASTI64X2 16(DI)(AX*1), K3, Z23
+	VBROADCASTI64X2 (R8)(CX*1), Z22
+	VBROADCASTI64X2 (R9)(CX*1), K1, Z22
+	VBROADCASTI64X2 (R10)(CX*1), K2, Z22
+	VBROADCASTI64X2 (R11)(CX*1), K3, Z22
+	VBROADCASTI64X2 (R12)(CX*1), Z23
+	VBROADCASTI64X2 (R13)(CX*1), K1, Z23
+	VBROADCASTI64X2 (SI)(CX*1), K2, Z23
+	VBROADCASTI64X2 (DI)(CX*1), K3, Z23
 	VPUNPCKLQDQ     Z23, Z22, Z24
 	VPUNPCKHQDQ     Z23, Z22, Z25
 	VPSRLQ          $0x2c, Z24, Z14
@@ -1035,18 +1584,228 @@ pair:
 	VPSRLQ          $0x2c, Z13, Z29
 	VPANDQ          Z26, Z13, Z0
 	VPADDQ          Z29, Z1, Z1
-	ADDQ            $0x20, AX
+	ADDQ            BX, CX
+	ADDQ            BX, AX
 	JNZ             pair
 
-finish:
-	VBROADCASTI64X2 32(SP), Z22
-	VBROADCASTI64X2 48(SP), K1, Z22
-	VBROADCASTI64X2 64(SP), K2, Z22
-	VBROADCASTI64X2 80(SP), K3, Z22
-	VBROADCASTI64X2 96(SP), Z23
-	VBROADCASTI64X2 112(SP), K1, Z23
-	VBROADCASTI64X2 128(SP), K2, Z23
-	VBROADCASTI64X2 144(SP), K3, Z23
+complete:
+	CMPQ        32(SP), $0x00
+	JE          joined
+	CMPQ        32(SP), $0x02
+	JLE         ways4
+	VMOVDQU64   1128(SP), Z3
+	VMOVDQU64   1192(SP), Z4
+	VMOVDQU64   1256(SP), Z5
+	VMOVDQU64   1320(SP), Z6
+	VMOVDQU64   1384(SP), Z7
+	VPXORQ      Z13, Z13, Z13
+	VPXORQ      Z16, Z16, Z16
+	VPXORQ      Z14, Z14, Z14
+	VPXORQ      Z17, Z17, Z17
+	VPXORQ      Z15, Z15, Z15
+	VPXORQ      Z18, Z18, Z18
+	VPMADD52LUQ Z3, Z0, Z13
+	VPMADD52HUQ Z3, Z0, Z16
+	VPMADD52LUQ Z4, Z0, Z14
+	VPMADD52HUQ Z4, Z0, Z17
+	VPMADD52LUQ Z5, Z0, Z15
+	VPMADD52HUQ Z5, Z0, Z18
+	VPMADD52LUQ Z3, Z1, Z14
+	VPMADD52HUQ Z3, Z1, Z17
+	VPMADD52LUQ Z4, Z1, Z15
+	VPMADD52HUQ Z4, Z1, Z18
+	VPMADD52LUQ Z7, Z1, Z13
+	VPMADD52HUQ Z7, Z1, Z16
+	VPMADD52LUQ Z3, Z2, Z15
+	VPMADD52HUQ Z3, Z2, Z18
+	VPMADD52LUQ Z6, Z2, Z13
+	VPMADD52HUQ Z6, Z2, Z16
+	VPMADD52LUQ Z7, Z2, Z14
+	VPMADD52HUQ Z7, Z2, Z17
+	VPSLLQ      $0x08, Z16, Z16
+	VPSLLQ      $0x08, Z17, Z17
+	VPADDQ      Z16, Z14, Z14
+	VPADDQ      Z17, Z15, Z15
+	VPSRLQ      $0x2c, Z14, Z29
+	VPSLLQ      $0x0a, Z18, Z18
+	VPADDQ      Z29, Z15, Z15
+	VPANDQ      Z26, Z14, Z20
+	VPSRLQ      $0x2a, Z15, Z29
+	VPADDQ      Z18, Z29, Z29
+	VPANDQ      Z27, Z15, Z21
+	VPSLLQ      $0x02, Z29, Z30
+	VPADDQ      Z29, Z13, Z13
+	VPADDQ      Z30, Z13, Z13
+	VPSRLQ      $0x2c, Z13, Z29
+	VPANDQ      Z26, Z13, Z19
+	VPADDQ      Z29, Z20, Z20
+	MOVL        $0x0000000f, AX
+	KMOVB       AX, K4
+	VMOVDQA64   Z19, K4, Z0
+	VSHUFI64X2  $0x4e, Z0, Z0, Z29
+	VPADDQ      Z29, Z0, Z0
+	VMOVDQA64   Z20, K4, Z1
+	VSHUFI64X2  $0x4e, Z1, Z1, Z29
+	VPADDQ      Z29, Z1, Z1
+	VMOVDQA64   Z21, K4, Z2
+	VSHUFI64X2  $0x4e, Z2, Z2, Z29
+	VPADDQ      Z29, Z2, Z2
+
+ways4:
+	CMPQ        32(SP), $0x01
+	JLE         ways2
+	VMOVDQU64   808(SP), Z3
+	VMOVDQU64   872(SP), Z4
+	VMOVDQU64   936(SP), Z5
+	VMOVDQU64   1000(SP), Z6
+	VMOVDQU64   1064(SP), Z7
+	VPXORQ      Z13, Z13, Z13
+	VPXORQ      Z16, Z16, Z16
+	VPXORQ      Z14, Z14, Z14
+	VPXORQ      Z17, Z17, Z17
+	VPXORQ      Z15, Z15, Z15
+	VPXORQ      Z18, Z18, Z18
+	VPMADD52LUQ Z3, Z0, Z13
+	VPMADD52HUQ Z3, Z0, Z16
+	VPMADD52LUQ Z4, Z0, Z14
+	VPMADD52HUQ Z4, Z0, Z17
+	VPMADD52LUQ Z5, Z0, Z15
+	VPMADD52HUQ Z5, Z0, Z18
+	VPMADD52LUQ Z3, Z1, Z14
+	VPMADD52HUQ Z3, Z1, Z17
+	VPMADD52LUQ Z4, Z1, Z15
+	VPMADD52HUQ Z4, Z1, Z18
+	VPMADD52LUQ Z7, Z1, Z13
+	VPMADD52HUQ Z7, Z1, Z16
+	VPMADD52LUQ Z3, Z2, Z15
+	VPMADD52HUQ Z3, Z2, Z18
+	VPMADD52LUQ Z6, Z2, Z13
+	VPMADD52HUQ Z6, Z2, Z16
+	VPMADD52LUQ Z7, Z2, Z14
+	VPMADD52HUQ Z7, Z2, Z17
+	VPSLLQ      $0x08, Z16, Z16
+	VPSLLQ      $0x08, Z17, Z17
+	VPADDQ      Z16, Z14, Z14
+	VPADDQ      Z17, Z15, Z15
+	VPSRLQ      $0x2c, Z14, Z29
+	VPSLLQ      $0x0a, Z18, Z18
+	VPADDQ      Z29, Z15, Z15
+	VPANDQ      Z26, Z14, Z20
+	VPSRLQ      $0x2a, Z15, Z29
+	VPADDQ      Z18, Z29, Z29
+	VPANDQ      Z27, Z15, Z21
+	VPSLLQ      $0x02, Z29, Z30
+	VPADDQ      Z29, Z13, Z13
+	VPADDQ      Z30, Z13, Z13
+	VPSRLQ      $0x2c, Z13, Z29
+	VPANDQ      Z26, Z13, Z19
+	VPADDQ      Z29, Z20, Z20
+	MOVL        $0x00000033, AX
+	KMOVB       AX, K4
+	VMOVDQA64   Z19, K4, Z0
+	VPERMQ      $0x4e, Z0, Z29
+	VPADDQ      Z29, Z0, Z0
+	VMOVDQA64   Z20, K4, Z1
+	VPERMQ      $0x4e, Z1, Z29
+	VPADDQ      Z29, Z1, Z1
+	VMOVDQA64   Z21, K4, Z2
+	VPERMQ      $0x4e, Z2, Z29
+	VPADDQ      Z29, Z2, Z2
+
+ways2:
+	VMOVDQU64   488(SP), Z3
+	VMOVDQU64   552(SP), Z4
+	VMOVDQU64   616(SP), Z5
+	VMOVDQU64   680(SP), Z6
+	VMOVDQU64   744(SP), Z7
+	VPXORQ      Z13, Z13, Z13
+	VPXORQ      Z16, Z16, Z16
+	VPXORQ      Z14, Z14, Z14
+	VPXORQ      Z17, Z17, Z17
+	VPXORQ      Z15, Z15, Z15
+	VPXORQ      Z18, Z18, Z18
+	VPMADD52LUQ Z3, Z0, Z13
+	VPMADD52HUQ Z3, Z0, Z16
+	VPMADD52LUQ Z4, Z0, Z14
+	VPMADD52HUQ Z4, Z0, Z17
+	VPMADD52LUQ Z5, Z0, Z15
+	VPMADD52HUQ Z5, Z0, Z18
+	VPMADD52LUQ Z3, Z1, Z14
+	VPMADD52HUQ Z3, Z1, Z17
+	VPMADD52LUQ Z4, Z1, Z15
+	VPMADD52HUQ Z4, Z1, Z18
+	VPMADD52LUQ Z7, Z1, Z13
+	VPMADD52HUQ Z7, Z1, Z16
+	VPMADD52LUQ Z3, Z2, Z15
+	VPMADD52HUQ Z3, Z2, Z18
+	VPMADD52LUQ Z6, Z2, Z13
+	VPMADD52HUQ Z6, Z2, Z16
+	VPMADD52LUQ Z7, Z2, Z14
+	VPMADD52HUQ Z7, Z2, Z17
+	VPSLLQ      $0x08, Z16, Z16
+	VPSLLQ      $0x08, Z17, Z17
+	VPADDQ      Z16, Z14, Z14
+	VPADDQ      Z17, Z15, Z15
+	VPSRLQ      $0x2c, Z14, Z29
+	VPSLLQ      $0x0a, Z18, Z18
+	VPADDQ      Z29, Z15, Z15
+	VPANDQ      Z26, Z14, Z20
+	VPSRLQ      $0x2a, Z15, Z29
+	VPADDQ      Z18, Z29, Z29
+	VPANDQ      Z27, Z15, Z21
+	VPSLLQ      $0x02, Z29, Z30
+	VPADDQ      Z29, Z13, Z13
+	VPADDQ      Z30, Z13, Z13
+	VPSRLQ      $0x2c, Z13, Z29
+	VPANDQ      Z26, Z13, Z19
+	VPADDQ      Z29, Z20, Z20
+	MOVL        $0x00000055, AX
+	KMOVB       AX, K4
+	VMOVDQA64   Z19, K4, Z0
+	VPSHUFD     $0x4e, Z0, Z29
+	VPADDQ      Z29, Z0, Z0
+	VMOVDQA64   Z20, K4, Z1
+	VPSHUFD     $0x4e, Z1, Z29
+	VPADDQ      Z29, Z1, Z1
+	VMOVDQA64   Z21, K4, Z2
+	VPSHUFD     $0x4e, Z2, Z29
+	VPADDQ      Z29, Z2, Z2
+	VMOVDQU64   1448(SP), Z8
+	VMOVDQU64   1512(SP), Z9
+	VMOVDQU64   1576(SP), Z10
+	VMOVDQU64   1640(SP), Z11
+	VMOVDQU64   1704(SP), Z12
+	VPXORQ      Z29, Z29, Z29
+	VMOVDQU64   Z29, 488(SP)
+	VMOVDQU64   Z29, 552(SP)
+	VMOVDQU64   Z29, 616(SP)
+	VMOVDQU64   Z29, 680(SP)
+	VMOVDQU64   Z29, 744(SP)
+	VMOVDQU64   Z29, 808(SP)
+	VMOVDQU64   Z29, 872(SP)
+	VMOVDQU64   Z29, 936(SP)
+	VMOVDQU64   Z29, 1000(SP)
+	VMOVDQU64   Z29, 1064(SP)
+	VMOVDQU64   Z29, 1128(SP)
+	VMOVDQU64   Z29, 1192(SP)
+	VMOVDQU64   Z29, 1256(SP)
+	VMOVDQU64   Z29, 1320(SP)
+	VMOVDQU64   Z29, 1384(SP)
+	VMOVDQU64   Z29, 1448(SP)
+	VMOVDQU64   Z29, 1512(SP)
+	VMOVDQU64   Z29, 1576(SP)
+	VMOVDQU64   Z29, 1640(SP)
+	VMOVDQU64   Z29, 1704(SP)
+
+joined:
+	VBROADCASTI64X2 40(SP), Z22
+	VBROADCASTI64X2 56(SP), K1, Z22
+	VBROADCASTI64X2 72(SP), K2, Z22
+	VBROADCASTI64X2 88(SP), K3, Z22
+	VBROADCASTI64X2 104(SP), Z23
+	VBROADCASTI64X2 120(SP), K1, Z23
+	VBROADCASTI64X2 136(SP), K2, Z23
+	VBROADCASTI64X2 152(SP), K3, Z23
 	VPUNPCKLQDQ     Z23, Z22, Z24
 	VPUNPCKHQDQ     Z23, Z22, Z25
 	VPSRLQ          $0x2c, Z24, Z20
@@ -1054,12 +1813,12 @@ finish:
 	VPANDQ          Z26, Z24, Z19
 	VPTERNLOGQ      $0xa8, Z26, Z29, Z20
 	VPSRLQ          $0x18, Z25, Z21
-	VMOVDQU64       224(SP), Z31
+	VMOVDQU64       296(SP), Z31
 	VPTESTMQ        Z31, Z31, K4
 	VPORQ           Z28, Z21, K4, Z21
-	MOVQ            aad+32(FP), AX
+	MOVQ            aad+40(FP), AX
 	VPBROADCASTQ    AX, Z24
-	MOVQ            aadBlocks+40(FP), AX
+	MOVQ            aadBlocks+48(FP), AX
 	VPBROADCASTQ    AX, Z25
 	VPSUBQ          Z25, Z31, Z25
 	VPSRLQ          $0x2c, Z24, Z14
@@ -1184,91 +1943,82 @@ finish:
 	VPANDQ          Z26, Z1, Z1
 
 	// h - p is h + 5 - 2^130; take it unless it is negative.
-	VPADDQ.BCST     five<>+0(SB), Z0, Z19
-	VMOVDQA64       Z1, Z20
-	VMOVDQA64       Z2, Z21
-	VPSRLQ          $0x2c, Z19, Z29
-	VPADDQ          Z29, Z20, Z20
-	VPANDQ          Z26, Z19, Z19
-	VPSRLQ          $0x2c, Z20, Z29
-	VPADDQ          Z29, Z21, Z21
-	VPANDQ          Z26, Z20, Z20
-	VPSRLQ          $0x2a, Z21, Z29
-	VPTESTMQ        Z29, Z29, K4
-	VMOVDQA64       Z19, K4, Z0
-	VMOVDQA64       Z20, K4, Z1
-	VMOVDQA64       Z21, K4, Z2
-	MOVQ            24(SP), AX
-	VBROADCASTI64X2 16(AX), Z22
-	VBROADCASTI64X2 48(AX), K1, Z22
-	VBROADCASTI64X2 80(AX), K2, Z22
-	VBROADCASTI64X2 112(AX), K3, Z22
-	VBROADCASTI64X2 144(AX), Z23
-	VBROADCASTI64X2 176(AX), K1, Z23
-	VBROADCASTI64X2 208(AX), K2, Z23
-	VBROADCASTI64X2 240(AX), K3, Z23
-	VPUNPCKLQDQ     Z23, Z22, Z24
-	VPUNPCKHQDQ     Z23, Z22, Z25
-	VPSLLQ          $0x2c, Z1, Z29
-	VPORQ           Z29, Z0, Z0
-	VPSRLQ          $0x14, Z1, Z1
-	VPSLLQ          $0x18, Z2, Z29
-	VPORQ           Z29, Z1, Z1
-	VPADDQ          Z24, Z0, Z0
-	VPADDQ          Z25, Z1, Z1
-	VPCMPUQ         $0x01, Z24, Z0, K4
-	VPADDQ.BCST     one<>+0(SB), Z1, K4, Z1
-	VPXORQ          Z29, Z29, Z29
-	MOVQ            24(SP), AX
-	VMOVDQU64       Z29, (AX)
-	VMOVDQU64       Z29, 64(AX)
-	VMOVDQU64       Z29, 128(AX)
-	VMOVDQU64       Z29, 192(AX)
-	CMPQ            16(SP), $0x00
-	JNE             compare
-	VPUNPCKLQDQ     Z1, Z0, Z22
-	VPUNPCKHQDQ     Z1, Z0, Z23
-	MOVQ            288(SP), AX
-	VEXTRACTI64X2   $0x00, Z22, (AX)
-	CMPQ            8(SP), $0x01
-	JLE             delivered
-	MOVQ            296(SP), AX
-	VEXTRACTI64X2   $0x01, Z22, (AX)
-	CMPQ            8(SP), $0x02
-	JLE             delivered
-	MOVQ            304(SP), AX
-	VEXTRACTI64X2   $0x02, Z22, (AX)
-	CMPQ            8(SP), $0x03
-	JLE             delivered
-	MOVQ            312(SP), AX
-	VEXTRACTI64X2   $0x03, Z22, (AX)
-	CMPQ            8(SP), $0x04
-	JLE             delivered
-	MOVQ            320(SP), AX
-	VEXTRACTI64X2   $0x00, Z23, (AX)
-	CMPQ            8(SP), $0x05
-	JLE             delivered
-	MOVQ            328(SP), AX
-	VEXTRACTI64X2   $0x01, Z23, (AX)
-	CMPQ            8(SP), $0x06
-	JLE             delivered
-	MOVQ            336(SP), AX
-	VEXTRACTI64X2   $0x02, Z23, (AX)
-	CMPQ            8(SP), $0x07
-	JLE             delivered
-	MOVQ            344(SP), AX
-	VEXTRACTI64X2   $0x03, Z23, (AX)
-	JMP             delivered
+	VPADDQ.BCST   five<>+0(SB), Z0, Z19
+	VMOVDQA64     Z1, Z20
+	VMOVDQA64     Z2, Z21
+	VPSRLQ        $0x2c, Z19, Z29
+	VPADDQ        Z29, Z20, Z20
+	VPANDQ        Z26, Z19, Z19
+	VPSRLQ        $0x2c, Z20, Z29
+	VPADDQ        Z29, Z21, Z21
+	VPANDQ        Z26, Z20, Z20
+	VPSRLQ        $0x2a, Z21, Z29
+	VPTESTMQ      Z29, Z29, K4
+	VMOVDQA64     Z19, K4, Z0
+	VMOVDQA64     Z20, K4, Z1
+	VMOVDQA64     Z21, K4, Z2
+	VMOVDQU64     360(SP), Z24
+	VMOVDQU64     424(SP), Z25
+	VPSLLQ        $0x2c, Z1, Z29
+	VPORQ         Z29, Z0, Z0
+	VPSRLQ        $0x14, Z1, Z1
+	VPSLLQ        $0x18, Z2, Z29
+	VPORQ         Z29, Z1, Z1
+	VPADDQ        Z24, Z0, Z0
+	VPADDQ        Z25, Z1, Z1
+	VPCMPUQ       $0x01, Z24, Z0, K4
+	VPADDQ.BCST   one<>+0(SB), Z1, K4, Z1
+	VPXORQ        Z29, Z29, Z29
+	VMOVDQU64     Z29, 360(SP)
+	VMOVDQU64     Z29, 424(SP)
+	MOVQ          32(SP), CX
+	MOVQ          8(SP), BX
+	SHLQ          CL, BX
+	CMPQ          16(SP), $0x00
+	JNE           compare
+	VPUNPCKLQDQ   Z1, Z0, Z22
+	VPUNPCKHQDQ   Z1, Z0, Z23
+	MOVQ          168(SP), AX
+	VEXTRACTI64X2 $0x00, Z22, (AX)
+	CMPQ          BX, $0x01
+	JLE           delivered
+	MOVQ          200(SP), AX
+	VEXTRACTI64X2 $0x00, Z23, (AX)
+	CMPQ          BX, $0x02
+	JLE           delivered
+	MOVQ          176(SP), AX
+	VEXTRACTI64X2 $0x01, Z22, (AX)
+	CMPQ          BX, $0x03
+	JLE           delivered
+	MOVQ          208(SP), AX
+	VEXTRACTI64X2 $0x01, Z23, (AX)
+	CMPQ          BX, $0x04
+	JLE           delivered
+	MOVQ          184(SP), AX
+	VEXTRACTI64X2 $0x02, Z22, (AX)
+	CMPQ          BX, $0x05
+	JLE           delivered
+	MOVQ          216(SP), AX
+	VEXTRACTI64X2 $0x02, Z23, (AX)
+	CMPQ          BX, $0x06
+	JLE           delivered
+	MOVQ          192(SP), AX
+	VEXTRACTI64X2 $0x03, Z22, (AX)
+	CMPQ          BX, $0x07
+	JLE           delivered
+	MOVQ          224(SP), AX
+	VEXTRACTI64X2 $0x03, Z23, (AX)
+	JMP           delivered
 
 compare:
-	MOVQ            288(SP), R8
-	MOVQ            296(SP), R9
-	MOVQ            304(SP), R10
-	MOVQ            312(SP), R11
-	MOVQ            320(SP), R12
-	MOVQ            328(SP), R13
-	MOVQ            336(SP), SI
-	MOVQ            344(SP), DI
+	MOVQ            168(SP), R8
+	MOVQ            176(SP), R9
+	MOVQ            184(SP), R10
+	MOVQ            192(SP), R11
+	MOVQ            200(SP), R12
+	MOVQ            208(SP), R13
+	MOVQ            216(SP), SI
+	MOVQ            224(SP), DI
 	VBROADCASTI64X2 (R8), Z22
 	VBROADCASTI64X2 (R9), K1, Z22
 	VBROADCASTI64X2 (R10), K2, Z22
@@ -1283,43 +2033,63 @@ compare:
 	VPXORQ          Z25, Z1, Z1
 	VPORQ           Z0, Z1, Z1
 	VPTESTNMQ       Z1, Z1, K4
-	KMOVB           K4, CX
+	KMOVB           K4, SI
 	MOVQ            (SP), DX
-	BTL             $0x00, CX
-	SETCS           56(DX)
-	CMPQ            8(SP), $0x01
+	MOVL            $0x00000000, AX
+	SHRL            CL, AX
+	SHLL            $0x06, AX
+	BTL             $0x00, SI
+	SETCS           56(DX)(AX*1)
+	CMPQ            BX, $0x01
 	JLE             delivered
-	BTL             $0x02, CX
-	SETCS           120(DX)
-	CMPQ            8(SP), $0x02
+	MOVL            $0x00000001, AX
+	SHRL            CL, AX
+	SHLL            $0x06, AX
+	BTL             $0x01, SI
+	SETCS           56(DX)(AX*1)
+	CMPQ            BX, $0x02
 	JLE             delivered
-	BTL             $0x04, CX
-	SETCS           184(DX)
-	CMPQ            8(SP), $0x03
+	MOVL            $0x00000002, AX
+	SHRL            CL, AX
+	SHLL            $0x06, AX
+	BTL             $0x02, SI
+	SETCS           56(DX)(AX*1)
+	CMPQ            BX, $0x03
 	JLE             delivered
-	BTL             $0x06, CX
-	SETCS           248(DX)
-	CMPQ            8(SP), $0x04
+	MOVL            $0x00000003, AX
+	SHRL            CL, AX
+	SHLL            $0x06, AX
+	BTL             $0x03, SI
+	SETCS           56(DX)(AX*1)
+	CMPQ            BX, $0x04
 	JLE             delivered
-	BTL             $0x01, CX
-	SETCS           312(DX)
-	CMPQ            8(SP), $0x05
+	MOVL            $0x00000004, AX
+	SHRL            CL, AX
+	SHLL            $0x06, AX
+	BTL             $0x04, SI
+	SETCS           56(DX)(AX*1)
+	CMPQ            BX, $0x05
 	JLE             delivered
-	BTL             $0x03, CX
-	SETCS           376(DX)
-	CMPQ            8(SP), $0x06
+	MOVL            $0x00000005, AX
+	SHRL            CL, AX
+	SHLL            $0x06, AX
+	BTL             $0x05, SI
+	SETCS           56(DX)(AX*1)
+	CMPQ            BX, $0x06
 	JLE             delivered
-	BTL             $0x05, CX
-	SETCS           440(DX)
-	CMPQ            8(SP), $0x07
+	MOVL            $0x00000006, AX
+	SHRL            CL, AX
+	SHLL            $0x06, AX
+	BTL             $0x06, SI
+	SETCS           56(DX)(AX*1)
+	CMPQ            BX, $0x07
 	JLE             delivered
-	BTL             $0x07, CX
-	SETCS           504(DX)
+	MOVL            $0x00000007, AX
+	SHRL            CL, AX
+	SHLL            $0x06, AX
+	BTL             $0x07, SI
+	SETCS           56(DX)(AX*1)
 
 delivered:
-	ADDQ $0x00000200, (SP)
-	ADDQ $0x00000100, 24(SP)
-	SUBQ $0x08, 8(SP)
-	JG   eight
 	VZEROUPPER
 	RET

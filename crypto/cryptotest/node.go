@@ -278,8 +278,8 @@ func (r *Remote) obey(out crypto.Output) {
 		r.Activity.LastSent, r.Activity.FirstUnkept = now, 0
 		r.transmit(out.Message)
 	case crypto.SendKeepalive:
-		if k := r.Peer.Sending(); k != nil && k.Usable(now) {
-			r.seal(k, nil)
+		if k := r.Peer.Sending(); k != nil && k.Usable(now) && r.seal(k, nil) && k.RekeyOnSend(now) {
+			r.Peer.Want(now)
 		}
 	case crypto.SessionUp:
 		if len(r.staged) > 0 {

@@ -31,12 +31,11 @@ func (r release) before(o release) bool {
 }
 
 // trustSegment says whether UDP_SEGMENT may be used. Linux 7.0 to 7.1.4 damages a run whose last datagram is as long as
-// the others (the change to net/ipv4/udp_offload.c that came with b10b446), with no error to see, so that no probe on the
-// sending side can find it: this is the one feature decided by version. Config.ForceSegment overrides.
+// the others (commit b10b446), with no error to see, so that no probe on the sending side can find it: that is why a
+// version decides. Config.ForceSegment overrides.
 func (r release) trustSegment() bool {
 	return r.before(release{7, 0, 0}) || !r.before(release{7, 1, 5})
 }
 
-// trustGRO says whether UDP_GRO may be used: before 5.12 it may join datagrams of tunnelled and plain flows wrongly and
-// hand out runs with wrong checksums (net/ipv4/udp_offload.c).
+// trustGRO says whether UDP_GRO may be used: before 5.12 it has faults that a probe cannot see either.
 func (r release) trustGRO() bool { return !r.before(release{5, 12, 0}) }

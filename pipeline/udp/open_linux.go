@@ -15,7 +15,8 @@ type familyNumbers struct {
 
 var numbersOf = map[family]familyNumbers{
 	v4: {unix.AF_INET, unix.IPPROTO_IP, unix.IP_PKTINFO, unix.IP_RECVTOS, unix.IP_MTU_DISCOVER, unix.IP_PMTUDISC_DONT},
-	v6: {unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, unix.IPV6_RECVTCLASS, unix.IPV6_MTU_DISCOVER, unix.IPV6_PMTUDISC_DONT},
+	v6: {unix.AF_INET6, unix.IPPROTO_IPV6, unix.IPV6_RECVPKTINFO, unix.IPV6_RECVTCLASS, unix.IPV6_MTU_DISCOVER,
+		unix.IPV6_PMTUDISC_DONT},
 }
 
 // openNative is the opener of Linux sockets.
@@ -67,9 +68,9 @@ func setUp(fd int, cfg Config, f family, port uint16, share bool) (*linuxSocket,
 
 // setOptions asks for what the data path wants and tells what there is.
 //
-// Fragmentation is that of the kernel's WireGuard (skb->ignore_df, DF clear on the outer header): PMTUDISC_DONT clears DF and lets a datagram
-// longer than the path MTU leave in fragments. It does not apply to runs: a segment must fit the MTU, or the run is
-// refused and its datagrams go one by one, in fragments.
+// Fragmentation is that of the kernel's WireGuard (skb->ignore_df, and DF clear on the outer header): PMTUDISC_DONT clears
+// DF and lets a datagram longer than the path MTU leave in fragments. It does not apply to runs: a segment must fit the
+// MTU, or the run is refused and its datagrams go one by one, in fragments.
 func setOptions(fd int, cfg Config, f family) (Offloads, error) {
 	n := numbersOf[f]
 	if err := set(fd, "MTU_DISCOVER", n.level, n.discover, n.noFrag); err != nil {

@@ -12,7 +12,7 @@ const (
 
 // refusalTable remembers to which destinations a UDP_SEGMENT run was refused, so that the next runs do not fail first. A
 // path may refuse runs because the device has no checksum offload (EIO) or because a segment is longer than its MTU
-// (EINVAL, since 6.14 EMSGSIZE); shorter segments may then pass. The zero value is empty; one goroutine at a time.
+// (EINVAL or EMSGSIZE, by version); shorter segments may then pass. The zero value is empty; one goroutine at a time.
 type refusalTable struct {
 	slots []refusal // nil until the first
 }

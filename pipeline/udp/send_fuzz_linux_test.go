@@ -18,13 +18,13 @@ func FuzzSend(f *testing.F) {
 	f.Fuzz(func(t *testing.T, seed uint64, trouble uint8) {
 		rng := rand.New(rand.NewPCG(seed, 9))
 		w := &wire{hideSource: true} // a run may lose it
-		refusedLast := false
+		refusedOnce := false
 		w.refuse = func(m wireMessage) syscall.Errno {
 			errno := passingTrouble(rng, trouble, m)
-			if errno == unix.ENOBUFS && refusedLast {
-				return 0 // twice would be final
+			if errno == unix.ENOBUFS && refusedOnce {
+				errno = 0 // twice would be final
 			}
-			refusedLast = errno == unix.ENOBUFS
+			refusedOnce = errno == unix.ENOBUFS || refusedOnce && errno != 0
 			return errno
 		}
 		s := wiredSocket(w)

@@ -124,8 +124,14 @@ func want(runs ...Run) []string {
 
 func expect(t *testing.T, w *wire, runs ...Run) {
 	t.Helper()
-	if wanted := want(runs...); !slices.Equal(w.sent, wanted) {
-		t.Fatalf("on the wire:\n%q\nwant:\n%q", w.sent, wanted)
+	wanted := want(runs...)
+	for i := range min(len(w.sent), len(wanted)) {
+		if w.sent[i] != wanted[i] {
+			t.Fatalf("datagram %d on the wire is %q, want %q", i, w.sent[i], wanted[i])
+		}
+	}
+	if len(w.sent) != len(wanted) {
+		t.Fatalf("%d datagrams on the wire, want %d", len(w.sent), len(wanted))
 	}
 }
 

@@ -252,7 +252,8 @@ func TestSendBufferFull(t *testing.T) {
 	}{{"runs", 1500}, {"datagram by datagram", 1000}} {
 		t.Run(test.name, func(t *testing.T) {
 			a, b := cable(t)
-			if err := a.try("tc qdisc add dev vetha root tbf rate 200mbit burst 100000 limit 10000000"); err != nil {
+			const slowDevice = "tc qdisc %s dev vetha root tbf limit 10000000 rate %s burst %d"
+			if err := a.try(slowDevice, "add", "100kbit", 3000); err != nil {
 				t.Skipf("SKIPPED: no slow device: %v", err)
 			}
 			a.ip("link set vetha mtu %d", test.mtu)
@@ -269,10 +270,15 @@ func TestSendBufferFull(t *testing.T) {
 				if err != nil {
 					t.Fatal(err)
 				}
-				if rest = rest[n:]; len(rest) > 0 {
-					short++
-					waitWritable(from)
+				if rest = rest[n:]; len(rest) == 0 {
+					break
 				}
+				if short++; short == 1 {
+					if err := a.try(slowDevice, "change", "1gbit", 1000000); err != nil {
+						t.Fatal(err)
+					}
+				}
+				waitWritable(from)
 			}
 			c.until(t, to, countDatagrams(runs))
 			c.expectData(t, runs)
@@ -288,6 +294,9 @@ func TestZone(t *testing.T) {
 	a, b := cable(t)
 	a.ip("addr add fe80::a/64 dev vetha nodad")
 	b.ip("addr add fe80::b/64 dev vethb nodad")
+	left, right := a.open(Config{}).V6, b.open(Config{}).V6
+	a.in(func() { waitReach(t, left, right, "fe80::b%vetha") }) // new addresses take a moment
+	b.in(func() { waitReach(t, right, left, "fe80::a%vethb") })
 	from, to := a.open(Config{}).V6, b.open(Config{}).V6
 	c := newCollector()
 	a.in(func() {

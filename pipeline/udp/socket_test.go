@@ -199,7 +199,7 @@ func TestManyRuns(t *testing.T) {
 		cfg.SendBuffer = 16 << 10
 		forEachFamily(t, cfg, func(t *testing.T, from, to Socket, dst netip.AddrPort) {
 			rng := rand.New(rand.NewPCG(3, 4))
-			for range 30 {
+			for range 12 {
 				var runs []Run
 				for range 4 {
 					size := 1 + rng.IntN(1452)
@@ -261,7 +261,12 @@ func TestSendOneFromManyGoroutines(t *testing.T) {
 			for g := range senders {
 				wg.Go(func() {
 					for i := range each {
-						if err := from.SendOne(Run{Data: []byte{byte(g), byte(i)}, Dst: dst, TOS: 0x88}); err != nil {
+						r := Run{Data: []byte{byte(g), byte(i)}, Dst: dst, TOS: 0x88}
+						err := from.SendOne(r)
+						for errors.Is(err, errFull) { // a busy machine may not drain in time
+							err = from.SendOne(r)
+						}
+						if err != nil {
 							t.Error(err)
 						}
 					}

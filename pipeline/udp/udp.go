@@ -62,14 +62,15 @@ type Run struct {
 var (
 	// ErrClosed: the socket was closed.
 	ErrClosed = errors.New("udp: socket closed")
-	// ErrNoFamily: the machine has no IPv4 or no IPv6; the other family's socket still works.
+	// ErrNoFamily: the machine has neither IPv4 nor IPv6. One alone is no error: see Pair.
 	ErrNoFamily = errors.New("udp: address family not available")
 )
 
 // Socket is a UDP socket of one address family. Receive and Send never block.
 type Socket interface {
 	// Receive fills up to len(batch) messages and returns how many; 0 and nil when nothing waits. Messages that were
-	// truncated are dropped and counted; each keeps its place in batch with empty Data, as an empty datagram does. Errors that a remote can cause (ICMP) are swallowed and counted.
+	// truncated are dropped and counted; each keeps its place in batch with empty Data, as an empty datagram has. Errors
+	// that a remote can cause (ICMP) are swallowed and counted.
 	Receive(batch []Datagrams) (int, error)
 	// Send sends runs in order. n counts runs that were handed to the kernel or given up on (counted by reason in Stats);
 	// n < len(runs) with a nil error means that the socket buffer is full: poll for writing and call again with the rest,
@@ -112,7 +113,7 @@ type Offloads struct {
 type Config struct {
 	// Port is the local port, the same for both families; 0 chooses one that is free in both.
 	Port uint16
-	// Shards is how many sockets per family share the port (SO_REUSEPORT); 0 is 1.
+	// Shards is how many sockets per family share the port (SO_REUSEPORT); 0 is 1. The portable socket is always one.
 	Shards int
 	// Mark is the fwmark; 0 is none.
 	Mark uint32

@@ -11,7 +11,7 @@ import (
 // of several added slices may be odd.
 //
 // One's-complement sums do not depend on byte order except for a final swap (RFC 1071, section 2 B), so the fast code
-// adds 64-bit little-endian words with carry.
+// adds little-endian words: 64-bit ones with carry, or with AVX2 eight of 32 bit at a time.
 
 // Add adds two folded sums.
 func Add(a, b uint16) uint16 {
@@ -21,6 +21,17 @@ func Add(a, b uint16) uint16 {
 
 // Sum adds the words of b to initial.
 func Sum(b []byte, initial uint16) uint16 {
+	if vectors && len(b) >= vectorsMin {
+		n := len(b) &^ 63
+		return sumTail(b[n:], uint64(bits.ReverseBytes16(initial))+sumVectors(b[:n]))
+	}
+	return sumWords(b, initial)
+}
+
+// vectorsMin is where the vector code begins to win, bytes.
+const vectorsMin = 128
+
+func sumWords(b []byte, initial uint16) uint16 {
 	acc := uint64(bits.ReverseBytes16(initial))
 	var carry uint64
 	for len(b) >= 64 {
@@ -73,8 +84,15 @@ func fold(acc uint64) uint16 {
 // CopySum copies src into dst, which must be at least as long, and returns the sum of src added to initial. dst and src
 // must not overlap.
 func CopySum(dst, src []byte, initial uint16) uint16 {
-	copy(dst[:len(src)], src)
-	return Sum(dst[:len(src)], initial)
+	dst = dst[:len(src)]
+	if vectors && len(src) >= vectorsMin {
+		n := len(src) &^ 63
+		sum := copySumVectors(dst[:n], src[:n])
+		copy(dst[n:], src[n:])
+		return sumTail(src[n:], uint64(bits.ReverseBytes16(initial))+sum)
+	}
+	copy(dst, src)
+	return sumWords(src, initial)
 }
 
 // PseudoSum is the sum of the pseudo-header of TCP and UDP (RFC 9293, section 3.1; RFC 8200, section 8.1) for a packet

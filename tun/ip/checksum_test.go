@@ -2,6 +2,7 @@ package ip
 
 import (
 	"bytes"
+	"fmt"
 	"math/rand/v2"
 	"testing"
 )
@@ -29,9 +30,36 @@ func TestSumVector(t *testing.T) {
 	}
 }
 
+// implementations are tried by name, whatever Sum chooses.
+func implementations(t *testing.T) map[string]func(dst, b []byte, initial uint16) uint16 {
+	all := map[string]func(dst, b []byte, initial uint16) uint16{
+		"words":   func(_, b []byte, initial uint16) uint16 { return sumWords(b, initial) },
+		"Sum":     func(_, b []byte, initial uint16) uint16 { return Sum(b, initial) },
+		"CopySum": CopySum,
+	}
+	if !vectors {
+		t.Log("SKIPPED: no AVX2 on this machine, or built with purego")
+		return all
+	}
+	all["vectors"] = func(_, b []byte, initial uint16) uint16 {
+		if n := len(b) &^ 63; n > 0 {
+			return Add(fold(sumVectors(b[:n])), sumWords(b[n:], initial))
+		}
+		return sumWords(b, initial)
+	}
+	all["copy vectors"] = func(dst, b []byte, initial uint16) uint16 {
+		if n := len(b) &^ 63; n > 0 {
+			return Add(fold(copySumVectors(dst[:n], b[:n])), sumWords(b[n:], initial))
+		}
+		return sumWords(b, initial)
+	}
+	return all
+}
+
 func TestSumTwin(t *testing.T) {
+	sums := implementations(t)
 	random := rand.New(rand.NewPCG(1, 2))
-	b := make([]byte, 2048+64)
+	b, dst := make([]byte, 2048+64), make([]byte, 2048+64)
 	for fill := range 3 {
 		for i := range b {
 			b[i] = []byte{0xff, 0, byte(random.Uint32())}[fill]
@@ -39,8 +67,11 @@ func TestSumTwin(t *testing.T) {
 		for n := range 600 {
 			for _, initial := range []uint16{0, 1, 0xff00, 0xfffe, 0xffff} {
 				p := b[n%9 : n%9+n]
-				if got, want := Sum(p, initial), sumPlain(p, initial); got != want {
-					t.Fatalf("fill %d, %d bytes, initial %#x: Sum %#x, want %#x", fill, n, initial, got, want)
+				want := sumPlain(p, initial)
+				for name, sum := range sums {
+					if got := sum(dst, p, initial); got != want {
+						t.Fatalf("%s, fill %d, %d bytes, initial %#x: %#x, want %#x", name, fill, n, initial, got, want)
+					}
 				}
 			}
 		}
@@ -90,18 +121,24 @@ func FuzzSum(f *testing.F) {
 
 func BenchmarkSum(b *testing.B) {
 	for _, n := range []int{40, 1400, 65000} {
+		p := make([]byte, n)
 		b.Run(size(n), func(b *testing.B) {
-			p := make([]byte, n)
 			b.SetBytes(int64(n))
 			for b.Loop() {
 				Sum(p, 0)
+			}
+		})
+		b.Run(size(n)+"/words", func(b *testing.B) {
+			b.SetBytes(int64(n))
+			for b.Loop() {
+				sumWords(p, 0)
 			}
 		})
 	}
 }
 
 func BenchmarkCopySum(b *testing.B) {
-	for _, n := range []int{40, 1400, 9000} {
+	for _, n := range []int{40, 100, 128, 1400, 9000} {
 		b.Run(size(n), func(b *testing.B) {
 			src, dst := make([]byte, n), make([]byte, n)
 			b.SetBytes(int64(n))
@@ -120,26 +157,4 @@ func BenchmarkCopy(b *testing.B) {
 	}
 }
 
-func size(n int) string {
-	switch n {
-	case 40:
-		return "40B"
-	case 1400:
-		return "1400B"
-	case 9000:
-		return "9000B"
-	}
-	return "65000B"
-}
-
-func BenchmarkFusedTry(b *testing.B) {
-	for _, n := range []int{40, 1400, 9000} {
-		b.Run(size(n), func(b *testing.B) {
-			src, dst := make([]byte, n), make([]byte, n)
-			b.SetBytes(int64(n))
-			for b.Loop() {
-				fusedTry(dst, src, 0)
-			}
-		})
-	}
-}
+func size(n int) string { return fmt.Sprintf("%dB", n) }

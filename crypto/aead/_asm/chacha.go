@@ -15,6 +15,7 @@ type lanes struct {
 	packet, left, block, offset, keys, lane, total, key Register
 	next, current                                       Register
 	size, first, limit                                  Mem
+	used                                                Mem // lanes with work in the current batch
 	tables                                              [2]Mem
 	counter, nonceLow, nonceHigh                        Mem // 32-bit words
 	tails, junk                                         Mem
@@ -40,7 +41,7 @@ func chachaLanes() {
 		tables:  [2]Mem{AllocLocal(tableSize), AllocLocal(tableSize)},
 		counter: AllocLocal(128), nonceLow: AllocLocal(128), nonceHigh: AllocLocal(128),
 		tails: AllocLocal(64 * chunk), junk: AllocLocal(64),
-		size: AllocLocal(8), first: AllocLocal(8), limit: AllocLocal(8),
+		size: AllocLocal(8), first: AllocLocal(8), limit: AllocLocal(8), used: AllocLocal(8),
 	}
 	l.parameters()
 
@@ -49,15 +50,23 @@ func chachaLanes() {
 	Label("filled")
 	TESTQ(l.current, l.current)
 	JZ(LabelRef("begin"))
-	l.rounds()
-	l.feedForward()
+	CMPQ(l.used, Imm(8))
+	JLE(LabelRef("half"))
+	l.rounds("rounds", zmm)
+	l.feedForward(zmm)
 	l.store()
+	Label("begin")
 	TESTQ(l.lane, l.lane)
 	JZ(LabelRef("tails"))
-	Label("begin")
 	l.turn()
 	l.load()
 	JMP(LabelRef("batch"))
+
+	Label("half")
+	Comment("Half of the lanes are enough for the last batch, and half a vector is faster.")
+	l.rounds("rounds8", ymm)
+	l.feedForward(ymm)
+	l.storeHalf()
 
 	Label("tails")
 	l.finishTails()
@@ -85,6 +94,7 @@ func (l *lanes) parameters() {
 
 // turn makes the filled tables the current ones.
 func (l *lanes) turn() {
+	MOVQ(l.lane, l.used)
 	MOVQ(l.next, l.current)
 	LEAQ(l.tables[0], RAX)
 	LEAQ(l.tables[1], l.next)
@@ -227,16 +237,16 @@ func (l *lanes) word(i int) Mem {
 	return Mem{Base: l.key, Disp: 4 * (i - 4)}
 }
 
-// rounds is 20 rounds on Z0 .. Z15. Of a round's four quarter rounds two go beside each other through a step (addition,
+// rounds is 20 rounds on vectors 0 .. 15. Of a round's four quarter rounds two go beside each other through a step (addition,
 // exclusive or, rotation), then the other two: measured faster than one or four at a time.
-func (l *lanes) rounds() {
+func (l *lanes) rounds(label string, v func(int) VecPhysical) {
 	MOVL(U32(10), EAX)
-	Label("rounds")
+	Label(label)
 	for _, shift := range []int{0, 1} {
 		for _, step := range []struct{ to, add, by, rotate int }{{0, 4, 12, 16}, {8, 12, 4, 12}, {0, 4, 12, 8}, {8, 12, 4, 7}} {
 			for q := 0; q < 4; q += 2 {
-				a := func(r int) VecPhysical { return zmm(r + (q+shift*r/4)%4) }
-				b := func(r int) VecPhysical { return zmm(r + (q+1+shift*r/4)%4) }
+				a := func(r int) VecPhysical { return v(r + (q+shift*r/4)%4) }
+				b := func(r int) VecPhysical { return v(r + (q+1+shift*r/4)%4) }
 				VPADDD(a(step.add), a(step.to), a(step.to))
 				VPADDD(b(step.add), b(step.to), b(step.to))
 				VPXORD(a(step.to), a(step.by), a(step.by))
@@ -247,31 +257,37 @@ func (l *lanes) rounds() {
 		}
 	}
 	DECL(EAX)
-	JNZ(LabelRef("rounds"))
+	JNZ(LabelRef(label))
 }
 
-func (l *lanes) feedForward() {
+func (l *lanes) feedForward(v func(int) VecPhysical) {
 	for i := range 12 {
-		VPADDD_BCST(l.word(i), zmm(i), zmm(i))
+		VPADDD_BCST(l.word(i), v(i), v(i))
 	}
-	VPADDD(Z20, Z12, Z12)
-	VPADDD(Z22, Z14, Z14)
-	VPADDD(Z23, Z15, Z15)
+	for _, i := range []int{12, 14, 15} {
+		VPADDD(v(i+8), v(i), v(i))
+	}
 }
 
-// store turns Z0 .. Z15 from a word of 16 lanes each into a lane's block each, and adds the text to each block.
-func (l *lanes) store() {
+// unpack makes four words of 16 lanes each, in a vector, four words of a lane each, in 16 bytes: vector 4g+j has words
+// 4g .. 4g+3 of lanes j, j+4, j+8 and j+12.
+func unpack(v func(int) VecPhysical) {
 	for g := 0; g < 16; g += 4 {
-		a, b, c, d := zmm(g), zmm(g+1), zmm(g+2), zmm(g+3)
-		VPUNPCKLDQ(b, a, Z16)
-		VPUNPCKHDQ(b, a, Z17)
-		VPUNPCKLDQ(d, c, Z18)
-		VPUNPCKHDQ(d, c, Z19)
-		VPUNPCKLQDQ(Z18, Z16, a)
-		VPUNPCKHQDQ(Z18, Z16, b)
-		VPUNPCKLQDQ(Z19, Z17, c)
-		VPUNPCKHQDQ(Z19, Z17, d)
+		a, b, c, d := v(g), v(g+1), v(g+2), v(g+3)
+		VPUNPCKLDQ(b, a, v(16))
+		VPUNPCKHDQ(b, a, v(17))
+		VPUNPCKLDQ(d, c, v(18))
+		VPUNPCKHDQ(d, c, v(19))
+		VPUNPCKLQDQ(v(18), v(16), a)
+		VPUNPCKHQDQ(v(18), v(16), b)
+		VPUNPCKLQDQ(v(19), v(17), c)
+		VPUNPCKHQDQ(v(19), v(17), d)
 	}
+}
+
+// store adds the text to each lane's block and writes it where it belongs.
+func (l *lanes) store() {
+	unpack(zmm)
 	for j := range 4 {
 		a, b, c, d := zmm(j), zmm(j+4), zmm(j+8), zmm(j+12)
 		VSHUFI32X4(Imm(0x44), b, a, Z16)
@@ -284,10 +300,28 @@ func (l *lanes) store() {
 		VSHUFI32X4(Imm(0xdd), Z19, Z17, d)
 	}
 	for i := range 16 {
-		MOVQ(Mem{Base: l.current, Disp: tableSrc + 8*i}, RAX)
-		MOVQ(Mem{Base: l.current, Disp: tableDst + 8*i}, RBX)
+		l.addresses(i)
 		VPXORD(Mem{Base: RAX}, zmm(i), zmm(i))
 		VMOVDQU32(zmm(i), Mem{Base: RBX})
+	}
+}
+
+func (l *lanes) addresses(lane int) {
+	MOVQ(Mem{Base: l.current, Disp: tableSrc + 8*lane}, RAX)
+	MOVQ(Mem{Base: l.current, Disp: tableDst + 8*lane}, RBX)
+}
+
+// storeHalf is store for eight lanes.
+func (l *lanes) storeHalf() {
+	unpack(ymm)
+	for lane := range 8 {
+		l.addresses(lane)
+		for half := range 2 {
+			low, high := ymm(8*half+lane%4), ymm(8*half+4+lane%4)
+			VSHUFI32X4(Imm(uint64(lane/4*3)), high, low, ymm(16+half))
+			VPXORD(Mem{Base: RAX, Disp: 32 * half}, ymm(16+half), ymm(16+half))
+			VMOVDQU32(ymm(16+half), Mem{Base: RBX, Disp: 32 * half})
+		}
 	}
 }
 

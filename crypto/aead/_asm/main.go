@@ -83,6 +83,14 @@ func table64(name string, words ...uint64) Mem {
 	return m
 }
 
+// ymm is Y0 .. Y31 by number.
+func ymm(i int) VecPhysical {
+	return []VecPhysical{
+		Y0, Y1, Y2, Y3, Y4, Y5, Y6, Y7, Y8, Y9, Y10, Y11, Y12, Y13, Y14, Y15,
+		Y16, Y17, Y18, Y19, Y20, Y21, Y22, Y23, Y24, Y25, Y26, Y27, Y28, Y29, Y30, Y31,
+	}[i]
+}
+
 // zmm is Z0 .. Z31 by number; the kernels place every vector by hand.
 func zmm(i int) VecPhysical {
 	return []VecPhysical{

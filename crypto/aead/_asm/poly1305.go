@@ -6,8 +6,11 @@ import (
 	. "github.com/mmcloughlin/avo/reg"
 )
 
-// Poly1305 in limbs of 44, 44 and 42 bits, each limb of eight packets in a vector. The 64-bit lanes hold the packets in
-// the order 0 4 1 5 2 6 3 7, as unpacking four 16-byte blocks with four others gives it.
+// Poly1305 in limbs of 44, 44 and 42 bits, each limb of eight packets in a vector; or of four packets in two ways each,
+// two in four ways or one in eight. Of w ways, way i takes every w-th block from the i-th on and multiplies by r^w instead
+// of r; at the end they are added up. A packet's ways are neighbouring 64-bit lanes.
+//
+// Unpacking four 16-byte blocks with four others puts them in the order laneOf.
 
 // factor is a multiplicand with what reduction wants of it: 2^132 = 20 modulo 2^130 - 5.
 type factor struct {
@@ -25,9 +28,10 @@ var (
 	limbs     = Z26
 	topLimb   = Z27
 	pad       = Z28
-	pointers  = [8]Register{R8, R9, R10, R11, R12, R13, RSI, RDI} // each packet's last block
-	laneOf    = [8]int{0, 2, 4, 6, 1, 3, 5, 7}
-	quarter   = [4]Register{nil, K1, K2, K3} // masks of a vector's 16-byte parts
+	pointers  = [8]Register{R8, R9, R10, R11, R12, R13, RSI, RDI} // the end of each lane's whole blocks, by slot
+	laneOf    = [8]int{0, 2, 4, 6, 1, 3, 5, 7}                    // of a slot
+	slotOf    = [8]int{0, 4, 1, 5, 2, 6, 3, 7}                    // of a lane
+	quarter   = [4]Register{nil, K1, K2, K3}                      // masks of a vector's 16-byte parts
 	shortest  = R14
 	longest   = R15
 	zmmLow    = Z24
@@ -38,29 +42,35 @@ var (
 	scratchK4 = K4
 )
 
-// polyFrame is the frame of polyLanes: what each packet's last step needs, and where each packet starts.
+// polyFrame is the frame of polyLanes.
 type polyFrame struct {
 	packets, count, field, keys Mem
-	last                        Mem // 8 blocks of 16 bytes, by packet
-	start, n                    Mem // 8 words, by lane
-	tags                        Mem // 8 addresses, by packet
+	ways                        Mem    // their binary logarithm
+	last                        Mem    // last block of each packet, if there is text, by slot
+	tags                        Mem    // where each packet's tag is, by slot
+	start, n                    Mem    // where each packet's first block is, relative to the end; its length; by lane
+	s                           Mem    // halves of the keys' second half
+	powers                      [3]Mem // r, r^2 and r^4, as far as the ways need them
+	square                      Mem    // r^2 for the last step
 }
 
 func polyLanes() {
-	TEXT("polyLanes", 0, "func(packets *[64]byte, count int, field int, keys *[32]byte, aad int, aadBlocks int)")
-	Doc("polyLanes authenticates the text of count packets, up to 16, eight at a time, and wipes keys. The text is the slice at",
-		"offset field in a packet, less a tag. At the offset of Dst the tag is written, at that of Src it is compared and OK",
-		"set. The lengths at the end are aad and the text's less aadBlocks, for tests with additional data in front of the",
-		"text; both are 0 otherwise. All packets of eight end at the same step; shorter ones start later.")
+	TEXT("polyLanes", 0, "func(packets *[64]byte, count int, ways int, field int, keys *[32]byte, aad int, aadBlocks int)")
+	Doc("polyLanes authenticates the text of count packets, up to 8, each in 2^ways ways, count<<ways being at most 8, and",
+		"wipes 8 rows of keys. The text is the slice at offset field in a packet, less a tag. At the offset of Dst the tag is",
+		"written, at that of Src it is compared and OK set. The lengths at the end are aad, and the text's less aadBlocks, for",
+		"tests with additional data in front of the text; both are 0 otherwise.",
+		"All packets end at the same step; shorter ones start later.")
 	Pragma("noescape")
 	f := &polyFrame{
-		packets: AllocLocal(8), count: AllocLocal(8), field: AllocLocal(8), keys: AllocLocal(8),
-		last: AllocLocal(128), start: AllocLocal(64), n: AllocLocal(64), tags: AllocLocal(64),
+		packets: AllocLocal(8), count: AllocLocal(8), field: AllocLocal(8), keys: AllocLocal(8), ways: AllocLocal(8),
+		last: AllocLocal(128), tags: AllocLocal(64), start: AllocLocal(64), n: AllocLocal(64), s: AllocLocal(128),
+		powers: [3]Mem{AllocLocal(factorSize), AllocLocal(factorSize), AllocLocal(factorSize)}, square: AllocLocal(factorSize),
 	}
 	for _, p := range []struct {
 		name string
 		to   Mem
-	}{{"packets", f.packets}, {"count", f.count}, {"field", f.field}, {"keys", f.keys}} {
+	}{{"packets", f.packets}, {"count", f.count}, {"field", f.field}, {"keys", f.keys}, {"ways", f.ways}} {
 		Load(Param(p.name), RAX)
 		MOVQ(RAX, p.to)
 	}
@@ -74,44 +84,120 @@ func polyLanes() {
 	VPBROADCASTQ(maskTop, topLimb)
 	VPBROADCASTQ(padBit, pad)
 
-	Label("eight")
-	f.setUp()
 	f.loadKeys()
+	f.raise()
+	f.setUp()
 	f.late()
 	f.body()
+	f.join()
 	f.finish()
-	f.reduce()
+	reduce()
 	f.addKey()
 	f.deliver()
-
-	ADDQ(U32(8*packetSize), f.packets)
-	ADDQ(U32(8*keyStride), f.keys)
-	SUBQ(Imm(8), f.count)
-	JG(LabelRef("eight"))
 	VZEROUPPER()
 	RET()
 }
 
-// setUp notes where each of the eight packets starts and ends. Lanes behind the last packet repeat the first one.
-func (f *polyFrame) setUp() {
-	XORL(R14L, R14L)
-	XORL(R15L, R15L)
-	SUBQ(Imm(1), R14)
-	SHLQ(Imm(63), R14)
+// number sets EDX to the packet of a slot: lanes behind the last packet repeat the first one. It needs ways in CL and
+// zero in RAX.
+func (f *polyFrame) number(slot int) {
+	MOVL(U32(laneOf[slot]), EDX)
+	SHRL(CL, EDX)
+	CMPQ(RDX, f.count)
+	CMOVQGE(RAX, RDX)
+}
+
+// loadKeys sets r, and h to zero. It wipes the keys.
+func (f *polyFrame) loadKeys() {
+	MOVQ(f.ways, RCX)
+	XORL(EAX, EAX)
 	for i, p := range pointers {
-		packet, n, whole := RDX, RBX, RAX
-		MOVQ(f.packets, packet)
-		if i > 0 {
-			LEAQ(Mem{Base: packet, Disp: i * packetSize}, RAX)
-			CMPQ(f.count, Imm(uint64(i)))
-			CMOVQGT(RAX, packet)
+		f.number(i)
+		SHLQ(Imm(5), RDX)
+		ADDQ(f.keys, RDX)
+		MOVQ(RDX, p)
+	}
+	gather(func(i int) Mem { return Mem{Base: pointers[i], Disp: 16} })
+	VMOVDQU64(zmmLow, f.s)
+	VMOVDQU64(zmmHigh, f.s.Offset(64))
+	gather(func(i int) Mem { return Mem{Base: pointers[i]} })
+	VPANDQ_BCST(clampLow, zmmLow, zmmLow)
+	VPANDQ_BCST(clampHigh, zmmHigh, zmmHigh)
+	split(r.limb)
+	r.reduced()
+	for _, v := range h {
+		VPXORQ(v, v, v)
+	}
+	MOVQ(f.keys, RAX)
+	for i := range 8 * keyStride / 64 {
+		VMOVDQU64(h[0], Mem{Base: RAX, Disp: 64 * i})
+	}
+}
+
+// raise sets r to the key's power of the number of ways, and rr to its square. It keeps the powers on the way.
+func (f *polyFrame) raise() {
+	rr.squareOf(r)
+	for i, power := range f.powers {
+		CMPQ(f.ways, Imm(uint64(i)))
+		JLE(LabelRef("raised"))
+		r.save(power)
+		if i == 0 {
+			rr.save(f.square)
 		}
-		ADDQ(f.field, packet)
-		MOVQ(Mem{Base: packet}, p)
-		MOVQ(Mem{Base: packet, Disp: packetDstLen - packetDst}, n)
+		r.copy(rr)
+		rr.squareOf(r)
+	}
+	Label("raised")
+}
+
+const factorSize = 5 * 64
+
+func (x factor) vectors() []VecPhysical {
+	return []VecPhysical{x.limb[0], x.limb[1], x.limb[2], x.s[1], x.s[2]}
+}
+
+func (x factor) save(to Mem) {
+	for i, v := range x.vectors() {
+		VMOVDQU64(v, to.Offset(64*i))
+	}
+}
+
+func (x factor) load(from Mem) {
+	for i, v := range x.vectors() {
+		VMOVDQU64(from.Offset(64*i), v)
+	}
+}
+
+func (x factor) copy(y factor) {
+	for i, v := range x.vectors() {
+		VMOVDQA64(y.vectors()[i], v)
+	}
+}
+
+func (x factor) squareOf(y factor) {
+	clearSums()
+	multiply(y.limb, y)
+	carry(x.limb)
+	x.reduced()
+}
+
+// setUp notes where each lane starts and ends.
+func (f *polyFrame) setUp() {
+	MOVQ(f.ways, RCX)
+	MOVQ(I64(-1<<63), shortest)
+	XORL(R15L, R15L)
+	for i, p := range pointers {
+		whole, n := RAX, RBX
+		XORL(EAX, EAX)
+		f.number(i)
+		SHLQ(Imm(6), RDX)
+		ADDQ(f.packets, RDX)
+		ADDQ(f.field, RDX)
+		MOVQ(Mem{Base: RDX}, p)
+		MOVQ(Mem{Base: RDX, Disp: packetDstLen - packetDst}, n)
 		SUBQ(Imm(overhead), n)
-		LEAQ(Mem{Base: p, Index: n, Scale: 1}, RCX)
-		MOVQ(RCX, f.tags.Offset(8*i))
+		LEAQ(Mem{Base: p, Index: n, Scale: 1}, RDX)
+		MOVQ(RDX, f.tags.Offset(8*i))
 		LEAQ(Mem{Base: n, Disp: -1}, whole)
 		ANDQ(I32(-16), whole)
 		TESTQ(n, n)
@@ -119,12 +205,17 @@ func (f *polyFrame) setUp() {
 		ADDQ(whole, p)
 		MOVQ(n, f.n.Offset(8*laneOf[i]))
 		SUBQ(whole, n)
-		MOVL(U32(0xffff), ECX)
-		BZHIQ(n, RCX, RCX)
-		KMOVW(ECX, scratchK4)
+		MOVL(U32(0xffff), EDX)
+		BZHIQ(n, RDX, RDX)
+		KMOVW(EDX, scratchK4)
 		VMOVDQU8_Z(Mem{Base: p}, scratchK4, X29)
 		VMOVDQU64(X29, f.last.Offset(16*i))
 		NEGQ(whole)
+		MOVL(U32(laneOf[i]), EBX)
+		BZHIL(ECX, EBX, EBX)
+		SHLQ(Imm(4), RBX)
+		ADDQ(RBX, p)
+		SUBQ(RBX, whole)
 		MOVQ(whole, f.start.Offset(8*laneOf[i]))
 		CMPQ(whole, shortest)
 		CMOVQGT(whole, shortest)
@@ -155,23 +246,6 @@ func split(to [3]VecPhysical) {
 	VPANDQ(limbs, zmmLow, to[0])
 	VPTERNLOGQ(Imm(0xa8), limbs, scratch1, to[1]) // (to[1] | scratch1) & limbs
 	VPSRLQ(Imm(24), zmmHigh, to[2])
-}
-
-// loadKeys sets r and its square.
-func (f *polyFrame) loadKeys() {
-	MOVQ(f.keys, RAX)
-	gather(func(i int) Mem { return Mem{Base: RAX, Disp: keyStride * i} })
-	VPANDQ_BCST(clampLow, zmmLow, zmmLow)
-	VPANDQ_BCST(clampHigh, zmmHigh, zmmHigh)
-	split(r.limb)
-	r.reduced()
-	clearSums()
-	multiply(r.limb, r)
-	carry(rr.limb)
-	rr.reduced()
-	for _, v := range h {
-		VPXORQ(v, v, v)
-	}
 }
 
 // reduced computes the multiples that stand for limbs past 2^130.
@@ -232,14 +306,19 @@ func carry(to [3]VecPhysical) {
 	VPADDQ(scratch1, to[1], to[1])
 }
 
-// late takes the blocks before the shortest packet's first, and one more if an odd number is left: h = h*r + block, with
-// zeros for the packets that have not started.
+// late takes the blocks before the last lane's first one, and one more if an odd number is left: h = h*r + block, with
+// zeros for the lanes that have not started. Blocks are counted in bytes before the end, in RAX; a step is RBX bytes.
 func (f *polyFrame) late() {
-	MOVQ(longest, RAX)
+	MOVL(U32(16), EBX)
+	SHLQ(CL, RBX)
+	LEAQ(Mem{Base: longest, Disp: -1, Index: RBX, Scale: 1}, RAX)
+	MOVQ(RBX, RCX)
+	NEGQ(RCX)
+	ANDQ(RCX, RAX)
 	Label("late")
 	CMPQ(RAX, shortest)
 	JL(LabelRef("single"))
-	TESTQ(U32(16), RAX)
+	TESTQ(RAX, RBX)
 	JZ(LabelRef("together"))
 	Label("single")
 	LEAQ(zeros, RDX)
@@ -265,7 +344,7 @@ func (f *polyFrame) late() {
 	clearHigh()
 	multiply(h, r)
 	carry(h)
-	ADDQ(Imm(16), RAX)
+	ADDQ(RBX, RAX)
 	JMP(LabelRef("late"))
 	Label("together")
 }
@@ -273,10 +352,12 @@ func (f *polyFrame) late() {
 // body takes two blocks of each packet a step: h = h*r^2 + first*r + second.
 func (f *polyFrame) body() {
 	TESTQ(RAX, RAX)
-	JZ(LabelRef("finish"))
+	JZ(LabelRef("complete"))
+	LEAQ(Mem{Base: RAX, Index: RBX, Scale: 1}, RCX)
+	ADDQ(RBX, RBX)
 	Label("pair")
-	for disp, to := range [][3]VecPhysical{message, low} {
-		gather(func(i int) Mem { return Mem{Base: pointers[i], Disp: 16 * disp, Index: RAX, Scale: 1} })
+	for i, to := range [][3]VecPhysical{message, low} {
+		gather(func(slot int) Mem { return Mem{Base: pointers[slot], Index: []Register{RAX, RCX}[i], Scale: 1} })
 		split(to)
 		VPORQ(pad, to[2], to[2])
 	}
@@ -284,9 +365,52 @@ func (f *polyFrame) body() {
 	multiply(message, r)
 	multiply(h, rr)
 	carry(h)
-	ADDQ(Imm(32), RAX)
+	ADDQ(RBX, RCX)
+	ADDQ(RBX, RAX)
 	JNZ(LabelRef("pair"))
-	Label("finish")
+	Label("complete")
+}
+
+// join adds up the ways: of two neighbours, the first one's sum is multiplied with the power that it lacks. Afterwards a
+// packet's lanes are all the same.
+func (f *polyFrame) join() {
+	CMPQ(f.ways, Imm(0))
+	JE(LabelRef("joined"))
+	for level := 2; level >= 0; level-- {
+		if level > 0 {
+			CMPQ(f.ways, Imm(uint64(level)))
+			JLE(LabelRef([]string{"", "ways2", "ways4"}[level]))
+		}
+		r.load(f.powers[level])
+		clearSums()
+		multiply(h, r)
+		carry(message)
+		MOVL(U32([]uint32{0x55, 0x33, 0x0f}[level]), EAX)
+		KMOVB(EAX, scratchK4)
+		for i, v := range h {
+			VMOVDQA64(message[i], scratchK4, v)
+			switch level {
+			case 0:
+				VPSHUFD(Imm(0x4e), v, scratch1)
+			case 1:
+				VPERMQ(Imm(0x4e), v, scratch1)
+			case 2:
+				VSHUFI64X2(Imm(0x4e), v, v, scratch1)
+			}
+			VPADDQ(scratch1, v, v)
+		}
+		if level > 0 {
+			Label([]string{"", "ways2", "ways4"}[level])
+		}
+	}
+	rr.load(f.square)
+	VPXORQ(scratch1, scratch1, scratch1)
+	for _, m := range append(f.powers[:], f.square) {
+		for i := range factorSize / 64 {
+			VMOVDQU64(scratch1, m.Offset(64*i))
+		}
+	}
+	Label("joined")
 }
 
 // finish takes each packet's last block of text, if there is text, and its lengths.
@@ -313,7 +437,7 @@ func (f *polyFrame) finish() {
 }
 
 // reduce makes h the smallest number that it stands for.
-func (f *polyFrame) reduce() {
+func reduce() {
 	ripple := func(v [3]VecPhysical) {
 		VPSRLQ(Imm(44), v[0], scratch1)
 		VPADDQ(scratch1, v[1], v[1])
@@ -342,10 +466,10 @@ func (f *polyFrame) reduce() {
 	}
 }
 
-// addKey makes h's first two vectors the halves of the tags: h and the key's second half, modulo 2^128. It wipes the keys.
+// addKey makes h's first two vectors the halves of the tags: h and the key's second half, modulo 2^128.
 func (f *polyFrame) addKey() {
-	MOVQ(f.keys, RAX)
-	gather(func(i int) Mem { return Mem{Base: RAX, Disp: keyStride*i + 16} })
+	VMOVDQU64(f.s, zmmLow)
+	VMOVDQU64(f.s.Offset(64), zmmHigh)
 	VPSLLQ(Imm(44), h[1], scratch1)
 	VPORQ(scratch1, h[0], h[0])
 	VPSRLQ(Imm(20), h[1], h[1])
@@ -355,47 +479,51 @@ func (f *polyFrame) addKey() {
 	VPADDQ(zmmHigh, h[1], h[1])
 	VPCMPUQ(Imm(1), zmmLow, h[0], scratchK4)
 	VPADDQ_BCST(one, h[1], scratchK4, h[1])
-	VPXORQ(scratch1, scratch1, scratch1)
-	MOVQ(f.keys, RAX)
-	for i := range 8 * keyStride / 64 {
-		VMOVDQU64(scratch1, Mem{Base: RAX, Disp: 64 * i})
-	}
 }
 
-// deliver writes the tags behind the texts, or compares them with what is there.
+// deliver writes the tags behind the texts, or compares them with what is there. It wipes the frame.
 func (f *polyFrame) deliver() {
+	VPXORQ(scratch1, scratch1, scratch1)
+	VMOVDQU64(scratch1, f.s)
+	VMOVDQU64(scratch1, f.s.Offset(64))
+	MOVQ(f.ways, RCX)
+	MOVQ(f.count, RBX)
+	SHLQ(CL, RBX)
 	CMPQ(f.field, Imm(packetDst))
 	JNE(LabelRef("compare"))
 	VPUNPCKLQDQ(h[1], h[0], Z22)
 	VPUNPCKHQDQ(h[1], h[0], Z23)
-	for i := range 8 {
-		if i > 0 {
-			CMPQ(f.count, Imm(uint64(i)))
+	for lane, slot := range slotOf {
+		if lane > 0 {
+			CMPQ(RBX, Imm(uint64(lane)))
 			JLE(LabelRef("delivered"))
 		}
-		MOVQ(f.tags.Offset(8*i), RAX)
-		VEXTRACTI64X2(Imm(uint64(i%4)), []VecPhysical{Z22, Z23}[i/4], Mem{Base: RAX})
+		MOVQ(f.tags.Offset(8*slot), RAX)
+		VEXTRACTI64X2(Imm(uint64(slot%4)), []VecPhysical{Z22, Z23}[slot/4], Mem{Base: RAX})
 	}
 	JMP(LabelRef("delivered"))
 
 	Label("compare")
-	for i, p := range pointers {
-		MOVQ(f.tags.Offset(8*i), p)
+	for slot, p := range pointers {
+		MOVQ(f.tags.Offset(8*slot), p)
 	}
-	gather(func(i int) Mem { return Mem{Base: pointers[i]} })
+	gather(func(slot int) Mem { return Mem{Base: pointers[slot]} })
 	VPXORQ(zmmLow, h[0], h[0])
 	VPXORQ(zmmHigh, h[1], h[1])
 	VPORQ(h[0], h[1], h[1])
 	VPTESTNMQ(h[1], h[1], scratchK4)
-	KMOVB(scratchK4, ECX)
+	KMOVB(scratchK4, ESI)
 	MOVQ(f.packets, RDX)
-	for i := range 8 {
-		if i > 0 {
-			CMPQ(f.count, Imm(uint64(i)))
+	for lane := range slotOf {
+		if lane > 0 {
+			CMPQ(RBX, Imm(uint64(lane)))
 			JLE(LabelRef("delivered"))
 		}
-		BTL(Imm(uint64(laneOf[i])), ECX)
-		SETCS(Mem{Base: RDX, Disp: i*packetSize + packetOK})
+		MOVL(U32(lane), EAX)
+		SHRL(CL, EAX)
+		SHLL(Imm(6), EAX)
+		BTL(Imm(uint64(lane)), ESI)
+		SETCS(Mem{Base: RDX, Disp: packetOK, Index: RAX, Scale: 1})
 	}
 	Label("delivered")
 }

@@ -132,7 +132,8 @@ func (s *socket) sendRun(r *udp.Run, size int) {
 		size = max(1, len(r.Data))
 	}
 	src := s.source(r)
-	if len(r.Data) > udp.MaxDatagram || (len(r.Data)+size-1)/size > udp.MaxSegments || r.Dst.Addr().Is4() != s.is4 || !src.IsValid() {
+	tooLong := len(r.Data) > udp.MaxDatagram || (len(r.Data)+size-1)/size > udp.MaxSegments
+	if tooLong || r.Dst.Addr().Is4() != s.is4 || !src.IsValid() {
 		s.stats.SendErrors.Add(1)
 		return
 	}

@@ -1,0 +1,138 @@
+package main
+
+import (
+	"bytes"
+	"encoding/json"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/bench/speedtest"
+)
+
+// envMain makes the test binary be the program, in the test's children: the speed test starts itself again, twice.
+const envMain = "SLUICE_TEST_MAIN"
+
+func init() {
+	if os.Getenv(envMain) != "" {
+		main()
+	}
+}
+
+// speedtestProcess prepares `sluice speedtest` as a process of its own.
+func speedtestProcess(t *testing.T, args ...string) (cmd *exec.Cmd, out, errs *bytes.Buffer) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, errs = &bytes.Buffer{}, &bytes.Buffer{}
+	cmd = exec.Command(self, append([]string{"speedtest"}, args...)...)
+	cmd.Env = append(os.Environ(), envMain+"=1")
+	cmd.Stdout, cmd.Stderr = out, errs
+	return cmd, out, errs
+}
+
+// skipWithoutLab skips where the machine does not allow what the speed test needs; it says so itself.
+func skipWithoutLab(t *testing.T, errs string) {
+	t.Helper()
+	for _, reason := range []string{"run as root", "may not make namespaces", "/dev/net/tun"} {
+		if strings.Contains(errs, reason) {
+			t.Skipf("the speed test cannot run here: %s", errs)
+		}
+	}
+}
+
+func TestSpeedtestEndToEnd(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "report.html")
+	cmd, out, errs := speedtestProcess(t, "-duration", "150ms", "-cases", "tcp-1,udp-1200,rtt-idle", "-json", "-html", page)
+	if err := cmd.Run(); err != nil {
+		skipWithoutLab(t, errs.String())
+		t.Fatalf("%v: %s", err, errs)
+	}
+	var report speedtest.Report
+	d := json.NewDecoder(out)
+	if err := d.Decode(&report); err != nil || d.More() {
+		t.Fatalf("stdout is not one JSON object: %v", err)
+	}
+	if len(report.Results) != 9 {
+		t.Fatalf("%d results, want 3 cases of sluice, bare and null", len(report.Results))
+	}
+	for _, r := range report.Results {
+		if r.Case == "tcp-1" && (r.GbitPerS <= 0 || r.BytesReceived != r.BytesSent) ||
+			r.Case == "udp-1200" && r.PacketsReceived == 0 || r.Case == "rtt-idle" && r.RTTMeanMs <= 0 {
+			t.Errorf("nothing measured: %+v", r)
+		}
+		if r.Impl != speedtest.ImplBare && (len(r.Counters) != 2 || r.SegmentsPerSend < 1) {
+			t.Errorf("%s, %s: counters of %d nodes, %v segments a run", r.Case, r.Impl, len(r.Counters), r.SegmentsPerSend)
+		}
+	}
+	if b, err := os.ReadFile(page); err != nil || !bytes.Contains(b, []byte("<svg")) {
+		t.Errorf("no chart in the page: %v", err)
+	}
+}
+
+// running counts the processes of this test binary that are nodes.
+func running(t *testing.T) (n int) {
+	t.Helper()
+	self, err := os.Executable()
+	if err != nil {
+		t.Fatal(err)
+	}
+	files, err := filepath.Glob("/proc/[0-9]*/cmdline")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range files {
+		if b, err := os.ReadFile(f); err == nil && bytes.HasPrefix(b, []byte(self+"\x00node\x00")) {
+			n++
+		}
+	}
+	return n
+}
+
+func TestSpeedtestLeavesNothing(t *testing.T) {
+	for _, c := range []struct {
+		signal syscall.Signal
+		code   int
+	}{{syscall.SIGINT, exitInterrupted}, {syscall.SIGTERM, exitInterrupted}, {syscall.SIGKILL, -1}} {
+		cmd, _, errs := speedtestProcess(t, "-duration", "1h", "-cases", "tcp-4")
+		if err := cmd.Start(); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan struct{})
+		go func() { _ = cmd.Wait(); close(ended) }()
+		await := func(what string, ok func() bool) {
+			for deadline := time.Now().Add(20 * time.Second); !ok(); time.Sleep(5 * time.Millisecond) {
+				if time.Now().After(deadline) {
+					_ = cmd.Process.Kill()
+					t.Fatalf("%v: %s: not after 20 s", c.signal, what)
+				}
+			}
+		}
+		await("two nodes run", func() bool {
+			select {
+			case <-ended:
+				skipWithoutLab(t, errs.String())
+				t.Fatalf("ended at once: %s", errs)
+			default:
+			}
+			return running(t) == 2
+		})
+		if err := cmd.Process.Signal(c.signal); err != nil {
+			t.Fatal(err)
+		}
+		<-ended
+		if got := cmd.ProcessState.ExitCode(); got != c.code {
+			t.Errorf("%v: exit status %d, want %d: %s", c.signal, got, c.code, errs)
+		}
+		if c.code > 0 && !strings.Contains(errs.String(), "interrupted; nothing is left behind") {
+			t.Errorf("%v: it said %q", c.signal, errs)
+		}
+		await("no node is left", func() bool { return running(t) == 0 })
+	}
+}

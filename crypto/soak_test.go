@@ -1,0 +1,30 @@
+//go:build soak
+
+package crypto_test
+
+import (
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto/cryptotest"
+)
+
+// A million failed handshakes, ten thousand of them up to the Diffie-Hellman.
+func TestSoakFailedHandshakes(t *testing.T) { failedHandshakes(t, 1000000, 10000) }
+
+// A day of traffic over a bad link: the session is renewed all day and no state piles up.
+func TestSoakDay(t *testing.T) {
+	n, a, b := cryptotest.Pair(3, cryptotest.Link{Latency: 40 * time.Millisecond, Jitter: 100 * time.Millisecond, Loss: 0.1, Duplicate: 0.1}, fastPeer)
+	b.Endpoint = a.Node().Addr
+	for range 24 * 3600 / 5 {
+		a.Send([]byte("a"))
+		b.Send([]byte("b"))
+		n.Run(5 * time.Second)
+		if used := a.Node().Local.UsedIndices() + b.Node().Local.UsedIndices(); used > 8 || n.InFlight() > 20 {
+			t.Fatalf("%d indices in use, %d datagrams in flight", used, n.InFlight())
+		}
+	}
+	if got := len(b.Received); got < 24*3600/5*8/10 {
+		t.Fatalf("%d packets came", got)
+	}
+}
