@@ -16,7 +16,7 @@ type series struct {
 func (p *Peer) Want(now time.Duration) { p.want(now, false) }
 
 func (p *Peer) want(now time.Duration, clearSource bool) {
-	if p.series.running || p.place < 0 {
+	if p.settle(now) || p.series.running || p.place < 0 {
 		return
 	}
 	if at := p.earliest(now); now < at {
@@ -139,6 +139,7 @@ func (p *Peer) HandleTimeout(now time.Duration, a Activity) {
 	if p.place < 0 {
 		return
 	}
+	p.settle(now)
 	if due(p.zeroAt) {
 		p.dropKeys()
 	}

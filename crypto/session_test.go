@@ -95,6 +95,28 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// Should the lane's word of the confirmation be lost on its way to control, the next wish or timeout finds it.
+func TestConfirmLost(t *testing.T) {
+	for name, call := range map[string]func(n *cryptotest.Net, b *cryptotest.Remote){
+		"want":    func(n *cryptotest.Net, b *cryptotest.Remote) { b.Peer.Want(n.Now()) },
+		"timeout": func(n *cryptotest.Net, b *cryptotest.Remote) { b.Peer.HandleTimeout(n.Now(), b.Activity) },
+	} {
+		n, a, b := cryptotest.Pair(1, cryptotest.Link{}, anyPeer)
+		n.Tap = func(d cryptotest.Datagram) bool { return d.Bytes[0] == byte(crypto.MessageTransport) }
+		a.Want()
+		n.Run(time.Millisecond)
+		_, _, next := b.Peer.Slots()
+		if !next.MarkConfirmed() {
+			t.Fatal("no session waits")
+		}
+		call(n, b)
+		b.Drain()
+		if b.Peer.Sending() != next || len(b.Times(crypto.SessionUp)) != 1 || len(b.Initiations()) != 0 {
+			t.Errorf("%s: the session is not current", name)
+		}
+	}
+}
+
 // Section 6.2: a session receives in every slot until it is 180 s old, and sends until then; not one moment longer.
 func TestRejectAfterTime(t *testing.T) {
 	n, a, b := cryptotest.Pair(1, cryptotest.Link{}, anyPeer)

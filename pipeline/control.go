@@ -117,8 +117,27 @@ func (c *control) bind(cfg udp.Config) error {
 	if err != nil {
 		return err
 	}
+	if err := c.fit(pairs); err != nil {
+		c.closePairs(pairs)
+		return err
+	}
 	c.use(pairs)
 	c.udp = cfg
+	return nil
+}
+
+// fit checks that every shard gets sockets that it can wait for together with its queue.
+func (c *control) fit(pairs []udp.Pair) error {
+	if len(pairs) != len(c.pipeline.shards) {
+		return fmt.Errorf("%d TUN queues but %d pairs of sockets: portable sockets serve one queue", len(c.pipeline.shards), len(pairs))
+	}
+	for i, s := range c.pipeline.shards {
+		for _, socket := range [2]udp.Socket{pairs[i].V4, pairs[i].V6} {
+			if socket != nil && (socket.FD() < 0) != (s.queue.FD() < 0) {
+				return errors.New("the TUN device and the sockets must both be the system's or both be portable")
+			}
+		}
+	}
 	return nil
 }
 

@@ -60,6 +60,28 @@ func TestContextEnds(t *testing.T) {
 	}
 }
 
+// Edges that a shard cannot wait for together are refused, not half served.
+func TestEdgesThatDoNotFit(t *testing.T) {
+	runWorld(t, queues, func(w *world) {
+		w.exchange(t)
+		listen := w.a.config.Listen
+		_ = w.a.Edit(func(*Edit) error {
+			w.a.config.Listen = func(cfg udp.Config) ([]udp.Pair, error) {
+				pairs, err := listen(cfg)
+				for _, pair := range pairs[1:] {
+					_ = pair.V4.Close()
+				}
+				return pairs[:1], err
+			}
+			return nil
+		})
+		if err := w.a.Edit(func(e *Edit) error { return e.SetListenPort(9) }); err == nil {
+			t.Error("one pair of sockets for two queues was accepted")
+		}
+		w.exchange(t)
+	})
+}
+
 func TestListenPort(t *testing.T) {
 	runWorld(t, offload, func(w *world) {
 		w.exchange(t)

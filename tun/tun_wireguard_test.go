@@ -79,7 +79,7 @@ func readAll(t *testing.T, d *portableDevice, want int) [][]byte {
 		select {
 		case <-d.Ready():
 		case <-time.After(10 * time.Second):
-			t.Fatalf("%d packets of %d", len(all), want)
+			t.Fatalf("%d packets of %d; %d malformed", len(all), want, d.stats.ReadMalformed.Load())
 		}
 	}
 	return all

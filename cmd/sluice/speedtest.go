@@ -88,9 +88,6 @@ func speedtestConfig(cmd *cli.Command) (speedtest.Config, error) {
 	if c.Rounds == 0 {
 		return c, usageError{"-rounds 0 measures nothing; try 1"}
 	}
-	if cmd.IsSet("cases") && len(c.Cases) == 0 {
-		return c, usageError{"-cases is empty; leave it out to run all"}
-	}
 	c, err := c.Normalize()
 	if err != nil {
 		return c, usageError{err.Error()}
