@@ -15,6 +15,7 @@ import (
 
 var (
 	stranger = netip.MustParseAddrPort("198.51.100.9:9")
+	anyAddr  = netip.MustParseAddrPort("192.0.2.44:44")
 	anyPeer  = crypto.PeerConfig{}
 	fastPeer = crypto.PeerConfig{HandshakeLifetime: 15 * time.Second, FastRetry: true}
 )
@@ -464,6 +465,21 @@ func TestLowOrderPeers(t *testing.T) {
 	}
 	if sent != 0 || node.Local.UsedIndices() != 0 {
 		t.Fatalf("%d messages sent, %d indices used", sent, node.Local.UsedIndices())
+	}
+}
+
+// Config.NewCipher nil is aead.New, which understands what the plainest cipher seals, and the other way round.
+func TestDefaultCipher(t *testing.T) {
+	n := cryptotest.NewNet(1, cryptotest.Link{})
+	left := n.Join("a", netip.MustParseAddrPort("192.0.2.1:1"))
+	n.NewCipher = nil
+	right := n.Join("b", netip.MustParseAddrPort("192.0.2.2:2"))
+	a, b := left.Add(right, anyPeer), right.Add(left, anyPeer)
+	connect(t, n, a, b)
+	b.Send([]byte("and back"))
+	n.Run(time.Second)
+	if len(a.Received) != 1 || !bytes.HasPrefix(a.Received[0], []byte("and back")) {
+		t.Fatal("no answer")
 	}
 }
 

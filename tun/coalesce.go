@@ -185,7 +185,7 @@ func (c *Coalescer) parse(packet []byte) arrival {
 		protocol = packet[9]
 		a.transport = ip.IPv4HeaderLen
 		// Options, fragments (all but DF, RFC 791) and bad checksums.
-		if packet[0] != 0x45 || packet[6]&0xbf|packet[7] != 0 || ip.Sum(packet[:ip.IPv4HeaderLen], 0) != 0xffff {
+		if packet[0] != 0x45 || packet[6]&0xbf|packet[7] != 0 || !ip.IPv4(packet).ChecksumOK() {
 			c.barrier = int32(len(c.states))
 			return a
 		}

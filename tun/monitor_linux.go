@@ -19,7 +19,7 @@ const monitorInterval = time.Second
 //
 // A netlink socket in the device's namespace is the doorbell; its messages are not read, since they may be lost and are
 // about other interfaces too. Each ring, and each second, the monitor asks: the descriptor for the device's name and
-// namespace, then a socket of that namespace for flags and MTU. Where the process may not enter the namespace, it is
+// namespace, then a socket of that namespace for flags and MTU. Where the program may not enter the namespace, it is
 // blind, and takes the device to be up unless a write of nothing says EIO: who stopped because of a wrong EventDown would
 // never find out, but who writes to a device that is down gets ErrDown.
 type monitor struct {

@@ -10,7 +10,7 @@ import (
 // offloads that it has.
 type Options struct {
 	// Name of the interface. Empty: the system chooses. Linux: at most 15 bytes, and "%d" in it is replaced by the
-	// first free number.
+	// first free number. A persistent device of that name with one queue that nobody has open is taken over.
 	Name string
 	// MTU in bytes; 0 leaves the system's.
 	MTU int

@@ -138,7 +138,8 @@ func (q *linuxQueue) readOne(p *Superpacket) (ok bool, errno syscall.Errno) {
 	} else {
 		buf = buf[ReadHeadroom-virtioHeaderLen:]
 	}
-	r, _, errno := syscall.RawSyscall(unix.SYS_READ, uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
+	r, _, errno := syscall.RawSyscall(unix.SYS_READ,
+		uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
 	if errno != 0 {
 		return false, errno
 	}
@@ -254,7 +255,8 @@ func (q *linuxQueue) writeJoined(o *Offload, pieces [][]byte) syscall.Errno {
 		buf = q.scratch[ReadHeadroom-virtioHeaderLen : ReadHeadroom+len(whole)]
 		encodeVirtio(buf, o)
 	}
-	_, _, errno := syscall.RawSyscall(unix.SYS_WRITE, uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
+	_, _, errno := syscall.RawSyscall(unix.SYS_WRITE,
+		uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
 	return q.wrote(errno, o, len(whole))
 }
 

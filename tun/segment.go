@@ -25,7 +25,7 @@ type Segmenter struct {
 	size      int // payload bytes of each segment but the last
 	count     int
 
-	// Sums over everything in the headers that all segments have in common.
+	// Sums over everything in the headers that are the same in all segments.
 	ipSum        uint16 // IPv4 header without length, ID and checksum
 	transportSum uint16 // pseudo-header without length, transport header without what a segment changes
 

@@ -82,13 +82,18 @@ func (d *linuxDevice) attach(o Options) error {
 		flags |= unix.IFF_MULTI_QUEUE
 	}
 	d.name = o.Name
-	for range max(1, o.Queues) {
+	for i := range max(1, o.Queues) {
 		fd, err := openClone()
 		if err != nil {
 			return err
 		}
 		d.addQueue(fd)
-		if d.name, err = setInterface(fd, d.name, flags); err != nil {
+		now := flags
+		if i == 0 && o.Queues > 1 {
+			// Without this we would silently become one more queue of somebody's device.
+			now |= unix.IFF_TUN_EXCL
+		}
+		if d.name, err = setInterface(fd, d.name, now); err != nil {
 			return err
 		}
 	}
@@ -107,7 +112,7 @@ func openClone() (int, error) {
 	case err == nil:
 		return fd, nil
 	case errors.Is(err, unix.ENOENT) || errors.Is(err, unix.ENODEV) || errors.Is(err, unix.ENXIO):
-		return -1, fmt.Errorf("tun: %w: %s is missing; load the tun module (modprobe tun) or pass the device into the container: %w",
+		return -1, fmt.Errorf("tun: %w: %s is missing; run modprobe tun, or make the file visible to this program: %w",
 			ErrNoDriver, clonePath, err)
 	case errors.Is(err, os.ErrPermission):
 		return -1, fmt.Errorf("tun: %w: cannot open %s; run as root or with CAP_NET_ADMIN: %w", ErrPermission, clonePath, err)
@@ -127,9 +132,11 @@ func setInterface(fd int, name string, flags uint16) (string, error) {
 	case err == nil:
 		return request.Name(), nil
 	case errors.Is(err, unix.EPERM):
-		return name, fmt.Errorf("tun: %w: cannot make interface %q; run as root or with CAP_NET_ADMIN: %w", ErrPermission, name, err)
+		return name, fmt.Errorf("tun: %w: cannot make interface %q; run as root or with CAP_NET_ADMIN: %w",
+			ErrPermission, name, err)
 	case errors.Is(err, unix.EBUSY) || errors.Is(err, unix.EEXIST):
-		return name, fmt.Errorf("tun: %w: interface %q exists; choose another name or stop the program that has it: %w", ErrBusy, name, err)
+		return name, fmt.Errorf("tun: %w: interface %q exists; choose another name or stop the program that has it: %w",
+			ErrBusy, name, err)
 	case errors.Is(err, unix.EINVAL) && name != "":
 		// EINVAL is also the answer where an interface that is no TUN device has the name (tun_set_iff).
 		if request, err := unix.NewIfreq(name); err == nil && socketIoctl(unix.SIOCGIFFLAGS, request) == nil {

@@ -11,6 +11,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -376,6 +377,46 @@ func TestLinuxOffloadRefused(t *testing.T) {
 	}
 }
 
+// However a packet is cut into pieces, and whichever system call takes it, it arrives whole.
+func TestLinuxWritePieces(t *testing.T) {
+	var d *linuxDevice
+	var receiver *net.UDPConn
+	inNewNamespace(t, func() {
+		d = mustOpen(t, Options{Name: "pieces0"})
+		must(t, host.AddAddress(d.Name(), netip.MustParsePrefix("10.255.255.254/8")))
+		must(t, host.SetUp(d.Name()))
+		var err error
+		receiver, err = net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(10, 255, 255, 254), Port: 4433})
+		must(t, err)
+	})
+	defer receiver.Close()
+	payload := randomBytes(rand.New(rand.NewPCG(19, 20)), 1200)
+	packet := spec{udp: true, flow: 9, payload: payload}.bytes()
+	for _, c := range []struct {
+		contiguous bool
+		size       int
+	}{{false, 2000}, {false, 700}, {false, 1}, {true, 700}} {
+		d.queues[0].contiguous = c.contiguous
+		pieces := slices.Collect(slices.Chunk(packet, c.size)) // of one byte, they are more than one writev takes
+		if n, err := d.Queues()[0].Write([]Run{{Pieces: pieces}}); n != 1 || err != nil {
+			t.Fatalf("%+v: Write = %d, %v", c, n, err)
+		}
+		receiver.SetReadDeadline(time.Now().Add(10 * time.Second))
+		buf := make([]byte, 2000)
+		n, err := receiver.Read(buf)
+		must(t, err)
+		if !bytes.Equal(buf[:n], payload) {
+			t.Errorf("%+v: %d bytes arrived changed", c, n)
+		}
+	}
+	if n, err := d.Queues()[0].Write([]Run{{Pieces: [][]byte{{0x50, 0}}}, {Pieces: [][]byte{packet}}}); n != 2 || err != nil {
+		t.Errorf("a bad packet stopped Write: %d, %v", n, err)
+	}
+	if n := d.Queues()[0].Stats().WriteRefused.Load(); n != 1 {
+		t.Errorf("WriteRefused %d, want 1", n)
+	}
+}
+
 func TestLinuxErrors(t *testing.T) {
 	inNewNamespace(t, func() {
 		first := mustOpen(t, Options{Name: "sluice%d"})
@@ -405,6 +446,13 @@ func TestLinuxErrors(t *testing.T) {
 		}
 		if _, err := Open(Options{Name: "mtu0", MTU: 1 << 20}); err == nil {
 			t.Error("an MTU of 1 MiB was accepted")
+		}
+		mustOpen(t, Options{Name: "many0", Queues: 2})
+		if d, err := Open(Options{Name: "many0", Queues: 2}); !errors.Is(err, ErrBusy) {
+			t.Errorf("multi-queue device opened twice: %v, want %v", err, ErrBusy)
+			if err == nil {
+				d.Close()
+			}
 		}
 	})
 }

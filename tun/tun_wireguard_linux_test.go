@@ -49,11 +49,12 @@ func TestPortableLinux(t *testing.T) {
 	if _, err := c.Write([]byte("payload")); err != nil {
 		t.Fatal(err)
 	}
-	for {
-		p := readAll(t, d.(*portableDevice), 1)[0]
-		if bytes.HasSuffix(p, []byte("payload")) {
-			verify(t, p)
-			break
+	for found := false; !found; {
+		for _, p := range readAll(t, d.(*portableDevice), 1) {
+			if bytes.HasSuffix(p, []byte("payload")) {
+				verify(t, p)
+				found = true
+			}
 		}
 	}
 	port := receiver.LocalAddr().(*net.UDPAddr).Port

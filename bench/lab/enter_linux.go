@@ -28,8 +28,8 @@ const (
 	stageNoPID  = "enter-without-pid "
 )
 
-// whyOutside is set by Main when the lab could not be entered; Need skips with it.
-var whyOutside = errors.New("the test binary did not enter the lab: its TestMain does not call lab.Main")
+// errOutside is set by Main when the lab could not be entered; Need skips with it.
+var errOutside = errors.New("the test binary did not enter the lab: its TestMain does not call lab.Main")
 
 // Enter moves the program into a lab. It is called once, early, before the program has opened or started anything that the
 // lab should not have, and before other goroutines matter.
@@ -46,7 +46,7 @@ func Enter() (inside bool, code int, err error) {
 		if err := settle(stage); err != nil {
 			return false, 1, explain(err, os.Getuid(), readSysctl)
 		}
-		whyOutside = nil
+		errOutside = nil
 		return true, 0, os.Setenv(envLab, stageInside)
 	}
 	code, err = runInside(stageEnter, unix.CLONE_NEWPID)
@@ -64,7 +64,7 @@ func Enter() (inside bool, code int, err error) {
 func Main(m Runner) {
 	inside, code, err := Enter()
 	if err != nil {
-		whyOutside = err
+		errOutside = err
 	} else if !inside {
 		os.Exit(code)
 	}
@@ -75,7 +75,7 @@ func Main(m Runner) {
 func Need(t Skipper) {
 	t.Helper()
 	if os.Getenv(envLab) != stageInside {
-		t.Skipf("needs a lab: %v", whyOutside)
+		t.Skipf("needs a lab: %v", errOutside)
 	}
 }
 

@@ -138,10 +138,14 @@ func (ns *Namespace) SetMTU(device string, mtu int) error {
 	return ns.withLink(device, "set MTU of", func(l netlink.Link) error { return ns.handle.LinkSetMTU(l, mtu) })
 }
 
-// AddAddr gives a device an address with its on-link prefix.
+// AddAddr gives a device an address with its on-link prefix. It can be used at once.
 func (ns *Namespace) AddAddr(device string, prefix netip.Prefix) error {
 	return ns.withLink(device, "add "+prefix.String()+" to", func(l netlink.Link) error {
-		return ns.handle.AddrAdd(l, &netlink.Addr{IPNet: ipNet(prefix)})
+		addr := &netlink.Addr{IPNet: ipNet(prefix)}
+		if prefix.Addr().Is6() {
+			addr.Flags = unix.IFA_F_NODAD // else it is tentative for a moment even where detection is off
+		}
+		return ns.handle.AddrAdd(l, addr)
 	})
 }
 

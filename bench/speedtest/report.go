@@ -37,8 +37,8 @@ type Machine struct {
 	MemoryMiB int    `json:"memory_mib"`
 	GoVersion string `json:"go_version"`
 	Host      string `json:"host,omitempty"` // virtual machine or container, where it says so
-	// SocketBuffers is what a UDP socket in the lab gets when it asks for 8 MiB, bytes, as the kernel reports it (twice
-	// what may be queued). Programs that are root on the machine itself may get more.
+	// SocketReceiveBuffer and SocketSendBuffer are what a UDP socket in the lab gets when it asks for 8 MiB, bytes, as the kernel reports it (twice
+	// of what may be queued). Programs that are root on the machine itself may get more.
 	SocketReceiveBuffer int `json:"socket_receive_buffer"`
 	SocketSendBuffer    int `json:"socket_send_buffer"`
 }

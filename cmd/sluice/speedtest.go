@@ -126,14 +126,11 @@ func runSpeedtest(ctx context.Context, cmd *cli.Command) error {
 		}
 		return nil
 	}
-	// Before the measurement, so that a wrong name costs no time.
-	var html *os.File
-	if path := cmd.String("html"); path != "" {
-		if html, err = os.Create(path); err != nil {
-			return fmt.Errorf("-html: %w", err)
-		}
-		defer html.Close()
+	html, err := openPage(cmd.String("html"))
+	if err != nil {
+		return err
 	}
+	defer html.close()
 	c.Progress = stderr
 	if f, ok := stderr.(*os.File); ok {
 		c.Terminal = term.IsTerminal(int(f.Fd()))
@@ -148,13 +145,54 @@ func runSpeedtest(ctx context.Context, cmd *cli.Command) error {
 	return writeReports(report, cmd, html)
 }
 
-func writeReports(report *speedtest.Report, cmd *cli.Command, html *os.File) error {
+// page is the file of -html; nil if there is none.
+type page struct {
+	f   *os.File
+	new bool // it was not there before
+}
+
+// openPage opens the file before the measurement, so that a wrong name costs no time. What is in it stays until write.
+func openPage(path string) (*page, error) {
+	if path == "" {
+		return nil, nil
+	}
+	_, err := os.Lstat(path)
+	p := &page{new: errors.Is(err, os.ErrNotExist)}
+	if p.f, err = os.OpenFile(path, os.O_WRONLY|os.O_CREATE, 0o644); err != nil {
+		return nil, fmt.Errorf("-html: %w", err)
+	}
+	return p, nil
+}
+
+func (p *page) write(report *speedtest.Report) error {
+	p.new = false
+	if err := p.f.Truncate(0); err != nil && !errors.Is(err, syscall.EINVAL) { // a pipe has no length
+		return fmt.Errorf("-html: %w", err)
+	}
+	if err := report.WriteHTML(p.f); err != nil {
+		return err
+	}
+	if err := p.f.Close(); err != nil {
+		return fmt.Errorf("-html: %w", err)
+	}
+	return nil
+}
+
+// close removes a file that was made for nothing.
+func (p *page) close() {
+	if p == nil {
+		return
+	}
+	p.f.Close()
+	if p.new {
+		_ = os.Remove(p.f.Name()) // the run's own error is what counts
+	}
+}
+
+func writeReports(report *speedtest.Report, cmd *cli.Command, html *page) error {
 	if html != nil {
-		if err := report.WriteHTML(html); err != nil {
+		if err := html.write(report); err != nil {
 			return err
-		}
-		if err := html.Close(); err != nil {
-			return fmt.Errorf("-html: %w", err)
 		}
 	}
 	w := cmd.Root().Writer

@@ -97,11 +97,12 @@ func running(t *testing.T) (n int) {
 }
 
 func TestSpeedtestLeavesNothing(t *testing.T) {
+	page := filepath.Join(t.TempDir(), "report.html")
 	for _, c := range []struct {
 		signal syscall.Signal
 		code   int
 	}{{syscall.SIGINT, exitInterrupted}, {syscall.SIGTERM, exitInterrupted}, {syscall.SIGKILL, -1}} {
-		cmd, _, errs := speedtestProcess(t, "-duration", "1h", "-cases", "tcp-4")
+		cmd, _, errs := speedtestProcess(t, "-duration", "1h", "-cases", "tcp-4", "-html", page)
 		if err := cmd.Start(); err != nil {
 			t.Fatal(err)
 		}
@@ -133,6 +134,9 @@ func TestSpeedtestLeavesNothing(t *testing.T) {
 		}
 		if c.code > 0 && !strings.Contains(errs.String(), "interrupted; nothing is left behind") {
 			t.Errorf("%v: it said %q", c.signal, errs)
+		}
+		if _, err := os.Stat(page); c.code > 0 && err == nil {
+			t.Errorf("%v: an empty report is left", c.signal)
 		}
 		await("no node is left", func() bool { return running(t) == 0 })
 	}

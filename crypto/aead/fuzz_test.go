@@ -35,10 +35,10 @@ func fuzzRun(c Cipher, counter uint64, plan []byte, flip uint16) []byte {
 	for ; len(plan) >= 4 && len(seal) < 70; plan = plan[4:] {
 		n, pad := int(binary.LittleEndian.Uint16(plan))&0x3fff, int(plan[2]>>4)
 		inPlace, at := plan[2]&1 == 1, int(plan[3]&63)
-		_, dst := aligned(n+pad+Overhead, at, 0, 0)
+		_, dst := aligned(n+pad+Overhead, at, 0)
 		src := dst[:n]
 		if !inPlace {
-			_, src = aligned(n, int(plan[3]>>2), 0, 0)
+			_, src = aligned(n, int(plan[3]>>2), 0)
 		}
 		for i := range src {
 			src[i] = byte(i*7 + len(seal))

@@ -40,6 +40,8 @@ type Net struct {
 	Link Link
 	// Tap, if set, sees every datagram as it is sent, before the link's fate strikes; true drops it.
 	Tap func(d Datagram) (drop bool)
+	// NewCipher makes the session ciphers of nodes that join from now on. NewNet sets it to the package's NewCipher.
+	NewCipher func(key *[aead.KeySize]byte) aead.Cipher
 
 	now    time.Duration
 	random *rand.ChaCha8
@@ -71,7 +73,7 @@ func NewNet(seed uint64, link Link) *Net {
 		key[i] = byte(seed >> (8 * i))
 	}
 	return &Net{
-		Link: link, now: time.Hour, random: rand.NewChaCha8(key), dice: rand.New(rand.NewPCG(seed, 1)),
+		Link: link, NewCipher: NewCipher, now: time.Hour, random: rand.NewChaCha8(key), dice: rand.New(rand.NewPCG(seed, 1)),
 		sent: make(map[nonce]bool),
 	}
 }

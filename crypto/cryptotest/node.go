@@ -47,7 +47,7 @@ type Event struct {
 
 // Join makes a node with a private key drawn from the Net. The address is how others send to it.
 func (n *Net) Join(name string, addr netip.AddrPort) *Node {
-	local, err := crypto.NewLocal(crypto.Config{Rand: n, Wall: n.Wall, NewCipher: NewCipher})
+	local, err := crypto.NewLocal(crypto.Config{Rand: n, Wall: n.Wall, NewCipher: n.NewCipher})
 	if err != nil {
 		panic(err)
 	}

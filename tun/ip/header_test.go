@@ -3,6 +3,7 @@ package ip
 import (
 	"bytes"
 	"encoding/binary"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"testing"
@@ -90,6 +91,27 @@ func checkTCP(t *testing.T, packet, body []byte) {
 	again.SetChecksum(0x1234)
 	if again.Seq() != 1 || again.Flags() != TCPAck || again.Checksum() != 0x1234 {
 		t.Error("a Set method")
+	}
+}
+
+func TestChecksumOK(t *testing.T) {
+	random := rand.New(rand.NewPCG(21, 22))
+	for i := range 20000 {
+		h := make(IPv4, 20+4*(i%11))
+		for j := range h {
+			h[j] = []byte{0, 0xff, byte(random.Uint32())}[i%3]
+		}
+		h[0] = 0x40 | byte(len(h)/4)
+		if got, want := h.ChecksumOK(), sumPlain(h, 0) == 0xffff; got != want {
+			t.Fatalf("%x: %v, want %v", h, got, want)
+		}
+		if h.SetChecksum(); !h.ChecksumOK() {
+			t.Fatalf("%x: its own checksum is refused", h)
+		}
+		h[i%len(h)] ^= 1
+		if h[0]&15 == byte(len(h)/4) && h.ChecksumOK() {
+			t.Fatalf("%x: a changed bit is not seen", h)
+		}
 	}
 }
 

@@ -25,9 +25,8 @@ var (
 	low       = [3]VecPhysical{Z13, Z14, Z15} // sums of products' low 52 bits
 	high      = [3]VecPhysical{Z16, Z17, Z18} // and of the bits above
 	message   = [3]VecPhysical{Z19, Z20, Z21}
-	limbs     = Z26
-	topLimb   = Z27
-	pad       = Z28
+	nextLow   = [3]VecPhysical{Z26, Z27, Z28} // the same of the next step
+	nextHigh  = [3]VecPhysical{Z29, Z30, Z31}
 	pointers  = [8]Register{R8, R9, R10, R11, R12, R13, RSI, RDI} // the end of each lane's whole blocks, by slot
 	laneOf    = [8]int{0, 2, 4, 6, 1, 3, 5, 7}                    // of a slot
 	slotOf    = [8]int{0, 4, 1, 5, 2, 6, 3, 7}                    // of a lane
@@ -36,9 +35,9 @@ var (
 	longest   = R15
 	zmmLow    = Z24
 	zmmHigh   = Z25
-	scratch1  = Z29
-	scratch2  = Z30
-	scratch3  = Z31
+	scratch1  = Z22
+	scratch2  = Z23
+	scratch3  = Z26
 	scratchK4 = K4
 )
 
@@ -80,9 +79,6 @@ func polyLanes() {
 			KMOVB(EAX, quarter[i])
 		}
 	}
-	VPBROADCASTQ(maskLimb, limbs)
-	VPBROADCASTQ(maskTop, topLimb)
-	VPBROADCASTQ(padBit, pad)
 
 	f.loadKeys()
 	f.raise()
@@ -243,8 +239,8 @@ func gather(at func(i int) Mem) {
 func split(to [3]VecPhysical) {
 	VPSRLQ(Imm(44), zmmLow, to[1])
 	VPSLLQ(Imm(20), zmmHigh, scratch1)
-	VPANDQ(limbs, zmmLow, to[0])
-	VPTERNLOGQ(Imm(0xa8), limbs, scratch1, to[1]) // (to[1] | scratch1) & limbs
+	VPANDQ_BCST(maskLimb, zmmLow, to[0])
+	VPTERNLOGQ_BCST(Imm(0xa8), maskLimb, scratch1, to[1]) // (to[1] | scratch1) & maskLimb
 	VPSRLQ(Imm(24), zmmHigh, to[2])
 }
 
@@ -270,40 +266,71 @@ func clearHigh() {
 	}
 }
 
-// multiply adds x times y to the sums.
-func multiply(x [3]VecPhysical, y factor) {
-	for i := range 3 {
+// steps are instructions to write, so that two independent sequences can be written in turn.
+type steps []func()
+
+func (s steps) emit() {
+	for _, step := range s {
+		step()
+	}
+}
+
+// with spreads the steps of other evenly among those of s.
+func (s steps) with(other steps) steps {
+	var all steps
+	done := 0
+	for i, step := range s {
+		all = append(all, step)
+		for ; done < (i+1)*len(other)/len(s); done++ {
+			all = append(all, other[done])
+		}
+	}
+	return all
+}
+
+func multiply(x [3]VecPhysical, y factor) { product(low, high, x, y).emit() }
+
+// product adds x times y to the sums. It takes x's limbs in the order in which carry has them ready.
+func product(low, high, x [3]VecPhysical, y factor) steps {
+	var s steps
+	for _, i := range []int{2, 0, 1} {
 		for j := range 3 {
 			to, by := i+j, y.limb[j]
 			if to > 2 {
 				to, by = to-3, y.s[j]
 			}
-			VPMADD52LUQ(by, x[i], low[to])
-			VPMADD52HUQ(by, x[i], high[to])
+			s = append(s,
+				func() { VPMADD52LUQ(by, x[i], low[to]) },
+				func() { VPMADD52HUQ(by, x[i], high[to]) })
 		}
 	}
+	return s
 }
 
 // carry folds the sums into limbs, from 1 to 2 to 0 (times 5) to 1. A limb may stay some bits too long, which the 52 bits
 // of the multiplier's input have room for.
-func carry(to [3]VecPhysical) {
-	VPSLLQ(Imm(8), high[0], high[0])
-	VPSLLQ(Imm(8), high[1], high[1])
-	VPADDQ(high[0], low[1], low[1])
-	VPADDQ(high[1], low[2], low[2])
-	VPSRLQ(Imm(44), low[1], scratch1)
-	VPSLLQ(Imm(10), high[2], high[2])
-	VPADDQ(scratch1, low[2], low[2])
-	VPANDQ(limbs, low[1], to[1])
-	VPSRLQ(Imm(42), low[2], scratch1)
-	VPADDQ(high[2], scratch1, scratch1)
-	VPANDQ(topLimb, low[2], to[2])
-	VPSLLQ(Imm(2), scratch1, scratch2)
-	VPADDQ(scratch1, low[0], low[0])
-	VPADDQ(scratch2, low[0], low[0])
-	VPSRLQ(Imm(44), low[0], scratch1)
-	VPANDQ(limbs, low[0], to[0])
-	VPADDQ(scratch1, to[1], to[1])
+func carry(to [3]VecPhysical) { carrySteps(to).emit() }
+
+func carrySteps(to [3]VecPhysical) steps {
+	return steps{
+		func() { VPSLLQ(Imm(8), high[0], high[0]) },
+		func() { VPSLLQ(Imm(8), high[1], high[1]) },
+		func() { VPADDQ(high[0], low[1], low[1]) },
+		func() { VPADDQ(high[1], low[2], low[2]) },
+		func() { VPSRLQ(Imm(44), low[1], scratch1) },
+		func() { VPSLLQ(Imm(10), high[2], high[2]) },
+		func() { VPADDQ(scratch1, low[2], low[2]) },
+		func() { VPANDQ_BCST(maskLimb, low[1], to[1]) },
+		func() { VPSRLQ(Imm(42), low[2], scratch1) },
+		func() { VPADDQ(high[2], scratch1, scratch1) },
+		func() { VPANDQ_BCST(maskTop, low[2], to[2]) },
+		func() { VPSLLQ(Imm(2), scratch1, scratch2) },
+		func() { VPADDQ(scratch1, low[0], low[0]) },
+		func() { VPADDQ(scratch2, low[0], low[0]) },
+		func() { VPSRLQ(Imm(44), low[0], scratch1) },
+		func() { VPANDQ_BCST(maskLimb, low[0], to[0]) },
+		func() { VPADDQ(scratch1, to[1], to[1]) },
+	}
 }
 
 // late takes the blocks before the last lane's first one, and one more if an odd number is left: h = h*r + block, with
@@ -340,7 +367,7 @@ func (f *polyFrame) late() {
 	split(low)
 	VPBROADCASTQ(RAX, scratch1)
 	VPCMPQ(Imm(5), f.start, scratch1, scratchK4)
-	VPORQ(pad, low[2], scratchK4, low[2])
+	VPORQ_BCST(padBit, low[2], scratchK4, low[2])
 	clearHigh()
 	multiply(h, r)
 	carry(h)
@@ -349,26 +376,42 @@ func (f *polyFrame) late() {
 	Label("together")
 }
 
-// body takes two blocks of each packet a step: h = h*r^2 + first*r + second.
+// body takes two blocks of each lane a step: h = h*r^2 + first*r + second. What needs no h is done a step ahead, among
+// the carries, which alone would leave the multipliers idle.
 func (f *polyFrame) body() {
 	TESTQ(RAX, RAX)
 	JZ(LabelRef("complete"))
 	LEAQ(Mem{Base: RAX, Index: RBX, Scale: 1}, RCX)
 	ADDQ(RBX, RBX)
+	loadPair(low, high)
+	multiply(message, r)
 	Label("pair")
+	multiply(h, rr)
+	ADDQ(RBX, RCX)
+	ADDQ(RBX, RAX)
+	JZ(LabelRef("lastPair"))
+	loadPair(nextLow, nextHigh)
+	product(nextLow, nextHigh, message, r).with(carrySteps(h)).emit()
+	for i := range low {
+		VMOVDQA64(nextLow[i], low[i])
+		VMOVDQA64(nextHigh[i], high[i])
+	}
+	JMP(LabelRef("pair"))
+	Label("lastPair")
+	carry(h)
+	Label("complete")
+}
+
+// loadPair sets message to the first of two blocks of each lane and the sums to the second.
+func loadPair(low, high [3]VecPhysical) {
 	for i, to := range [][3]VecPhysical{message, low} {
 		gather(func(slot int) Mem { return Mem{Base: pointers[slot], Index: []Register{RAX, RCX}[i], Scale: 1} })
 		split(to)
-		VPORQ(pad, to[2], to[2])
+		VPORQ_BCST(padBit, to[2], to[2])
 	}
-	clearHigh()
-	multiply(message, r)
-	multiply(h, rr)
-	carry(h)
-	ADDQ(RBX, RCX)
-	ADDQ(RBX, RAX)
-	JNZ(LabelRef("pair"))
-	Label("complete")
+	for _, v := range high {
+		VPXORQ(v, v, v)
+	}
 }
 
 // join adds up the ways: of two neighbours, the first one's sum is multiplied with the power that it lacks. Afterwards a
@@ -419,14 +462,14 @@ func (f *polyFrame) finish() {
 	split(message)
 	VMOVDQU64(f.n, scratch3)
 	VPTESTMQ(scratch3, scratch3, scratchK4)
-	VPORQ(pad, message[2], scratchK4, message[2])
+	VPORQ_BCST(padBit, message[2], scratchK4, message[2])
 	Load(Param("aad"), RAX)
 	VPBROADCASTQ(RAX, zmmLow)
 	Load(Param("aadBlocks"), RAX)
 	VPBROADCASTQ(RAX, zmmHigh)
 	VPSUBQ(zmmHigh, scratch3, zmmHigh)
 	split(low)
-	VPORQ(pad, low[2], low[2])
+	VPORQ_BCST(padBit, low[2], low[2])
 	clearHigh()
 	multiply(message, r)
 	multiply(h, rr)
@@ -441,14 +484,14 @@ func reduce() {
 	ripple := func(v [3]VecPhysical) {
 		VPSRLQ(Imm(44), v[0], scratch1)
 		VPADDQ(scratch1, v[1], v[1])
-		VPANDQ(limbs, v[0], v[0])
+		VPANDQ_BCST(maskLimb, v[0], v[0])
 		VPSRLQ(Imm(44), v[1], scratch1)
 		VPADDQ(scratch1, v[2], v[2])
-		VPANDQ(limbs, v[1], v[1])
+		VPANDQ_BCST(maskLimb, v[1], v[1])
 	}
 	ripple(h)
 	VPSRLQ(Imm(42), h[2], scratch1)
-	VPANDQ(topLimb, h[2], h[2])
+	VPANDQ_BCST(maskTop, h[2], h[2])
 	VPADDQ(scratch1, h[0], h[0])
 	VPSLLQ(Imm(2), scratch1, scratch1)
 	VPADDQ(scratch1, h[0], h[0])
