@@ -148,9 +148,9 @@ func (c *controller) setUp(now time.Duration, up bool) {
 	}
 	c.up = up
 	for _, p := range c.peers {
-		if up && p.keepalive > 0 {
-			c.sendKeepalive(now, p)
-		} else if !up {
+		if up {
+			p.core.Up(now)
+		} else {
 			p.core.Clear(now)
 			p.stamps.reset()
 			c.effects.purge(p)
@@ -276,10 +276,11 @@ func (c *controller) obey(now time.Duration, p *peer, out crypto.Output) {
 		c.retired = append(c.retired, retired{out.Keypair, c.effects.letGo()})
 		c.wipe()
 	case crypto.SeriesExpired:
-		c.effects.purge(p)
-		level := slog.LevelInfo
-		if out.Expired.Quiet {
-			level = slog.LevelDebug
+		p.stamps.firstUnanswered.Store(0) // it has had its series
+		level := slog.LevelDebug
+		if !out.Expired.Quiet {
+			c.effects.purge(p)
+			level = slog.LevelInfo
 		}
 		c.log.Log(context.Background(), level, "handshake did not complete", "peer", shortKey(p.key), "after", now-out.Expired.Since,
 			"initiations", out.Expired.Initiations, "responses_rejected", out.Expired.RejectedResponses())
@@ -332,6 +333,9 @@ func (c *controller) sendKeepalive(now time.Duration, p *peer) {
 	p.stamps.sent(now, false)
 	p.txBytes.Add(uint64(len(msg)))
 	c.effects.send(path, msg[:], 0)
+	if kp.RekeyOnSend(now) {
+		p.core.Want(now)
+	}
 }
 
 // wipe overwrites the retired keypairs that no lane uses any more.

@@ -66,6 +66,7 @@ func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
 	in.shard.stats.InboundBatches.Add(1)
 	in.shard.stats.InboundMessages.Add(uint64(n))
 	in.sourceOf, in.lastKey = nil, nil
+	in.coalescer.SetCapabilities(in.shard.device.Capabilities()) // the device takes back what the kernel refuses
 	for i := range n {
 		in.message(now, i)
 	}

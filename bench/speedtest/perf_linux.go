@@ -1,6 +1,7 @@
 package speedtest
 
 import (
+	"debug/elf"
 	"errors"
 	"fmt"
 	"os"
@@ -15,10 +16,19 @@ import (
 // perfFrequency is samples a second and CPU; a prime, so that it does not beat with timers.
 const perfFrequency = 997
 
-// checkPerf says what to do if there is no perf.
+// checkPerf says what to do if there is no perf, or nothing that it could name functions by: go run and go test leave the
+// symbol table out of what they build.
 func checkPerf() error {
 	if _, err := exec.LookPath("perf"); err != nil {
 		return errors.New("-perf needs the perf program; install it (Debian: linux-perf, Ubuntu: linux-tools-generic, Fedora: perf)")
+	}
+	self, err := elf.Open("/proc/self/exe")
+	if err != nil {
+		return fmt.Errorf("reading our own symbols: %w", err)
+	}
+	defer self.Close()
+	if self.Section(".symtab") == nil {
+		return errors.New("-perf needs a program with symbols, and go run makes one without: go build -o sluice ./cmd/sluice, then ./sluice speedtest -perf")
 	}
 	return nil
 }

@@ -276,9 +276,9 @@ func transfer(t *testing.T, from, to *end, inner int) {
 	}
 }
 
-// TestWGQuick brings a tunnel up and down as an administrator does.
+// TestWGQuick brings a tunnel up and down as an administrator does. It is the default route, so wg-quick sets a fwmark.
 func TestWGQuick(t *testing.T) {
-	need(t, "wg-quick", "wg", "ping", "ip", "bash")
+	need(t, "wg-quick", "wg", "ping", "ip", "nft", "bash")
 	if _, err := os.Stat("/sys/module/wireguard"); err == nil {
 		t.Skip("SKIPPED: wg-quick prefers the WireGuard that this machine's kernel has")
 	}
@@ -290,8 +290,8 @@ func TestWGQuick(t *testing.T) {
 
 	name := newName()
 	file := filepath.Join(t.TempDir(), name+".conf")
-	text := fmt.Sprintf("[Interface]\nAddress = %s/24, %s/64\nPrivateKey = %s\nMTU = 1380\n[Peer]\nPublicKey = %s\nAllowedIPs = %s/32, fd09::/64\nEndpoint = %s\n",
-		ends[0].inner[0], ends[0].inner[1], ends[0].private.Encode(), ends[1].private.Public().Encode(), ends[1].inner[0],
+	text := fmt.Sprintf("[Interface]\nAddress = %s/24, %s/64\nPrivateKey = %s\nMTU = 1380\n[Peer]\nPublicKey = %s\nAllowedIPs = 0.0.0.0/0, fd09::/64\nEndpoint = %s\n",
+		ends[0].inner[0], ends[0].inner[1], ends[0].private.Encode(), ends[1].private.Public().Encode(),
 		netip.AddrPortFrom(ends[1].outer[0], ends[1].port))
 	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 		t.Fatal(err)
@@ -307,6 +307,9 @@ func TestWGQuick(t *testing.T) {
 	}
 	ping(t, ends[0].ns, 3, ends[1].inner[0])
 	ping(t, ends[0].ns, 3, ends[1].inner[1])
+	if got := must(t, ends[0].ns, "wg", "show", name, "fwmark"); !strings.HasPrefix(got, "0x") {
+		t.Errorf("fwmark %q", got)
+	}
 	if out, err := try(ends[0].ns, env, "", "wg-quick", "down", file); err != nil {
 		t.Fatalf("%v\n%s", err, out)
 	}

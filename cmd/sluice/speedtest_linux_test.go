@@ -141,3 +141,46 @@ func TestSpeedtestLeavesNothing(t *testing.T) {
 		await("no node is left", func() bool { return running(t) == 0 })
 	}
 }
+
+// The nodes are recorded while they work, and the text is one that the Firefox Profiler reads, with our functions' names.
+func TestSpeedtestPerf(t *testing.T) {
+	if _, err := exec.LookPath("perf"); err != nil {
+		t.Skip("there is no perf program here (Debian: linux-perf)")
+	}
+	dir := t.TempDir()
+	args := []string{"speedtest", "-duration", "1s", "-cases", "tcp-1", "-limits", "none", "-perf", "-out", dir}
+	cmd, _, errs := speedtestProcess(t, args[1:]...)
+	if err := cmd.Run(); err == nil || !strings.Contains(errs.String(), "go build") {
+		skipWithoutLab(t, errs.String())
+		t.Errorf("a binary without symbols: %v, %q, want an error that says how to build one", err, errs)
+	}
+	program := filepath.Join(dir, "sluice")
+	if out, err := exec.Command("go", "build", "-o", program, ".").CombinedOutput(); err != nil {
+		t.Fatalf("go build: %v: %s", err, out)
+	}
+	errs.Reset()
+	cmd = exec.Command(program, args...)
+	cmd.Stderr = errs
+	if err := cmd.Run(); err != nil {
+		skipWithoutLab(t, errs.String())
+		t.Fatalf("%v: %s", err, errs)
+	}
+	texts, _ := filepath.Glob(filepath.Join(dir, "*.perf.txt"))
+	if len(texts) != 2 {
+		t.Fatalf("%d texts, want one for each node: %s", len(texts), errs)
+	}
+	for _, name := range texts {
+		f, err := os.Open(name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p, err := speedtest.ReadPerfScript(f)
+		f.Close()
+		if err != nil || p.Samples < 20 || len(p.Strange) > 0 || p.Named < p.Frames*9/10 {
+			t.Errorf("%s: %v, %v, strange lines %q", name, err, p, p.Strange)
+		}
+		if n := p.Functions["github.com/sluice-vpn/sluice/pipeline.(*shard).loop"]; n < p.Samples/2 {
+			t.Errorf("%s: the shard's loop is in %d of %d samples", name, n, p.Samples)
+		}
+	}
+}
