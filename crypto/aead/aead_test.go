@@ -116,15 +116,15 @@ func (s *sample) checkArena(t testing.TB, n int) {
 	before, behind := s.arena[:start], s.arena[start+n:]
 	fill := bytes.Repeat([]byte{s.fill}, max(len(before), len(behind)))
 	if !bytes.Equal(before, fill[:len(before)]) || !bytes.Equal(behind, fill[:len(behind)]) {
-		t.Fatalf("a byte outside of Dst (length %d) was overwritten: before %x, behind %x", n, before, behind)
+		t.Fatalf("a byte outside of Dst (length %d) was overwritten", n)
 	}
 }
 
 func (s *sample) checkSealed(t testing.TB, p *Packet) {
 	t.Helper()
 	if !bytes.Equal(p.Dst, s.sealed) {
-		t.Fatalf("Seal: length %d pad %d counter %#x layout %+v:\n got %x\nwant %x",
-			len(s.text), s.pad, s.counter, s.layout, p.Dst, s.sealed)
+		t.Fatalf("Seal: length %d, counter %#x, %+v: wrong from byte %d on",
+			len(s.text), s.counter, s.layout, firstDifference(p.Dst, s.sealed))
 	}
 	s.checkArena(t, len(s.sealed))
 }
@@ -133,15 +133,25 @@ func (s *sample) checkOpened(t testing.TB, p *Packet) {
 	t.Helper()
 	n := len(s.sealed) - Overhead
 	if !p.OK {
-		t.Fatalf("Open: length %d counter %#x layout %+v: not OK", n, s.counter, s.layout)
+		t.Fatalf("Open: length %d, counter %#x, %+v: not OK", n, s.counter, s.layout)
 	}
-	if !bytes.Equal(p.Dst[:len(s.text)], s.text) || !bytes.Equal(p.Dst[len(s.text):n], make([]byte, s.pad)) {
-		t.Fatalf("Open: length %d counter %#x layout %+v:\n got %x\nwant %x", n, s.counter, s.layout, p.Dst[:n], s.text)
+	if want := append(bytes.Clone(s.text), make([]byte, s.pad)...); !bytes.Equal(p.Dst[:n], want) {
+		t.Fatalf("Open: length %d, counter %#x, %+v: wrong from byte %d on",
+			n, s.counter, s.layout, firstDifference(p.Dst[:n], want))
 	}
 	if s.inPlace {
 		n += Overhead // the tag is inside the arena and not the fill
 	}
 	s.checkArena(t, n)
+}
+
+func firstDifference(a, b []byte) int {
+	for i := range min(len(a), len(b)) {
+		if a[i] != b[i] {
+			return i
+		}
+	}
+	return min(len(a), len(b))
 }
 
 // roundTrip seals and opens a run of samples and compares each byte with the reference.

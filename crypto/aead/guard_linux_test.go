@@ -66,7 +66,7 @@ func guardedRun(t *testing.T, c Cipher, key *[KeySize]byte, rng *rand.Rand, n in
 	c.Seal(run)
 	for i, s := range samples {
 		if !bytes.Equal(run[i].Dst, s.sealed) {
-			t.Fatalf("Seal, length %d: got %x, want %x", n, run[i].Dst, s.sealed)
+			t.Fatalf("Seal, length %d: wrong from byte %d on", n, firstDifference(run[i].Dst, s.sealed))
 		}
 		sealed := run[i].Dst
 		run[i] = Packet{Dst: place(srcs[i], n), Src: sealed, Counter: s.counter}
@@ -79,7 +79,7 @@ func guardedRun(t *testing.T, c Cipher, key *[KeySize]byte, rng *rand.Rand, n in
 	}
 	for i, s := range samples {
 		if !bytes.Equal(run[i].Dst, s.text) {
-			t.Fatalf("Open, length %d: got %x, want %x", n, run[i].Dst, s.text)
+			t.Fatalf("Open, length %d: wrong from byte %d on", n, firstDifference(run[i].Dst, s.text))
 		}
 	}
 }

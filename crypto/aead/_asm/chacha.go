@@ -285,7 +285,8 @@ func unpack(v func(int) VecPhysical) {
 	}
 }
 
-// store adds the text to each lane's block and writes it where it belongs.
+// store adds the text to each lane's block and writes it where it belongs: in the order of the lanes, since a block 0
+// writes over half of the row behind its key, which the next packet's key then writes over.
 func (l *lanes) store() {
 	unpack(zmm)
 	for j := range 4 {

@@ -221,27 +221,35 @@ func (f *polyFrame) setUp() {
 }
 
 // gather loads 16 bytes of each packet and leaves their halves in zmmLow and zmmHigh.
-func gather(at func(i int) Mem) {
+func gather(at func(slot int) Mem) { gatherSteps(at).emit() }
+
+func gatherSteps(at func(slot int) Mem) steps {
+	var s steps
 	for i, v := range []VecPhysical{Z22, Z23} {
 		for q, mask := range quarter {
 			if m := at(4*i + q); q == 0 {
-				VBROADCASTI64X2(m, v)
+				s = append(s, func() { VBROADCASTI64X2(m, v) })
 			} else {
-				VBROADCASTI64X2(m, mask, v)
+				s = append(s, func() { VBROADCASTI64X2(m, mask, v) })
 			}
 		}
 	}
-	VPUNPCKLQDQ(Z23, Z22, zmmLow)
-	VPUNPCKHQDQ(Z23, Z22, zmmHigh)
+	return append(s,
+		func() { VPUNPCKLQDQ(Z23, Z22, zmmLow) },
+		func() { VPUNPCKHQDQ(Z23, Z22, zmmHigh) })
 }
 
 // split cuts 128 bits into limbs.
-func split(to [3]VecPhysical) {
-	VPSRLQ(Imm(44), zmmLow, to[1])
-	VPSLLQ(Imm(20), zmmHigh, scratch1)
-	VPANDQ_BCST(maskLimb, zmmLow, to[0])
-	VPTERNLOGQ_BCST(Imm(0xa8), maskLimb, scratch1, to[1]) // (to[1] | scratch1) & maskLimb
-	VPSRLQ(Imm(24), zmmHigh, to[2])
+func split(to [3]VecPhysical) { splitSteps(to).emit() }
+
+func splitSteps(to [3]VecPhysical) steps {
+	return steps{
+		func() { VPSRLQ(Imm(44), zmmLow, to[1]) },
+		func() { VPSLLQ(Imm(20), zmmHigh, scratch1) },
+		func() { VPANDQ_BCST(maskLimb, zmmLow, to[0]) },
+		func() { VPTERNLOGQ_BCST(Imm(0xa8), maskLimb, scratch1, to[1]) }, // (to[1] | scratch1) & maskLimb
+		func() { VPSRLQ(Imm(24), zmmHigh, to[2]) },
+	}
 }
 
 // reduced computes the multiples that stand for limbs past 2^130.
@@ -383,14 +391,13 @@ func (f *polyFrame) body() {
 	JZ(LabelRef("complete"))
 	LEAQ(Mem{Base: RAX, Index: RBX, Scale: 1}, RCX)
 	ADDQ(RBX, RBX)
-	loadPair(low, high)
+	loadPair(low, high).emit()
 	multiply(message, r)
 	Label("pair")
-	multiply(h, rr)
 	ADDQ(RBX, RCX)
 	ADDQ(RBX, RAX)
 	JZ(LabelRef("lastPair"))
-	loadPair(nextLow, nextHigh)
+	product(low, high, h, rr).with(loadPair(nextLow, nextHigh)).emit()
 	product(nextLow, nextHigh, message, r).with(carrySteps(h)).emit()
 	for i := range low {
 		VMOVDQA64(nextLow[i], low[i])
@@ -398,20 +405,25 @@ func (f *polyFrame) body() {
 	}
 	JMP(LabelRef("pair"))
 	Label("lastPair")
+	multiply(h, rr)
 	carry(h)
 	Label("complete")
 }
 
 // loadPair sets message to the first of two blocks of each lane and the sums to the second.
-func loadPair(low, high [3]VecPhysical) {
+func loadPair(low, high [3]VecPhysical) steps {
+	var s steps
 	for i, to := range [][3]VecPhysical{message, low} {
-		gather(func(slot int) Mem { return Mem{Base: pointers[slot], Index: []Register{RAX, RCX}[i], Scale: 1} })
-		split(to)
-		VPORQ_BCST(padBit, to[2], to[2])
+		s = append(s, gatherSteps(func(slot int) Mem {
+			return Mem{Base: pointers[slot], Index: []Register{RAX, RCX}[i], Scale: 1}
+		})...)
+		s = append(s, splitSteps(to)...)
+		s = append(s, func() { VPORQ_BCST(padBit, to[2], to[2]) })
 	}
 	for _, v := range high {
-		VPXORQ(v, v, v)
+		s = append(s, func() { VPXORQ(v, v, v) })
 	}
+	return s
 }
 
 // join adds up the ways: of two neighbours, the first one's sum is multiplied with the power that it lacks. Afterwards a
