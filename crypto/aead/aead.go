@@ -19,8 +19,9 @@ const (
 
 // Packet is one packet of a run.
 //
-// Dst and Src must overlap exactly (start at the same byte) or not at all. The caller owns both before and after a call;
-// an implementation keeps neither.
+// Dst and Src must overlap exactly (start at the same byte) or not at all, and no packet's Dst may overlap another
+// packet's Dst or Src: the packets of a run are worked on side by side. The caller owns both before and after a call; an
+// implementation keeps neither.
 type Packet struct {
 	// Dst receives the result. Seal: ciphertext and tag, so len(Dst) >= len(Src)+Overhead; where Dst is longer than
 	// that, the plaintext counts as continued with zeros up to len(Dst)-Overhead (WireGuard's padding). At most 64 KiB.

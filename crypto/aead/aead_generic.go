@@ -19,7 +19,8 @@ type generic struct {
 	key  *[KeySize]byte // the copy inside aead, for Wipe
 }
 
-// NewGeneric returns the reference implementation. It copies the key, which stays the caller's.
+// NewGeneric returns the reference implementation. It copies the key, which stays the caller's. Where x/crypto has no
+// assembly (all but amd64, and everything with the tag purego) x/crypto allocates once a packet.
 func NewGeneric(key *[KeySize]byte) Cipher {
 	g := new(generic)
 	g.init(key)

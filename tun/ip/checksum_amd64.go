@@ -1,5 +1,7 @@
 //go:build !purego
 
+//go:generate sh -c "cd _asm && go run . -out ../checksum_amd64.s -stubs ../checksum_stubs_amd64.go -pkg ip"
+
 package ip
 
 import (

@@ -20,10 +20,16 @@ import (
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/tun"
+	"github.com/sluice-vpn/sluice/tun/host"
 )
 
 // defaultMTU leaves room for the outer headers on an Ethernet path: 1500 - 40 (IPv6) - 8 (UDP) - 32 (WireGuard).
 const defaultMTU = 1420
+
+// superpacketLimit is the size in bytes of the superpackets that the kernel is to make: sealed, 45 segments of the default
+// MTU are the most that one UDP_SEGMENT send takes (65507 bytes). The kernel keeps 321 bytes of it for headers
+// (MAX_TCP_HEADER, include/net/tcp.h). Larger MTUs add less to each segment's payload, so that they fit too.
+const superpacketLimit = 45*(defaultMTU-52) + 340
 
 // Options say what to run. Name is required.
 type Options struct {
@@ -45,6 +51,9 @@ var ErrReported = errors.New("node: reported to the parent")
 // by another process. Errors are one line that says what is wrong.
 func Run(o Options) error {
 	s := settingsFrom(os.Getenv)
+	if s.err != nil {
+		return s.err
+	}
 	if !o.Foreground && !s.foreground && canDetach {
 		return detach(s)
 	}
@@ -70,15 +79,18 @@ func serve(o Options, s settings, ready *readiness) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), endSignals...)
 	defer stop()
 
-	dev, err := tun.Open(tun.Options{Name: o.Name, MTU: defaultMTU, FD: s.tunFD, NoOffload: s.noGSO})
+	dev, err := tun.Open(tun.Options{Name: o.Name, MTU: defaultMTU, Queues: s.queues, FD: s.tunFD, NoOffload: s.noGSO})
 	if err != nil {
 		return err
+	}
+	if err := host.SetGSOMax(dev.Name(), superpacketLimit, 0); err != nil {
+		logger.Debug("superpackets stay as large as the kernel makes them", "error", err) // some need two sends then
 	}
 	config, err := listenUAPI(dev.Name(), s)
 	if err != nil {
 		return errors.Join(err, dev.Close())
 	}
-	cfg := pipeline.Config{Device: dev, Logger: logger}
+	cfg := pipeline.Config{Device: dev, Logger: logger, Workers: s.workers}
 	cfg.UDP.NoSegment, cfg.UDP.NoGRO = s.noGSO, s.noGRO
 	if o.AllowNull && s.null {
 		logger.Warn("INSECURE: packets are neither encrypted nor authenticated (SLUICE_NULL), for measurements only")

@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 
 	"github.com/sluice-vpn/sluice/crypto/aead"
@@ -21,14 +22,25 @@ func TestSettings(t *testing.T) {
 		{nil, settings{}},
 		{map[string]string{
 			"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "debug", "WG_TUN_FD": "3", "WG_UAPI_FD": "4", "SLUICE_NO_GSO": "1",
-			"SLUICE_NO_GRO": "yes", "SLUICE_STATS": "x", "SLUICE_NULL": "1",
-		}, settings{foreground: true, logLevel: "debug", tunFD: 3, uapiFD: 4, noGSO: true, noGRO: true, null: true, stats: "x"}},
+			"SLUICE_NO_GRO": "yes", "SLUICE_STATS": "x", "SLUICE_NULL": "1", "SLUICE_QUEUES": "2", "SLUICE_WORKERS": "3",
+		}, settings{foreground: true, logLevel: "debug", tunFD: 3, uapiFD: 4, noGSO: true, noGRO: true, null: true, stats: "x",
+			queues: 2, workers: 3}},
 		{map[string]string{
 			"WG_PROCESS_FOREGROUND": "yes", "WG_TUN_FD": "-1", "WG_UAPI_FD": "4294967299", "SLUICE_NO_GSO": "0", "SLUICE_NULL": "0",
 		}, settings{}},
 	} {
 		if got := settingsFrom(func(name string) string { return tt.env[name] }); got != tt.want {
 			t.Errorf("%v: %+v, want %+v", tt.env, got, tt.want)
+		}
+	}
+}
+
+// A count that cannot be used is an error that names the variable, not a default.
+func TestBadCounts(t *testing.T) {
+	for _, value := range []string{"-1", "65", "many", "1.5"} {
+		s := settingsFrom(func(name string) string { return map[string]string{"SLUICE_WORKERS": value}[name] })
+		if s.err == nil || !strings.Contains(s.err.Error(), "SLUICE_WORKERS") {
+			t.Errorf("%q: error %v", value, s.err)
 		}
 	}
 }

@@ -2,6 +2,7 @@ package node
 
 import (
 	"encoding/json"
+	"fmt"
 	"io"
 	"log/slog"
 	"os"
@@ -21,12 +22,16 @@ import (
 //	SLUICE_NO_GRO=1           no UDP_GRO
 //	SLUICE_STATS=PATH         counters as a JSON object, written on SIGUSR1 and at the end
 //	SLUICE_NULL=1             no cipher, where Options.AllowNull says so
+//	SLUICE_QUEUES=N           queues of the TUN device, each with a core and sockets of its own (1)
+//	SLUICE_WORKERS=N          worker goroutines that help each queue to seal and open (0)
 type settings struct {
 	foreground         bool
 	logLevel           string
 	tunFD, uapiFD      int // 0: none
 	noGSO, noGRO, null bool
 	stats              string
+	queues, workers    int   // 0: the default
+	err                error // a value that cannot be used
 }
 
 func settingsFrom(getenv func(string) string) settings {
@@ -38,7 +43,7 @@ func settingsFrom(getenv func(string) string) settings {
 		}
 		return int(n)
 	}
-	return settings{
+	s := settings{
 		foreground: getenv("WG_PROCESS_FOREGROUND") == "1",
 		logLevel:   getenv("LOG_LEVEL"),
 		tunFD:      fd("WG_TUN_FD"),
@@ -48,6 +53,25 @@ func settingsFrom(getenv func(string) string) settings {
 		null:       on("SLUICE_NULL"),
 		stats:      getenv("SLUICE_STATS"),
 	}
+	s.queues = s.count(getenv, "SLUICE_QUEUES")
+	s.workers = s.count(getenv, "SLUICE_WORKERS")
+	return s
+}
+
+// maxCount bounds queues and workers; Linux gives a TUN device at most 256 queues (MAX_TAP_QUEUES in drivers/net/tun.c).
+const maxCount = 64
+
+// count reads a number from 0 to maxCount; unset is 0.
+func (s *settings) count(getenv func(string) string, name string) int {
+	text := getenv(name)
+	if text == "" {
+		return 0
+	}
+	n, err := strconv.Atoi(text)
+	if err != nil || n < 0 || n > maxCount {
+		s.err = fmt.Errorf("%s is %q; set it to a number from 0 to %d, or not at all", name, text, maxCount)
+	}
+	return n
 }
 
 func (s settings) logger(f *os.File) *slog.Logger {
