@@ -229,6 +229,23 @@ func TestInterop(t *testing.T) {
 	}
 }
 
+// TestQueuesAndWorkers: a device with several queues, each with sockets of its own on the same port and goroutines that help,
+// carries what a plain one does.
+func TestQueuesAndWorkers(t *testing.T) {
+	need(t, "wg", "ping")
+	t.Setenv("SLUICE_QUEUES", "2")
+	t.Setenv("SLUICE_WORKERS", "2")
+	path := program(t)
+	ends := tunnel(t, [2]string{path, path}, 0)
+	ping(t, ends[0].ns, 3, ends[1].inner[0])
+	for inner := range 2 {
+		for range 3 { // each connection may take another queue
+			transfer(t, ends[0], ends[1], inner)
+			transfer(t, ends[1], ends[0], inner)
+		}
+	}
+}
+
 // transfer sends some megabytes over TCP from one end to the other.
 func transfer(t *testing.T, from, to *end, inner int) {
 	t.Helper()

@@ -124,6 +124,28 @@ wanted:
 	INCQ         DX
 	MOVQ         R8, BX
 	SHLQ         $0x06, BX
+	CMPQ         CX, $0x08
+	JG           sixteen
+	MOVQ         24(DI), AX
+	LEAQ         -64(AX)(BX*1), AX
+	VPBROADCASTQ AX, Z16
+	VPADDQ       lane_offsets<>+0(SB), Z16, Z16
+	VMOVDQU64    Z16, (R14)(R11*8)
+	MOVQ         (DI), AX
+	LEAQ         -64(AX)(BX*1), AX
+	VPBROADCASTQ AX, Z16
+	VPADDQ       lane_offsets<>+0(SB), Z16, Z16
+	VMOVDQU64    Z16, 256(R14)(R11*8)
+	VPBROADCASTD R8, Y16
+	VPADDD       lane_numbers<>+0(SB), Y16, Y16
+	VMOVDQU32    Y16, 1024(SP)(R11*4)
+	VPBROADCASTD 48(DI), Y16
+	VMOVDQU32    Y16, 1152(SP)(R11*4)
+	VPBROADCASTD 52(DI), Y16
+	VMOVDQU32    Y16, 1280(SP)(R11*4)
+	JMP          described
+
+sixteen:
 	MOVQ         24(DI), AX
 	LEAQ         -64(AX)(BX*1), AX
 	VPBROADCASTQ AX, Z16
@@ -145,12 +167,14 @@ wanted:
 	VMOVDQU32    Z16, 1152(SP)(R11*4)
 	VPBROADCASTD 52(DI), Z16
 	VMOVDQU32    Z16, 1280(SP)(R11*4)
-	LEAQ         zeros<>+0(SB), BX
-	TESTQ        R8, R8
-	JNZ          text
-	LEAQ         (R10)(R9*1), AX
-	MOVQ         BX, (R14)(R11*8)
-	MOVQ         AX, 256(R14)(R11*8)
+
+described:
+	LEAQ  zeros<>+0(SB), BX
+	TESTQ R8, R8
+	JNZ   text
+	LEAQ  (R10)(R9*1), AX
+	MOVQ  BX, (R14)(R11*8)
+	MOVQ  AX, 256(R14)(R11*8)
 
 text:
 	CMPQ DX, R12

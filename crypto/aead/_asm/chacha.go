@@ -10,7 +10,7 @@ import (
 //
 // There are two sets of tables of the 16 lanes' addresses: while one batch is in its rounds, the next one's is written,
 // since reading a table back is only quick once the stores to it are done. A table has 32 entries, because a packet's
-// lanes are written 16 at a time from its first one on, and the next packet writes over the rest.
+// lanes are written 8 or 16 at a time from its first one on, and the next packet writes over the rest.
 type lanes struct {
 	packet, left, block, offset, keys, lane, total, key Register
 	next, current                                       Register
@@ -173,25 +173,42 @@ func (l *lanes) put(table int, low, high Register) {
 	VMOVDQU64(high, Mem{Base: l.next, Disp: table + 64, Index: l.lane, Scale: 8})
 }
 
-// describe writes the tables as if all of the packet's lanes from here on were whole blocks of text.
+// describe writes the tables as if all of the packet's lanes from here on were whole blocks of text: eight of them if it
+// has no more, since stores are what this costs.
 func (l *lanes) describe() {
 	MOVQ(l.block, RBX)
 	SHLQ(Imm(6), RBX)
+	CMPQ(RCX, Imm(8))
+	JG(LabelRef("sixteen"))
+	l.describeLanes(ymm, func(table int) {
+		VPADDQ(stride, Z16, Z16)
+		VMOVDQU64(Z16, Mem{Base: l.next, Disp: table, Index: l.lane, Scale: 8})
+	})
+	JMP(LabelRef("described"))
+	Label("sixteen")
+	l.describeLanes(zmm, func(table int) {
+		VPADDQ(stride, Z16, Z17)
+		VPADDQ(stride.Offset(64), Z16, Z18)
+		l.put(table, Z17, Z18)
+	})
+	Label("described")
+}
+
+// describeLanes writes as many 32-bit words as v has, and addresses by put, from the one in all parts of Z16.
+func (l *lanes) describeLanes(v func(int) VecPhysical, put func(table int)) {
 	for _, t := range []struct{ table, field int }{{tableSrc, packetSrc}, {tableDst, packetDst}} {
 		MOVQ(Mem{Base: l.packet, Disp: t.field}, RAX)
 		LEAQ(Mem{Base: RAX, Disp: -64, Index: RBX, Scale: 1}, RAX)
 		VPBROADCASTQ(RAX, Z16)
-		VPADDQ(stride, Z16, Z17)
-		VPADDQ(stride.Offset(64), Z16, Z18)
-		l.put(t.table, Z17, Z18)
+		put(t.table)
 	}
-	VPBROADCASTD(R8L, Z16)
-	VPADDD(iota32, Z16, Z16)
-	VMOVDQU32(Z16, l.counter.Idx(l.lane, 4))
-	VPBROADCASTD(Mem{Base: l.packet, Disp: packetCounter}, Z16)
-	VMOVDQU32(Z16, l.nonceLow.Idx(l.lane, 4))
-	VPBROADCASTD(Mem{Base: l.packet, Disp: packetCounter + 4}, Z16)
-	VMOVDQU32(Z16, l.nonceHigh.Idx(l.lane, 4))
+	VPBROADCASTD(R8L, v(16))
+	VPADDD(iota32, v(16), v(16))
+	VMOVDQU32(v(16), l.counter.Idx(l.lane, 4))
+	VPBROADCASTD(Mem{Base: l.packet, Disp: packetCounter}, v(16))
+	VMOVDQU32(v(16), l.nonceLow.Idx(l.lane, 4))
+	VPBROADCASTD(Mem{Base: l.packet, Disp: packetCounter + 4}, v(16))
+	VMOVDQU32(v(16), l.nonceHigh.Idx(l.lane, 4))
 }
 
 // redirect makes the lanes of block 0 and of a last block in part keep their key stream.
