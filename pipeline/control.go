@@ -22,7 +22,8 @@ type control struct {
 	now        time.Duration // of the input that is being handled
 
 	udp    udp.Config // as edited
-	pairs  []udp.Pair // one a shard; nil while down
+	up     bool       // the interface is; without sockets if they could not be opened
+	pairs  []udp.Pair // one a shard; nil without sockets
 	closed counterSet // of sockets that are no more
 }
 
@@ -89,16 +90,15 @@ func (c *control) failure(err error) error {
 func (c *control) handleEvent(event tun.Event) {
 	switch event {
 	case tun.EventUp:
+		c.up = true
 		if c.pairs != nil {
 			return
 		}
 		if err := c.bind(c.udp); err != nil {
 			c.log.Error("cannot open the UDP sockets; set another listen port", "port", c.udp.Port, "error", err)
-			return
 		}
-		c.controller.setUp(c.now, true)
-		c.log.Info("interface up", "port", c.port())
 	case tun.EventDown:
+		c.up = false
 		if c.pairs == nil {
 			return
 		}
@@ -111,7 +111,8 @@ func (c *control) handleEvent(event tun.Event) {
 	}
 }
 
-// bind opens sockets as asked for and hands them to the shards; on error the old ones stay.
+// bind opens sockets as asked for and hands them to the shards; on error the old ones stay. The interface is up: with its
+// first sockets, sessions may begin.
 func (c *control) bind(cfg udp.Config) error {
 	pairs, err := c.pipeline.config.Listen(cfg)
 	if err != nil {
@@ -123,6 +124,8 @@ func (c *control) bind(cfg udp.Config) error {
 	}
 	c.use(pairs)
 	c.udp = cfg
+	c.controller.setUp(c.now, true)
+	c.log.Info("listening", "port", c.port())
 	return nil
 }
 

@@ -11,11 +11,15 @@ import (
 // Edit changes a pipeline's configuration. It is valid only within the function given to Pipeline.Edit, on its goroutine.
 type Edit struct{ c *control }
 
-// Edit runs fn on the control goroutine, between two inputs. Changes take effect as they are made, so what was changed
-// before fn returns an error stays changed. Edit returns fn's error, or ErrClosed. fn must not call the Pipeline's methods.
+// Edit runs fn on the control goroutine, between two inputs. Changes take effect as they are made, those of allowed IPs
+// together at the end, and what was changed before fn returns an error stays changed. Edit returns fn's error, or ErrClosed. fn must not call the Pipeline's methods.
 func (p *Pipeline) Edit(fn func(*Edit) error) error {
 	var err error
-	if e := p.call(func() { err = fn(&Edit{p.control}) }); e != nil {
+	e := p.call(func() {
+		err = fn(&Edit{p.control})
+		p.routes.publish()
+	})
+	if e != nil {
 		return e
 	}
 	return err
@@ -30,11 +34,8 @@ func (e *Edit) SetPrivateKey(k crypto.PrivateKey) { e.c.controller.setPrivateKey
 func (e *Edit) SetListenPort(port uint16) error {
 	cfg := e.c.udp
 	cfg.Port = port
-	if e.c.pairs == nil {
-		e.c.udp = cfg
-		return nil
-	}
-	if port != 0 && port == e.c.port() {
+	bound := e.c.pairs != nil
+	if !e.c.up || bound && port != 0 && port == e.c.port() {
 		e.c.udp = cfg
 		return nil
 	}

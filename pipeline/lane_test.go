@@ -136,6 +136,8 @@ func (l *lanes) handshake(tb testing.TB, inner [2]netip.Addr) {
 	pb.path.Store(&Path{Dst: netip.AddrPortFrom(laneAddrB, 1)})
 	l.a.routes.set(netip.PrefixFrom(inner[1], inner[1].BitLen()), pb)
 	l.b.routes.set(netip.PrefixFrom(inner[0], inner[0].BitLen()), pa)
+	l.a.routes.publish()
+	l.b.routes.publish()
 	pb.core.Want(l.now)
 	a.touch(l.now, pb)
 	if pb.core.Sending() == nil {

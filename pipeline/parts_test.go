@@ -239,6 +239,10 @@ func TestRoutes(t *testing.T) {
 	r.set(prefix("10.0.0.0/8"), a)
 	r.set(prefix("10.1.0.0/16"), b)
 	r.set(prefix("::/0"), b)
+	if r.lookup(addr("10.0.0.1")) != nil {
+		t.Error("a draft was seen before it was published")
+	}
+	r.publish()
 	if r.lookup(addr("10.0.0.1")) != a || r.lookup(addr("10.1.0.1")) != b || r.lookup(addr("fd00::1")) != b {
 		t.Error("longest prefix not found")
 	}
@@ -246,14 +250,17 @@ func TestRoutes(t *testing.T) {
 		t.Error("an address that nobody has found a peer")
 	}
 	r.set(prefix("10.0.0.0/8"), b)
+	r.publish()
 	if len(a.allowedIPs) != 0 || r.lookup(addr("10.0.0.1")) != b {
 		t.Error("the prefix did not move")
 	}
 	r.unset(prefix("10.0.0.0/8"), a)
+	r.publish()
 	if r.lookup(addr("10.0.0.1")) != b {
 		t.Error("a prefix was taken from a peer that does not have it")
 	}
 	r.unsetAll(b)
+	r.publish()
 	if len(b.allowedIPs) != 0 || r.lookup(addr("10.1.0.1")) != nil || r.table.Load().Size() != 0 {
 		t.Error("prefixes are left")
 	}

@@ -229,6 +229,23 @@ func TestInterop(t *testing.T) {
 	}
 }
 
+// TestPortTakenWhenUp: an interface that comes up while its port is taken binds as soon as it is given another.
+func TestPortTakenWhenUp(t *testing.T) {
+	ns, name, wg := newInterface(t)
+	var taken net.PacketConn
+	if err := ns.Run(func() (err error) { taken, err = net.ListenPacket("udp", ":40000"); return err }); err != nil {
+		t.Fatal(err)
+	}
+	defer taken.Close()
+	wg("", "set", name, "listen-port", "40000")
+	if err := ns.SetUp(name); err != nil {
+		t.Fatal(err)
+	}
+	ping(t, ns, 1, netip.MustParseAddr("127.0.0.1")) // some time for the event
+	wg("", "set", name, "listen-port", "40001")
+	awaitPort(t, ns, 40001)
+}
+
 // TestQueuesAndWorkers: a device with several queues, each with sockets of its own on the same port and goroutines that help,
 // carries what a plain one does.
 func TestQueuesAndWorkers(t *testing.T) {
