@@ -3,7 +3,6 @@ package pipeline
 import (
 	"container/heap"
 	"context"
-	"errors"
 	"log/slog"
 	"net/netip"
 	"sort"
@@ -384,6 +383,3 @@ func (c *controller) status() []PeerStatus {
 
 // shortKey is a public key as logs show it.
 func shortKey(k crypto.PublicKey) string { return k.Encode()[:10] + "…" }
-
-// isSelf tells whether an error of add means that the key is our own.
-func isSelf(err error) bool { return errors.Is(err, crypto.ErrSelf) }
