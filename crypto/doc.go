@@ -50,6 +50,8 @@
 //
 //   - The end of a series is a deadline ([PeerConfig.HandshakeLifetime]) and not a count of attempts, which overshoots.
 //   - With FastRetry, on paths that are known to work, initiations leave at 0, 1, 3, 6 and 10 s while no session exists.
+//   - Of two initiations that cross, the one by the greater public key stays, so that its response makes the session. The
+//     kernel forgets both, and the retries may cross again.
 //   - A retry that would come less than 5 s after a response of ours is put off, not dropped. So is a session that is
 //     wanted too early.
 //   - Our timestamps always grow, also when the wall clock is set back.

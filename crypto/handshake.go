@@ -1,6 +1,7 @@
 package crypto
 
 import (
+	"bytes"
 	"crypto/ecdh"
 	"encoding/binary"
 	"io"
@@ -40,7 +41,7 @@ func (p *Peer) createInitiation(now time.Duration) (msg []byte, reason Reason) {
 	if p.local.static == nil {
 		return nil, NoPrivateKey
 	}
-	if p.staticStatic == [keySize]byte{} {
+	if isZero(&p.staticStatic) {
 		return nil, LowOrder
 	}
 	p.dropHandshake()
@@ -120,7 +121,7 @@ func (l *Local) openInitiation(s *symmetric, msg []byte) (p *Peer, stamp timesta
 	if p = l.peers[static]; p == nil {
 		return nil, stamp, UnknownStatic
 	}
-	if p.staticStatic == [keySize]byte{} {
+	if isZero(&p.staticStatic) {
 		return p, stamp, LowOrder
 	}
 	s.mixDH(&p.staticStatic, &key)
@@ -159,7 +160,9 @@ func (l *Local) consumeInitiation(now time.Duration, msg []byte) Verdict {
 		return v
 	}
 	p.stampSeen, p.initiationAt = stamp, now
-	p.dropHandshake() // one of two simultaneous initiations yields (kernel: the state becomes CONSUMED_INITIATION)
+	if !p.insists() {
+		p.dropHandshake() // kernel: the state becomes CONSUMED_INITIATION
+	}
 	p.addKeypair(now, k)
 	p.lastReceived = now
 	p.handshakeReceived = now
@@ -168,6 +171,14 @@ func (l *Local) consumeInitiation(now time.Duration, msg []byte) Verdict {
 	p.emit(Output{Kind: SendMessage, Message: response})
 	v.Roam = true
 	return v
+}
+
+// insists reports whether our initiation under way stays when one of the peer's is accepted. In the kernel both sides of
+// two initiations that cross forget theirs, and so neither takes the other's response; when the way is longer than the
+// jitter their retries cross as well, for ever. So the side with the greater public key goes on to wait for its response,
+// which the other side, Sluice or kernel, has sent.
+func (p *Peer) insists() bool {
+	return p.handshake.active && bytes.Compare(p.local.public[:], p.public[:]) > 0
 }
 
 // checkInitiation refuses what is not newer than the newest, and what comes too fast.

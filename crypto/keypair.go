@@ -75,10 +75,11 @@ func (k *Keypair) RekeyOnSend(now time.Duration) bool {
 	return k.Initiator && now-k.Created >= RekeyAfterTime || k.counter.Load() > RekeyAfterMessages
 }
 
-// RekeyOnReceive reports whether receiving asks for a new session: the initiator's when the session will soon be
-// rejected (section 6.2; kernel receive.c, keep_key_fresh). It says yes once in a session's life.
+// RekeyOnReceive reports whether receiving asks for a new session: the initiator's when the current session will soon be
+// rejected (section 6.2; kernel receive.c, keep_key_fresh). It says yes once in a session's life. Late packets of a
+// previous session ask for nothing: it has its successor.
 func (k *Keypair) RekeyOnReceive(now time.Duration) bool {
-	return k.Initiator && now-k.Created >= rekeyOnReceiveAfter && k.lastMinute.CompareAndSwap(false, true)
+	return k.Initiator && now-k.Created >= rekeyOnReceiveAfter && k.peer.Sending() == k && k.lastMinute.CompareAndSwap(false, true)
 }
 
 // NeedsConfirm reports whether this is a responder's session that no valid data has come by yet. It must not be sent with.

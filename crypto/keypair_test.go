@@ -91,7 +91,8 @@ func TestRekeyTimes(t *testing.T) {
 		{0, true, RejectAfterMessages, false, true, false},
 		{180 * time.Second, true, 0, false, true, true},
 	} {
-		k := Keypair{Created: created, Initiator: c.initiator}
+		k := Keypair{Created: created, Initiator: c.initiator, peer: &Peer{}}
+		k.peer.current.store(&k)
 		k.counter.Store(c.counter)
 		now := created + c.age
 		if k.Usable(now) != c.usable || k.RekeyOnSend(now) != c.send || k.RekeyOnReceive(now) != c.onRcv || k.RekeyOnReceive(now) {

@@ -121,6 +121,9 @@ func (k PublicKey) Equal(o PublicKey) bool { return subtle.ConstantTimeCompare(k
 // Equal compares in constant time.
 func (k PresharedKey) Equal(o PresharedKey) bool { return subtle.ConstantTimeCompare(k[:], o[:]) == 1 }
 
+// isZero compares a secret with zero in constant time.
+func isZero(k *[keySize]byte) bool { return PrivateKey(*k).IsZero() }
+
 // Encode returns k in base64. This is the one way to print the secret.
 func (k PrivateKey) Encode() string { return base64.StdEncoding.EncodeToString(k[:]) }
 
@@ -177,7 +180,9 @@ func parseHex(dst []byte, s string) error {
 	if len(s) != 2*keySize {
 		return errKey
 	}
-	if _, err := hex.Decode(dst, []byte(s)); err != nil {
+	b := []byte(s)
+	defer clear(b)
+	if _, err := hex.Decode(dst, b); err != nil {
 		clear(dst)
 		return errKey
 	}

@@ -224,8 +224,12 @@ func (p *Peer) Clear(now time.Duration) {
 	p.clearedAt = now
 }
 
-// Up is told when the device comes up: a persistent keepalive is due at once (kernel device.c, wg_open).
+// Up is told when the device comes up: a persistent keepalive is due at once (kernel device.c, wg_open). A series that was
+// begun while it was down, by a keepalive or a new key, sent to nobody; it must not delay the first initiation.
 func (p *Peer) Up(now time.Duration) {
+	p.dropHandshake()
+	p.series, p.tally = series{}, Tally{Since: now}
+	p.wantedAt, p.handshakeSent = 0, 0
 	if p.persistent > 0 {
 		p.keepaliveAt = now
 	}

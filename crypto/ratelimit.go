@@ -19,7 +19,8 @@ const (
 // /64 network of an IPv6 address, which is what one customer gets: who owns a /64 gains nothing by using all of it.
 //
 // The table holds at most maxBuckets sources; idle ones are forgotten after a second. When it is full, new sources are
-// refused. It is only asked about sources that proved they can receive there, so its filling up needs as many machines.
+// refused (kernel ratelimiter.c, total_entries). It is only asked about sources that proved they can receive there, so
+// filling it needs as many IPv4 addresses, or the networks of an IPv6 /51.
 type rateLimiter struct {
 	buckets map[netip.Addr]tokenBucket
 	sweptAt time.Duration

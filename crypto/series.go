@@ -42,7 +42,7 @@ func (p *Peer) fast(now time.Duration) bool { return p.fastRetry && !p.usable(no
 
 func (p *Peer) begin(now time.Duration, clearSource bool) {
 	p.wantedAt = 0
-	p.series = series{running: true, since: now, deadline: now + p.lifetime}
+	p.series = series{running: true, since: now, deadline: later(now, p.lifetime)}
 	p.tally = Tally{Since: now}
 	p.attempt(now, clearSource)
 }
@@ -77,9 +77,10 @@ func (p *Peer) retryAt(at time.Duration) {
 }
 
 // retry sends the next initiation; but after a response, which counts as a handshake message, it waits like a first one.
+// It waits a random time more: the peer whose initiation crossed ours waits for the same moment.
 func (p *Peer) retry(now time.Duration) {
 	if at := p.earliest(now); now < at {
-		p.retryAt(at)
+		p.retryAt(at + p.local.jitter())
 		return
 	}
 	p.attempt(now, true)
@@ -187,7 +188,7 @@ func (p *Peer) unansweredAt(a Activity) time.Duration {
 	if first == 0 || first == p.unansweredDone || first < p.lastReceived || first <= p.clearedAt {
 		return 0
 	}
-	return first + unansweredAfter + p.unansweredJitter
+	return later(first, unansweredAfter+p.unansweredJitter)
 }
 
 // unkept returns when the first data came that nothing was sent after. Should the data plane have lost that stamp to a
@@ -206,7 +207,7 @@ func (p *Peer) passiveKeepaliveAt(a Activity) time.Duration {
 	if first == 0 || first == p.unkeptDone || first < p.lastSent || first <= p.clearedAt {
 		return 0
 	}
-	return first + KeepaliveTimeout
+	return later(first, KeepaliveTimeout)
 }
 
 // persistentKeepaliveAt is when nothing authenticated passed either way for the configured time (section 6.5).
@@ -218,5 +219,5 @@ func (p *Peer) persistentKeepaliveAt(a Activity) time.Duration {
 	if from <= p.clearedAt {
 		return 0
 	}
-	return from + p.persistent
+	return later(from, p.persistent)
 }

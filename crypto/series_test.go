@@ -1,6 +1,7 @@
 package crypto_test
 
 import (
+	"math/rand/v2"
 	"slices"
 	"testing"
 	"time"
@@ -565,5 +566,93 @@ func TestRemovePeer(t *testing.T) {
 	a.Drain()
 	if at, _ := a.Peer.NextTimeout(a.Activity); at != 0 || len(a.Events) != before {
 		t.Fatal("a removed peer does things")
+	}
+}
+
+// Section 6.2; kernel receive.c, keep_key_fresh: only the current session asks to be replaced. A late packet of one that
+// has been replaced must not.
+func TestRekeyOnReceiveOfPrevious(t *testing.T) {
+	n, a, b := cryptotest.Pair(1, cryptotest.Link{}, anyPeer)
+	connect(t, n, a, b)
+	old := a.Peer.Sending()
+	n.RunUntil(old.Created+130*time.Second, nil)
+	a.Send([]byte("rekeys"))
+	n.Run(time.Second)
+	if previous, current, _ := a.Peer.Slots(); previous != old || current == old {
+		t.Fatal("no rekey")
+	}
+	if old.RekeyOnReceive(old.Created + 170*time.Second) {
+		t.Fatal("the previous session asks for another one")
+	}
+}
+
+// Kernel device.c, wg_open: what a peer with persistent keepalive was configured for before the interface is up leaves
+// when it is up, and not at the second try of a series whose first went nowhere.
+func TestUpAfterConfiguration(t *testing.T) {
+	cfg := anyPeer
+	cfg.PersistentKeepalive = 25 * time.Second
+	n, a, _ := cryptotest.Pair(1, cryptotest.Link{}, cfg)
+	n.Link.Loss = 1 // the interface is down: nothing leaves
+	n.Run(100 * time.Millisecond)
+	n.Link.Loss = 0
+	before := len(a.Initiations())
+	a.Peer.Up(n.Now())
+	n.Run(time.Second)
+	if before == 0 || len(a.Initiations()) != before+1 || a.Peer.Sending() == nil {
+		t.Fatalf("%d initiations, then %d, session %v", before, len(a.Initiations())-before, a.Peer.Sending())
+	}
+}
+
+// Times that no clock reaches are never due; wrapped round they would be due for ever.
+func TestTimesDoNotWrap(t *testing.T) {
+	const never = time.Duration(1<<63 - 1)
+	cfg := anyPeer
+	cfg.HandshakeLifetime = never
+	n, a, _ := deaf(1, cfg)
+	a.Want()
+	if at, why := a.Peer.NextTimeout(a.Activity); at <= n.Now() {
+		t.Errorf("%v is due at %v", why, at)
+	}
+	cfg.HandshakeLifetime, cfg.PersistentKeepalive = 0, never
+	for _, activity := range []crypto.Activity{
+		{FirstUnanswered: never - 1}, {FirstUnkept: never - 1}, {LastSent: never - 1}, {LastReceived: never},
+		{LastDataReceived: never},
+	} {
+		n, a, b := cryptotest.Pair(1, cryptotest.Link{}, cfg)
+		connect(t, n, a, b)
+		a.Peer.HandleTimeout(n.Now(), activity)
+		if at, why := a.Peer.NextTimeout(activity); at <= n.Now() {
+			t.Errorf("%+v: %v is due at %v", activity, why, at)
+		}
+	}
+}
+
+// No stamp, however wrong, makes a timeout that does not pass: each is acted upon at most once a moment.
+func TestTimeoutsPass(t *testing.T) {
+	for seed := range uint64(60) {
+		dice := rand.New(rand.NewPCG(seed, 1))
+		cfg := []crypto.PeerConfig{anyPeer, fastPeer}[seed%2]
+		cfg.PersistentKeepalive = []time.Duration{0, time.Second, 25 * time.Second}[dice.IntN(3)]
+		n, a, b := cryptotest.Pair(seed, cryptotest.Link{Latency: time.Millisecond}, cfg)
+		if seed%3 > 0 {
+			connect(t, n, a, b)
+		}
+		if seed%5 == 0 {
+			a.Node().Local.SetPrivateKey(n.Now(), crypto.PrivateKey{})
+		}
+		peer, now := []*cryptotest.Remote{a, b}[dice.IntN(2)].Peer, n.Now()
+		stamp := func() time.Duration {
+			return []time.Duration{0, 1, -1, now, now - time.Second, now + time.Minute, now - time.Duration(dice.Int64N(int64(time.Hour))), 1<<63 - 1, -1 << 63}[dice.IntN(9)]
+		}
+		for range 50 {
+			activity := crypto.Activity{
+				FirstUnanswered: stamp(), FirstUnkept: stamp(), LastDataReceived: stamp(), LastSent: stamp(), LastReceived: stamp(),
+			}
+			now += time.Duration(dice.Int64N(int64(20 * time.Second)))
+			peer.HandleTimeout(now, activity)
+			if at, why := peer.NextTimeout(activity); at != 0 && at <= now {
+				t.Fatalf("seed %d: %v is due at %v, now %v, %+v", seed, why, at, now, activity)
+			}
+		}
 	}
 }

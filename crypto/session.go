@@ -16,6 +16,7 @@ func (p *Peer) addKeypair(now time.Duration, k *Keypair) {
 	p.local.table.attach(k)
 	p.zeroAt = now + ZeroAfterTime
 	if !k.Initiator {
+		p.settle(now) // a next session that lanes already use must not be lost with the slot
 		p.retire(&p.next)
 		p.retire(&p.previous)
 		p.next = k
@@ -43,7 +44,7 @@ func (p *Peer) Confirm(now time.Duration, k *Keypair) {
 	p.retire(&p.previous)
 	p.previous = p.current.load()
 	p.current.store(k)
-	p.lastReceived = now
+	// lastReceived stays: the lane stamped the packet when it came. Now is later, and would hide data sent in between.
 	p.sessionUp(k)
 }
 
@@ -59,6 +60,7 @@ func (p *Peer) settle(now time.Duration) bool {
 
 // sessionUp is the end of a handshake, for the initiator when the response came, for the responder at confirmation.
 func (p *Peer) sessionUp(k *Keypair) {
+	p.dropHandshake() // a response to it would only replace the session there is now
 	p.series = series{}
 	p.wantedAt = 0
 	p.tally = Tally{Since: k.Created}

@@ -273,3 +273,41 @@ func TestRuns(t *testing.T) {
 		t.Fatal("a forged packet must not harm the others")
 	}
 }
+
+// A session that a lane has confirmed is the current one also when the next initiation is handled before control hears of
+// it; else it would be thrown away with its slot, while the initiator goes on to use it.
+func TestConfirmOvertaken(t *testing.T) {
+	n, a, b := cryptotest.Pair(1, cryptotest.Link{}, anyPeer)
+	n.Tap = func(d cryptotest.Datagram) bool { return d.Bytes[0] == byte(crypto.MessageTransport) }
+	a.Want()
+	n.Run(time.Second)
+	_, _, first := b.Peer.Slots()
+	if !first.MarkConfirmed() {
+		t.Fatal("no session waits")
+	}
+	n.Run(5 * time.Second)
+	a.Want()
+	n.Run(time.Second)
+	_, current, next := b.Peer.Slots()
+	if current != first || next == nil || next == first || !first.Usable(n.Now()) {
+		t.Fatalf("current %p, next %p, want current %p", current, next, first)
+	}
+}
+
+// What lanes sent between the first packet of a session and control's word of it still waits for an answer.
+func TestConfirmLate(t *testing.T) {
+	n, a, b := cryptotest.Pair(1, cryptotest.Link{}, anyPeer)
+	connect(t, n, a, b)
+	n.Run(time.Minute)
+	n.Tap = func(d cryptotest.Datagram) bool { return d.Bytes[0] == byte(crypto.MessageTransport) }
+	a.Want()
+	n.Run(time.Second)
+	_, _, next := b.Peer.Slots()
+	next.MarkConfirmed()
+	sent := n.Now()
+	activity := crypto.Activity{LastReceived: sent - time.Millisecond, LastSent: sent, FirstUnanswered: sent}
+	b.Peer.Confirm(sent+time.Millisecond, next)
+	if at, why := b.Peer.NextTimeout(activity); why != crypto.WhyUnanswered || at < sent+15*time.Second || at > sent+16*time.Second {
+		t.Fatalf("%v at %v, want an unanswered packet's", why, at-sent)
+	}
+}

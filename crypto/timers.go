@@ -1,6 +1,7 @@
 package crypto
 
 import (
+	"math"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto/replay"
@@ -38,6 +39,15 @@ const (
 // fastRetries are the times of the initiations of a FastRetry series, from its beginning. Later ones follow
 // RekeyTimeout apart. Three tries in 15 s survive loss poorly: at 30 % loss each way 13 % of the series fail, with five 3 %.
 var fastRetries = [...]time.Duration{0, 1 * time.Second, 3 * time.Second, 6 * time.Second, 10 * time.Second}
+
+// later adds d, which is not negative, to t. A sum that no clock reaches becomes the greatest time: never due, where one
+// that wraps round would be due for ever.
+func later(t, d time.Duration) time.Duration {
+	if t > math.MaxInt64-d {
+		return math.MaxInt64
+	}
+	return t + d
+}
 
 // Why names what a peer's next timeout is for.
 type Why uint8

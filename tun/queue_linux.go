@@ -250,14 +250,21 @@ func (q *linuxQueue) writePieces(o *Offload, pieces [][]byte) syscall.Errno {
 // writeJoined copies header and pieces into one buffer and writes that.
 func (q *linuxQueue) writeJoined(o *Offload, pieces [][]byte) syscall.Errno {
 	whole := q.join(pieces)
-	buf := whole
+	return q.writeWhole(o, q.scratch[:ReadHeadroom+len(whole)])
+}
+
+// writeWhole writes the packet behind the first ReadHeadroom bytes of buf, where the header goes.
+func (q *linuxQueue) writeWhole(o *Offload, buf []byte) syscall.Errno {
+	total := len(buf) - ReadHeadroom
 	if q.vnet {
-		buf = q.scratch[ReadHeadroom-virtioHeaderLen : ReadHeadroom+len(whole)]
+		buf = buf[ReadHeadroom-virtioHeaderLen:]
 		encodeVirtio(buf, o)
+	} else {
+		buf = buf[ReadHeadroom:]
 	}
 	_, _, errno := syscall.RawSyscall(unix.SYS_WRITE,
 		uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
-	return q.wrote(errno, o, len(whole))
+	return q.wrote(errno, o, total)
 }
 
 func (q *linuxQueue) wrote(errno syscall.Errno, o *Offload, total int) syscall.Errno {
@@ -300,9 +307,8 @@ func (q *linuxQueue) writeSegments(r *Run) syscall.Errno {
 	complete := Offload{ChecksumValid: true}
 	buf := q.scratch[ReadBufferSize:]
 	for k := range q.segmenter.Count() {
-		n := q.segmenter.Cut(k, buf)
-		piece := [1][]byte{buf[:n]}
-		errno := q.writePieces(&complete, piece[:])
+		n := q.segmenter.Cut(k, buf[ReadHeadroom:])
+		errno := q.writeWhole(&complete, buf[:ReadHeadroom+n])
 		// The first packets are written, so the run cannot be tried again later; what is left of it is lost.
 		if errno == unix.EAGAIN && k > 0 {
 			errno = unix.ENOBUFS

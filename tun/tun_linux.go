@@ -166,9 +166,6 @@ func (d *linuxDevice) adopt(fd int) error {
 	}
 	unix.CloseOnExec(fd)
 	if flags&unix.IFF_VNET_HDR != 0 {
-		if err := unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, virtioHeaderLen); err != nil {
-			return fmt.Errorf("tun: descriptor %d: set size of virtio-net header: %w", fd, err)
-		}
 		d.capabilities.Store(bitVNET)
 	}
 	d.name = request.Name()
@@ -178,16 +175,8 @@ func (d *linuxDevice) adopt(fd int) error {
 
 // configure probes the offloads and sets the MTU.
 func (d *linuxDevice) configure(o Options) error {
-	if d.capabilities.Load()&bitVNET != 0 {
-		offload := 0
-		if !o.NoOffload {
-			offload = d.probe()
-		}
-		for _, q := range d.queues {
-			q.vnet = true
-			// The flags belong to the device, but a queue that joins later may have reset them.
-			unix.IoctlSetInt(q.fd, unix.TUNSETOFFLOAD, offload)
-		}
+	if err := d.setOffload(o); err != nil {
+		return err
 	}
 	request, err := unix.NewIfreq(d.name)
 	if err != nil {
@@ -202,6 +191,26 @@ func (d *linuxDevice) configure(o Options) error {
 	d.mtu.Store(DefaultMTU)
 	if err := socketIoctl(unix.SIOCGIFMTU, request); err == nil {
 		d.mtu.Store(int32(request.Uint32()))
+	}
+	return nil
+}
+
+// setOffload sets header and offloads also where they should be the default: a persistent device keeps those of its last
+// user, and without a header superpackets and incomplete checksums could not be told.
+func (d *linuxDevice) setOffload(o Options) error {
+	vnet, offload := d.capabilities.Load()&bitVNET != 0, 0
+	if vnet {
+		if err := unix.IoctlSetPointerInt(d.queues[0].fd, unix.TUNSETVNETHDRSZ, virtioHeaderLen); err != nil {
+			return fmt.Errorf("tun: set size of virtio-net header: %w", err)
+		}
+		if !o.NoOffload {
+			offload = d.probe()
+		}
+	}
+	for _, q := range d.queues {
+		q.vnet = vnet
+		// The flags belong to the device, but a queue that joins later may have reset them.
+		unix.IoctlSetInt(q.fd, unix.TUNSETOFFLOAD, offload)
 	}
 	return nil
 }

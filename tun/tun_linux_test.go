@@ -377,6 +377,40 @@ func TestLinuxOffloadRefused(t *testing.T) {
 	}
 }
 
+// A run that has to be cut on a kernel where header and packet must be one buffer: the cut packets must not be put where
+// the run still is. A socket that keeps message boundaries stands in for the device.
+func TestLinuxSegmentsContiguous(t *testing.T) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fds[0])
+	defer unix.Close(fds[1])
+	for _, contiguous := range []bool{false, true} {
+		q := newLinuxQueue(&linuxDevice{}, fds[0]) // without capabilities
+		q.vnet, q.contiguous = true, contiguous
+		packets := pack(series(spec{flow: 9, seq: 1000, df: true, window: 5}, 700, 700, 700, 123))
+		want := make([][]byte, len(packets))
+		for i := range packets {
+			want[i] = bytes.Clone(packets[i])
+		}
+		if n, err := q.Write(coalesce(NewCoalescer(allOffloads), packets)); n != 1 || err != nil {
+			t.Fatalf("Write = %d, %v", n, err)
+		}
+		buf := make([]byte, 2000)
+		for i := range want {
+			n, err := unix.Read(fds[1], buf)
+			must(t, err)
+			got := buf[virtioHeaderLen:n]
+			clear(got[4:6]) // with DF the identification means nothing
+			clear(want[i][4:6])
+			clear(got[10:12])
+			clear(want[i][10:12])
+			if !bytes.Equal(got, want[i]) {
+				t.Fatalf("contiguous %v: packet %d changed\n%x\n%x", contiguous, i, got[:40], want[i][:40])
+			}
+		}
+	}
+}
+
 // However a packet is cut into pieces, and whichever system call takes it, it arrives whole.
 func TestLinuxWritePieces(t *testing.T) {
 	var d *linuxDevice
@@ -576,6 +610,50 @@ func TestLinuxAdopt(t *testing.T) {
 			t.Errorf("a refused descriptor was closed: %v", err)
 		}
 	})
+}
+
+// A persistent device remembers how its last user read it: another length of header, and superpackets. Who takes it over
+// must not be given those (tun_set_iff resets neither vnet_hdr_sz nor set_features).
+func TestLinuxTakeOver(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		inNewNamespace(t, func() {
+			fd, err := openClone()
+			if err != nil {
+				t.Skipf("SKIPPED: %v", err)
+			}
+			_, err = setInterface(fd, "left0", unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
+			must(t, err)
+			must(t, unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, 12))
+			must(t, unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, offloadTCP))
+			must(t, unix.IoctlSetInt(fd, unix.TUNSETPERSIST, 1))
+			must(t, unix.Close(fd))
+
+			d := mustOpen(t, Options{Name: "left0", NoOffload: without})
+			must(t, host.AddAddress("left0", netip.MustParsePrefix("10.255.255.254/8")))
+			must(t, host.SetUp("left0"))
+			settle(t, d.Queues()[0], batch(8))
+			receiver, err := net.ListenUDP("udp", &net.UDPAddr{IP: net.IPv4(10, 255, 255, 254), Port: 4433})
+			must(t, err)
+			defer receiver.Close()
+			packet := spec{udp: true, flow: 9, payload: []byte("whole")}.bytes()
+			if n, err := d.Queues()[0].Write([]Run{{Pieces: [][]byte{packet}}}); n != 1 || err != nil {
+				t.Fatalf("Write = %d, %v", n, err)
+			}
+			receiver.SetReadDeadline(time.Now().Add(2 * time.Second))
+			buf := make([]byte, 100)
+			if n, err := receiver.Read(buf); err != nil || string(buf[:n]) != "whole" {
+				t.Errorf("without offload %v: %q arrived, %v", without, buf[:n], err)
+			}
+			_, err = receiver.WriteToUDP([]byte("out"), &net.UDPAddr{IP: net.IPv4(10, 0, 0, 9), Port: 4433})
+			must(t, err)
+			read := batch(1)
+			if n, err := d.Queues()[0].Read(read); n != 1 || err != nil || !bytes.HasSuffix(read[0].Data, []byte("out")) {
+				t.Errorf("without offload %v: Read = %d, %v", without, n, err)
+			} else if without && ip.Add(ip.PseudoSum(read[0].Data, ip.ProtocolUDP, 11), ip.Sum(read[0].Data[20:], 0)) != 0xffff {
+				t.Error("a checksum is incomplete, and nothing says so")
+			}
+		})
+	}
 }
 
 // transmit makes the kernel send packets out through the device.

@@ -233,13 +233,14 @@ func (t *sender) stop(runs []Run) {
 	copy(t.stopped.start[:], r.Data)
 }
 
-// resume sets the cursor to where the last send stopped, if runs begin with the run in which it stopped.
+// resume sets the cursor to where the last send stopped, if runs begin with the run in which it stopped. A call without
+// runs is no answer to that.
 func (t *sender) resume(runs []Run) {
 	t.cursor = cursor{}
-	if t.stopped.data == nil {
+	if t.stopped.data == nil || len(runs) == 0 {
 		return
 	}
-	if len(runs) > 0 && t.stopped.isIn(&runs[0]) {
+	if t.stopped.isIn(&runs[0]) {
 		t.cursor = t.stopped.cursor
 		t.run = 0
 	}

@@ -486,3 +486,26 @@ func TestReceiveErrors(t *testing.T) {
 		}
 	}
 }
+
+// A call without runs in between does not make the rest of a run go out from its beginning.
+func TestSendOfNothingKeepsTheStop(t *testing.T) {
+	w := &wire{}
+	w.refuse = func(m wireMessage) syscall.Errno {
+		if m.out.segmentSize != 0 {
+			return unix.EIO
+		}
+		if len(w.sent) == 1 {
+			return unix.EAGAIN
+		}
+		return 0
+	}
+	s := wiredSocket(w)
+	r := run("aabb", 2, dstA)
+	if n, err := s.Send([]Run{r}); n != 0 || err != nil {
+		t.Fatal(n, err)
+	}
+	mustSend(t, s)
+	w.refuse = nil
+	mustSend(t, s, r)
+	expect(t, w, r)
+}

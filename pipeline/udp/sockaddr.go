@@ -41,8 +41,8 @@ func encodeSockaddr(b *sockaddr, f family, addr netip.AddrPort, scope uint32) in
 	return 0
 }
 
-// parseSockaddr reads an address of either family, unmapped and without its zone, and the scope that goes with it. The
-// address is invalid if b is cut or of another family.
+// parseSockaddr reads an address of either family, unmapped and without its zone, and the scope that goes with it, 0 for
+// IPv4, mapped or not. The address is invalid if b is cut or of another family.
 func parseSockaddr(b []byte) (addr netip.AddrPort, scope uint32) {
 	if len(b) < sockaddrIn4Size {
 		return netip.AddrPort{}, 0
@@ -53,6 +53,9 @@ func parseSockaddr(b []byte) (addr netip.AddrPort, scope uint32) {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte(b[4:8])), port), 0
 	case f == afINET6 && len(b) >= sockaddrIn6Size:
 		ip := netip.AddrFrom16([16]byte(b[8:24])).Unmap()
+		if ip.Is4() {
+			return netip.AddrPortFrom(ip, port), 0
+		}
 		return netip.AddrPortFrom(ip, port), binary.NativeEndian.Uint32(b[24:])
 	}
 	return netip.AddrPort{}, 0

@@ -54,8 +54,9 @@ func TestSockaddrUnmaps(t *testing.T) {
 	a := mapped.Addr().As16()
 	encodeSockaddr(&b, v6, netip.MustParseAddrPort("[::1]:7"), 0)
 	copy(b[8:], a[:])
-	if got, _ := parseSockaddr(b[:]); got != unmapped(mapped) {
-		t.Fatalf("got %v", got)
+	b[24] = 3 // the interface of a link-local IPv6 address, which this is not
+	if got, scope := parseSockaddr(b[:]); got != unmapped(mapped) || scope != 0 {
+		t.Fatalf("got %v, scope %d", got, scope)
 	}
 }
 
