@@ -30,7 +30,8 @@ type Config struct {
 	NewCipher func(key *[aead.KeySize]byte) aead.Cipher
 	// HandshakeLifetime is how long a handshake series may try; 0 is 90 s (WireGuard paper, section 6.4).
 	HandshakeLifetime time.Duration
-	// Stray gets the datagrams that are not WireGuard, on the shard's goroutine; nil drops and counts them.
+	// Stray gets the datagrams that are not WireGuard, on the shard's goroutine; nil drops and counts them. It must not
+	// block, nor call the Pipeline's methods, which wait for shards.
 	Stray func(Stray)
 	// Clock reads a monotonic clock that runs in suspend, with an arbitrary origin before now; nil is CLOCK_BOOTTIME where
 	// there is one. Timers follow package time if Clock is given (tests under testing/synctest).
@@ -53,6 +54,8 @@ const (
 	sendBytes = readBytes + readBytes/8
 	// batchPackets is how many packets may wait to be sealed or opened in one batch.
 	batchPackets = 2048
+	// maxInner is the longest inner packet that a datagram can carry.
+	maxInner = udp.MaxDatagram - crypto.SizeTransportHeader - aead.Overhead
 	// mailboxSlots is the handshake queue; a message that finds it full is dropped. Cookies start at an eighth.
 	mailboxSlots = 1024
 	// stagedBytes bounds what all lanes of a shard may stage for peers without a session.

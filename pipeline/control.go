@@ -21,7 +21,7 @@ type control struct {
 	log        *slog.Logger
 	now        time.Duration // of the input that is being handled
 
-	udp    udp.Config // as edited
+	udp    udp.Config // as edited, with the port that was chosen
 	up     bool       // the interface is; without sockets if they could not be opened
 	pairs  []udp.Pair // one a shard; nil without sockets
 	closed counterSet // of sockets that are no more
@@ -37,10 +37,10 @@ func newControl(p *Pipeline) *control {
 
 // loop runs control. It returns nil when the pipeline is to end in order.
 func (c *control) loop(ctx context.Context, failed <-chan error) error {
-	c.alarm = newSystemAlarm()
 	if c.pipeline.config.Clock != nil {
-		c.alarm.stop()
 		c.alarm = newTimerAlarm()
+	} else {
+		c.alarm = newSystemAlarm()
 	}
 	defer c.alarm.stop()
 	p := c.pipeline
@@ -112,7 +112,8 @@ func (c *control) handleEvent(event tun.Event) {
 }
 
 // bind opens sockets as asked for and hands them to the shards; on error the old ones stay. The interface is up: with its
-// first sockets, sessions may begin.
+// first sockets, sessions may begin. A port that was chosen for us stays ours when the interface goes down and up (kernel
+// socket.c, wg_socket_reinit).
 func (c *control) bind(cfg udp.Config) error {
 	pairs, err := c.pipeline.config.Listen(cfg)
 	if err != nil {
@@ -124,8 +125,9 @@ func (c *control) bind(cfg udp.Config) error {
 	}
 	c.use(pairs)
 	c.udp = cfg
+	c.udp.Port = c.port()
 	c.controller.setUp(c.now, true)
-	c.log.Info("listening", "port", c.port())
+	c.log.Info("listening", "port", c.udp.Port)
 	return nil
 }
 
@@ -187,7 +189,7 @@ func (c *control) close() {
 	c.controller.wipe()
 }
 
-// port is the local port, 0 while the interface is down and none was chosen.
+// port is the local port, 0 while none was chosen.
 func (c *control) port() uint16 {
 	for _, pair := range c.pairs {
 		for _, s := range [2]udp.Socket{pair.V4, pair.V6} {
@@ -246,9 +248,10 @@ func (c *control) release(p *peer) { c.tell(p, commandRelease) }
 // purge tells them that it got none.
 func (c *control) purge(p *peer) { c.tell(p, commandPurge) }
 
+// tell tells the shards that hold packets for p, and those in a batch: they may be about to, by what was published before.
 func (c *control) tell(p *peer, kind commandKind) {
 	for i, s := range c.pipeline.shards {
-		if p.outbound[i].count.Load() > 0 {
+		if p.outbound[i].count.Load() > 0 || s.epoch.Load()%2 == 1 {
 			s.post(command{kind: kind, peer: p})
 		}
 	}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sort"
 	"sync/atomic"
 	"time"
@@ -134,7 +135,7 @@ func (c *controller) forget(now time.Duration, p *peer) {
 	c.effects.purge(p)
 	for i, q := range c.peers {
 		if q == p {
-			c.peers = append(c.peers[:i], c.peers[i+1:]...)
+			c.peers = slices.Delete(c.peers, i, i+1)
 			return
 		}
 	}
@@ -149,6 +150,9 @@ func (c *controller) setUp(now time.Duration, up bool) {
 	for _, p := range c.peers {
 		if up {
 			p.core.Up(now)
+			if p.hasStaged() { // the device was up a moment before we were, and what lanes wanted was not heard
+				p.core.Want(now)
+			}
 		} else {
 			p.core.Clear(now)
 			p.stamps.reset()
@@ -170,11 +174,9 @@ func (c *controller) handle(now time.Duration, l *letter) {
 		return
 	}
 	p := v.Peer.Owner().(*peer)
-	if v.Reason == crypto.Accepted {
+	if v.Roam { // not a cookie reply, which the kernel does not count either (receive.c, wg_receive_handshake_packet)
 		p.rxBytes.Add(uint64(l.length))
 		p.stamps.received(now, false)
-	}
-	if v.Roam {
 		c.move(p, &l.src)
 	}
 	c.touch(now, p)
@@ -204,14 +206,22 @@ func (c *controller) notice(now time.Duration, p *peer, signals uint32) {
 		}
 	}
 	if signals&signalConfirmed != 0 {
-		if kp := p.confirmed.Swap(nil); kp != nil {
+		if kp := p.confirmed.Load(); kp != nil {
 			p.core.Confirm(now, kp)
+			p.confirmed.CompareAndSwap(kp, nil)
 		}
 	}
 	if signals&signalWant != 0 && c.up {
-		p.core.Want(now)
+		c.want(now, p)
 	}
 	c.touch(now, p)
+}
+
+// want asks for a session, unless there is a fresh one: a lane may have looked just before it came up.
+func (c *controller) want(now time.Duration, p *peer) {
+	if kp := p.sending(now); kp == nil || kp.RekeyOnSend(now) {
+		p.core.Want(now)
+	}
 }
 
 // handleTimeout acts on every deadline that is due, on each peer once.
@@ -244,7 +254,11 @@ func (c *controller) nextTimeout(now time.Duration) time.Duration {
 // touch drains the peer's outputs and sets its deadline.
 func (c *controller) touch(now time.Duration, p *peer) {
 	c.drain(now, p)
-	at, _ := p.core.NextTimeout(p.stamps.watch())
+	activity, watched := p.stamps.watch()
+	at, _ := p.core.NextTimeout(activity)
+	if look := now + watchInterval; watched && (at == 0 || at > look) {
+		at = look
+	}
 	c.deadlines.schedule(p, at)
 }
 
@@ -301,22 +315,38 @@ func (c *controller) sendHandshake(now time.Duration, p *peer, out crypto.Output
 	if path == nil || !c.up {
 		return
 	}
-	if out.ClearSource && !path.Fixed && path.Src.IsValid() {
-		path = &Path{Dst: path.Dst, Generation: path.Generation + 1}
-		p.path.Store(path)
+	if out.ClearSource {
+		p.forgetSource()
+		path = p.path.Load()
 	}
 	p.stamps.sent(now, false)
 	p.txBytes.Add(uint64(len(out.Message)))
 	c.effects.send(path, out.Message, handshakeTOS)
 }
 
+// forgetSources forgets the cached source addresses of all peers: mark or port have changed (kernel netlink.c, set_port
+// and wg_set_device).
+func (c *controller) forgetSources() {
+	for _, p := range c.peers {
+		p.forgetSource()
+	}
+}
+
+// forgetSource leaves the choice of the local address to the routing table again.
+func (p *peer) forgetSource() {
+	path := p.path.Load()
+	if path != nil && !path.Fixed && (path.Src.IsValid() || path.IfIndex != 0) {
+		p.path.Store(&Path{Dst: path.Dst, Generation: path.Generation + 1})
+	}
+}
+
 // sendKeepalive sends an empty packet, or asks for a session to send it in.
 func (c *controller) sendKeepalive(now time.Duration, p *peer) {
-	path, kp := p.path.Load(), p.core.Sending()
+	path, kp := p.path.Load(), p.sending(now)
 	if path == nil || !c.up {
 		return
 	}
-	if kp == nil || !kp.Usable(now) {
+	if kp == nil {
 		p.core.Want(now)
 		return
 	}

@@ -34,12 +34,18 @@ func (e *Edit) SetPrivateKey(k crypto.PrivateKey) { e.c.controller.setPrivateKey
 func (e *Edit) SetListenPort(port uint16) error {
 	cfg := e.c.udp
 	cfg.Port = port
-	bound := e.c.pairs != nil
-	if !e.c.up || bound && port != 0 && port == e.c.port() {
+	switch {
+	case !e.c.up:
 		e.c.udp = cfg
+	case e.c.pairs != nil && port != 0 && port == e.c.port():
 		return nil
+	default:
+		if err := e.c.bind(cfg); err != nil {
+			return err
+		}
 	}
-	return e.c.bind(cfg)
+	e.c.controller.forgetSources()
+	return nil
 }
 
 // SetMark changes the fwmark of all outer packets; 0 clears it.
@@ -55,6 +61,7 @@ func (e *Edit) SetMark(mark uint32) error {
 		}
 	}
 	e.c.udp.Mark = mark
+	e.c.controller.forgetSources()
 	return nil
 }
 

@@ -175,3 +175,113 @@ func TestStatus(t *testing.T) {
 		}
 	})
 }
+
+// An interface that comes up while its port is taken starts as soon as another port is set.
+func TestPortTakenWhenUp(t *testing.T) {
+	runWorld(t, offload, func(w *world) {
+		w.b.device.SetUp(false)
+		w.settle()
+		taken, err := w.b.host.Listen(configWithPort(w.b.outer.Port()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		w.b.device.SetUp(true)
+		w.settle()
+		if err := w.b.Edit(func(e *Edit) error { return e.SetListenPort(7001) }); err != nil {
+			t.Fatal(err)
+		}
+		w.b.device.InjectData(datagram(w.b.inner4, w.a.inner4, 1, 20))
+		w.settle()
+		w.wantPackets(w.a, datagram(w.b.inner4, w.a.inner4, 1, 20))
+		for _, pair := range taken {
+			_ = pair.V4.Close()
+		}
+	})
+}
+
+// A port that was chosen for us is kept while the interface goes down and up (kernel socket.c, wg_socket_reinit).
+func TestChosenPortStays(t *testing.T) {
+	runWorld(t, plain, func(w *world) {
+		if err := w.b.Edit(func(e *Edit) error { return e.SetListenPort(0) }); err != nil {
+			t.Fatal(err)
+		}
+		port := func() uint16 { s, _ := w.b.Status(); return s.ListenPort }
+		chosen := port()
+		w.b.device.SetUp(false)
+		w.settle()
+		if got := port(); got != chosen || got == 0 {
+			t.Errorf("port %d while down, %d was chosen", got, chosen)
+		}
+		w.b.device.SetUp(true)
+		w.settle()
+		if got := port(); got != chosen {
+			t.Errorf("port %d after up, %d was chosen", got, chosen)
+		}
+	})
+}
+
+// A new mark or port clears the cached source addresses (kernel netlink.c, wg_set_device and set_port).
+func TestSourcesForgotten(t *testing.T) {
+	for name, change := range map[string]func(*Edit) error{
+		"mark": func(e *Edit) error { return e.SetMark(7) },
+		"port": func(e *Edit) error { return e.SetListenPort(7002) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			runWorld(t, plain, func(w *world) {
+				w.exchange(t)
+				if src := w.path(w.b).Src; src != w.b.outer.Addr() {
+					t.Fatalf("cached source %v, want %v", src, w.b.outer.Addr())
+				}
+				if err := w.b.Edit(change); err != nil {
+					t.Fatal(err)
+				}
+				if p := w.path(w.b); p.Src.IsValid() || p.IfIndex != 0 || p.Dst != w.a.outer {
+					t.Errorf("path %+v after the change", p)
+				}
+			})
+		})
+	}
+}
+
+// path is the path to n's only peer.
+func (w *world) path(n *node) (path Path) {
+	_ = n.Edit(func(e *Edit) error {
+		path = *e.c.controller.peers[0].path.Load()
+		return nil
+	})
+	return path
+}
+
+// A packet that a lane took before control had heard that the interface is up gets its session when control has.
+func TestPacketBeforeUp(t *testing.T) {
+	runWorld(t, plain, func(w *world) {
+		w.a.device.SetUp(false)
+		w.settle()
+		early := datagram(w.a.inner4, w.b.inner4, 1, 20)
+		w.a.device.InjectData(early)
+		w.settle()
+		w.a.device.SetUp(true)
+		w.settle()
+		w.wantPackets(w.b, early)
+	})
+}
+
+// Ten pings and the handshake make 1428 bytes one way and 1372 back (Linux tools/testing/selftests/wireguard/netns.sh).
+func TestByteCounts(t *testing.T) {
+	eachVariant(t, func(w *world) {
+		for i := range 10 {
+			w.a.device.InjectData(datagram(w.a.inner4, w.b.inner4, i, 56))
+			w.settle()
+			w.b.device.InjectData(datagram(w.b.inner4, w.a.inner4, i, 56))
+			w.settle()
+		}
+		a, _ := w.a.Status()
+		b, _ := w.b.Status()
+		if p := a.Peers[0]; p.TxBytes != 1428 || p.RxBytes != 1372 {
+			t.Errorf("initiator: %d sent, %d received", p.TxBytes, p.RxBytes)
+		}
+		if p := b.Peers[0]; p.TxBytes != 1372 || p.RxBytes != 1428 {
+			t.Errorf("responder: %d sent, %d received", p.TxBytes, p.RxBytes)
+		}
+	})
+}

@@ -9,6 +9,7 @@ import (
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
+	"github.com/sluice-vpn/sluice/tun/ip"
 	"github.com/sluice-vpn/sluice/tun/tuntest"
 )
 
@@ -61,6 +62,7 @@ func (w *wireSocket) Stats() *udp.Stats         { return &w.stats }
 // courier is the effects of a controller whose messages go straight to the other one.
 type courier struct {
 	from Path
+	now  time.Duration // time.Hour if 0
 	to   func() *controller
 }
 
@@ -68,9 +70,13 @@ func (c *courier) send(_ *Path, data []byte, _ uint8) {
 	if data[0] == 4 {
 		return // a keepalive; the first data packet confirms just as well
 	}
+	now := c.now
+	if now == 0 {
+		now = time.Hour
+	}
 	l := &letter{length: len(data), src: c.from}
 	copy(l.message[:], data)
-	c.to().handle(time.Hour, l)
+	c.to().handle(now, l)
 }
 func (*courier) release(*peer)      {}
 func (*courier) purge(*peer)        {}
@@ -84,10 +90,12 @@ func newLanes(tb testing.TB, workers int, packet tuntest.Packet, inner [2]netip.
 	device := func() *tuntest.Device { return tuntest.New(tuntest.Config{Capabilities: tuntest.AllCapabilities}) }
 	da, db := device(), device()
 	var err error
-	if l.a, err = New(Config{Device: da, Workers: workers}); err != nil {
+	wall := time.Now()
+	walls := func() time.Time { wall = wall.Add(time.Second); return wall } // every initiation is newer than the one before
+	if l.a, err = New(Config{Device: da, Workers: workers, Wall: walls}); err != nil {
 		tb.Fatal(err)
 	}
-	if l.b, err = New(Config{Device: db, Workers: workers}); err != nil {
+	if l.b, err = New(Config{Device: db, Workers: workers, Wall: walls}); err != nil {
 		tb.Fatal(err)
 	}
 	da.Queue(0).SetSource(func(p *tun.Superpacket) bool {
@@ -184,6 +192,191 @@ func TestLanesDoNotAllocate(t *testing.T) {
 			}
 		}
 	}
+}
+
+// When the counters run out, staged packets stay staged and nothing newer overtakes them (paper, section 6.2: the packet
+// waits for the next session).
+func TestReleaseWithoutCounters(t *testing.T) {
+	big, segments := superpacket(laneInner[0], laneInner[1], 1, 4*1380, 1380)
+	l := newLanes(t, 0, tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}, laneInner)
+	p, s := l.a.control.controller.peers[0], l.a.shards[0]
+	kp := p.core.Sending()
+	used, _ := kp.Reserve(1)
+	spare := crypto.RejectAfterMessages - (used + 1) - 2 // leaves fewer than the superpacket has segments
+	kp.Reserve(int(spare / 2))
+	kp.Reserve(int(spare - spare/2))
+	lane := &p.outbound[0]
+	s.outbound.stage(lane, &tun.Superpacket{Data: big.Data, Offload: big.Offload})
+	l.supply = 1
+	if _, err := s.outbound.run(l.now); err != nil {
+		t.Fatal(err)
+	}
+	if len(l.wire.runs) != 0 {
+		t.Errorf("%d runs left before the staged packet", len(l.wire.runs))
+	}
+	if got := int(lane.count.Load()); got != len(segments)+1 || s.staged != len(big.Data)+len(l.source.Data) {
+		t.Errorf("%d segments and %d bytes are staged, want %d", got, s.staged, len(segments)+1)
+	}
+	if s.stats.drops[dropStagedFull].Load()+s.stats.drops[dropStagedExpired].Load() != 0 || s.stats.OutboundSegments.Load() != 0 {
+		t.Error("something was dropped or sealed")
+	}
+}
+
+// A lane that found no session a moment before it came up stages packets after control has looked: control tells every
+// shard that is in a batch.
+func TestReleaseReachesShardsInABatch(t *testing.T) {
+	for _, kind := range []commandKind{commandRelease, commandPurge} {
+		l := newLanes(t, 0, tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}, laneInner)
+		p, s := l.a.control.controller.peers[0], l.a.shards[0]
+		l.a.control.tell(p, kind)
+		if s.posted.Load() {
+			t.Error("a shard between two batches, with nothing staged, was told")
+		}
+		s.epoch.Add(1)
+		l.a.control.tell(p, kind)
+		s.outbound.stage(&p.outbound[0], &tun.Superpacket{Data: l.source.Data})
+		if err := s.obey(); err != nil {
+			t.Fatal(err)
+		}
+		if p.hasStaged() || s.staged != 0 {
+			t.Errorf("command %d: %d bytes are still staged", kind, s.staged)
+		}
+		if sent := len(l.wire.runs); kind == commandRelease && sent != 1 || kind == commandPurge && sent != 0 {
+			t.Errorf("command %d: %d runs were sent", kind, sent)
+		}
+	}
+}
+
+// A lane's wish that was overtaken by the session it asks for makes no second handshake.
+func TestWantAfterSession(t *testing.T) {
+	l := newLanes(t, 0, tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}, laneInner)
+	a, p := l.a.control.controller, l.a.control.controller.peers[0]
+	running := func(after time.Duration) bool {
+		a.notice(l.now+after, p, signalWant)
+		a.handleTimeout(l.now + after + 6*time.Second) // less than 5 s after a handshake none may begin
+		_, _, running := p.core.Series()
+		return running
+	}
+	if running(time.Second) {
+		t.Error("a handshake began although there is a fresh session")
+	}
+	if !running(crypto.RekeyAfterTime) {
+		t.Error("no handshake began after RekeyAfterTime")
+	}
+}
+
+// The answer to the first data of a new session leaves under that session, even if control has not heard of the data yet:
+// the peer may have started anew and know no other (kernel noise.c, wg_noise_received_with_keypair).
+func TestAnswerUsesTheNewSession(t *testing.T) {
+	l := newLanes(t, 0, tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}, laneInner)
+	a, b := l.a.control.controller, l.b.control.controller
+	pa, pb := b.peers[0], a.peers[0]
+	l.carry(t, 1)
+	b.notice(l.now, pa, signalConfirmed)
+	old := pa.core.Sending()
+	if old == nil || pa.confirmed.Load() != nil {
+		t.Fatal("the first session was not confirmed")
+	}
+	l.now += time.Minute
+	a.effects.(*courier).now, b.effects.(*courier).now = l.now, l.now
+	pb.core.Clear(l.now)
+	pb.core.Want(l.now)
+	a.touch(l.now, pb)
+	l.carry(t, 1)
+	l.b.config.Device.(*tuntest.Device).InjectData(datagram(laneInner[1], laneInner[0], 1, 100))
+	if _, err := l.b.shards[0].outbound.run(l.now); err != nil {
+		t.Fatal(err)
+	}
+	if len(l.wire.runs) != 1 {
+		t.Fatalf("%d answers were sent", len(l.wire.runs))
+	}
+	if index, _, _ := crypto.ParseTransport(l.wire.runs[0].Data); index != pb.core.Sending().LocalIndex {
+		t.Error("the answer left under the old session")
+	}
+	b.notice(l.now, pa, signalConfirmed)
+	if pa.core.Sending() == old || pa.confirmed.Load() != nil {
+		t.Error("control did not make the new session the current one")
+	}
+}
+
+// A cookie reply is no sign of the session's life and is not counted as received (kernel receive.c,
+// wg_receive_handshake_packet).
+func TestCookieReplyIsNotCounted(t *testing.T) {
+	l := newLanes(t, 0, tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}, laneInner)
+	a, p := l.a.control.controller, l.a.control.controller.peers[0]
+	now := l.now + crypto.RekeyAfterTime
+	before, heard := p.rxBytes.Load(), p.lastReceived.Load()
+	l.b.local.NoteQueue(now, 1024, 1024)
+	l.b.control.controller.effects.(*courier).now = now
+	a.effects.(*courier).now = now
+	p.core.Want(now)
+	a.touch(now, p)
+	if p.core.Tally().CookieReplies != 1 {
+		t.Fatal("no cookie reply came")
+	}
+	if p.rxBytes.Load() != before || p.lastReceived.Load() != heard {
+		t.Errorf("%d bytes were counted, received at %v", p.rxBytes.Load()-before, time.Duration(p.lastReceived.Load()))
+	}
+}
+
+// What a device takes nothing of is counted in packets, not in runs.
+func TestFullDeviceCountsPackets(t *testing.T) {
+	big, segments := superpacket(laneInner[0], laneInner[1], 1, 20*1380, 1380)
+	l := newLanes(t, 0, big, laneInner)
+	queue := l.b.config.Device.(*tuntest.Device).Queue(0)
+	queue.SetLimit(0)
+	l.carry(t, 3)
+	if got := l.b.shards[0].stats.drops[dropTUNFull].Load(); got != uint64(3*len(segments)) {
+		t.Errorf("%d packets were counted, want %d", got, 3*len(segments))
+	}
+}
+
+// Whatever the sizes, nothing overflows: segments of one byte, the largest packet there is, an MTU of 65535, as many
+// packets as a batch takes.
+func TestExtremeSizes(t *testing.T) {
+	tiny, tinySegments := superpacket(laneInner[0], laneInner[1], 1, 65535-40, 1)
+	few, fewSegments := superpacket(laneInner[0], laneInner[1], 1, 65535-40, 9000)
+	single := func(length int) tuntest.Packet {
+		return tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, length-28)}
+	}
+	cases := []struct {
+		name              string
+		packet            tuntest.Packet
+		segments, n, lost int
+	}{
+		{"65495 segments of one byte", tiny, len(tinySegments), 1, 0},
+		{"segments of 9000 bytes", few, len(fewSegments), 40, 0},
+		{"the largest packet that fits a datagram", single(maxInner), 1, 40, 0},
+		{"one byte more", single(maxInner + 1), 1, 40, 40},
+		{"the largest packet", single(65535), 1, 40, 40},
+		{"empty datagrams", single(28), 1, 1000, 0},
+	}
+	for _, c := range cases {
+		for _, workers := range []int{0, 2} {
+			for _, mtu := range []int{68, 65535} {
+				l := newLanes(t, workers, c.packet, laneInner)
+				stats := l.a.shards[0].stats
+				l.a.shards[0].mtu = mtu
+				packets := 0
+				l.b.config.Device.(*tuntest.Device).Queue(0).SetSink(func(r *tun.Run) error { packets += len(r.Pieces); return nil })
+				l.carry(t, c.n)
+				if want := (c.n - c.lost) * c.segments; packets != want || stats.OutboundSegments.Load() != uint64(want) {
+					t.Errorf("%s, %d workers, MTU %d: %d packets came out, want %d", c.name, workers, mtu, packets, want)
+				}
+				if got := stats.drops[dropTooBig].Load(); got != uint64(c.lost) {
+					t.Errorf("%s: %d were counted as too big, want %d", c.name, got, c.lost)
+				}
+				if errors := l.a.config.Device.(*tuntest.Device).Take(); c.lost > 0 && (len(errors) == 0 || !isTooBig(errors[0].Data)) {
+					t.Errorf("%s: %d ICMP errors, want packet too big", c.name, len(errors))
+				}
+			}
+		}
+	}
+}
+
+// isTooBig tells whether the packet is ICMP "fragmentation needed" (RFC 1191) for maxInner.
+func isTooBig(b []byte) bool {
+	return len(b) > 28 && b[9] == ip.ProtocolICMP && b[20] == 3 && b[21] == 4 && int(b[26])<<8|int(b[27]) == maxInner
 }
 
 // BenchmarkLanes is both lanes of a tunnel without the kernel: route, segment, seal, copy (for the network), look up, open,

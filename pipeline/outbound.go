@@ -75,7 +75,7 @@ func newOutbound(s *shard, workers int) *outbound {
 // run carries one batch and returns how many packets it read. While the socket is full nothing more is read: the TUN's
 // queue is where packets wait.
 func (o *outbound) run(now time.Duration) (int, error) {
-	if o.blocked() && !o.flush() {
+	if o.full().any() && !o.flush() {
 		return 0, nil
 	}
 	n, err := o.read()
@@ -119,7 +119,7 @@ func (o *outbound) route(n int) {
 	var lastPeer *peer
 	for i := range n {
 		if _, ok := ip.Length(o.packets[i].Data); !ok {
-			o.shard.stats.drop(dropNotIP, 1)
+			o.shard.stats.drop(dropNotIP, segmentCount(&o.packets[i]))
 			continue
 		}
 		dst := ip.Destination(o.packets[i].Data)
@@ -127,7 +127,7 @@ func (o *outbound) route(n int) {
 			lastPeer, lastDst = o.shard.routes.lookup(dst), dst
 		}
 		if lastPeer == nil {
-			o.shard.stats.drop(dropNoRoute, 1)
+			o.shard.stats.drop(dropNoRoute, segmentCount(&o.packets[i]))
 			o.unreachable(&o.packets[i])
 			continue
 		}
@@ -148,23 +148,22 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 	lane := &p.outbound[o.shard.id]
 	i := lane.first
 	lane.first = -1
-	path, kp := p.path.Load(), p.core.Sending()
+	path, kp := p.path.Load(), p.sending(now)
 	switch {
 	case path == nil:
 		for ; i >= 0; i = o.next[i] {
-			o.shard.stats.drop(dropNoEndpoint, 1)
+			o.shard.stats.drop(dropNoEndpoint, segmentCount(&o.packets[i]))
 			o.unreachable(&o.packets[i])
 		}
 		return
-	case kp == nil || !kp.Usable(now):
+	case kp == nil:
 		for ; i >= 0; i = o.next[i] {
 			o.stage(lane, &o.packets[i])
 		}
 		o.want(now, p, lane)
 		return
 	}
-	o.release(now, p, lane, path, kp)
-	sealed := true
+	sealed := o.release(now, p, lane, path, kp)
 	for ; i >= 0 && sealed; i = o.next[i] {
 		if sealed = o.seal(path, kp, p, &o.packets[i]); !sealed {
 			break
@@ -176,21 +175,29 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 	if !sealed || kp.RekeyOnSend(now) {
 		o.want(now, p, lane)
 	}
-	if p.stamps.sent(now, true) {
-		o.shard.notified.notify(p, signalActivity)
-	}
+	o.sent(now, p)
 }
 
-// release seals what was staged, ahead of anything newer.
-func (o *outbound) release(now time.Duration, p *peer, lane *outboundLane, path *Path, kp *crypto.Keypair) {
+// release seals what was staged, ahead of anything newer. It returns false if the keypair's counter ran out; what is left
+// stays staged.
+func (o *outbound) release(now time.Duration, p *peer, lane *outboundLane, path *Path, kp *crypto.Keypair) bool {
 	if len(lane.packets) == 0 {
-		return
+		return true
 	}
-	for i := range lane.packets {
-		o.seal(path, kp, p, &lane.packets[i])
+	o.sent(now, p)
+	for len(lane.packets) > 0 {
+		if !o.seal(path, kp, p, &lane.packets[0]) {
+			return false
+		}
+		_, bytes := lane.pop()
+		o.shard.staged -= bytes
 	}
-	_, bytes := lane.staged.clear()
-	o.shard.staged -= bytes
+	lane.clear() // gives the memory back
+	return true
+}
+
+// sent stamps that data left for the peer.
+func (o *outbound) sent(now time.Duration, p *peer) {
 	if p.stamps.sent(now, true) {
 		o.shard.notified.notify(p, signalActivity)
 	}
@@ -198,10 +205,7 @@ func (o *outbound) release(now time.Duration, p *peer, lane *outboundLane, path 
 
 // stage keeps a copy of the packet until there is a session.
 func (o *outbound) stage(lane *outboundLane, sp *tun.Superpacket) {
-	segments := 1
-	if sp.SegmentSize > 0 {
-		segments = (len(sp.Data) - int(sp.HeaderLen) + int(sp.SegmentSize) - 1) / int(sp.SegmentSize)
-	}
+	segments := segmentCount(sp)
 	if o.shard.staged >= stagedBytes {
 		o.shard.stats.drop(dropStagedFull, segments)
 		return
@@ -209,6 +213,14 @@ func (o *outbound) stage(lane *outboundLane, sp *tun.Superpacket) {
 	dropped, grown := lane.push(sp, segments)
 	o.shard.staged += grown
 	o.shard.stats.drop(dropStagedFull, dropped)
+}
+
+// segmentCount is how many packets the superpacket stands for.
+func segmentCount(sp *tun.Superpacket) int {
+	if sp.SegmentSize == 0 {
+		return 1
+	}
+	return max(1, (len(sp.Data)-int(sp.HeaderLen)+int(sp.SegmentSize)-1)/int(sp.SegmentSize))
 }
 
 // want asks control for a session, not more often than it makes sense.
@@ -223,10 +235,15 @@ func (o *outbound) want(now time.Duration, p *peer, lane *outboundLane) {
 // returns false if the keypair has no counters left; nothing was taken then.
 func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpacket) bool {
 	if err := o.segmenter.Init(sp); err != nil {
-		o.shard.stats.drop(dropNotIP, 1)
+		o.shard.stats.drop(dropNotIP, segmentCount(sp))
 		return true
 	}
 	n := o.segmenter.Count()
+	if o.segmenter.Len(0) > maxInner {
+		o.shard.stats.drop(dropTooBig, n)
+		o.tooBig(sp)
+		return true
+	}
 	counter, ok := kp.Reserve(n)
 	if !ok {
 		return false
@@ -275,10 +292,10 @@ func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter
 }
 
 // pad returns the length that a plaintext is padded to: the next multiple of 16, but never above the MTU (the kernel's
-// calculate_skb_padding), so that padding never makes a packet too big.
+// calculate_skb_padding) or what a datagram can carry, so that padding never makes a packet too big.
 func (o *outbound) pad(length int) int {
 	padded := (length + 15) &^ 15
-	return min(padded, max(length, o.shard.mtu))
+	return min(padded, max(length, min(o.shard.mtu, maxInner)))
 }
 
 // append adds arena[at:at+size] to the last run if it fits there, or as a new run.
@@ -305,9 +322,9 @@ func (o *outbound) sealPending() {
 	o.unsealed, o.bytes = len(o.sealing), 0
 }
 
-// blocked tells whether runs wait for room in a socket.
-func (o *outbound) blocked() bool {
-	return o.runs4.sent < len(o.runs4.runs) || o.runs6.sent < len(o.runs6.runs)
+// full tells for which sockets runs wait for room.
+func (o *outbound) full() families {
+	return families{v4: o.runs4.sent < len(o.runs4.runs), v6: o.runs6.sent < len(o.runs6.runs)}
 }
 
 // 4. flush seals what is left and sends. It returns false if a socket is full; the rest goes with the next flush.
@@ -335,16 +352,12 @@ func (o *outbound) flushMidBatch() {
 	if o.flush() {
 		return
 	}
-	o.shard.waiter.writable(stallLimit)
+	o.shard.waiter.writable(o.full(), stallLimit)
 	if o.flush() {
 		return
 	}
-	for _, q := range []*sendQueue{&o.runs4, &o.runs6} {
-		for _, r := range q.runs[q.sent:] {
-			o.shard.stats.drop(dropSendStalled, (len(r.Data)+r.SegmentSize-1)/r.SegmentSize)
-		}
-		q.reset()
-	}
+	o.runs4.abandon(o.shard, dropSendStalled)
+	o.runs6.abandon(o.shard, dropSendStalled)
 	o.used = 0
 }
 
@@ -355,18 +368,24 @@ func (q *sendQueue) send(s *shard, socket udp.Socket) bool {
 		return true
 	}
 	if socket == nil {
-		for _, r := range q.runs[q.sent:] {
-			s.stats.drop(dropFamily, (len(r.Data)+r.SegmentSize-1)/r.SegmentSize)
-		}
-		q.reset()
+		q.abandon(s, dropFamily)
 		return true
 	}
 	n, err := socket.Send(q.runs[q.sent:])
 	if q.sent += n; err == nil && q.sent < len(q.runs) {
+		q.full = true // a part of the next run may be on its way, so it must stay as it is
 		return false
 	}
-	q.reset() // an error means closed: nothing will ever leave
+	q.abandon(s, dropSendStalled) // nothing is left, or the socket is closed and nothing will ever leave
 	return true
+}
+
+// abandon drops what waits.
+func (q *sendQueue) abandon(s *shard, why dropReason) {
+	for _, r := range q.runs[q.sent:] {
+		s.stats.drop(why, (len(r.Data)+r.SegmentSize-1)/r.SegmentSize)
+	}
+	q.reset()
 }
 
 func (q *sendQueue) reset() {
@@ -377,15 +396,24 @@ func (q *sendQueue) reset() {
 // unreachable answers a packet that has nowhere to go with ICMP host unreachable or ICMPv6 address unreachable, as the
 // kernel's wg_xmit does, at a bounded rate.
 func (o *outbound) unreachable(sp *tun.Superpacket) {
-	if !o.icmp.take(o.shard.now) {
-		return
+	if o.icmp.take(o.shard.now) {
+		o.answer(ip.AppendUnreachable(o.reply[:0], sp.Data, netip.Addr{}))
 	}
-	reply := ip.AppendUnreachable(o.reply[:0], sp.Data, netip.Addr{})
-	if len(reply) == 0 {
-		return
+}
+
+// tooBig asks the sender of a packet for shorter ones.
+func (o *outbound) tooBig(sp *tun.Superpacket) {
+	if o.icmp.take(o.shard.now) {
+		o.answer(ip.AppendTooBig(o.reply[:0], sp.Data, netip.Addr{}, maxInner))
 	}
-	o.shard.stats.Unreachables.Add(1)
-	o.shard.writeOne(reply)
+}
+
+// answer writes an ICMP error to the TUN; it is empty where none may be sent.
+func (o *outbound) answer(reply []byte) {
+	if len(reply) > 0 {
+		o.shard.stats.ICMPErrors.Add(1)
+		o.shard.writeOne(reply)
+	}
 }
 
 // tokenBucket bounds ICMP errors to icmpRate a second with bursts of as many.

@@ -116,6 +116,51 @@ func TestSendQueueAppend(t *testing.T) {
 	}
 }
 
+// fullSocket takes only so many runs.
+type fullSocket struct {
+	udp.Socket
+	room int
+}
+
+func (f *fullSocket) Send(runs []udp.Run) (int, error) {
+	n := min(f.room, len(runs))
+	f.room -= n
+	return n, nil
+}
+
+// Socket.Send wants the rest "unchanged": of the run at which it stopped, a part may be on its way.
+func TestRunThatWaitsIsNotChanged(t *testing.T) {
+	arena := make([]byte, 1000)
+	path := &Path{Dst: netip.MustParseAddrPort("192.0.2.1:1")}
+	s := &shard{stats: new(shardStats)}
+	var q sendQueue
+	q.append(path, arena, 0, 100, 0)
+	if q.send(s, &fullSocket{}) {
+		t.Fatal("a full socket took something")
+	}
+	q.append(path, arena, 100, 100, 0)
+	if len(q.runs) != 2 || len(q.runs[0].Data) != 100 {
+		t.Errorf("%d runs wait, the first of %d bytes; want 2, the first unchanged", len(q.runs), len(q.runs[0].Data))
+	}
+	if !q.send(s, &fullSocket{room: 2}) || len(q.runs) != 0 {
+		t.Error("not everything was sent")
+	}
+}
+
+// A superpacket without payload, as a virtual machine may send one, still is a packet.
+func TestSegmentCount(t *testing.T) {
+	sp := tun.Superpacket{Data: make([]byte, 40), Offload: tun.Offload{Type: tun.GSOTCPv4, HeaderLen: 40, SegmentSize: 100}}
+	for payload, want := range map[int]int{0: 1, 1: 1, 100: 1, 101: 2, 300: 3} {
+		sp.Data = make([]byte, 40+payload)
+		if got := segmentCount(&sp); got != want {
+			t.Errorf("%d bytes of payload: %d segments, want %d", payload, got, want)
+		}
+	}
+	if got := segmentCount(&tun.Superpacket{Data: make([]byte, 9000)}); got != 1 {
+		t.Errorf("a single packet is %d segments", got)
+	}
+}
+
 // WireGuard paper, section 6.4, and the kernel's MAX_STAGED_PACKETS: the oldest give way.
 func TestStaged(t *testing.T) {
 	var q staged
@@ -166,23 +211,34 @@ func TestStamps(t *testing.T) {
 	if !s.sent(10, true) {
 		t.Error("the first data sent did not signal")
 	}
-	if a := s.watch(); a.FirstUnanswered != 10 || s.watched.Load() != watchUnanswered {
-		t.Errorf("activity %+v, watched %b", a, s.watched.Load())
+	if a, watched := s.watch(); a.FirstUnanswered != 10 || !watched {
+		t.Errorf("activity %+v, watched %v", a, watched)
 	}
 	if s.sent(20, true) {
 		t.Error("signalled although a deadline watches")
 	}
-	if !s.received(30, true) {
-		t.Error("the first data received did not signal")
+	for i := range time.Duration(10) { // data goes to and fro, and control is left alone
+		if s.received(21+i, true) || s.sent(21+i, true) {
+			t.Fatal("signalled although control will look")
+		}
 	}
-	if a := s.watch(); a.FirstUnanswered != 0 || a.FirstUnkept != 30 || a.LastSent != 20 {
+	if s.received(30, true) {
+		t.Error("signalled although control will look")
+	}
+	if a, _ := s.watch(); a.FirstUnanswered != 0 || a.FirstUnkept != 30 || a.LastSent != 30 {
 		t.Errorf("activity %+v", a)
 	}
 	if s.sent(40, false) || s.activity().FirstUnkept != 0 {
 		t.Error("a keepalive counted as data, or did not count as sent")
 	}
+	if _, watched := s.watch(); watched {
+		t.Error("nothing to watch is watched")
+	}
 	if s.received(50, false) || s.activity().FirstUnkept != 0 {
 		t.Error("a keepalive received asks for a keepalive") // WireGuard paper, section 6.5
+	}
+	if !s.received(60, true) {
+		t.Error("the first data received did not signal")
 	}
 }
 

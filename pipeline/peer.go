@@ -29,13 +29,27 @@ type peer struct {
 	// signals are what lanes tell control; see notify.
 	signals      atomic.Uint32
 	nextNotified *peer
-	confirmed    atomic.Pointer[crypto.Keypair]
+	confirmed    atomic.Pointer[crypto.Keypair] // has carried its first packet; nil once control has made it the current one
 	moved        atomic.Pointer[Path]
 
 	// Owned by control.
 	allowedIPs map[netip.Prefix]struct{}
 	keepalive  uint16 // seconds
 	deadline   deadline
+}
+
+// sending returns the keypair to send with now, nil if there is none. That is a responder's new one from its first valid
+// data on, before control has made it the current one: the answer to that data must not leave under a session that the
+// peer may have lost (kernel noise.c, wg_noise_received_with_keypair). A retired keypair is not usable, so whoever gets one
+// here is in a batch that control waits for before the keys are overwritten.
+func (p *peer) sending(now time.Duration) *crypto.Keypair {
+	if kp := p.confirmed.Load(); kp != nil && kp.Usable(now) {
+		return kp
+	}
+	if kp := p.core.Sending(); kp != nil && kp.Usable(now) {
+		return kp
+	}
+	return nil
 }
 
 // inboundLane orders what several shards receive from one peer: its mutex guards the replay windows of the peer's
@@ -61,16 +75,15 @@ type stamps struct {
 	lastDataReceived atomic.Int64
 	lastSent         atomic.Int64
 	lastReceived     atomic.Int64
-	// watched says which of the two firsts has a deadline in control; a lane that sets one that is not watched signals.
-	watched atomic.Uint32
+	// watched: control will look at the stamps within watchInterval. A lane that sets a first while it is not, signals.
+	watched atomic.Bool
 
 	rxBytes, txBytes atomic.Uint64
 }
 
-const (
-	watchUnanswered uint32 = 1 << iota
-	watchUnkept
-)
+// watchInterval is how often control looks at a peer that has traffic: the shortest time in which a first falls due, so that
+// lanes need not signal each one.
+const watchInterval = crypto.KeepaliveTimeout
 
 // sent notes that authenticated packets left at now; data tells whether any was not a keepalive. It returns true if
 // control must be signalled because nothing watches what it set.
@@ -81,7 +94,7 @@ func (s *stamps) sent(now time.Duration, data bool) (signal bool) {
 	}
 	if data && s.firstUnanswered.Load() == 0 {
 		s.firstUnanswered.Store(int64(now))
-		return s.watched.Load()&watchUnanswered == 0
+		return !s.watched.Load()
 	}
 	return false
 }
@@ -98,7 +111,7 @@ func (s *stamps) received(now time.Duration, data bool) (signal bool) {
 	s.lastDataReceived.Store(int64(now))
 	if s.firstUnkept.Load() == 0 {
 		s.firstUnkept.Store(int64(now))
-		return s.watched.Load()&watchUnkept == 0
+		return !s.watched.Load()
 	}
 	return false
 }
@@ -114,22 +127,18 @@ func (s *stamps) activity() crypto.Activity {
 	}
 }
 
-// watch reads the stamps for a deadline that is about to be set, and notes what that deadline watches. A lane that sets a
-// stamp between the two loads either is seen by the second or sees the note.
-func (s *stamps) watch() crypto.Activity {
+// watch reads the stamps for a deadline that is about to be set. While there is something to watch lanes do not signal, and
+// control must look again within watchInterval.
+func (s *stamps) watch() (a crypto.Activity, watched bool) {
 	for {
-		a := s.activity()
-		var bits uint32
-		if a.FirstUnanswered != 0 {
-			bits |= watchUnanswered
+		a = s.activity()
+		s.watched.Store(a.FirstUnanswered != 0 || a.FirstUnkept != 0)
+		if s.watched.Load() {
+			return a, true
 		}
-		if a.FirstUnkept != 0 {
-			bits |= watchUnkept
-		}
-		s.watched.Store(bits)
-		b := s.activity()
-		if (b.FirstUnanswered != 0) == (a.FirstUnanswered != 0) && (b.FirstUnkept != 0) == (a.FirstUnkept != 0) {
-			return b
+		// A lane that set a first just before the store saw that it was watched.
+		if a = s.activity(); a.FirstUnanswered == 0 && a.FirstUnkept == 0 {
+			return a, false
 		}
 	}
 }

@@ -98,7 +98,7 @@ func (s *shard) loop() error {
 			return err
 		}
 		if work == 0 {
-			s.waiter.wait(s.outbound.blocked())
+			s.waiter.wait(s.outbound.full())
 			s.stats.Wakes.Add(1)
 		}
 	}
@@ -138,9 +138,11 @@ func (s *shard) obey() error {
 		switch c.kind {
 		case commandRelease:
 			lane := &c.peer.outbound[s.id]
-			path, kp := c.peer.path.Load(), c.peer.core.Sending()
-			if path != nil && kp != nil && kp.Usable(s.now) {
-				s.outbound.release(s.now, c.peer, lane, path, kp)
+			path, kp := c.peer.path.Load(), c.peer.sending(s.now)
+			if path != nil && kp != nil {
+				if !s.outbound.release(s.now, c.peer, lane, path, kp) {
+					s.outbound.want(s.now, c.peer, lane)
+				}
 				s.outbound.flush()
 			}
 		case commandPurge:
@@ -210,13 +212,21 @@ func (s *shard) write(runs []tun.Run) {
 		runs = runs[n:]
 		switch {
 		case err != nil:
-			s.stats.drop(dropTUNDown, len(runs))
+			s.stats.drop(dropTUNDown, packetCount(runs))
 			return
 		case n == 0 && tries > 0:
-			s.stats.drop(dropTUNFull, len(runs))
+			s.stats.drop(dropTUNFull, packetCount(runs))
 			return
 		}
 	}
+}
+
+// packetCount is how many packets are in runs: each gave one piece.
+func packetCount(runs []tun.Run) (n int) {
+	for i := range runs {
+		n += len(runs[i].Pieces)
+	}
+	return n
 }
 
 // writeOne writes one packet of our own to the TUN.

@@ -25,13 +25,20 @@ func (q *staged) push(p *tun.Superpacket, segments int) (dropped, grown int) {
 	q.count.Add(int64(segments))
 	grown = len(copied.Data)
 	for q.count.Load() > crypto.MaxStagedPackets && len(q.packets) > 1 {
-		dropped += q.segments[0]
-		grown -= len(q.packets[0].Data)
-		q.count.Add(-int64(q.segments[0]))
-		q.packets[0].Data = nil
-		q.packets, q.segments = q.packets[1:], q.segments[1:]
+		segments, bytes := q.pop()
+		dropped += segments
+		grown -= bytes
 	}
 	return dropped, grown
+}
+
+// pop removes the oldest packet and returns its segments and bytes.
+func (q *staged) pop() (segments, bytes int) {
+	segments, bytes = q.segments[0], len(q.packets[0].Data)
+	q.count.Add(-int64(segments))
+	q.packets[0].Data = nil
+	q.packets, q.segments = q.packets[1:], q.segments[1:]
+	return segments, bytes
 }
 
 // clear empties the queue and returns how many segments and bytes were in it.

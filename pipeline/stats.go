@@ -16,9 +16,10 @@ const (
 	dropNotIP            dropReason = iota // TUN packet without a usable IP header
 	dropNoRoute                            // no peer's allowed IPs cover the destination
 	dropNoEndpoint                         // the peer has no path yet
-	dropStagedFull                         // more than 128 packets waited for a session; the oldest went
+	dropTooBig                             // longer than a UDP datagram can carry
+	dropStagedFull                         // too many packets waited for a session: 128 of a peer, or all that a shard keeps
 	dropStagedExpired                      // waited for a session that did not come about
-	dropSendStalled                        // the socket took nothing for too long
+	dropSendStalled                        // the socket took nothing for too long, or was closed
 	dropFamily                             // no socket of the path's address family
 	dropStray                              // not WireGuard and nobody asked for such datagrams
 	dropMalformed                          // a WireGuard type with an impossible length
@@ -31,12 +32,12 @@ const (
 	dropSourceNotAllowed                   // inner source address belongs to another peer or none
 	dropECN                                // congestion mark on an inner packet that is not ECN capable (RFC 6040)
 	dropTUNFull                            // the device took nothing more
-	dropTUNDown                            // the device is down
+	dropTUNDown                            // the device failed; while it is merely down the queue counts (tun_write_down)
 	dropReasons
 )
 
 var dropNames = [dropReasons]string{
-	"not_ip", "no_route", "no_endpoint", "staged_full", "staged_expired", "send_stalled", "no_address_family", "stray",
+	"not_ip", "no_route", "no_endpoint", "too_big", "staged_full", "staged_expired", "send_stalled", "no_address_family", "stray",
 	"malformed", "mailbox_full", "unknown_index", "expired_keypair", "unauthentic", "replayed", "inner_malformed",
 	"source_not_allowed", "ecn", "tun_full", "tun_down",
 }
@@ -54,7 +55,7 @@ type shardStats struct {
 	InboundPackets   atomic.Uint64 // packets delivered to the TUN, before coalescing
 	InboundRuns      atomic.Uint64 // writes to the TUN, after coalescing
 	Keepalives       atomic.Uint64 // received
-	Unreachables     atomic.Uint64 // ICMP errors written to the TUN
+	ICMPErrors       atomic.Uint64 // ICMP errors written to the TUN
 
 	drops [dropReasons]atomic.Uint64
 }

@@ -12,15 +12,20 @@ import (
 type waiter interface {
 	// sockets changes what is waited for.
 	sockets(udp.Pair)
-	// wait returns when the TUN or a socket can be read, wake was called or, if blocked, a socket can be written.
-	// While blocked the TUN is not waited for.
-	wait(blocked bool)
-	// writable waits for a socket to take more, at most for limit.
-	writable(limit time.Duration)
+	// wait returns when the TUN or a socket can be read, wake was called, or a socket that was full can be written. While
+	// one is full the TUN is not waited for.
+	wait(full families)
+	// writable waits for one of the full sockets to take more, at most for limit.
+	writable(full families, limit time.Duration)
 	// wake makes wait return, now or when it is next called. Any goroutine.
 	wake()
 	close()
 }
+
+// families says which of a shard's sockets something is true of.
+type families struct{ v4, v6 bool }
+
+func (f families) any() bool { return f.v4 || f.v6 }
 
 // channelWaiter waits for edges that give channels: those in memory and the portable ones.
 type channelWaiter struct {
@@ -35,20 +40,18 @@ func newChannelWaiter(q tun.Queue) *channelWaiter {
 
 func (w *channelWaiter) sockets(pair udp.Pair) { w.pair = pair }
 
-func (w *channelWaiter) wait(blocked bool) {
-	var writable4, writable6, read4, read6 <-chan struct{}
-	read := w.queue.Ready()
+func (w *channelWaiter) wait(full families) {
+	var read, read4, read6 <-chan struct{}
+	if !full.any() {
+		read = w.queue.Ready()
+	}
 	if w.pair.V4 != nil {
-		read4, writable4 = w.pair.V4.Ready(), w.pair.V4.Writable()
+		read4 = w.pair.V4.Ready()
 	}
 	if w.pair.V6 != nil {
-		read6, writable6 = w.pair.V6.Ready(), w.pair.V6.Writable()
+		read6 = w.pair.V6.Ready()
 	}
-	if blocked {
-		read = nil
-	} else {
-		writable4, writable6 = nil, nil
-	}
+	writable4, writable6 := w.room(full)
 	select {
 	case <-read:
 	case <-read4:
@@ -59,16 +62,21 @@ func (w *channelWaiter) wait(blocked bool) {
 	}
 }
 
-func (w *channelWaiter) writable(limit time.Duration) {
+// room returns the channels that say that a full socket has room.
+func (w *channelWaiter) room(full families) (v4, v6 <-chan struct{}) {
+	if full.v4 && w.pair.V4 != nil {
+		v4 = w.pair.V4.Writable()
+	}
+	if full.v6 && w.pair.V6 != nil {
+		v6 = w.pair.V6.Writable()
+	}
+	return v4, v6
+}
+
+func (w *channelWaiter) writable(full families, limit time.Duration) {
 	t := time.NewTimer(limit)
 	defer t.Stop()
-	var writable4, writable6 <-chan struct{}
-	if w.pair.V4 != nil {
-		writable4 = w.pair.V4.Writable()
-	}
-	if w.pair.V6 != nil {
-		writable6 = w.pair.V6.Writable()
-	}
+	writable4, writable6 := w.room(full)
 	select {
 	case <-writable4:
 	case <-writable6:

@@ -2,7 +2,6 @@ package pipeline
 
 import (
 	"encoding/binary"
-	"errors"
 	"fmt"
 	"time"
 	"unsafe"
@@ -47,18 +46,13 @@ func (w *pollWaiter) sockets(pair udp.Pair) {
 	}
 }
 
-func (w *pollWaiter) wait(blocked bool) {
-	w.fds[0].Events = unix.POLLIN
-	for i := range w.fds[1:3] {
-		w.fds[1+i].Events = unix.POLLIN
-	}
+func (w *pollWaiter) wait(full families) {
 	tunFD := w.fds[0].Fd
-	if blocked {
+	if full.any() {
 		w.fds[0].Fd = -1
-		for i := range w.fds[1:3] {
-			w.fds[1+i].Events = unix.POLLIN | unix.POLLOUT
-		}
 	}
+	// Room is asked of full sockets only: the other one always has some, and would never let us sleep.
+	w.fds[1].Events, w.fds[2].Events = unix.POLLIN|room(full.v4), unix.POLLIN|room(full.v6)
 	w.poll(-1)
 	w.fds[0].Fd = tunFD
 	if w.fds[3].Revents != 0 {
@@ -67,7 +61,16 @@ func (w *pollWaiter) wait(blocked bool) {
 	}
 }
 
-// poll waits for at most limit, for ever if it is negative.
+// room is the event to ask a socket for.
+func room(full bool) int16 {
+	if full {
+		return unix.POLLOUT
+	}
+	return 0
+}
+
+// poll waits for at most limit, for ever if it is negative. A signal (the runtime sends some) does not end it: the system
+// call leaves in ts what is left of the limit (ppoll(2), "C library/kernel differences").
 func (w *pollWaiter) poll(limit time.Duration) {
 	var ts *unix.Timespec
 	if limit >= 0 {
@@ -77,16 +80,20 @@ func (w *pollWaiter) poll(limit time.Duration) {
 	for {
 		_, _, errno := unix.Syscall6(unix.SYS_PPOLL, uintptr(unsafe.Pointer(&w.fds[0])), uintptr(len(w.fds)),
 			uintptr(unsafe.Pointer(ts)), 0, 0, 0)
-		if !errors.Is(errno, unix.EINTR) || limit >= 0 {
+		if errno != unix.EINTR {
 			return
 		}
 	}
 }
 
-func (w *pollWaiter) writable(limit time.Duration) {
+func (w *pollWaiter) writable(full families, limit time.Duration) {
 	saved := w.fds
 	w.fds[0].Fd, w.fds[3].Fd = -1, -1
-	w.fds[1].Events, w.fds[2].Events = unix.POLLOUT, unix.POLLOUT
+	for i, wanted := range [2]bool{full.v4, full.v6} {
+		if w.fds[1+i].Events = unix.POLLOUT; !wanted {
+			w.fds[1+i].Fd = -1 // else a pending error of it ends the wait
+		}
+	}
 	w.poll(limit)
 	w.fds = saved
 }

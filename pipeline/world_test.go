@@ -83,7 +83,7 @@ func runWorld(t *testing.T, v variant, test func(w *world)) {
 				t.Error("Run:", err)
 			}
 			for _, s := range n.shards {
-				if s.staged != 0 || s.outbound.blocked() {
+				if s.staged != 0 || s.outbound.full().any() {
 					t.Errorf("shard %d still holds %d staged bytes, or runs to send", s.id, s.staged)
 				}
 			}
