@@ -13,7 +13,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -119,7 +118,6 @@ func batch(n int) []Superpacket {
 type joint struct {
 	devices    [2]*linuxDevice
 	namespaces [2]int
-	largest    atomic.Int32 // most segments of any superpacket read
 }
 
 const jointMTU = 1420
@@ -173,9 +171,6 @@ func (j *joint) forward(stop chan struct{}, from Queue, to Device) error {
 		for i := range packets[:n] {
 			if err := s.Init(&packets[i]); err != nil {
 				return err
-			}
-			if n := int32(s.Count()); n > j.largest.Load() {
-				j.largest.Store(n)
 			}
 			for k := range s.Count() {
 				if len(free) < s.Len(k) {
@@ -710,27 +705,6 @@ func TestLinuxQueues(t *testing.T) {
 			}
 			must(t, d.Close())
 		})
-	}
-}
-
-// With a limit on segments each superpacket fits one send with UDP_SEGMENT.
-func TestLinuxSetGSOMax(t *testing.T) {
-	const limit = 10
-	j := newJoint(t)
-	inNamespace(t, j.namespaces[0], func() {
-		if err := host.SetGSOMax("joint0", 60000, limit); err != nil {
-			t.Skipf("SKIPPED: this kernel cannot limit superpackets: %v", err)
-		}
-		link, err := netlink.LinkByName("joint0")
-		must(t, err)
-		if a := link.Attrs(); a.GSOMaxSize != 60000 || a.GSOMaxSegs != limit {
-			t.Errorf("limits of %d bytes and %d segments", a.GSOMaxSize, a.GSOMaxSegs)
-		}
-	})
-	j.transfer(t, "10.9.0.2")
-	j.checkSuper(t)
-	if n := j.largest.Load(); n > limit || n < 2 {
-		t.Errorf("a superpacket had %d segments, want at most %d", n, limit)
 	}
 }
 

@@ -39,7 +39,7 @@ var layers = map[string][]string{
 	"bench/lab":            {},
 	"cmd/internal/logs":    {},
 	"cmd/internal/version": {},
-	"cmd/internal/node":    {"cmd/internal/logs", "cmd/internal/version", "pipeline", "tun", "tun/host", "crypto/aead"},
+	"cmd/internal/node":    {"cmd/internal/logs", "cmd/internal/version", "pipeline", "tun", "crypto/aead"},
 	"cmd/internal/...":     {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":        {"cmd/internal/node", "cmd/internal/version"},
 	"cmd/sluice":           {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},

@@ -53,22 +53,6 @@ func SetUp(name string) error { return onLink(name, "set up", netlink.LinkSetUp)
 // SetDown sets the interface down.
 func SetDown(name string) error { return onLink(name, "set down", netlink.LinkSetDown) }
 
-// SetGSOMax limits the superpackets that the interface is given: their size in bytes, and how many segments they have. 0
-// leaves a limit alone. A limit of 64 segments makes each superpacket fit one UDP_SEGMENT send.
-func SetGSOMax(name string, size, segments int) error {
-	return onLink(name, "limit superpackets", func(l netlink.Link) error {
-		if size > 0 {
-			if err := netlink.LinkSetGSOMaxSize(l, size); err != nil {
-				return err
-			}
-		}
-		if segments > 0 {
-			return netlink.LinkSetGSOMaxSegs(l, segments)
-		}
-		return nil
-	})
-}
-
 // AddAddress adds an address with its prefix length. IPv6 addresses are usable at once, without duplicate address detection.
 func AddAddress(name string, p netip.Prefix) error {
 	return onLink(name, "add address "+p.String(), func(l netlink.Link) error {

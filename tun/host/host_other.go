@@ -13,9 +13,6 @@ func SetUp(string) error { return ErrUnsupported }
 // SetDown sets the interface down.
 func SetDown(string) error { return ErrUnsupported }
 
-// SetGSOMax limits the superpackets that the interface is given.
-func SetGSOMax(string, int, int) error { return ErrUnsupported }
-
 // AddAddress adds an address with its prefix length.
 func AddAddress(string, netip.Prefix) error { return ErrUnsupported }
 

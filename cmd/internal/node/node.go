@@ -20,16 +20,10 @@ import (
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/tun"
-	"github.com/sluice-vpn/sluice/tun/host"
 )
 
 // defaultMTU leaves room for the outer headers on an Ethernet path: 1500 - 40 (IPv6) - 8 (UDP) - 32 (WireGuard).
 const defaultMTU = 1420
-
-// superpacketLimit is the size in bytes of the superpackets that the kernel is to make: sealed, 45 segments of the default
-// MTU are the most that one UDP_SEGMENT send takes (65507 bytes). The kernel keeps 321 bytes of it for headers
-// (MAX_TCP_HEADER, include/net/tcp.h). Larger MTUs add less to each segment's payload, so that they fit too.
-const superpacketLimit = 45*(defaultMTU-52) + 340
 
 // Options say what to run. Name is required.
 type Options struct {
@@ -82,9 +76,6 @@ func serve(o Options, s settings, ready *readiness) (err error) {
 	dev, err := tun.Open(tun.Options{Name: o.Name, MTU: defaultMTU, Queues: s.queues, FD: s.tunFD, NoOffload: s.noGSO})
 	if err != nil {
 		return err
-	}
-	if err := host.SetGSOMax(dev.Name(), superpacketLimit, 0); err != nil {
-		logger.Debug("superpackets stay as large as the kernel makes them", "error", err) // some need two sends then
 	}
 	config, err := listenUAPI(dev.Name(), s)
 	if err != nil {
