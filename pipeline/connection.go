@@ -1,0 +1,489 @@
+package pipeline
+
+import (
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+)
+
+// The lifetimes of a connection. ICE must give up before the handshake does, or a second agent could never find another path
+// for a handshake that runs.
+const (
+	candidateTimeout  = 10 * time.Second // an agent without a candidate of the peer
+	iceTimeout        = 12 * time.Second // an agent from its first candidate of the peer until it selects a pair
+	iceLostAfter      = 12 * time.Second // a selected pair since the last STUN message
+	handshakeLifetime = 15 * time.Second
+	// confirmKeepalive is how far apart the initiator repeats the keepalive that confirms a first session, until it hears from
+	// the responder or the responder's lifetime is over: a single one that is lost would end the connection there.
+	confirmKeepalive = 3 * time.Second
+	// suspectAfter is how long STUN may be quiet before a handshake that runs is given a second agent: early enough for the
+	// last initiations (6 and 10 s) to take the new path.
+	suspectAfter = 5 * time.Second
+	// liveFor is how long something authentic proves that the session works, whatever ICE says.
+	liveFor = 15 * time.Second
+	// idleAfter is how long no data must pass for the agent to be closed; idleKeepalive then keeps the path open.
+	idleAfter     = 20 * time.Second
+	idleKeepalive = 25 * time.Second
+	// agentGap is the least age at which a second agent that still checks is replaced by another.
+	agentGap = time.Second
+	// agentLead bounds how far the peer's numbering of agents may be ahead of ours.
+	agentLead = 64
+	// seriesDelay is how late after the nomination the core may begin its series (the least gap between two initiations).
+	seriesDelay = time.Second
+)
+
+// connection is one attempt to reach a peer, and what becomes of it: agents look for a path, the core makes a session over
+// it, and 15 s after the path was there the session is as well or all is cleaned up. It is sans-IO: it belongs to the control
+// goroutine, never reads a clock, and knows neither ICE nor sockets. Inputs note what happened, advance draws the conclusions,
+// poll says what is to be done, and nextTimeout when to call advance again and why.
+//
+// Both sides of a connection run one, and each keeps all deadlines by itself:
+//
+//	no_candidates      10 s  the attempt begins .. the peer names a candidate
+//	ice_timeout        12 s  the first candidate .. a pair is selected
+//	ice_disconnected   12 s  since the last STUN message, unless the session lives
+//	handshake_timeout  15 s  who initiates: from the first initiation; who responds: from the first nomination
+//
+// Nothing moves the last one: no retry, no packet, no change of path. A session lives while its keypair is usable and has
+// received something authentic in the last 15 s; it is never closed because STUN went quiet. Instead a second agent looks for
+// another path beside the first, and keypairs stay over the change.
+//
+// After 20 s without data the agent is closed, and a keepalive every 25 s keeps endpoint and NAT mappings. The next packet or
+// signal starts an agent again. While there is none, only WireGuard decides whether the peer is there.
+//
+// The controller makes one for a peer when the peer's backoff lets an attempt begin, with the keys and preshared key that
+// are the peer's at that moment, and drives it next to the peer's core:
+//
+//	func (c *controller) touch(now time.Duration, p *peer) {
+//		c.drain(now, p) // obey: crypto.SeriesExpired also goes to p.connection.handleExpired(out.Expired)
+//		a, _ := p.stamps.watch()
+//		p.connection.advance(now, viewSession(now, p.core, a, p.lastData(), p.lastSTUN()))
+//		for out, ok := p.connection.poll(); ok; out, ok = p.connection.poll() {
+//			switch out.kind {
+//			case connectionStartAgent:     // edge: gather, and signal {generation, agent, ufrag, pwd, candidates}
+//			case connectionCloseAgent:     // edge: handleAgentGone when its goroutines have ended
+//			case connectionPublishPath:    p.path.Store(out.path)
+//			case connectionClearPath:      p.path.Store(nil)
+//			case connectionStartHandshake: p.core.SetHandshakeLifetime(out.lifetime, true)
+//			                               if out.initiate { p.core.Want(now) }
+//			case connectionKeepalive:      p.core.SetPersistentKeepalive(now, out.keepalive) // if 0: the configured one
+//			case connectionSendBye:        // edge: signal out.bye
+//			case connectionClearSession:   p.core.Clear(now); p.stamps.reset(); c.effects.purge(p)
+//			case connectionClosed:         // log
+//			                               p.backoff.ended(now, out.closed.Up, random), unless !Reason.backsOff()
+//			case connectionPeerReports:    // log: the bye came after the close; out.closed has the better cause
+//			}
+//		}
+//		c.drain(now, p)
+//		at, why := p.connection.nextTimeout() // sooner of this and p.core.NextTimeout
+//	}
+//
+// What is signaled for a later agent than the first of a connection that is not there is answered by a bye with CloseUnknown: the
+// peer then knows that we have restarted, and begins anew. The controller keeps a closed connection until the next attempt, so
+// that the peer's bye still finds it and status can show how it ended.
+//
+// Every handshake message goes to handleVerdict: of the connection of Verdict.Peer, or if that is nil of the one that carries
+// the path it came over. One that is accepted after the close makes the core forget again, and must not be answered. Packets
+// that wait for a session go to core.Want only if mayInitiate says so.
+type connection struct {
+	generation  uint32 // frozen
+	controlling bool   // frozen
+	began       time.Duration
+
+	phase           Phase
+	current, second agent    // current is 0 while idle, second while no other path is looked for
+	newest          uint32   // the greatest number of an agent so far
+	closing         []uint32 // agents that were closed and are not gone
+	wanted          bool     // a second agent is, from wantedAt on
+	wantedAt        time.Duration
+	remoteAgent     uint32  // the number the peer gave to its second agent, if it is ahead
+	retries         backoff // of second agents that are wanted because the first is lost
+
+	paths         uint32 // published so far
+	handshakeFrom time.Duration
+	asked         bool // StartHandshake was emitted
+	counted       bool // handshakeFrom is that of the series
+	upSince       time.Duration
+	idleSince     time.Duration
+	confirmUntil  time.Duration // keepalives confirm a new session until then; 0: they need not
+	keepalive     time.Duration // the interval that is set; 0: what is configured
+
+	now           time.Duration // of the last advance
+	view          sessionView   // at the last advance
+	handshakeAt   time.Duration // the last accepted handshake message
+	authenticated time.Duration // the last proof that the session works
+	booked        [crypto.ReasonCount]uint32
+	order         CloseReason
+	expired       *crypto.HandshakeExpired
+	report        *Bye
+	closed        Closed
+
+	outputs []connectionOutput
+}
+
+// connectionWhy names what the next timeout of a connection is for.
+type connectionWhy uint8
+
+const (
+	whyNothing     connectionWhy = iota
+	whyCandidates                // no_candidates, of the first or second agent
+	whyICE                       // ice_timeout, of the first or second agent
+	whyICELost                   // ice_disconnected, or a second agent if the session lives
+	whySuspect                   // STUN is quiet while the handshake runs
+	whyLive                      // ICE is lost and the session may live no longer
+	whyHandshake                 // handshake_timeout
+	whySession                   // the keypair stops being usable
+	whyConfirm                   // the session needs no confirming any more
+	whyIdle                      // no data for idleAfter
+	whySecondAgent               // a second agent is wanted and may start
+)
+
+var connectionWhyNames = [...]string{
+	"nothing", "candidates", "ice", "ice_lost", "suspect", "live", "handshake", "session", "confirm", "idle", "second_agent",
+}
+
+// String returns the timeout's name as logs show it.
+func (w connectionWhy) String() string { return nameOf(connectionWhyNames[:], int(w)) }
+
+type connectionOutputKind uint8
+
+const (
+	connectionStartAgent     connectionOutputKind = iota // agent, controlling
+	connectionCloseAgent                                 // agent
+	connectionPublishPath                                // path
+	connectionClearPath                                  // the peer cannot be sent to any more
+	connectionClearSession                               // forget the core's sessions, what waits for one, and the stamps
+	connectionStartHandshake                             // initiate, lifetime
+	connectionKeepalive                                  // keepalive, unless a shorter one is configured; 0: as configured
+	connectionSendBye                                    // bye
+	connectionClosed                                     // closed; emitted once, nothing follows but PeerReports
+	connectionPeerReports                                // closed, with the bye that came late
+)
+
+// connectionOutput is one thing that a connection wants done. Which fields are set depends on kind.
+type connectionOutput struct {
+	kind        connectionOutputKind
+	agent       uint32
+	controlling bool
+	path        *Path // frozen
+	// initiate: the first initiation is ours and due now. Either role bounds its series by the lifetime and retries fast.
+	initiate  bool
+	lifetime  time.Duration
+	keepalive time.Duration
+	bye       Bye
+	closed    Closed
+}
+
+// sessionView is what control sees of a peer's session at one moment.
+type sessionView struct {
+	usable        bool          // there is a keypair to send with
+	created       time.Duration // when it was derived
+	seriesRunning bool
+	seriesSince   time.Duration
+	tally         crypto.Tally
+	activity      crypto.Activity
+	lastData      time.Duration // data, not keepalives, either way
+	lastSTUN      time.Duration // heard by the current agent
+}
+
+// viewSession looks at a peer. lastSTUN is stamped when a valid STUN message is heard for the current agent.
+func viewSession(now time.Duration, core *crypto.Peer, a crypto.Activity, lastData, lastSTUN time.Duration) sessionView {
+	v := sessionView{tally: core.Tally(), activity: a, lastData: lastData, lastSTUN: lastSTUN}
+	v.seriesSince, _, v.seriesRunning = core.Series()
+	if k := core.Sending(); k != nil && k.Usable(now) {
+		v.usable, v.created = true, k.Created
+	}
+	return v
+}
+
+// controls tells whether we control ICE and send the first initiation. A client does towards a node that is none; between
+// equals it is the one with the smaller name. Keys have no say: they may be what the two sides do not agree on.
+func controls(client, peerClient bool, name, peerName string) bool {
+	if client != peerClient {
+		return client
+	}
+	return name < peerName
+}
+
+// newConnection begins an attempt: its first agent, number 1, is started. The generation is greater than that of all earlier
+// connections with the peer and the same on both sides; see controls for controlling.
+func newConnection(now time.Duration, generation uint32, controlling bool) *connection {
+	c := &connection{generation: generation, controlling: controlling, began: now, now: now, newest: 1}
+	c.current = agent{number: 1, started: now}
+	c.emit(connectionOutput{kind: connectionStartAgent, agent: 1, controlling: controlling})
+	return c
+}
+
+// handleVerdict notes what became of a handshake message of the peer's, or of nobody's that came over our path.
+func (c *connection) handleVerdict(now time.Duration, v crypto.Verdict) {
+	switch {
+	case v.Roam && c.over():
+		c.emit(connectionOutput{kind: connectionClearSession})
+	case v.Roam:
+		c.handshakeAt = now
+	case v.Peer == nil: // the core has counted the others
+		c.booked[v.Reason]++
+	}
+}
+
+// carries reports whether a message that came so came over the connection's path, as far as its source says: an address that
+// others can forge, so nothing but the named cause may depend on it.
+func (c *connection) carries(path, from *Path) bool {
+	return path != nil && !c.over() && path.Dst == from.Dst && path.Channel == from.Channel
+}
+
+// handleExpired notes that a series of the core has ended without a session.
+func (c *connection) handleExpired(e crypto.HandshakeExpired) {
+	if e.Quiet || c.phase < PhaseHandshake {
+		return
+	}
+	if c.phase == PhaseHandshake && e.Since < c.handshakeFrom {
+		c.asked = false // it began when there was no path, so nobody heard it
+		return
+	}
+	c.expired = &e
+}
+
+// handleBye notes that the peer has closed. Of a peer whose first handshake failed the report is kept and our own deadline, which
+// is near, stands: so both sides end for the same reason at their own 15 s.
+func (c *connection) handleBye(b Bye) {
+	if b.Generation != c.generation || c.report != nil {
+		return
+	}
+	c.report = &b
+	if c.over() {
+		c.closed.PeerReports = c.report
+		if c.closed.Cause != CauseNone {
+			c.closed.Cause = causeOf(c.closed.Counters, c.report)
+		}
+		c.emit(connectionOutput{kind: connectionPeerReports, closed: c.closed})
+		return
+	}
+	if c.phase != PhaseHandshake || c.upSince != 0 || b.Reason != CloseHandshakeTimeout {
+		c.close(ClosePeerClosed)
+	}
+}
+
+// close ends the connection for a reason of ours. The first reason stays.
+func (c *connection) close(reason CloseReason) {
+	if c.order == CloseUnspecified {
+		c.order = reason
+	}
+}
+
+// mayInitiate reports whether packets that want a session may have the core begin a series: who responds leaves the first one
+// to the other, and without a path an initiation would be lost.
+func (c *connection) mayInitiate() bool {
+	return c.phase == PhaseUp || c.phase == PhaseIdle || c.phase == PhaseHandshake && c.asked && (c.controlling || c.upSince != 0)
+}
+
+// over reports whether the connection has ended.
+func (c *connection) over() bool { return c.phase >= PhaseClosing }
+
+// advance draws the conclusions from what was noted and from what has become due. Call it after every input, when nextTimeout
+// falls due, and when the core or the stamps have changed.
+func (c *connection) advance(now time.Duration, v sessionView) {
+	c.now, c.view = now, v
+	if c.over() {
+		return
+	}
+	c.noteLife()
+	switch {
+	case c.order != CloseUnspecified:
+		c.end(c.order)
+		return
+	case c.expired != nil:
+		c.view.tally = c.expired.Tally // the core has begun to count anew
+		c.end(CloseHandshakeTimeout)
+		return
+	}
+	c.countSeries()
+	if c.phase == PhaseHandshake && !v.usable && now >= c.handshakeFrom+handshakeLifetime {
+		c.end(CloseHandshakeTimeout)
+		return
+	}
+	if reason, lost := c.followAgents(); lost {
+		c.end(reason)
+		return
+	}
+	c.followSession()
+	if c.report != nil && c.phase == PhaseUp { // the session came up when the peer had already given up
+		c.end(ClosePeerClosed)
+		return
+	}
+	c.followConfirm()
+	c.followData()
+	c.startSecond()
+}
+
+// noteLife keeps the last proof that the session works: something authentic was received in it, or it was made. Accepted
+// handshake messages are stamped as received, but prove nothing about the session there is.
+func (c *connection) noteLife() {
+	a := &c.view.activity
+	c.authenticated = max(c.authenticated, a.LastDataReceived)
+	if a.LastReceived != c.handshakeAt {
+		c.authenticated = max(c.authenticated, a.LastReceived)
+	}
+	if c.view.usable {
+		c.authenticated = max(c.authenticated, c.view.created)
+	}
+}
+
+func (c *connection) live() bool { return c.view.usable && c.now < c.authenticated+liveFor }
+
+// countSeries takes over from which moment the core's series counts. The first initiation may come a little after the
+// nomination, but that is as far as the deadline can move.
+func (c *connection) countSeries() {
+	if c.phase != PhaseHandshake || !c.controlling || !c.asked || c.counted || !c.view.seriesRunning {
+		return
+	}
+	if c.view.seriesSince >= c.handshakeFrom {
+		c.counted = true
+		c.handshakeFrom = min(c.view.seriesSince, c.handshakeFrom+seriesDelay)
+	}
+}
+
+// followSession moves between handshake and up.
+func (c *connection) followSession() {
+	switch {
+	case c.phase < PhaseHandshake:
+	case c.view.usable && c.phase == PhaseHandshake:
+		c.startHandshake(false)
+		c.phase = PhaseUp
+		c.asked, c.counted = false, false
+		c.booked = [crypto.ReasonCount]uint32{}
+		if c.controlling {
+			c.confirmUntil = c.now + handshakeLifetime
+			c.setKeepalive(confirmKeepalive)
+		}
+		if c.upSince == 0 {
+			c.upSince = c.now
+		}
+	case c.view.usable:
+	case c.phase == PhaseHandshake:
+		c.startHandshake(c.controlling)
+	default:
+		c.loseSession()
+	}
+}
+
+// followConfirm ends the repeated confirming: something came in the new session, or the responder waits no longer.
+func (c *connection) followConfirm() {
+	if c.confirmUntil == 0 {
+		return
+	}
+	a := &c.view.activity
+	heard := a.LastDataReceived > c.view.created || a.LastReceived > c.view.created && a.LastReceived != c.handshakeAt
+	if heard || c.now >= c.confirmUntil || c.phase != PhaseUp {
+		c.confirmUntil = 0
+		c.setKeepalive(0)
+	}
+}
+
+// loseSession goes back to the handshake: another session has as long as the first, from the rekey on if one is being tried.
+func (c *connection) loseSession() {
+	c.phase, c.handshakeFrom = PhaseHandshake, c.now
+	if c.view.seriesRunning {
+		c.handshakeFrom, c.counted = max(c.view.seriesSince, c.now-handshakeLifetime+1), true
+	}
+	c.startHandshake(c.controlling)
+	if c.current.number == 0 && c.second.number == 0 {
+		c.wantAgent(c.now)
+	}
+}
+
+// startHandshake has the core begin, once.
+func (c *connection) startHandshake(initiate bool) {
+	if !c.asked {
+		c.asked = true
+		c.emit(connectionOutput{kind: connectionStartHandshake, initiate: initiate, lifetime: handshakeLifetime})
+	}
+}
+
+// end cleans up and says why.
+func (c *connection) end(reason CloseReason) {
+	c.closed = Closed{
+		Generation: c.generation, Reason: reason, Phase: c.phase, Lasted: c.now - c.began, PeerReports: c.report,
+		Counters: countersOf(&c.view.tally, &c.booked),
+	}
+	if c.upSince != 0 {
+		c.closed.Up = c.now - c.upSince
+	}
+	if c.phase == PhaseHandshake {
+		c.closed.Waited = c.now - c.handshakeFrom
+	}
+	if reason == CloseHandshakeTimeout ||
+		reason == ClosePeerClosed && c.report != nil && c.report.Reason == CloseHandshakeTimeout {
+		c.closed.Cause = causeOf(c.closed.Counters, c.report)
+	}
+	if c.paths > 0 {
+		c.emit(connectionOutput{kind: connectionClearPath})
+	}
+	for _, a := range [...]*agent{&c.current, &c.second} {
+		if a.number != 0 {
+			c.closeAgent(a.number)
+		}
+		*a = agent{}
+	}
+	c.setKeepalive(0)
+	c.emit(connectionOutput{kind: connectionClearSession})
+	if reason.farewell() {
+		bye := Bye{Generation: c.generation, Reason: reason, Counters: c.closed.Counters}
+		c.emit(connectionOutput{kind: connectionSendBye, bye: bye})
+	}
+	c.emit(connectionOutput{kind: connectionClosed, closed: c.closed})
+	c.phase, c.wanted, c.expired = PhaseClosing, false, nil
+	if len(c.closing) == 0 {
+		c.phase = PhaseClosed
+	}
+}
+
+// nextTimeout returns when advance is next to be called, and why; 0 is not until something happens. After advance it is
+// later than the now of that call.
+func (c *connection) nextTimeout() (at time.Duration, why connectionWhy) {
+	sooner := func(t time.Duration, w connectionWhy) {
+		if at == 0 || t < at {
+			at, why = t, w
+		}
+	}
+	if c.over() {
+		return 0, whyNothing
+	}
+	if c.current.number != 0 {
+		sooner(c.agentTimeout())
+	}
+	if c.second.number != 0 {
+		sooner(c.second.deadline())
+	}
+	if c.phase < PhaseHandshake {
+		return at, why
+	}
+	if c.wanted {
+		sooner(c.wantedAt, whySecondAgent)
+	}
+	if c.phase == PhaseHandshake {
+		sooner(c.handshakeFrom+handshakeLifetime, whyHandshake)
+	} else {
+		sooner(c.view.created+crypto.RejectAfterTime, whySession)
+	}
+	if c.confirmUntil != 0 {
+		sooner(c.confirmUntil, whyConfirm)
+	}
+	if c.mayIdle() {
+		sooner(c.idleAt(), whyIdle)
+	}
+	return at, why
+}
+
+// poll returns the next output, oldest first. Not ok: there is none.
+func (c *connection) poll() (connectionOutput, bool) {
+	if len(c.outputs) == 0 {
+		c.outputs = nil
+		return connectionOutput{}, false
+	}
+	out := c.outputs[0]
+	c.outputs = c.outputs[1:]
+	return out, true
+}
+
+func (c *connection) emit(out connectionOutput) { c.outputs = append(c.outputs, out) }
