@@ -1,0 +1,108 @@
+package ice
+
+import (
+	"bytes"
+	"errors"
+	"io"
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+// errNotSTUN is what pion gets if it sends anything else.
+var errNotSTUN = errors.New("ice: only STUN goes this way")
+
+// conn is an agent at one local address: the net.PacketConn that pion reads and writes.
+type conn struct {
+	mux    *Mux
+	member *member
+	local  netip.AddrPort
+	inbox  chan received
+	closed chan struct{}
+	once   sync.Once
+}
+
+// received is a message for pion, in memory of its own.
+type received struct {
+	data []byte
+	src  netip.AddrPort
+}
+
+func newConn(m *Mux, a *member, local netip.AddrPort) *conn {
+	return &conn{mux: m, member: a, local: local, inbox: make(chan received, inboxSlots), closed: make(chan struct{})}
+}
+
+// deliver queues a copy of the datagram.
+func (c *conn) deliver(s *pipeline.Stray) dropReason {
+	select {
+	case c.inbox <- received{bytes.Clone(s.Data), s.Src}:
+		return dropNone
+	default:
+		return dropInboxFull
+	}
+}
+
+// ReadFrom waits for a message that passed the mux.
+func (c *conn) ReadFrom(b []byte) (int, net.Addr, error) {
+	select {
+	case <-c.closed:
+		return 0, nil, net.ErrClosed
+	default:
+	}
+	select {
+	case r := <-c.inbox:
+		if len(b) < len(r.data) {
+			return 0, nil, io.ErrShortBuffer
+		}
+		return copy(b, r.data), net.UDPAddrFromAddrPort(r.src), nil
+	case <-c.closed:
+		return 0, nil, net.ErrClosed
+	}
+}
+
+// WriteTo sends an answer at once and gives a check to the pacing, which may send it later or not at all; that is no
+// error, as a lost datagram is none.
+func (c *conn) WriteTo(b []byte, addr net.Addr) (int, error) {
+	to, ok := unmapped(addr)
+	if !ok || len(b) < stunHeader || b[0] > 1 {
+		return 0, errNotSTUN
+	}
+	select {
+	case <-c.closed:
+		return 0, io.ErrClosedPipe
+	default:
+	}
+	switch {
+	case !c.mux.rules.allow(to.Addr()) || to.Port() == 0 || to.Addr().Is4() != c.local.Addr().Is4():
+		c.mux.counters.drop(dropDestination)
+	case b[0] == 0 && b[1] == 1: // a Binding request
+		c.mux.check(c, to, b)
+	default:
+		c.mux.counters.answersSent.Add(1)
+		c.mux.send(c.local.Addr(), to, b)
+	}
+	return len(b), nil
+}
+
+func (c *conn) shut() { c.once.Do(func() { close(c.closed) }) }
+
+// Close ends ReadFrom. Only this agent has the conn, so nothing else ends with it.
+func (c *conn) Close() error {
+	c.shut()
+	return nil
+}
+
+// LocalAddr is the local address with the sockets' port.
+func (c *conn) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(c.local) }
+
+// SetDeadline does nothing: pion uses it to end ReadFrom before Close, which does that.
+func (c *conn) SetDeadline(time.Time) error { return nil }
+
+// SetReadDeadline does nothing, see SetDeadline.
+func (c *conn) SetReadDeadline(time.Time) error { return nil }
+
+// SetWriteDeadline does nothing, see SetDeadline.
+func (c *conn) SetWriteDeadline(time.Time) error { return nil }

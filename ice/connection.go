@@ -1,0 +1,243 @@
+package ice
+
+import (
+	"errors"
+	"sync"
+	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrClosed: the connection or the mux was closed.
+	ErrClosed = errors.New("ice: closed")
+	// ErrTooMany: the mux has as many agents as it can serve.
+	ErrTooMany = errors.New("ice: too many agents")
+	// ErrGeneration: the generation is not the one that is connecting, or not newer than the latest.
+	ErrGeneration = errors.New("ice: generation out of date")
+	// ErrCredentials: the peer's credentials are of a form that RFC 8839 does not allow, or came twice.
+	ErrCredentials = errors.New("ice: credentials refused")
+)
+
+// ConnectionConfig describes a Connection. Mux and Mailbox are required.
+type ConnectionConfig struct {
+	Mux     *Mux
+	Mailbox *Mailbox
+	// Prober finds server-reflexive candidates; nil does without.
+	Prober *Prober
+	// Relay gives relayed candidates; nil does without.
+	Relay Relay
+	// Controlling is the role (RFC 8445, section 6.1.1). The two sides must differ, so it cannot depend on what either may
+	// get wrong, as keys.
+	Controlling bool
+}
+
+// Connection is the ICE half of one connection to a peer: at most two agents, the selected one and one that is to take
+// over. Restart makes the second; when it has selected a pair, the path moves to it and the first is closed; when it fails,
+// the first stays.
+//
+// Its methods may be called by any goroutine but not from within the Relay or Sender. They do not wait for the network;
+// Close waits for goroutines to end, which takes no longer than the Sender blocks.
+type Connection struct {
+	config ConnectionConfig // frozen
+
+	mu         sync.Mutex // before Mailbox.mu and Mux.mu
+	closed     bool
+	latest     uint32 // generation of the newest agent, 0 before the first
+	current    *agent // whose path is in use; nil before, at rest and after it failed
+	next       *agent // is connecting
+	path       *pipeline.Path
+	paths      uint32 // how many there were
+	localType  string
+	remoteType string
+
+	tasks sync.WaitGroup // agents that start or close
+}
+
+// NewConnection makes a connection without an agent. It cannot fail.
+func NewConnection(cfg ConnectionConfig) *Connection { return &Connection{config: cfg} }
+
+// Restart begins a generation, which must be greater than all before and so at least 1: it makes an agent beside the one
+// in use and returns the credentials to signal. Candidates follow as events. An agent that was connecting is closed.
+func (c *Connection) Restart(generation uint32) (Credentials, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	switch {
+	case c.closed:
+		return Credentials{}, ErrClosed
+	case generation <= c.latest:
+		return Credentials{}, ErrGeneration
+	}
+	a, err := newAgent(c, generation)
+	if err != nil {
+		return Credentials{}, err
+	}
+	c.latest = generation
+	c.retire(c.next)
+	c.next = a
+	if err := a.pion.GatherCandidates(); err != nil {
+		c.retire(a)
+		c.next = nil
+		return Credentials{}, err
+	}
+	if a.mapped = c.config.Prober == nil; !a.mapped {
+		c.tasks.Go(func() { c.config.Prober.serve(a) })
+	}
+	return a.local, nil
+}
+
+// Connect starts the checks of a generation with the peer's credentials, as soon as fewer than 16 others are starting.
+func (c *Connection) Connect(generation uint32, remote Credentials) error {
+	if !remote.valid() {
+		return ErrCredentials
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a, err := c.connecting(generation)
+	if err != nil {
+		return err
+	}
+	if a.started {
+		return ErrCredentials
+	}
+	a.started = true
+	c.tasks.Go(func() { a.start(remote) })
+	return nil
+}
+
+// AddCandidate gives a generation a candidate of the peer, as text. It may come before Connect. Errors: ErrCandidate,
+// which leaves the connection as it is, ErrGeneration, ErrClosed.
+func (c *Connection) AddCandidate(generation uint32, text string) error {
+	parsed, err := parseCandidate(text, &c.config.Mux.rules)
+	if err != nil {
+		return err
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	a, err := c.connecting(generation)
+	if err != nil {
+		return err
+	}
+	if a.remotes == MaxCandidates {
+		return ErrCandidate
+	}
+	a.remotes++
+	return a.pion.AddRemoteCandidate(parsed)
+}
+
+// connecting finds the agent of a generation, which may be in use already: candidates trickle in late.
+func (c *Connection) connecting(generation uint32) (*agent, error) {
+	for _, a := range [2]*agent{c.next, c.current} {
+		if a != nil && a.generation == generation {
+			return a, nil
+		}
+	}
+	if c.closed {
+		return nil, ErrClosed
+	}
+	return nil, ErrGeneration
+}
+
+// Path is where the peer is reached now, frozen; nil if nowhere.
+func (c *Connection) Path() *pipeline.Path {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.path
+}
+
+// LastSeen is when the agent in use last had an authentic check from the peer or an answer to one of its own, and how long
+// the latest answer took, without the time that the check waited to be sent. Zero before the first and at rest. pion leaves
+// up to three ticks of 2 s between them on a good path.
+func (c *Connection) LastSeen() (at time.Time, roundTrip time.Duration) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current == nil {
+		return time.Time{}, 0
+	}
+	mux := c.config.Mux
+	mux.mu.Lock()
+	defer mux.mu.Unlock()
+	return c.current.member.lastSeen, c.current.member.roundTrip
+}
+
+// Rest closes the agents and keeps the path, for a connection that is idle: keepalives of WireGuard keep the NAT's mapping
+// open for less. Restart ends the rest.
+func (c *Connection) Rest() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.retire(c.next)
+	c.retire(c.current)
+	c.next, c.current = nil, nil
+}
+
+// Close closes the agents, clears the path and returns when no goroutine of the connection is left. No event follows.
+func (c *Connection) Close() error {
+	c.mu.Lock()
+	c.closed = true
+	c.path = nil
+	c.retire(c.next)
+	c.retire(c.current)
+	c.next, c.current = nil, nil
+	c.mu.Unlock()
+	c.tasks.Wait()
+	return nil
+}
+
+// retire closes an agent on a goroutine of its own, since pion waits for callbacks that wait for the lock, which is held.
+// Nil is allowed.
+func (c *Connection) retire(a *agent) {
+	if a == nil || a.dead {
+		return
+	}
+	a.dead = true
+	a.end()
+	c.tasks.Go(a.close)
+}
+
+func (c *Connection) stateChanged(a *agent, s State) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !a.dead {
+		a.news.State = s
+		a.postNews()
+	}
+}
+
+// selected moves the connection to the pair that an agent has selected, and to the agent if it was the second one.
+func (c *Connection) selected(a *agent, path pipeline.Path, local, remote string) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a.dead {
+		return
+	}
+	if a == c.next {
+		c.retire(c.current)
+		c.current, c.next = a, nil
+	}
+	c.paths++
+	path.Generation = c.paths
+	c.path, c.localType, c.remoteType = &path, local, remote
+	a.news.State = StateConnected
+	c.config.Mux.counters.pathsFound.Add(1)
+	a.postNews()
+}
+
+// failed closes an agent that has given up. If it was in use the path goes with it.
+func (c *Connection) failed(a *agent) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a.dead {
+		return
+	}
+	c.config.Mux.counters.agentsFailed.Add(1)
+	a.news.State = StateFailed
+	switch a {
+	case c.current:
+		c.current, c.path, c.localType, c.remoteType = nil, nil, "", ""
+	case c.next:
+		c.next = nil
+	}
+	a.postNews()
+	c.retire(a)
+}

@@ -1,0 +1,262 @@
+package ice
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
+)
+
+func TestConnect(t *testing.T) {
+	world(t, func(t *testing.T, _ *udptest.Network, a, b *node) {
+		l := newLink(a, b)
+		start := time.Now()
+		l.restart(1)
+		if !signal(a, b, l.peers(), 5*time.Second, l.connected) {
+			t.Fatalf("not connected: %v %v\n%v", l.a.Path(), l.b.Path(), a.mux.Counters())
+		}
+		if took := time.Since(start); took > 400*time.Millisecond {
+			t.Errorf("connecting took %v at 50 ms round trip", took)
+		}
+		pa, pb := l.a.Path(), l.b.Path()
+		want := pipeline.Path{Src: pa.Src, Dst: netip.AddrPortFrom(pb.Src, b.pair.V4.LocalPort()), Fixed: true, Generation: pa.Generation}
+		if *pa != want || pb.Dst != netip.AddrPortFrom(pa.Src, a.pair.V4.LocalPort()) || pa.Generation == 0 {
+			t.Errorf("paths %+v, %+v", *pa, *pb)
+		}
+		synctest.Wait()
+		last := a.events[len(a.events)-1]
+		if last.State != StateConnected || last.Path != pa || last.Local != "host" || last.Remote == "" {
+			t.Errorf("last event %+v", last)
+		}
+		if _, rtt := l.a.LastSeen(); rtt < 50*time.Millisecond || rtt > 60*time.Millisecond {
+			t.Errorf("round trip %v", rtt)
+		}
+		// Keepalives hold it.
+		signal(a, b, l.peers(), 30*time.Second, func() bool { return false })
+		if last := a.events[len(a.events)-1]; !l.connected() || last.State != StateConnected {
+			t.Errorf("lost without a reason: %+v", last)
+		}
+		if at, _ := l.a.LastSeen(); time.Since(at) > 5*time.Second {
+			t.Errorf("last seen %v ago", time.Since(at))
+		}
+		l.close()
+		if _, ok := a.mailbox.Poll(); ok {
+			t.Error("an event after Close")
+		}
+		if len(a.mux.members)+len(a.mux.transactions)+len(b.mux.members)+len(b.mux.transactions) != 0 {
+			t.Error("the mux remembers a closed connection")
+		}
+	})
+}
+
+// TestRestartBeside: the second agent takes over while the first holds the path all the time.
+func TestRestartBeside(t *testing.T) {
+	world(t, func(t *testing.T, network *udptest.Network, a, b *node) {
+		l := newLink(a, b)
+		l.restart(1)
+		if !signal(a, b, l.peers(), 5*time.Second, l.connected) {
+			t.Fatal("not connected")
+		}
+		firstA, firstB := l.a.Path(), l.b.Path()
+		for generation := uint32(2); generation < 5; generation++ {
+			l.restart(generation)
+			moved := func() bool {
+				if !l.connected() {
+					t.Fatal("the path was cleared while a second agent connected")
+				}
+				l.a.mu.Lock()
+				l.b.mu.Lock()
+				defer l.a.mu.Unlock()
+				defer l.b.mu.Unlock()
+				return l.a.current.generation == generation && l.b.current.generation == generation
+			}
+			if !signal(a, b, l.peers(), 5*time.Second, moved) {
+				t.Fatalf("generation %d did not take over", generation)
+			}
+			synctest.Wait()
+			if len(a.mux.members) != 1 || len(b.mux.members) != 1 {
+				t.Fatalf("%d and %d agents after the move", len(a.mux.members), len(b.mux.members))
+			}
+		}
+		if l.a.Path().Generation <= firstA.Generation || l.b.Path().Generation <= firstB.Generation {
+			t.Error("the path's generation did not grow")
+		}
+		if _, err := l.a.Restart(4); !errors.Is(err, ErrGeneration) {
+			t.Errorf("an old generation: %v", err)
+		}
+		if err := l.a.AddCandidate(2, "1 1 udp 1 192.0.2.1 1 typ host"); !errors.Is(err, ErrGeneration) {
+			t.Errorf("a candidate of an old generation: %v", err)
+		}
+		l.close()
+	})
+}
+
+// TestSecondFails: the first agent stays when the second finds nothing, and an agent that is replaced leaves nothing.
+func TestSecondFails(t *testing.T) {
+	world(t, func(t *testing.T, network *udptest.Network, a, b *node) {
+		l := newLink(a, b)
+		l.restart(1)
+		signal(a, b, l.peers(), 5*time.Second, l.connected)
+		before := l.a.Path()
+		remote := Credentials{"abcdefgh", "abcdefghijklmnopqrstuvwxyz"}
+		for generation := uint32(2); generation < 4; generation++ {
+			if _, err := l.a.Restart(generation); err != nil {
+				t.Fatal(err)
+			}
+			if err := l.a.Connect(generation, remote); err != nil {
+				t.Fatal(err)
+			}
+		}
+		failed := func() bool {
+			e := a.events[len(a.events)-1]
+			return e.Generation == 3 && e.State == StateFailed
+		}
+		if !signal(a, b, l.peers(), 20*time.Second, failed) {
+			t.Fatal("the second agent did not fail")
+		}
+		if l.a.Path() != before || !l.connected() {
+			t.Error("the path went with the second agent")
+		}
+		l.close()
+	})
+}
+
+// TestFailed: a silent network ends the agent and clears the path, before the handshake lifetime is over.
+func TestFailed(t *testing.T) {
+	if Timeout >= 15*time.Second {
+		t.Fatalf("ICE takes %v to give up, which is no shorter than the handshake lifetime", Timeout)
+	}
+	world(t, func(t *testing.T, network *udptest.Network, a, b *node) {
+		l := newLink(a, b)
+		l.restart(1)
+		signal(a, b, l.peers(), 5*time.Second, l.connected)
+		network.Hook(func(*udptest.Datagram) bool { return false })
+		start := time.Now()
+		states := map[State]bool{}
+		cleared := func() bool {
+			for _, e := range append(a.events, b.events...) {
+				states[e.State] = true
+			}
+			return l.a.Path() == nil && l.b.Path() == nil
+		}
+		if !signal(a, b, l.peers(), 20*time.Second, cleared) {
+			t.Fatal("the path was not cleared")
+		}
+		if took := time.Since(start); took > Timeout+keepaliveInterval {
+			t.Errorf("took %v", took)
+		}
+		signal(a, b, l.peers(), time.Second, cleared)
+		if !states[StateDisconnected] || a.events[len(a.events)-1].State != StateFailed || a.events[len(a.events)-1].Path != nil {
+			t.Errorf("states %v, last %+v", states, a.events[len(a.events)-1])
+		}
+		// A new generation begins where the old one ended.
+		network.Hook(nil)
+		l.restart(2)
+		if !signal(a, b, l.peers(), 5*time.Second, l.connected) {
+			t.Error("no new connection")
+		}
+		l.close()
+	})
+}
+
+// TestRest: the path outlives the agents, and a new one begins beside it.
+func TestRest(t *testing.T) {
+	world(t, func(t *testing.T, _ *udptest.Network, a, b *node) {
+		l := newLink(a, b)
+		l.restart(1)
+		signal(a, b, l.peers(), 5*time.Second, l.connected)
+		path := l.a.Path()
+		l.a.Rest()
+		l.b.Rest()
+		synctest.Wait()
+		sent := a.counter("ice_checks_sent")
+		time.Sleep(time.Minute)
+		if l.a.Path() != path || len(a.mux.members) != 0 || a.counter("ice_checks_sent") != sent {
+			t.Error("at rest the path must stay and no check be sent")
+		}
+		l.restart(2)
+		if !signal(a, b, l.peers(), 5*time.Second, func() bool { return l.a.Path() != path && l.b.current != nil }) {
+			t.Error("no agent after the rest")
+		}
+		l.close()
+	})
+}
+
+// TestLatePeer: a peer that comes ten seconds late is still met, although silent addresses get few checks.
+func TestLatePeer(t *testing.T) {
+	world(t, func(t *testing.T, network *udptest.Network, a, b *node) {
+		l := newLink(a, b)
+		start := time.Now()
+		network.Hook(func(*udptest.Datagram) bool { return time.Since(start) > 9*time.Second })
+		l.restart(1)
+		if !signal(a, b, l.peers(), 12*time.Second, l.connected) {
+			t.Fatalf("not connected, counters %v", a.mux.Counters())
+		}
+		l.close()
+	})
+}
+
+// TestLoss: a third of all datagrams lost delays, and does not prevent.
+func TestLoss(t *testing.T) {
+	world(t, func(t *testing.T, network *udptest.Network, a, b *node) {
+		network.Impair(func(_, _ netip.AddrPort) udptest.Impairment {
+			return udptest.Impairment{Delay: 25 * time.Millisecond, Loss: 0.3, Duplicate: 0.1, Reorder: 0.1}
+		})
+		for range 10 {
+			l := newLink(a, b)
+			l.restart(1)
+			if !signal(a, b, l.peers(), 10*time.Second, l.connected) {
+				t.Fatalf("not connected, counters %v", a.mux.Counters())
+			}
+			l.close()
+		}
+	})
+}
+
+func TestMisuse(t *testing.T) {
+	world(t, func(t *testing.T, _ *udptest.Network, a, b *node) {
+		c := a.connection(true)
+		if err := c.Connect(1, Credentials{"abcdefgh", "abcdefghijklmnopqrstuvwxyz"}); !errors.Is(err, ErrGeneration) {
+			t.Errorf("Connect before Restart: %v", err)
+		}
+		if _, err := c.Restart(0); !errors.Is(err, ErrGeneration) {
+			t.Errorf("generation 0: %v", err)
+		}
+		own, err := c.Restart(1)
+		if err != nil || !own.valid() {
+			t.Fatalf("%+v, %v", own, err)
+		}
+		for _, bad := range []Credentials{{}, {"abc", own.Password}, {own.Ufrag, "short"}, {"ab:cd", own.Password}, {"ab\x00cd", own.Password}} {
+			if err := c.Connect(1, bad); !errors.Is(err, ErrCredentials) {
+				t.Errorf("%+v: %v", bad, err)
+			}
+		}
+		if err := c.Connect(1, own); err != nil {
+			t.Error(err)
+		}
+		if err := c.Connect(1, own); !errors.Is(err, ErrCredentials) {
+			t.Errorf("a second Connect: %v", err)
+		}
+		for i := range MaxCandidates + 1 {
+			err := c.AddCandidate(1, "1 1 udp 2130706431 192.0.2.1 "+string(rune('1'+i%9))+"000 typ host")
+			if want := i == MaxCandidates; errors.Is(err, ErrCandidate) != want {
+				t.Errorf("candidate %d: %v", i, err)
+			}
+		}
+		c.Close()
+		if _, err := c.Restart(2); !errors.Is(err, ErrClosed) {
+			t.Errorf("Restart after Close: %v", err)
+		}
+		if err := c.AddCandidate(1, "1 1 udp 2130706431 192.0.2.1 1 typ host"); !errors.Is(err, ErrClosed) {
+			t.Errorf("AddCandidate after Close: %v", err)
+		}
+		a.mux.Close()
+		if _, err := a.connection(true).Restart(1); !errors.Is(err, ErrClosed) {
+			t.Errorf("Restart on a closed mux: %v", err)
+		}
+	})
+}

@@ -1,0 +1,272 @@
+package ice
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+// Bounds of the mux's tables.
+const (
+	maxAgents  = 4096
+	maxRemotes = 64 // addresses that one agent checks or is checked from
+	inboxSlots = 16 // messages that wait for pion at one of an agent's addresses
+)
+
+// MuxConfig describes a Mux. Sender is required.
+type MuxConfig struct {
+	Sender Sender
+	// Addresses lists the local addresses that may be offered; nil is LocalAddresses(nil). It is called for every agent,
+	// by any goroutine.
+	Addresses func() []netip.Addr
+	// Overlay are the tunnel's prefixes: never offered, never checked.
+	Overlay []netip.Prefix
+	// Loopback allows loopback addresses, for tests.
+	Loopback bool
+}
+
+// Mux shares the pipeline's sockets among ICE agents. It is the ice.UDPMux of each; see the package comment for how it
+// routes. Its methods may be called by any goroutine. Make it with NewMux, end it with Close.
+type Mux struct {
+	// frozen
+	sender    Sender
+	addresses func() []netip.Addr
+	rules     rules
+	starts    chan struct{} // holds a value for each agent that is starting
+
+	counters counters
+	prober   atomic.Pointer[Prober]
+
+	mu           sync.Mutex // a leaf; guards all below, the members' maps and queues included
+	closed       bool
+	members      map[string]*member // by local ufrag
+	transactions map[transactionID]*transaction
+	buckets      buckets
+	timers       sync.WaitGroup // members' timers that are armed or run
+}
+
+// member is what the mux knows of one agent.
+type member struct {
+	ufrag, password string // frozen
+	conns           map[netip.Addr]*conn
+	remotes         map[netip.AddrPort]*remote
+	queue           []*check
+	next            time.Time // earliest time of the next check
+	timer           *time.Timer
+	sent            []*transaction // in the order they were sent
+	removed         bool
+	lastSeen        time.Time
+	roundTrip       time.Duration
+}
+
+// transaction is a check that is on its way.
+type transaction struct {
+	id     transactionID
+	conn   *conn
+	remote netip.AddrPort
+	sent   time.Time
+}
+
+// NewMux makes a Mux. It starts no goroutine.
+func NewMux(cfg MuxConfig) *Mux {
+	m := &Mux{
+		sender: cfg.Sender, addresses: cfg.Addresses, rules: rules{overlay: cfg.Overlay, loopback: cfg.Loopback},
+		starts: make(chan struct{}, maxStarting), members: map[string]*member{}, transactions: map[transactionID]*transaction{},
+	}
+	if m.addresses == nil {
+		m.addresses = func() []netip.Addr { return LocalAddresses(nil) }
+	}
+	return m
+}
+
+// Receive takes a datagram that the pipeline found not to be WireGuard and that came from no TURN server of ours. It
+// never blocks; Data is borrowed until it returns. What is dropped is counted and costs no allocation.
+func (m *Mux) Receive(s pipeline.Stray) {
+	msg, why := validate(s.Data)
+	if why == dropNone && (s.Src.Port() == 0 || !s.Src.IsValid() || s.Src.Addr().IsUnspecified() || s.Src.Addr().IsMulticast()) {
+		why = dropSource
+	}
+	if why == dropNone {
+		switch msg.class {
+		case classRequest:
+			why = m.request(&s, &msg)
+		case classSuccess, classError:
+			why = m.answer(&s, &msg)
+		default:
+			why = dropIndication
+		}
+	}
+	if why != dropNone {
+		m.counters.drop(why)
+	}
+}
+
+// request gives a check to the agent that USERNAME names, if it is authentic.
+func (m *Mux) request(s *pipeline.Stray, msg *message) dropReason {
+	name := msg.recipient()
+	m.mu.Lock()
+	a := m.members[string(name)]
+	m.mu.Unlock()
+	if a == nil {
+		return dropUnknownUsername
+	}
+	if !msg.authentic(a.password) {
+		return dropUnauthentic
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	c := a.at(s.Dst, s.Src.Addr().Is4())
+	if c == nil {
+		return dropLocalAddress
+	}
+	r := a.remote(s.Src)
+	if r == nil {
+		return dropTooManyRemotes
+	}
+	r.credit(c.local.Addr())
+	m.buckets.credit(s.Src)
+	a.lastSeen = time.Now()
+	m.counters.requests.Add(1)
+	return c.deliver(s)
+}
+
+// at finds the conn at a local address; where the platform does not tell it, one of the family.
+func (a *member) at(local netip.Addr, is4 bool) *conn {
+	if local.IsValid() {
+		return a.conns[local]
+	}
+	var first *conn
+	for addr, c := range a.conns {
+		if addr.Is4() == is4 && (first == nil || addr.Less(first.local.Addr())) {
+			first = c
+		}
+	}
+	return first
+}
+
+// answer gives an answer to the prober or to the agent that asked.
+func (m *Mux) answer(s *pipeline.Stray, msg *message) dropReason {
+	if p := m.prober.Load(); p != nil && p.answer(s, msg) {
+		return dropNone
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	t := m.transactions[msg.id]
+	if t == nil {
+		return dropTransaction
+	}
+	delete(m.transactions, msg.id)
+	if msg.class == classError {
+		return dropErrorResponse
+	}
+	a, now := t.conn.member, time.Now()
+	a.lastSeen, a.roundTrip = now, now.Sub(t.sent)
+	if r := a.remotes[t.remote]; r != nil {
+		r.answered()
+	}
+	m.buckets.answered(t.remote)
+	m.counters.answers.Add(1)
+	return t.conn.deliver(s)
+}
+
+// add makes a member for an agent that is about to be made.
+func (m *Mux) add(ufrag, password string) (*member, error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch {
+	case m.closed:
+		return nil, ErrClosed
+	case len(m.members) >= maxAgents:
+		return nil, ErrTooMany
+	case m.members[ufrag] != nil:
+		return nil, errors.New("ice: ufrag in use")
+	}
+	a := &member{
+		ufrag: ufrag, password: password, conns: map[netip.Addr]*conn{}, remotes: map[netip.AddrPort]*remote{},
+	}
+	m.members[ufrag] = a
+	return a, nil
+}
+
+// GetConn returns the conn of an agent at a local address, made at the first call. It is part of ice.UDPMux.
+func (m *Mux) GetConn(ufrag string, addr net.Addr) (net.PacketConn, error) {
+	at, ok := unmapped(addr)
+	if !ok {
+		return nil, &net.AddrError{Err: "ice: not a UDP address", Addr: addr.String()}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a := m.members[ufrag]
+	if a == nil {
+		return nil, net.ErrClosed
+	}
+	c := a.conns[at.Addr()]
+	if c == nil {
+		c = newConn(m, a, at)
+		a.conns[at.Addr()] = c
+	}
+	return c, nil
+}
+
+// RemoveConnByUfrag forgets an agent and closes its conns. It is part of ice.UDPMux.
+func (m *Mux) RemoveConnByUfrag(ufrag string) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.members[ufrag]; a != nil {
+		m.remove(a)
+	}
+}
+
+// remove is called with the lock held.
+func (m *Mux) remove(a *member) {
+	a.removed = true
+	delete(m.members, a.ufrag)
+	for _, c := range a.conns {
+		c.shut()
+	}
+	for _, t := range a.sent {
+		if m.transactions[t.id] == t {
+			delete(m.transactions, t.id)
+		}
+	}
+	a.queue, a.sent = nil, nil
+	m.disarm(a)
+}
+
+// GetListenAddresses lists the addresses that an agent offers as host candidates. It is part of ice.UDPMux.
+func (m *Mux) GetListenAddresses() []net.Addr {
+	port := m.sender.LocalPort()
+	var list []net.Addr
+	for _, a := range m.rules.local(m.addresses()) {
+		list = append(list, net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, port)))
+	}
+	return list
+}
+
+// Close forgets all agents and waits for what the mux has under way. The sockets stay open; connections must be closed
+// before. It is part of ice.UDPMux.
+func (m *Mux) Close() error {
+	m.mu.Lock()
+	m.closed = true
+	for _, a := range m.members {
+		m.remove(a)
+	}
+	m.mu.Unlock()
+	m.timers.Wait()
+	return nil
+}
+
+// unmapped reads the address of a net.UDPAddr.
+func unmapped(addr net.Addr) (netip.AddrPort, bool) {
+	u, ok := addr.(*net.UDPAddr)
+	if !ok {
+		return netip.AddrPort{}, false
+	}
+	at := u.AddrPort()
+	return netip.AddrPortFrom(at.Addr().Unmap(), at.Port()), at.IsValid()
+}

@@ -1,0 +1,79 @@
+package ice
+
+import (
+	"net"
+
+	"github.com/pion/logging"
+	"github.com/pion/transport/v2"
+)
+
+// noNet is the transport.Net of agents without a relay: they have the mux and need no network. One value serves all, so
+// that an agent does not list the interfaces for itself.
+type noNet struct{}
+
+func (noNet) ListenPacket(string, string) (net.PacketConn, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (noNet) ListenUDP(string, *net.UDPAddr) (transport.UDPConn, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (noNet) ListenTCP(string, *net.TCPAddr) (transport.TCPListener, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (noNet) Dial(string, string) (net.Conn, error) { return nil, transport.ErrNotSupported }
+
+func (noNet) DialUDP(string, *net.UDPAddr, *net.UDPAddr) (transport.UDPConn, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (noNet) DialTCP(string, *net.TCPAddr, *net.TCPAddr) (transport.TCPConn, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (noNet) ResolveIPAddr(string, string) (*net.IPAddr, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (noNet) ResolveUDPAddr(string, string) (*net.UDPAddr, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (noNet) ResolveTCPAddr(string, string) (*net.TCPAddr, error) {
+	return nil, transport.ErrNotSupported
+}
+
+func (noNet) Interfaces() ([]*transport.Interface, error) { return nil, nil }
+
+func (noNet) InterfaceByIndex(int) (*transport.Interface, error) {
+	return nil, transport.ErrInterfaceNotFound
+}
+
+func (noNet) InterfaceByName(string) (*transport.Interface, error) {
+	return nil, transport.ErrInterfaceNotFound
+}
+
+func (noNet) CreateDialer(*net.Dialer) transport.Dialer { return noDialer{} }
+
+type noDialer struct{}
+
+func (noDialer) Dial(string, string) (net.Conn, error) { return nil, transport.ErrNotSupported }
+
+// silent is pion's logger: what it would say of single datagrams is counted by the mux, and what it would say of its
+// state comes as events.
+type silent struct{}
+
+func (silent) NewLogger(string) logging.LeveledLogger { return silent{} }
+
+func (silent) Trace(string)          {}
+func (silent) Tracef(string, ...any) {}
+func (silent) Debug(string)          {}
+func (silent) Debugf(string, ...any) {}
+func (silent) Info(string)           {}
+func (silent) Infof(string, ...any)  {}
+func (silent) Warn(string)           {}
+func (silent) Warnf(string, ...any)  {}
+func (silent) Error(string)          {}
+func (silent) Errorf(string, ...any) {}

@@ -1,0 +1,234 @@
+package ice
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+)
+
+func udpAddr(s string) *net.UDPAddr { return net.UDPAddrFromAddrPort(netip.MustParseAddrPort(s)) }
+
+// taken empties the sink: how many datagrams each destination got.
+func (s *sink) taken() map[netip.AddrPort]int {
+	got := map[netip.AddrPort]int{}
+	for {
+		select {
+		case r := <-s.runs:
+			got[r.Dst]++
+		default:
+			return got
+		}
+	}
+}
+
+func silentCandidate(i int) string {
+	return fmt.Sprintf("%d 1 udp 2130706431 198.51.100.%d 7 typ host", i, i)
+}
+
+// TestPaceOfAnAgent: however many candidates a peer names, an agent sends one check per 20 ms and at most 50 to each.
+func TestPaceOfAnAgent(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var candidates []string
+		for i := range MaxCandidates {
+			candidates = append(candidates, silentCandidate(i+1))
+		}
+		m, out, c, _ := lone(t, candidates...)
+		begin := time.Now()
+		total, each := 0, map[netip.AddrPort]int{}
+		for time.Since(begin) < 14*time.Second {
+			time.Sleep(time.Second)
+			second := 0
+			for to, n := range out.taken() {
+				second += n
+				each[to] += n
+			}
+			if second > 51 {
+				t.Errorf("%d checks in a second", second)
+			}
+			total += second
+		}
+		if len(each) != MaxCandidates {
+			t.Errorf("%d of %d addresses were checked", len(each), MaxCandidates)
+		}
+		for to, n := range each {
+			if n > maxUnanswered || n < 20 {
+				t.Errorf("%v got %d checks", to, n)
+			}
+		}
+		if total > 51*12 {
+			t.Errorf("%d checks in all", total)
+		}
+		if e, ok := c.config.Mailbox.Poll(); !ok || e.State != StateFailed {
+			t.Errorf("event %+v", e)
+		}
+		c.Close()
+		m.Close()
+	})
+}
+
+// TestPaceOfAnAddress: fifty checks spread over the whole time that ICE has, to each of our addresses' pairs alike.
+func TestPaceOfAnAddress(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := newSink()
+		locals := []netip.Addr{aliceAddr, netip.MustParseAddr("10.0.1.1"), netip.MustParseAddr("10.0.2.1")}
+		m := NewMux(MuxConfig{Sender: out, Addresses: func() []netip.Addr { return locals }})
+		c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
+		start(t, c, 1, silentCandidate(1))
+		begin := time.Now()
+		total, late := map[netip.Addr]int{}, map[netip.Addr]int{}
+		for time.Since(begin) < 11*time.Second {
+			time.Sleep(100 * time.Millisecond)
+			for len(out.runs) > 0 {
+				r := <-out.runs
+				total[r.Src]++
+				if time.Since(begin) > 9*time.Second {
+					late[r.Src]++
+				}
+			}
+		}
+		for _, local := range locals {
+			if total[local] < 10 || late[local] == 0 {
+				t.Errorf("from %v %d checks, %d of them late", local, total[local], late[local])
+			}
+		}
+		c.Close()
+		m.Close()
+	})
+}
+
+// TestManyAgentsOneVictim: connections cannot be added up against one address.
+func TestManyAgentsOneVictim(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := newSink()
+		m := NewMux(MuxConfig{Sender: out, Addresses: func() []netip.Addr { return []netip.Addr{aliceAddr} }})
+		var all []*Connection
+		for range 8 {
+			c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
+			start(t, c, 1, silentCandidate(1))
+			all = append(all, c)
+		}
+		time.Sleep(15 * time.Second)
+		victim := netip.MustParseAddrPort("198.51.100.1:7")
+		if n := out.taken()[victim]; n < maxUnanswered || n > maxUnanswered+addressRate*15 {
+			t.Errorf("the address got %d checks", n)
+		}
+		if count(m, dropAddressCap) == 0 {
+			t.Error("nothing was held back")
+		}
+		for _, c := range all {
+			c.Close()
+		}
+		m.Close()
+	})
+}
+
+// TestStartsAreQueued: sixteen agents start at once, the others half a second later at the latest.
+func TestStartsAreQueued(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMux(MuxConfig{Sender: newSink(), Addresses: func() []netip.Addr { return []netip.Addr{aliceAddr} }})
+		var all []*Connection
+		for i := range 3 * maxStarting {
+			c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox()})
+			start(t, c, 1, silentCandidate(i+1))
+			all = append(all, c)
+		}
+		for turn := 1; turn <= 3; turn++ {
+			synctest.Wait()
+			if n := m.counters.agentsStarted.Load(); n != uint64(turn*maxStarting) {
+				t.Fatalf("%d agents have started in turn %d", n, turn)
+			}
+			time.Sleep(startTime)
+		}
+		for _, c := range all {
+			c.Close()
+		}
+		synctest.Wait()
+		if len(m.starts) != 0 {
+			t.Error("a turn was not given back")
+		}
+		m.Close()
+	})
+}
+
+func TestBuckets(t *testing.T) {
+	var b buckets
+	now := time.Now()
+	address := func(i int) netip.AddrPort {
+		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), 7)
+	}
+	taken := 0
+	for i := range 2 * globalBurst {
+		if b.take(address(i), now) == dropNone {
+			taken++
+		}
+	}
+	if taken != globalBurst {
+		t.Errorf("%d checks to silent addresses at once", taken)
+	}
+	for i := 0; len(b.of) < maxBuckets; i++ {
+		now = now.Add(time.Millisecond)
+		for range 3 { // so that none is full again soon
+			b.take(address(i/3), now)
+		}
+		if i > 10*maxBuckets {
+			t.Fatalf("%d addresses after %d checks", len(b.of), i)
+		}
+		if i%1000 == 0 {
+			for _, entry := range b.of {
+				entry.tokens, entry.at = 0, now
+			}
+		}
+	}
+	for _, entry := range b.of {
+		entry.tokens, entry.at = 0, now
+	}
+	now = now.Add(time.Second)
+	if why := b.take(address(60000), now); why != dropAddressCap || len(b.of) != maxBuckets {
+		t.Errorf("a full table took an address: %s", dropNames[why])
+	}
+	now = now.Add(time.Hour)
+	if why := b.take(address(60000), now); why != dropNone || len(b.of) != 1 {
+		t.Errorf("an old table has %d addresses: %s", len(b.of), dropNames[why])
+	}
+	for range maxUnanswered {
+		b.take(address(60000), now)
+	}
+	if b.take(address(60000), now) != dropAddressCap {
+		t.Error("no bound for an address")
+	}
+	b.credit(address(60000))
+	if b.take(address(60000), now) != dropNone || b.take(address(60000), now) != dropAddressCap {
+		t.Error("a request is worth one check")
+	}
+	b.answered(address(60000))
+	if b.take(address(60000), now) != dropNone {
+		t.Error("an address that answered is held back")
+	}
+}
+
+// TestUnsendable: a socket that refuses is counted and harms nobody.
+func TestUnsendable(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		m := NewMux(MuxConfig{Sender: PairSender{udp.Pair{V6: closedSocket{}}}, Addresses: func() []netip.Addr {
+			return []netip.Addr{aliceAddr, alice6}
+		}})
+		c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox()})
+		start(t, c, 1, silentCandidate(1), "2 1 udp 1 2001:db8::9 7 typ srflx raddr :: rport 9")
+		time.Sleep(time.Second)
+		if count(m, dropSendFailed) == 0 {
+			t.Error("not counted")
+		}
+		c.Close()
+		m.Close()
+	})
+}
+
+type closedSocket struct{ udp.Socket }
+
+func (closedSocket) SendOne(udp.Run) error { return udp.ErrClosed }
+func (closedSocket) LocalPort() uint16     { return 7 }

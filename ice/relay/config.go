@@ -1,0 +1,156 @@
+package relay
+
+import (
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+)
+
+// DefaultPort is the port of STUN and TURN over UDP (RFC 8489 section 18.6).
+const DefaultPort = 3478
+
+// Config configures a Server. The zero value is a relay on port 3478 of every address, with a secret of its own making.
+type Config struct {
+	// Listen are the addresses to listen on, UDP. Port 0 takes a free one. Empty: port 3478 of every IPv4 and every IPv6
+	// address, of which one family may be missing.
+	Listen []netip.AddrPort
+	// PublicAddrs are the addresses under which clients and peers reach this machine, at most one of a family. A family
+	// without one takes the address of Listen, or, if that is unspecified, the one this machine uses towards the internet;
+	// behind a NAT it has to be given.
+	PublicAddrs []netip.Addr
+	// MinPort and MaxPort bound the ports of relayed addresses, both included. 0 and 0: 49152 to 65535 (RFC 8656 section 7.2).
+	MinPort, MaxPort uint16
+	// Realm is the realm of the credentials, at most 20 bytes, so that the first answer to a client stays within three times
+	// its request. Empty: "sluice".
+	Realm string
+	// Secret is what credentials are made from; whoever knows it can issue them. Empty: a random one, and only
+	// [Server.Credential] can.
+	Secret string
+	// DeniedPeers are denied beside those that are always: all that is not a public unicast address, see the package
+	// comment. NAT64 prefixes of the network the relay is in belong here.
+	DeniedPeers []netip.Prefix
+	// AllowedPeers are exceptions to what is always denied, not to DeniedPeers. IPv4-mapped IPv6 addresses and the relay's
+	// own listening ports stay denied.
+	AllowedPeers []netip.Prefix
+	// Allocations is how many allocations there may be at once. 0: 4096.
+	Allocations int
+	// AllocationsPerUser is how many of them one credential may have. 0: 32.
+	AllocationsPerUser int
+	// PeersPerAllocation is how many permissions, and how many channels, one allocation may have. 0: 256.
+	PeersPerAllocation int
+	// BindingsPerSecond and RefusalsPerSecond bound what one source (an IPv4 address, an IPv6 /64) is answered without
+	// having authenticated: Binding requests, and requests that end in an error. Five seconds' worth may come at once.
+	// 0: 100 and 10.
+	BindingsPerSecond, RefusalsPerSecond int
+	// ReceiveBuffer and SendBuffer are the sizes in bytes of the socket buffers of a listening socket; a relayed address gets
+	// a quarter. 0: 4 MiB (10 ms at 3 Gbit/s) and 1 MiB. The kernel may grant less; that is logged.
+	ReceiveBuffer, SendBuffer int
+	// NoOffload switches UDP_GRO and UDP_SEGMENT off.
+	NoOffload bool
+	// Logger gets a line for what an operator should know, never one for a datagram. Nil discards.
+	Logger *slog.Logger
+}
+
+const (
+	maxRealm = 20
+	// minSecret is the least length of a given secret: HMAC-SHA1 is tried offline by everybody who holds one credential.
+	minSecret = 16
+)
+
+// withDefaults checks cfg and fills what was left zero. Errors name the field.
+func (cfg Config) withDefaults() (Config, error) {
+	if cfg.MinPort == 0 && cfg.MaxPort == 0 {
+		cfg.MinPort, cfg.MaxPort = 49152, 65535
+	}
+	if cfg.Realm == "" {
+		cfg.Realm = "sluice"
+	}
+	if cfg.Secret == "" {
+		cfg.Secret = rand.Text() + rand.Text()
+	}
+	for _, n := range []struct {
+		value     *int
+		otherwise int
+		name      string
+	}{
+		{&cfg.Allocations, 4096, "Allocations"},
+		{&cfg.AllocationsPerUser, 32, "AllocationsPerUser"},
+		{&cfg.PeersPerAllocation, 256, "PeersPerAllocation"},
+		{&cfg.BindingsPerSecond, 100, "BindingsPerSecond"},
+		{&cfg.RefusalsPerSecond, 10, "RefusalsPerSecond"},
+		{&cfg.ReceiveBuffer, 4 << 20, "ReceiveBuffer"},
+		{&cfg.SendBuffer, 1 << 20, "SendBuffer"},
+	} {
+		if *n.value < 0 {
+			return cfg, fmt.Errorf("relay: Config.%s is negative", n.name)
+		}
+		if *n.value == 0 {
+			*n.value = n.otherwise
+		}
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	return cfg, cfg.check()
+}
+
+func (cfg *Config) check() error {
+	switch {
+	case cfg.MinPort == 0 || cfg.MinPort > cfg.MaxPort:
+		return fmt.Errorf("relay: Config.MinPort to MaxPort is no range: %d to %d", cfg.MinPort, cfg.MaxPort)
+	case len(cfg.Realm) > maxRealm:
+		return fmt.Errorf("relay: Config.Realm is longer than %d bytes", maxRealm)
+	case len(cfg.Secret) < minSecret:
+		return fmt.Errorf("relay: Config.Secret is shorter than %d bytes", minSecret)
+	}
+	for _, a := range cfg.Listen {
+		if !a.IsValid() || a.Addr().Is4In6() || a.Addr().IsMulticast() {
+			return fmt.Errorf("relay: Config.Listen: %v is no address to listen on", a)
+		}
+	}
+	families := map[bool]bool{}
+	for _, a := range cfg.PublicAddrs {
+		if !a.IsValid() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+			return fmt.Errorf("relay: Config.PublicAddrs: %v is no address of a host", a)
+		}
+		if families[a.Is4()] {
+			return errors.New("relay: Config.PublicAddrs has two addresses of one family")
+		}
+		families[a.Is4()] = true
+	}
+	for _, p := range append(cfg.DeniedPeers[:len(cfg.DeniedPeers):len(cfg.DeniedPeers)], cfg.AllowedPeers...) {
+		if !p.IsValid() {
+			return errors.New("relay: Config.DeniedPeers and AllowedPeers must be valid prefixes")
+		}
+	}
+	return nil
+}
+
+// listenAddrs are the addresses to listen on; one of optional may be missing.
+func (cfg *Config) listenAddrs() (addrs []netip.AddrPort, optional bool) {
+	if len(cfg.Listen) > 0 {
+		return cfg.Listen, false
+	}
+	return []netip.AddrPort{
+		netip.AddrPortFrom(netip.IPv4Unspecified(), DefaultPort),
+		netip.AddrPortFrom(netip.IPv6Unspecified(), DefaultPort),
+	}, true
+}
+
+// outward is the address this machine uses towards the internet, or the zero Addr. Nothing is sent: connecting a UDP socket
+// only looks up the route.
+func outward(v4 bool) netip.Addr {
+	network, to := "udp6", "[2001:db8::1]:9"
+	if v4 {
+		network, to = "udp4", "192.0.2.1:9"
+	}
+	c, err := net.Dial(network, to)
+	if err != nil {
+		return netip.Addr{}
+	}
+	defer c.Close()
+	return c.LocalAddr().(*net.UDPAddr).AddrPort().Addr().Unmap()
+}

@@ -1,0 +1,52 @@
+package relay
+
+import (
+	"crypto/hmac"
+	"crypto/md5"
+	"crypto/sha1"
+	"encoding/base64"
+	"strconv"
+	"strings"
+	"time"
+)
+
+// maxUsername is the longest USERNAME in bytes (RFC 8489 section 14.3: "a UTF-8-encoded sequence of fewer than 509 bytes").
+const maxUsername = 508
+
+// Credential issues a credential for a relay that knows secret. It is valid until expiry, whole seconds; salt tells one
+// credential from another and must not be empty: quotas count per credential.
+//
+// This is the TURN REST convention (draft-uberti-behave-turn-rest-00 section 2.2), which coturn calls use-auth-secret: the
+// username is "expiry:salt", expiry in seconds since 1970, and the password is base64(HMAC-SHA1(secret, username)).
+func Credential(secret string, expiry time.Time, salt string) (username, password string) {
+	username = strconv.FormatInt(expiry.Unix(), 10) + ":" + salt
+	return username, passwordOf(secret, username)
+}
+
+func passwordOf(secret, username string) string {
+	mac := hmac.New(sha1.New, []byte(secret))
+	mac.Write([]byte(username))
+	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
+}
+
+// longTermKey is the key of the long-term credential mechanism (RFC 8489 section 9.2.2, without PASSWORD-ALGORITHM).
+func longTermKey(username, realm, password string) []byte {
+	sum := md5.Sum([]byte(username + ":" + realm + ":" + password))
+	return sum[:]
+}
+
+// alive reports whether username is well formed and not expired at now. Whether it was issued by one who knows the secret is
+// told by MESSAGE-INTEGRITY, which pion/stun compares in constant time (hmac.Equal).
+func alive(username string, now time.Time) bool {
+	stamp, salt, found := strings.Cut(username, ":")
+	if !found || salt == "" || len(username) > maxUsername || stamp == "" {
+		return false
+	}
+	for _, c := range []byte(stamp) {
+		if c < '0' || c > '9' {
+			return false
+		}
+	}
+	expiry, err := strconv.ParseInt(stamp, 10, 64)
+	return err == nil && now.Unix() < expiry
+}

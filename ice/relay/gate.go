@@ -1,0 +1,236 @@
+package relay
+
+import (
+	"net"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/pion/turn/v5"
+)
+
+// gate is one listening socket and the net.PacketConn that pion sees of it. Each gate has a pion server of its own, so that
+// everything pion calls back while it handles a request happens on the gate's reading goroutine, between two calls of
+// ReadFrom, and belongs to g.now.
+type gate struct {
+	// frozen
+	server *Server
+	sock   *socket
+	turn   *turn.Server
+
+	// owned by the reading goroutine
+	work *scratch
+	left received // what is not yet read of the last message
+	now  request
+
+	mu          sync.RWMutex
+	allocations map[netip.AddrPort]*allocation // by client
+	ended       chan struct{}                  // closed when the reading goroutine is through
+}
+
+// request is the STUN message that pion handles now.
+type request struct {
+	message
+	active        bool
+	src           netip.AddrPort
+	local         netip.Addr
+	size          int
+	judged        bool   // authenticate was asked: the nonce was good
+	user          string // whom it found
+	key           []byte
+	authenticated bool
+	answered      bool
+	code          int         // the error code to answer with, instead of pion's; 0 leaves it
+	opened        *allocation // made for this request
+}
+
+func newGate(s *Server, sock *socket) *gate {
+	return &gate{
+		server: s, sock: sock, work: new(scratch),
+		allocations: map[netip.AddrPort]*allocation{},
+		ended:       make(chan struct{}),
+	}
+}
+
+// ReadFrom returns the next STUN message that pion may see. It blocks, and relays ChannelData meanwhile. Only the closing of
+// the socket is an error: pion stops for good at the first.
+func (g *gate) ReadFrom(p []byte) (int, net.Addr, error) {
+	g.settle()
+	for {
+		for len(g.left.data) > 0 {
+			if one, pass := g.next(); pass {
+				return copy(p, one), net.UDPAddrFromAddrPort(g.now.src), nil
+			}
+		}
+		r, err := g.sock.receive(g.work.in[:])
+		if g.server.receiveFailed(err) {
+			close(g.ended)
+			return 0, nil, err
+		}
+		if err == nil && g.welcome(r) {
+			g.left = r
+		}
+	}
+}
+
+// welcome looks at the source. RFC 768 makes a source port of 0 mean "no reply wanted"; an answer to an address that is no
+// host's would be a broadcast or worse.
+func (g *gate) welcome(r received) bool {
+	a := r.src.Addr()
+	if len(r.data) == 0 {
+		g.server.stats.drop(dropNotSTUN)
+		return false
+	}
+	if r.src.Port() != 0 && a.IsValid() && !a.IsUnspecified() && !a.IsMulticast() && a != broadcast {
+		return true
+	}
+	g.server.stats.dropN(dropSource, segments(len(r.data), r.segment))
+	return false
+}
+
+var broadcast = netip.AddrFrom4([4]byte{255, 255, 255, 255})
+
+// next takes the first datagram from g.left: ChannelData is relayed, with all that follow of the same channel and size; a
+// STUN message that passes is returned.
+func (g *gate) next() (one []byte, pass bool) {
+	one = g.left.data[:min(g.left.segment, len(g.left.data))]
+	if isChannelData(one) {
+		g.relayRun()
+		return nil, false
+	}
+	g.left.data = g.left.data[len(one):]
+	if one[0]&0xC0 != 0 {
+		g.server.stats.drop(dropNotSTUN)
+		return nil, false
+	}
+	m, ok := checkMessage(one)
+	if !ok {
+		g.server.stats.drop(dropMalformed)
+		return nil, false
+	}
+	g.now = request{message: m, src: g.left.src, local: g.left.local, size: len(one)}
+	g.now.active = g.admit(&g.now)
+	return one, g.now.active
+}
+
+// relayRun relays the ChannelData messages at the head of g.left that have one channel and one size, the last may be shorter.
+// The headers between them are closed up in place, so that they can leave as one run.
+func (g *gate) relayRun() {
+	d, step := g.left.data, g.left.segment
+	stats := &g.server.stats
+	number, data, ok := parseChannelData(d[:min(step, len(d))])
+	if !ok {
+		g.left.data = d[min(step, len(d)):]
+		stats.drop(dropChannelLength)
+		return
+	}
+	size, end := len(data), channelHead+len(data)
+	read := min(step, len(d))
+	for size > 0 && read < len(d) {
+		n, more, ok := parseChannelData(d[read:min(read+step, len(d))])
+		if !ok || n != number || len(more) == 0 || len(more) > size {
+			break
+		}
+		end += copy(d[end:], more)
+		if read = min(read+step, len(d)); len(more) < size {
+			break
+		}
+	}
+	g.left.data = d[read:]
+	a := g.find(g.left.src)
+	if a == nil {
+		stats.dropN(dropNoAllocation, segments(end-channelHead, size))
+		return
+	}
+	a.toChannel(number, d[channelHead:end], max(size, 1), g.work.oob[:])
+}
+
+// lastSecond is how long before its end an allocation gets no more permissions. pion up to 5.1.2 panics if an allocation expires
+// in the instant between putting a permission in its books and starting the permission's timer (Allocation.AddPermission,
+// Allocation.Close), and a client could aim at that. A client that wants permissions has refreshed long before.
+const lastSecond = time.Second
+
+// admit decides whether pion may see a message that is well formed.
+func (g *gate) admit(r *request) bool {
+	stats := &g.server.stats
+	switch {
+	case r.class == classIndication && r.method == methodBinding: // a keepalive: wants no answer, and pion knows it not
+		return false
+	case r.class == classIndication && r.method == methodSend:
+		return g.admitSend(r)
+	case r.class != classRequest:
+		stats.drop(dropMethod)
+		return false
+	}
+	switch r.method {
+	case methodBinding:
+		if !g.server.bindings.allow(r.src.Addr(), g.server.since()) {
+			stats.drop(dropBindingLimited)
+			return false
+		}
+		return true
+	case methodCreatePermission, methodChannelBind:
+		if a := g.find(r.src); a != nil && a.expires-g.server.since() < int64(lastSecond) {
+			stats.drop(dropExpiring)
+			return false
+		}
+		return r.integrity || g.mayRefuse(r)
+	case methodAllocate, methodRefresh:
+		return r.integrity || g.mayRefuse(r)
+	}
+	stats.drop(dropMethod)
+	return false
+}
+
+// mayRefuse takes one from what the source may be refused.
+func (g *gate) mayRefuse(r *request) bool {
+	if g.server.refusals.allow(r.src.Addr(), g.server.since()) {
+		return true
+	}
+	g.server.stats.drop(dropUnauthorizedLimited)
+	return false
+}
+
+// admitSend decides on a Send indication. RFC 8656 section 11.2: a server that cannot set the DF bit treats DONT-FRAGMENT as
+// an unknown comprehension-required attribute, and so discards the indication.
+func (g *gate) admitSend(r *request) bool {
+	a := g.find(r.src)
+	switch {
+	case a == nil:
+		g.server.stats.drop(dropNoAllocation)
+	case r.dontFragment:
+		g.server.stats.drop(dropDontFragment)
+	case !r.peer.IsValid():
+		g.server.stats.drop(dropMalformed)
+	default:
+		return a.permitted(r.peer, 1)
+	}
+	return false
+}
+
+// find returns the allocation of a client, or nil.
+func (g *gate) find(client netip.AddrPort) *allocation {
+	g.mu.RLock()
+	defer g.mu.RUnlock()
+	return g.allocations[client]
+}
+
+// forget ends what the gate and the quotas know of an allocation.
+func (g *gate) forget(a *allocation) {
+	g.mu.Lock()
+	if g.allocations[a.client] == a {
+		delete(g.allocations, a.client)
+	}
+	g.mu.Unlock()
+	g.server.quota.release(a.user)
+}
+
+// LocalAddr is the address the socket is bound to. pion takes it for the server's half of every 5-tuple.
+func (g *gate) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(g.sock.local) }
+
+// Close closes the socket; the reading goroutine and pion end.
+func (g *gate) Close() error { return g.sock.conn.Close() }
+
+func (g *gate) SetDeadline(time.Time) error      { return errNoDeadline }
+func (g *gate) SetReadDeadline(time.Time) error  { return errNoDeadline }
+func (g *gate) SetWriteDeadline(time.Time) error { return errNoDeadline }

@@ -1,0 +1,323 @@
+package relay
+
+import (
+	"bytes"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// TestData sends through an allocation in both ways and both forms, over both families.
+func TestData(t *testing.T) {
+	s := start(t, nil)
+	for gate, local := range []netip.Addr{loopback4, loopback6} {
+		t.Run(local.String(), func(t *testing.T) {
+			c := dial(t, s, gate, "data")
+			var relayed netip.AddrPort
+			if local.Is4() {
+				relayed = c.allocate()
+			} else {
+				relayed = c.allocate6()
+			}
+			if relayed.Addr() != local || relayed.Port() < 49152 {
+				t.Fatalf("relayed address %v", relayed)
+			}
+			conn, peer := peer(t, local)
+			if code := c.permit(peer); code != 0 {
+				t.Fatalf("CreatePermission: %d", code)
+			}
+			for _, size := range []int{1, 2, 3, 4, 999, 1400} {
+				c.indicate(peer, bytes.Repeat([]byte{7}, size))
+				if b, src := readPeer(conn, time.Second); len(b) != size || src != relayed {
+					t.Fatalf("peer got %d bytes from %v, want %d from %v", len(b), src, size, relayed)
+				}
+				conn.WriteToUDPAddrPort(bytes.Repeat([]byte{8}, size), relayed)
+				b := c.read(time.Second)
+				c.sound(b)
+				m, ok := checkMessage(b)
+				if !ok || m.method != methodData || m.class != classIndication || m.peer != peer {
+					t.Fatalf("client got %x", b)
+				}
+			}
+			if code := c.bind(0x4001, peer); code != 0 {
+				t.Fatalf("ChannelBind: %d", code)
+			}
+			for _, size := range []int{0, 1, 2, 3, 4, 999, 1400, 9000, 60000} {
+				data := bytes.Repeat([]byte{9}, size)
+				c.send(append(channelData(0x4001, data), 1, 2, 3)) // padding is ignored
+				if b, src := readPeer(conn, time.Second); !bytes.Equal(b, data) || src != relayed {
+					t.Fatalf("peer got %d bytes from %v, want %d from %v", len(b), src, size, relayed)
+				}
+				conn.WriteToUDPAddrPort(data, relayed)
+				if b := c.read(time.Second); !bytes.Equal(b, channelData(0x4001, data)) {
+					t.Fatalf("client got %d bytes, want %d of ChannelData and no padding", len(b), size+4)
+				}
+			}
+		})
+	}
+}
+
+// TestRuns sends many datagrams at once with odd tails and mixed channels; each must arrive whole, in order, once.
+func TestRuns(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "runs")
+	relayed := c.allocate()
+	conn1, peer1 := peer(t, loopback4)
+	conn2, peer2 := peer(t, loopback4)
+	if c.bind(0x4001, peer1) != 0 || c.bind(0x4002, peer2) != 0 {
+		t.Fatal("ChannelBind")
+	}
+	for round := range 20 {
+		var want1, want2 [][]byte
+		for i := range 40 {
+			data := bytes.Repeat([]byte{byte(i)}, []int{1200, 1200, 1200, 37, 1200, 1}[(i+round)%6])
+			if (i/7)%2 == 0 {
+				c.send(channelData(0x4001, data))
+				want1 = append(want1, data)
+			} else {
+				c.send(channelData(0x4002, data))
+				want2 = append(want2, data)
+			}
+		}
+		for i, want := range want1 {
+			if b, _ := readPeer(conn1, time.Second); !bytes.Equal(b, want) {
+				t.Fatalf("round %d: datagram %d of the first peer: %d bytes, want %d", round, i, len(b), len(want))
+			}
+		}
+		for i, want := range want2 {
+			if b, _ := readPeer(conn2, time.Second); !bytes.Equal(b, want) {
+				t.Fatalf("round %d: datagram %d of the second peer: %d bytes, want %d", round, i, len(b), len(want))
+			}
+		}
+		for _, data := range want1 {
+			conn1.WriteToUDPAddrPort(data, relayed)
+		}
+		for i, want := range want1 {
+			if b := c.read(time.Second); !bytes.Equal(b, channelData(0x4001, want)) {
+				t.Fatalf("round %d: datagram %d back: %d bytes, want %d", round, i, len(b), len(want)+4)
+			}
+		}
+	}
+}
+
+// TestBinding: RFC 8489 section 6.3.1.
+func TestBinding(t *testing.T) {
+	s := start(t, nil)
+	for gate := range 2 {
+		c := dial(t, s, gate, "binding")
+		r := c.exchange(plain(methodBinding, classRequest, newID()), time.Second)
+		if r == nil {
+			t.Fatal("no answer")
+		}
+		var mapped netip.AddrPort
+		eachAttr(r, func(kind uint16, value, _ []byte) {
+			if kind == attrXORMapped {
+				mapped = xorAddress(value, (*[12]byte)(r[8:20]))
+			}
+		})
+		if mapped != c.addr() {
+			t.Fatalf("mapped address %v, want %v", mapped, c.addr())
+		}
+	}
+}
+
+// TestRefusals: each wrong request has the code that RFC 8656 gives it, and is signed where the client is known.
+func TestRefusals(t *testing.T) {
+	s := start(t, nil)
+	family6 := attr{attrRequestedFamily, []byte{familyIPv6, 0, 0, 0}}
+	c := dial(t, s, 0, "refusals")
+	if _, code := c.call(methodAllocate, attr{attrRequestedTransport, []byte{6, 0, 0, 0}}); code != codeTransport {
+		t.Errorf("TCP allocation: %d, want 442", code)
+	}
+	if _, code := c.call(methodAllocate); code != 400 {
+		t.Errorf("Allocate without transport: %d, want 400", code)
+	}
+	if _, code := c.call(methodAllocate, udpTransport, attr{attrEvenPort, []byte{0x80}}); code != codeInsufficient {
+		t.Errorf("EVEN-PORT with reservation: %d, want 508", code)
+	}
+	if _, code := c.call(methodAllocate, udpTransport, attr{attrReservationToken, make([]byte, 8)}); code != codeInsufficient {
+		t.Errorf("RESERVATION-TOKEN: %d, want 508", code)
+	}
+	if _, code := c.call(methodAllocate, udpTransport, attr{attrRequestedFamily, []byte{9, 0, 0, 0}}); code != codeFamily {
+		t.Errorf("unknown family: %d, want 440", code)
+	}
+	if _, code := c.call(methodAllocate, udpTransport, attr{attrDontFragment, nil}); code != 420 {
+		t.Errorf("DONT-FRAGMENT: %d, want 420", code)
+	}
+	if r := c.exchange(c.signed(methodAllocate, newID(), attr{0x7abc, nil}), time.Second); errorOf(r) != 420 {
+		t.Errorf("unknown attribute: %d, want 420", errorOf(r))
+	}
+	even := dial(t, s, 0, "even")
+	r, code := even.call(methodAllocate, udpTransport, attr{attrEvenPort, []byte{0}})
+	if code != 0 || hasAttr(r, attrReservationToken) {
+		t.Errorf("EVEN-PORT without reservation: %d, %x", code, r)
+	} else if a := s.gates[0].find(even.addr()); a.relayed.Port()%2 != 0 {
+		t.Errorf("EVEN-PORT: %v", a.relayed)
+	}
+	// RFC 8656 sections 7.3, 10.2, 12.2: no allocation is a 437
+	if _, code := c.call(methodRefresh); code != codeMismatch {
+		t.Errorf("Refresh without allocation: %d, want 437", code)
+	}
+	if code := c.permit(netip.MustParseAddrPort("127.0.0.1:9")); code != codeMismatch {
+		t.Errorf("CreatePermission without allocation: %d, want 437", code)
+	}
+	if code := c.bind(0x4000, netip.MustParseAddrPort("127.0.0.1:9")); code != codeMismatch {
+		t.Errorf("ChannelBind without allocation: %d, want 437", code)
+	}
+	c.allocate()
+	if _, code := c.call(methodAllocate, udpTransport); code != codeMismatch {
+		t.Errorf("second Allocate: %d, want 437", code)
+	}
+	if _, code := c.call(methodRefresh, family6); code != codePeerFamily {
+		t.Errorf("Refresh of another family: %d, want 443", code)
+	}
+	if code := c.bind(0x8000, netip.MustParseAddrPort("127.0.0.1:9")); code != 400 {
+		t.Errorf("ChannelBind of 0x8000: %d, want 400", code)
+	}
+	if code := c.permit(netip.MustParseAddrPort("[::1]:9")); code != codePeerFamily {
+		t.Errorf("IPv6 peer of an IPv4 allocation: %d, want 443", code)
+	}
+	if code := c.bind(0x4000, netip.MustParseAddrPort("[::1]:9")); code != codePeerFamily {
+		t.Errorf("ChannelBind of an IPv6 peer: %d, want 443", code)
+	}
+	if _, code := c.call(methodRefresh, attr{attrLifetime, make([]byte, 4)}); code != 0 {
+		t.Errorf("Refresh with lifetime 0: %d", code)
+	}
+	if _, code := c.call(methodRefresh); code != codeMismatch {
+		t.Errorf("Refresh after the end: %d, want 437", code)
+	}
+}
+
+// TestOneFamily: a relay without an IPv6 address answers 440 (RFC 8656 section 7.2).
+func TestOneFamily(t *testing.T) {
+	s := start(t, func(c *Config) { c.Listen = c.Listen[:1] })
+	c := dial(t, s, 0, "family")
+	if _, code := c.call(methodAllocate, udpTransport, attr{attrRequestedFamily, []byte{familyIPv6, 0, 0, 0}}); code != codeFamily {
+		t.Fatalf("error %d, want 440", code)
+	}
+}
+
+// TestOtherUser: RFC 8656 section 5: "the request MUST be rejected with a 441 (Wrong Credentials) error".
+func TestOtherUser(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "first")
+	relayed := c.allocate()
+	other := dial(t, s, 0, "second")
+	other.conn.Close()
+	other.conn = c.conn // the same 5-tuple
+	conn, at := peer(t, loopback4)
+	if _, code := other.call(methodRefresh, attr{attrLifetime, make([]byte, 4)}); code != codeWrongCredentials {
+		t.Errorf("Refresh: %d, want 441", code)
+	}
+	if code := other.permit(at); code != codeWrongCredentials {
+		t.Errorf("CreatePermission: %d, want 441", code)
+	}
+	if code := other.bind(0x4000, at); code != codeWrongCredentials {
+		t.Errorf("ChannelBind: %d, want 441", code)
+	}
+	if _, code := other.call(methodAllocate, udpTransport); code != codeMismatch {
+		t.Errorf("Allocate: %d, want 437", code)
+	}
+	conn.WriteToUDPAddrPort([]byte("x"), relayed)
+	if b := c.read(50 * time.Millisecond); b != nil {
+		t.Errorf("a refused permission lets data through: %x", b)
+	}
+	if code := c.permit(at); code != 0 { // the owner's allocation lives on
+		t.Errorf("the owner's CreatePermission: %d", code)
+	}
+}
+
+// TestCredentials: what is expired, malformed or made with another secret is refused with 401, a made-up nonce with 438.
+func TestCredentials(t *testing.T) {
+	s := start(t, nil)
+	hour := time.Now().Add(time.Hour)
+	forged, password := Credential("some other secret of the tests", hour, "x")
+	expired, expiredPassword := s.Credential(time.Now().Add(-time.Second), "x")
+	for name, credential := range map[string][2]string{
+		"other secret":   {forged, password},
+		"wrong password": {forged, "password"},
+		"expired":        {expired, expiredPassword},
+		"no salt":        {"99999999999:", passwordOf(testSecret, "99999999999:")},
+		"no colon":       {"99999999999", passwordOf(testSecret, "99999999999")},
+		"no expiry":      {":x", passwordOf(testSecret, ":x")},
+		"signed expiry":  {"+99999999999:x", passwordOf(testSecret, "+99999999999:x")},
+		"huge expiry":    {"99999999999999999999:x", passwordOf(testSecret, "99999999999999999999:x")},
+		"empty":          {"", passwordOf(testSecret, "")},
+	} {
+		c := dial(t, s, 0, "x")
+		c.user, c.password = credential[0], credential[1]
+		if _, code := c.call(methodAllocate, udpTransport); code != codeUnauthorized {
+			t.Errorf("%s: %d, want 401", name, code)
+		}
+	}
+	c := dial(t, s, 0, "x")
+	c.challenge()
+	c.nonce = []byte("0123456789")
+	r, code := c.call(methodAllocate, udpTransport)
+	if code != codeStaleNonce {
+		t.Fatalf("made-up nonce: %d, want 438", code)
+	}
+	c.learn(r)
+	c.allocate()
+	c.realm = []byte("elsewhere")
+	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+		t.Errorf("another realm: %d, want 401", code)
+	}
+	if n, _ := s.quota.count(); n != 1 {
+		t.Errorf("%d allocations, want 1", n)
+	}
+}
+
+// TestExpiryEndsAllocation: an expired credential cannot refresh what it made while it was valid.
+func TestExpiryEndsAllocation(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.user, c.password = s.Credential(time.Now().Add(2*time.Second), "x")
+	c.allocate()
+	eventually(t, "the credential to expire", func() bool {
+		_, code := c.call(methodRefresh)
+		return code == codeUnauthorized
+	})
+}
+
+// TestCoturnVector: the credential is what coturn computes: made with
+// printf %s 1700000000:alice | openssl dgst -sha1 -hmac north -binary | base64
+func TestCoturnVector(t *testing.T) {
+	user, password := Credential("north", time.Unix(1700000000, 0), "alice")
+	if user != "1700000000:alice" || password != "Cd/49soE35ICqcJF/bCTn8Z4OyE=" {
+		t.Fatalf("%s %s", user, password)
+	}
+}
+
+func TestQuotas(t *testing.T) {
+	s := start(t, func(c *Config) { c.AllocationsPerUser, c.Allocations, c.PeersPerAllocation = 2, 3, 2 })
+	a := []*client{dial(t, s, 0, "a"), dial(t, s, 0, "a"), dial(t, s, 0, "a")}
+	for _, c := range a { // one credential
+		c.user, c.password = a[0].user, a[0].password
+	}
+	a[0].allocate()
+	a[1].allocate()
+	if _, code := a[2].call(methodAllocate, udpTransport); code != codeQuota {
+		t.Fatalf("third of one credential: %d, want 486", code)
+	}
+	dial(t, s, 0, "b").allocate()
+	if _, code := dial(t, s, 0, "c").call(methodAllocate, udpTransport); code != codeQuota {
+		t.Fatalf("fourth of all: %d, want 486", code)
+	}
+	if _, code := a[0].call(methodRefresh, attr{attrLifetime, make([]byte, 4)}); code != 0 {
+		t.Fatalf("Refresh: %d", code)
+	}
+	a[2].allocate()
+	for i, want := range []int{0, 0, codeInsufficient, 0} {
+		at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, byte(i % 3)}), 9)
+		if code := a[1].permit(at); code != want {
+			t.Errorf("permission %d: %d, want %d", i, code, want)
+		}
+	}
+	for i, want := range []int{0, 0, codeInsufficient} {
+		at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, 1}), uint16(9+i))
+		if code := a[1].bind(0x4000+uint16(i), at); code != want {
+			t.Errorf("channel %d: %d, want %d", i, code, want)
+		}
+	}
+}

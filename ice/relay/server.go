@@ -1,0 +1,300 @@
+package relay
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"syscall"
+	"time"
+)
+
+// Server is a STUN and TURN server. Its methods may be called by any goroutine.
+type Server struct {
+	// frozen
+	cfg      Config
+	clock    func() time.Time // for the expiry of credentials
+	start    time.Time
+	bindings *limiter
+	refusals *limiter
+	quota    *quota
+	stopped  chan struct{} // closed by Close
+	ended    chan struct{} // closed when Run has returned, or will never be called
+
+	// frozen when ready
+	offloads offloads
+	peers    peerPolicy
+	relays   map[bool]netip.Addr // the address of relayed transport addresses, by whether it is IPv4; invalid: none
+	binds    map[bool]netip.Addr // where their sockets are bound
+	gates    []*gate
+
+	// atomic
+	stats stats
+	ready atomic.Bool
+
+	allocations sync.WaitGroup // allocations that pion has not ended
+
+	mu     sync.Mutex
+	state  runState
+	failed bool // Run returned an error
+}
+
+// runState is how far a Server has come.
+type runState int
+
+const (
+	fresh runState = iota
+	running
+	closing
+)
+
+// ErrClosed is returned by Run after Close.
+var ErrClosed = errors.New("relay: server closed")
+
+// errRunTwice means a bug of the caller.
+var errRunTwice = errors.New("relay: Run called twice")
+
+// New checks cfg and makes a Server. It opens nothing. Errors name the field that is wrong.
+func New(cfg Config) (*Server, error) {
+	cfg, err := cfg.withDefaults()
+	if err != nil {
+		return nil, err
+	}
+	return &Server{
+		cfg: cfg, clock: time.Now, start: time.Now(),
+		bindings: newLimiter(cfg.BindingsPerSecond, 5*cfg.BindingsPerSecond),
+		refusals: newLimiter(cfg.RefusalsPerSecond, 5*cfg.RefusalsPerSecond),
+		quota:    newQuota(cfg.Allocations, cfg.AllocationsPerUser),
+		stopped:  make(chan struct{}),
+		ended:    make(chan struct{}),
+	}, nil
+}
+
+// Credential issues a credential for this server, see [Credential].
+func (s *Server) Credential(expiry time.Time, salt string) (username, password string) {
+	return Credential(s.cfg.Secret, expiry, salt)
+}
+
+// since is the time since New in ns, monotonic: the clock of the limiters.
+func (s *Server) since() int64 { return int64(time.Since(s.start)) }
+
+// Run opens the sockets and serves until ctx ends or Close is called, which is nil, or a socket fails. It may be called once.
+// When it returns, every socket is closed and every goroutine has ended.
+func (s *Server) Run(ctx context.Context) error {
+	s.mu.Lock()
+	if s.state != fresh {
+		defer s.mu.Unlock()
+		if s.state == closing {
+			return ErrClosed
+		}
+		return errRunTwice
+	}
+	s.state = running
+	s.mu.Unlock()
+	defer close(s.ended)
+
+	err := s.open()
+	if err == nil {
+		err = s.serve(ctx)
+	}
+	s.ready.Store(false)
+	s.shut()
+	s.mu.Lock()
+	s.failed = err != nil
+	s.mu.Unlock()
+	return err
+}
+
+// serve starts the gates and waits for an end.
+func (s *Server) serve(ctx context.Context) error {
+	failed := make(chan struct{}, len(s.gates))
+	for i, g := range s.gates {
+		if err := g.serve(); err != nil {
+			for _, g := range s.gates[i:] {
+				close(g.ended) // nobody reads
+			}
+			return fmt.Errorf("relay: %w", err)
+		}
+		go func() {
+			<-g.ended
+			failed <- struct{}{}
+		}()
+		s.cfg.Logger.Info("relay: listening", "address", g.sock.local, "receive_buffer", g.sock.granted)
+	}
+	s.ready.Store(true)
+	select {
+	case <-ctx.Done():
+		return nil
+	case <-s.stopped:
+		return nil
+	case <-failed:
+		return errors.New("relay: a listening socket failed")
+	}
+}
+
+// shut closes the gates and waits until pion has ended their allocations.
+func (s *Server) shut() {
+	for _, g := range s.gates {
+		g.Close()
+	}
+	for _, g := range s.gates {
+		if g.turn != nil {
+			<-g.ended
+		}
+	}
+	s.allocations.Wait()
+}
+
+// Close stops Run and waits for its end. It returns nil; a second call too.
+func (s *Server) Close() error {
+	s.mu.Lock()
+	was := s.state
+	s.state = closing
+	switch was {
+	case fresh:
+		close(s.ended)
+		close(s.stopped)
+	case running:
+		close(s.stopped)
+	}
+	s.mu.Unlock()
+	<-s.ended
+	return nil
+}
+
+// Addrs are the addresses listened on, in the order of Config.Listen. It is empty until the server is ready.
+func (s *Server) Addrs() []netip.AddrPort {
+	if !s.ready.Load() {
+		return nil
+	}
+	addrs := make([]netip.AddrPort, len(s.gates))
+	for i, g := range s.gates {
+		addrs[i] = g.sock.local
+	}
+	return addrs
+}
+
+// Ready reports whether every socket is open and served.
+func (s *Server) Ready() bool { return s.ready.Load() }
+
+// open opens the listening sockets and finds out the addresses of relayed ones.
+func (s *Server) open() error {
+	if !s.cfg.NoOffload {
+		s.offloads = probeOffloads()
+	}
+	addrs, optional := s.cfg.listenAddrs()
+	for _, addr := range addrs {
+		sock, err := openSocket(addr, s.socketConfig(true))
+		if optional && err != nil && familyMissing(err) {
+			s.cfg.Logger.Warn("relay: address family missing", "address", addr, "error", err)
+			continue
+		}
+		if err != nil {
+			return err
+		}
+		s.gates = append(s.gates, newGate(s, sock))
+	}
+	if len(s.gates) == 0 {
+		return errors.New("relay: the machine has neither IPv4 nor IPv6")
+	}
+	s.chooseRelays()
+	s.choosePolicy()
+	if !s.relays[true].IsValid() && !s.relays[false].IsValid() {
+		return errors.New("relay: Config.PublicAddrs is empty and no public address was found")
+	}
+	return nil
+}
+
+func (s *Server) socketConfig(listening bool) socketConfig {
+	c := socketConfig{s.offloads, s.cfg.ReceiveBuffer, s.cfg.SendBuffer, listening}
+	if !listening {
+		c.receiveBuffer, c.sendBuffer = c.receiveBuffer/4, c.sendBuffer/4
+	}
+	return c
+}
+
+// chooseRelays sets relays and binds: the public address of each family that is listened on, and where a socket for it can
+// be bound, which is the same address unless a NAT translates it.
+func (s *Server) chooseRelays() {
+	s.relays, s.binds = map[bool]netip.Addr{}, map[bool]netip.Addr{}
+	for _, a := range s.cfg.PublicAddrs {
+		s.relays[a.Is4()] = a
+	}
+	for _, g := range s.gates {
+		a := g.sock.local.Addr()
+		v4 := a.Is4()
+		if !s.relays[v4].IsValid() {
+			if s.relays[v4] = a; a.IsUnspecified() {
+				s.relays[v4] = outward(v4)
+			}
+		}
+		if !s.binds[v4].IsValid() {
+			s.binds[v4] = a
+		}
+	}
+	for v4, public := range s.relays {
+		if !s.binds[v4].IsValid() { // a family for peers only
+			s.binds[v4] = netip.IPv6Unspecified()
+			if v4 {
+				s.binds[v4] = netip.IPv4Unspecified()
+			}
+		}
+		if sock, err := openSocket(netip.AddrPortFrom(public, 0), socketConfig{}); public.IsValid() && err == nil {
+			s.binds[v4] = public
+			sock.conn.Close()
+		}
+	}
+}
+
+// choosePolicy sets the peer policy.
+func (s *Server) choosePolicy() {
+	s.peers = peerPolicy{
+		denied: s.cfg.DeniedPeers, allowed: s.cfg.AllowedPeers,
+		listening: map[netip.AddrPort]bool{}, ports: map[uint16]bool{}, own: map[netip.Addr]bool{},
+		local: map[netip.Addr]bool{}, low: s.cfg.MinPort, high: s.cfg.MaxPort,
+	}
+	if addrs, err := net.InterfaceAddrs(); err == nil {
+		for _, a := range addrs {
+			if prefix, ok := a.(*net.IPNet); ok {
+				ip, _ := netip.AddrFromSlice(prefix.IP)
+				s.peers.local[ip.Unmap()] = true
+			}
+		}
+	}
+	for _, a := range s.relays {
+		if a.IsValid() {
+			s.peers.own[a] = true
+		}
+	}
+	for _, g := range s.gates {
+		s.peers.listening[g.sock.local] = true
+		s.peers.ports[g.sock.local.Port()] = true
+		for a := range s.peers.own {
+			s.peers.listening[netip.AddrPortFrom(a, g.sock.local.Port())] = true
+		}
+	}
+}
+
+// receiveFailed looks at the error of a receive and reports whether it is the end. Other errors are counted, and waited out for
+// a moment so that one that stays cannot take a core.
+func (s *Server) receiveFailed(err error) bool {
+	switch {
+	case err == nil:
+	case errors.Is(err, net.ErrClosed):
+		return true
+	case errors.Is(err, errTruncated):
+		s.stats.drop(dropOversized)
+	default:
+		s.stats.drop(dropReceiveFailed)
+		time.Sleep(time.Millisecond)
+	}
+	return false
+}
+
+// familyMissing reports whether a socket could not be opened because the machine lacks its address family.
+func familyMissing(err error) bool {
+	return errors.Is(err, syscall.EAFNOSUPPORT) || errors.Is(err, syscall.EADDRNOTAVAIL)
+}

@@ -1,0 +1,105 @@
+package broker
+
+import (
+	"cmp"
+	"crypto/rand"
+	"crypto/subtle"
+	"log/slog"
+	"maps"
+	"slices"
+	"sync"
+
+	"github.com/nats-io/nats-server/v2/server"
+
+	"github.com/sluice-vpn/sluice/ice/signal"
+)
+
+// authenticator decides for the server who a connection is. It implements server.Authentication.
+type authenticator struct {
+	// Frozen.
+	callback func(token string) (name string, allowed []string, err error)
+	own      string // the portal's own token, known to this process only
+	log      *serverLog
+	alive    func(id uint64) bool // whether the server still has this connection
+
+	// mu is held for reading while a connection is authenticated, so that Kick, which holds it for writing, misses none.
+	// Lock order: mu, then table.
+	mu    sync.RWMutex
+	table sync.Mutex
+	names map[string]map[uint64]Client // connections by node; those that have ended go when the node connects again
+}
+
+func newAuthenticator(callback func(string) (string, []string, error), log *serverLog) *authenticator {
+	return &authenticator{callback: callback, own: rand.Text() + rand.Text(), log: log, names: map[string]map[uint64]Client{}}
+}
+
+// Check implements server.Authentication.
+func (a *authenticator) Check(c server.ClientAuthentication) bool {
+	if c.Kind() != server.CLIENT {
+		return false
+	}
+	token := c.GetOpts().Token
+	if subtle.ConstantTimeCompare([]byte(token), []byte(a.own)) == 1 {
+		c.RegisterUser(&server.User{Username: "$portal"})
+		return true
+	}
+	a.mu.RLock()
+	defer a.mu.RUnlock()
+	name, allowed, err := a.callback(token)
+	switch {
+	case err != nil:
+		a.refuse(c, err.Error())
+		return false
+	case !signal.ValidName(name):
+		a.refuse(c, "token stands for no valid node name")
+		return false
+	}
+	c.RegisterUser(&server.User{Username: name, Permissions: NodePermissions(name, allowed)})
+	a.add(name, Client{ID: c.GetID(), Addr: c.RemoteAddress().String()})
+	return true
+}
+
+func (a *authenticator) refuse(c server.ClientAuthentication, why string) {
+	a.log.write(slog.LevelWarn, "node refused", "from", c.RemoteAddress().String(), "reason", why)
+}
+
+// NodePermissions returns signal.Permissions as the server wants them. A node may not answer on reply subjects beyond what
+// they list.
+func NodePermissions(self string, peers []string) *server.Permissions {
+	publish, subscribe, denied := signal.Permissions(self, peers)
+	return &server.Permissions{
+		Publish:   &server.SubjectPermission{Allow: publish, Deny: denied},
+		Subscribe: &server.SubjectPermission{Allow: subscribe, Deny: denied},
+	}
+}
+
+func (a *authenticator) add(name string, c Client) {
+	a.table.Lock()
+	defer a.table.Unlock()
+	if a.names[name] == nil {
+		a.names[name] = map[uint64]Client{}
+	}
+	a.pruneLocked(name)
+	a.names[name][c.ID] = c
+}
+
+// take removes the connections of a node from the table and returns their ids.
+func (a *authenticator) take(name string) []uint64 {
+	a.table.Lock()
+	defer a.table.Unlock()
+	ids := slices.Sorted(maps.Keys(a.names[name]))
+	delete(a.names, name)
+	return ids
+}
+
+// pruneLocked forgets the connections of a node that have ended.
+func (a *authenticator) pruneLocked(name string) {
+	maps.DeleteFunc(a.names[name], func(id uint64, _ Client) bool { return !a.alive(id) })
+}
+
+func (a *authenticator) clients(name string) []Client {
+	a.table.Lock()
+	defer a.table.Unlock()
+	a.pruneLocked(name)
+	return slices.SortedFunc(maps.Values(a.names[name]), func(x, y Client) int { return cmp.Compare(x.ID, y.ID) })
+}

@@ -1,0 +1,167 @@
+// Package broker embeds a NATS server as the signaling broker of a portal. Nodes do not link it.
+//
+// Who connects shows a token; the portal's callback says which node that is and which peers it may write to, and the server
+// then enforces [signal.Permissions]. Nothing about nodes is kept here: a revoked node is kicked, and its token refused when
+// it comes back. JetStream, if there is a folder for it, is for the portal alone, which talks to the server inside
+// the process and may do everything.
+//
+// Everything is bounded: connections, subscriptions, the size of messages, what may wait for a slow reader, and the memory and
+// disk of JetStream.
+package broker
+
+import (
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"time"
+
+	"github.com/nats-io/nats-server/v2/server"
+	"github.com/nats-io/nats.go"
+)
+
+// Config is what a Broker needs. It is frozen once given to Start.
+type Config struct {
+	// Listen is the TCP address for nodes; port 0 picks a free one.
+	Listen netip.AddrPort
+	// TLS is the server's configuration, and the connection begins with the TLS handshake. nil is for tests only.
+	TLS *tls.Config
+	// Authenticate returns the node that a token stands for and the names of the peers it may exchange messages with. An
+	// error refuses the connection; its text goes to the log, never to who connects. It is called by several goroutines, and
+	// Kick waits for calls under way. It may not call methods of the Broker.
+	Authenticate func(token string) (name string, allowed []string, err error)
+	// Store is the folder of JetStream; without one there is no JetStream.
+	Store string
+	// MaxMemory and MaxStore limit JetStream, in bytes; 0 means 64 MiB and 1 GiB.
+	MaxMemory, MaxStore int64
+	// MaxConnections limits connections; 0 means 4096.
+	MaxConnections int
+	// MaxPayload limits a message, in bytes; 0 means 64 KiB, of which nodes take signal.MaxMessage from one another.
+	MaxPayload int32
+	// MaxPending limits what waits to be written to one connection, in bytes; one that is slower is closed. 0 means 4 MiB.
+	MaxPending int64
+	// MaxSubscriptions limits the subscriptions of one connection; 0 means 128.
+	MaxSubscriptions int
+	// Log receives the server's warnings and errors and who was refused, a few lines a second at most; nil drops them.
+	Log *slog.Logger
+}
+
+// Broker is a running server. Its methods may be used by several goroutines.
+type Broker struct {
+	server *server.Server
+	auth   *authenticator
+}
+
+// readyTime is how long the server may take to open its store and its port.
+const readyTime = 20 * time.Second
+
+// Start runs a server; it accepts nodes when Start returns.
+func Start(cfg Config) (*Broker, error) {
+	if cfg.Authenticate == nil {
+		return nil, errors.New("broker: no Authenticate")
+	}
+	if !cfg.Listen.IsValid() {
+		return nil, errors.New("broker: no address to listen on")
+	}
+	log := &serverLog{to: cfg.Log, now: time.Now}
+	auth := newAuthenticator(cfg.Authenticate, log)
+	srv, err := server.NewServer(options(&cfg, auth))
+	if err != nil {
+		return nil, fmt.Errorf("broker: %w", err)
+	}
+	auth.alive = func(id uint64) bool { return srv.GetClient(id) != nil }
+	srv.SetLoggerV2(log, false, false, false)
+	b := &Broker{server: srv, auth: auth}
+	srv.Start()
+	if err := log.fatal(); err != nil {
+		b.Close()
+		return nil, fmt.Errorf("broker: %w", err)
+	}
+	if !srv.ReadyForConnections(readyTime) {
+		b.Close()
+		return nil, errors.New("broker: the server does not become ready")
+	}
+	return b, nil
+}
+
+func options(cfg *Config, auth *authenticator) *server.Options {
+	port := int(cfg.Listen.Port())
+	if port == 0 {
+		port = server.RANDOM_PORT
+	}
+	o := &server.Options{
+		ServerName: "sluice-portal", Host: cfg.Listen.Addr().String(), Port: port,
+		NoSigs: true, NoLog: cfg.Log == nil,
+		MaxConn: or(cfg.MaxConnections, 4096), MaxSubs: or(cfg.MaxSubscriptions, 128),
+		MaxPayload: or(cfg.MaxPayload, 64<<10), MaxPending: or(cfg.MaxPending, 4<<20),
+		MaxControlLine: 4 << 10, MaxClosedClients: 16, WriteDeadline: 5 * time.Second,
+		PingInterval: 15 * time.Second, MaxPingsOut: 2, AuthTimeout: 5,
+		CustomClientAuthentication: auth,
+	}
+	if cfg.TLS != nil {
+		o.TLS, o.TLSConfig, o.TLSHandshakeFirst, o.TLSTimeout = true, cfg.TLS, true, 5
+	}
+	if cfg.Store != "" {
+		o.JetStream, o.StoreDir = true, cfg.Store
+		o.JetStreamMaxMemory, o.JetStreamMaxStore = or(cfg.MaxMemory, 64<<20), or(cfg.MaxStore, 1<<30)
+		o.DisableJetStreamBanner = true
+	}
+	return o
+}
+
+// or returns value, or otherwise if value is 0.
+func or[T int | int32 | int64](value, otherwise T) T {
+	if value == 0 {
+		return otherwise
+	}
+	return value
+}
+
+// Addr returns where the server listens for nodes.
+func (b *Broker) Addr() netip.AddrPort {
+	addr, ok := b.server.Addr().(*net.TCPAddr)
+	if !ok {
+		return netip.AddrPort{}
+	}
+	return netip.AddrPortFrom(addr.AddrPort().Addr().Unmap(), addr.AddrPort().Port())
+}
+
+// Connect connects the portal itself, inside the process and with all permissions. The caller closes the connection.
+func (b *Broker) Connect(options ...nats.Option) (*nats.Conn, error) {
+	options = append(options, nats.InProcessServer(b.server), nats.Token(b.auth.own))
+	return nats.Connect("", options...)
+}
+
+// Client is a connection of a node.
+type Client struct {
+	ID   uint64
+	Addr string // host:port it comes from
+}
+
+// Clients returns the connections that a node has now; more than one means that its token is in use twice, or that an
+// older connection has not been found dead yet. They are in the order in which they came.
+func (b *Broker) Clients(name string) []Client { return b.auth.clients(name) }
+
+// Kick ends all connections of a node and returns how many there were. A connection that is being authenticated is waited
+// for: once Authenticate refuses a token, Kick leaves no connection that was made with it. A node whose token is still good
+// comes back at once, with what Authenticate then says that it may do.
+func (b *Broker) Kick(name string) int {
+	b.auth.mu.Lock()
+	defer b.auth.mu.Unlock()
+	ended := 0
+	for _, id := range b.auth.take(name) {
+		if b.server.DisconnectClientByID(id) == nil {
+			ended++
+		}
+	}
+	return ended
+}
+
+// Close ends all connections and the server, and returns when its goroutines have ended. It may be called twice.
+func (b *Broker) Close() error {
+	b.server.Shutdown()
+	b.server.WaitForShutdown()
+	return nil
+}

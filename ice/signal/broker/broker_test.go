@@ -1,0 +1,282 @@
+package broker_test
+
+import (
+	"bytes"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/sluice-vpn/sluice/ice/signal/broker"
+)
+
+var loopback = netip.MustParseAddrPort("127.0.0.1:0")
+
+// authenticate takes the node's name for its token. a may write to b and b to a; c may write to nobody.
+func authenticate(token string) (string, []string, error) {
+	switch token {
+	case "a":
+		return "a", []string{"b"}, nil
+	case "b":
+		return "b", []string{"a"}, nil
+	case "c", "..":
+		return token, nil, nil
+	}
+	return "", nil, errors.New("unknown token")
+}
+
+func start(t *testing.T, cfg broker.Config) *broker.Broker {
+	t.Helper()
+	if cfg.Authenticate == nil {
+		cfg.Authenticate = authenticate
+	}
+	cfg.Listen = loopback
+	b, err := broker.Start(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { b.Close() })
+	return b
+}
+
+// node is a raw connection that notes what the broker complains about.
+type node struct {
+	*nats.Conn
+	complaints chan string
+	ended      chan struct{}
+}
+
+func dial(b *broker.Broker, token string) (*node, error) {
+	n := &node{complaints: make(chan string, 64), ended: make(chan struct{})}
+	conn, err := nats.Connect("nats://"+b.Addr().String(), nats.Token(token), nats.NoReconnect(),
+		nats.ErrorHandler(func(_ *nats.Conn, _ *nats.Subscription, err error) { n.complaints <- err.Error() }),
+		nats.ClosedHandler(func(*nats.Conn) { close(n.ended) }))
+	n.Conn = conn
+	return n, err
+}
+
+func connect(t *testing.T, b *broker.Broker, token string) *node {
+	t.Helper()
+	n, err := dial(b, token)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(n.Close)
+	return n
+}
+
+func (n *node) wantComplaint(t *testing.T, what string) {
+	t.Helper()
+	if err := n.Flush(); err != nil {
+		t.Fatalf("%s: %v", what, err)
+	}
+	select {
+	case c := <-n.complaints:
+		if !strings.Contains(strings.ToLower(c), "permissions violation") {
+			t.Errorf("%s: %s", what, c)
+		}
+	case <-time.After(20 * time.Second):
+		t.Errorf("%s is permitted", what)
+	}
+}
+
+// TestPermissions: a node can write and listen only where its name says.
+func TestPermissions(t *testing.T) {
+	b := start(t, broker.Config{Store: t.TempDir()})
+	own, err := b.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	seen := make(chan string, 64)
+	if _, err := own.Subscribe(">", func(m *nats.Msg) { seen <- m.Subject }); err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	a := connect(t, b, "a")
+	for _, subject := range []string{
+		"sig.b.c", "sig.c.a", "sig.a.b", "sig.a.a", "sig.b.a.x", "sig.b", "portal.b.hello", "portal.a", "_INBOX_b.x", "_INBOX_b.ack.c.1",
+		"_INBOX_b.ack.a.1.2", "_INBOX_c.ack.a.1", "_INBOX.x", "$JS.API.INFO", "$JS.API.STREAM.CREATE.x", "$KV.nodes.a",
+		"$SYS.REQ.SERVER.PING", "$SYS.REQ.USER.INFO", "$O.x", "other",
+	} {
+		if err := a.Publish(subject, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		a.wantComplaint(t, "publish "+subject)
+	}
+	for _, subject := range []string{
+		">", "*.>", "sig.>", "sig.*.a", "sig.b.>", "sig.b.a", "_INBOX_b.>", "_INBOX.>", "portal.a.>", "portal.>", "$JS.>", "$JS.API.>",
+		"$KV.>", "$SYS.>", "$SYS.ACCOUNT.>", "_INBOX_*.>",
+	} {
+		if _, err := a.SubscribeSync(subject); err != nil {
+			t.Fatal(err)
+		}
+		a.wantComplaint(t, "subscribe "+subject)
+		if _, err := a.QueueSubscribeSync(subject, "q"); err != nil {
+			t.Fatal(err)
+		}
+		a.wantComplaint(t, "subscribe in a group "+subject)
+	}
+	for _, subject := range []string{"sig.b.a", "_INBOX_b.ack.a.7", "portal.a.hello"} {
+		if err := a.Publish(subject, nil); err != nil {
+			t.Fatal(err)
+		}
+		if got := <-seen; got != subject {
+			t.Errorf("the portal saw %s, want %s", got, subject)
+		}
+	}
+	for _, subject := range []string{"sig.a.>", "_INBOX_a.>"} {
+		if _, err := a.SubscribeSync(subject); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := a.Flush(); err != nil || len(a.complaints) != 0 || len(seen) != 0 {
+		t.Errorf("%v, %d complaints, %d messages", err, len(a.complaints), len(seen))
+	}
+}
+
+// TestNoAnswersElsewhere: two nodes that may talk cannot use reply subjects to write where neither may.
+func TestNoAnswersElsewhere(t *testing.T) {
+	b := start(t, broker.Config{})
+	a, other := connect(t, b, "a"), connect(t, b, "b")
+	got, err := other.SubscribeSync("sig.b.>")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := other.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for _, reply := range []string{"sig.c.a", "sig.a.c", "portal.a.x", "$JS.API.INFO"} {
+		if err := a.PublishRequest("sig.b.a", reply, []byte("x")); err != nil {
+			t.Fatal(err)
+		}
+		m, err := got.NextMsg(20 * time.Second)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := m.Respond([]byte("forged")); err != nil {
+			t.Fatal(err)
+		}
+		other.wantComplaint(t, "answer to "+reply)
+	}
+}
+
+func TestTokens(t *testing.T) {
+	var text bytes.Buffer
+	b := start(t, broker.Config{Log: slog.New(slog.NewTextHandler(&text, nil))})
+	for _, token := range []string{"", "x", "..", strings.Repeat("x", 1000)} {
+		if n, err := dial(b, token); !errors.Is(err, nats.ErrAuthorization) {
+			t.Errorf("%q: %v", token, err)
+			n.Close()
+		}
+	}
+	if conn, err := nats.Connect("nats://"+b.Addr().String(), nats.UserInfo("$portal", ""), nats.NoReconnect()); err == nil {
+		t.Error("the portal's name alone is enough")
+		conn.Close()
+	}
+	b.Close()
+	if lines := text.String(); !strings.Contains(lines, "unknown token") || !strings.Contains(lines, "no valid node name") {
+		t.Errorf("log: %s", lines)
+	}
+}
+
+func TestKick(t *testing.T) {
+	b := start(t, broker.Config{})
+	first, second, other := connect(t, b, "a"), connect(t, b, "a"), connect(t, b, "b")
+	if c := b.Clients("a"); len(c) != 2 || c[0].ID >= c[1].ID || !strings.HasPrefix(c[0].Addr, "127.0.0.1") {
+		t.Errorf("%+v", c)
+	}
+	if n := b.Kick("a"); n != 2 {
+		t.Errorf("%d were kicked", n)
+	}
+	<-first.ended
+	<-second.ended
+	if err := other.Flush(); err != nil {
+		t.Error(err)
+	}
+	if n := b.Kick("a") + b.Kick("nobody"); n != 0 || len(b.Clients("a")) != 0 {
+		t.Errorf("%d were kicked", n)
+	}
+	connect(t, b, "a")
+	if c := b.Clients("a"); len(c) != 1 {
+		t.Errorf("%+v", c)
+	}
+}
+
+func TestLimits(t *testing.T) {
+	b := start(t, broker.Config{MaxConnections: 1, MaxSubscriptions: 2, MaxPayload: 1024})
+	a := connect(t, b, "a")
+	if n, err := dial(b, "b"); err == nil {
+		t.Error("a second connection was taken")
+		n.Close()
+	}
+	if err := a.Publish("sig.b.a", make([]byte, 1025)); !errors.Is(err, nats.ErrMaxPayload) {
+		t.Error(err)
+	}
+	for range 3 {
+		if _, err := a.SubscribeSync("sig.a.>"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	select {
+	case <-a.complaints:
+	case <-a.ended:
+	case <-time.After(20 * time.Second):
+		t.Error("a third subscription was taken")
+	}
+}
+
+// TestStore: what the portal keeps in JetStream is there after a restart.
+func TestStore(t *testing.T) {
+	folder := t.TempDir()
+	b := start(t, broker.Config{Store: folder})
+	put := func(b *broker.Broker, use func(kv jetstream.KeyValue)) {
+		conn, err := b.Connect()
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		js, err := jetstream.New(conn)
+		if err != nil {
+			t.Fatal(err)
+		}
+		kv, err := js.CreateOrUpdateKeyValue(t.Context(), jetstream.KeyValueConfig{Bucket: "nodes", Storage: jetstream.FileStorage})
+		if err != nil {
+			t.Fatal(err)
+		}
+		use(kv)
+	}
+	put(b, func(kv jetstream.KeyValue) {
+		if _, err := kv.Put(t.Context(), "a", []byte("1")); err != nil {
+			t.Fatal(err)
+		}
+	})
+	b.Close()
+	put(start(t, broker.Config{Store: folder}), func(kv jetstream.KeyValue) {
+		if e, err := kv.Get(t.Context(), "a"); err != nil || string(e.Value()) != "1" {
+			t.Errorf("%v, %v", e, err)
+		}
+	})
+}
+
+func TestStartErrors(t *testing.T) {
+	b := start(t, broker.Config{})
+	for name, cfg := range map[string]broker.Config{
+		"no callback":  {Listen: loopback},
+		"no address":   {Authenticate: authenticate},
+		"port in use":  {Listen: b.Addr(), Authenticate: authenticate},
+		"store a file": {Listen: loopback, Authenticate: authenticate, Store: "broker_test.go"},
+	} {
+		if second, err := broker.Start(cfg); err == nil {
+			t.Errorf("%s: no error", name)
+			second.Close()
+		}
+	}
+}

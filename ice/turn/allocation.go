@@ -1,0 +1,221 @@
+package turn
+
+import (
+	"encoding/binary"
+	"time"
+
+	"github.com/pion/stun/v3"
+)
+
+// allocate begins an attempt, with the newest credentials.
+func (c *Client) allocate(now time.Duration) {
+	if c.inUse != c.next {
+		c.inUse = c.next
+		if c.key != nil {
+			c.key = stun.NewLongTermIntegrity(c.inUse.Username, c.realm, c.inUse.Password)
+		}
+	}
+	c.state = stateAllocating
+	c.allocation.begin()
+	c.request(now, &c.allocation, stun.MethodAllocate)
+}
+
+// refresh asks for another lifetime.
+func (c *Client) refresh(now time.Duration) { c.request(now, &c.allocation, stun.MethodRefresh) }
+
+// allocationDue: the back-off is over, or half of the life.
+func (c *Client) allocationDue(now time.Duration) {
+	switch {
+	case c.state == stateWaiting:
+		c.allocate(now)
+	case c.state == stateAllocated && now >= c.expires:
+		c.lose(now, ReasonExpired, 0)
+	case c.state == stateAllocated:
+		c.refresh(now)
+	}
+}
+
+// allocationTimeout: a request was never answered.
+func (c *Client) allocationTimeout(now time.Duration) {
+	switch c.state {
+	case stateReleasing:
+		c.released()
+	case stateAllocated:
+		c.lose(now, ReasonSilent, 0)
+	default:
+		c.retry(now) // silence was reported long ago
+	}
+}
+
+// allocationAnswered: Allocate or Refresh succeeded, and the answer is complete.
+func (c *Client) allocationAnswered(now time.Duration) {
+	lifetime, _ := lifetimeOf(&c.message)
+	allocate := c.allocation.method == stun.MethodAllocate
+	switch {
+	case c.state == stateReleasing && allocate:
+		c.request(now, &c.allocation, stun.MethodRefresh)
+	case c.state == stateReleasing:
+		c.released()
+	case c.state == stateDeleting:
+		c.allocate(now)
+	case allocate:
+		c.relayed, _ = xorAddressOf(&c.message, stun.AttrXORRelayedAddress)
+		c.mapped, _ = xorAddressOf(&c.message, stun.AttrXORMappedAddress)
+		c.allocated(now, lifetime)
+	case lifetime == 0 && c.state == stateAllocated:
+		c.lose(now, ReasonExpired, 0)
+	case lifetime == 0:
+		c.doubtful = false
+		c.retry(now)
+	case c.state == stateConfirming:
+		c.allocated(now, lifetime) // it is ours still, with its addresses
+	default:
+		c.live(now, lifetime)
+	}
+}
+
+// allocated reports the allocation and binds what is held.
+func (c *Client) allocated(now, lifetime time.Duration) {
+	c.state, c.allocatedAt = stateAllocated, now
+	c.doubtful, c.deleted = false, false
+	c.live(now, lifetime)
+	c.schedule(&c.keepalive, now+KeepaliveEvery, WhyKeepalive)
+	c.emit(Output{Kind: Allocated, Relayed: c.relayed, Mapped: c.mapped})
+	for _, b := range c.list {
+		b.refused = false
+		if b.held > 0 {
+			c.enqueue(b)
+		}
+	}
+}
+
+// live notes the lifetime and sets the time of the next refresh.
+func (c *Client) live(now, lifetime time.Duration) {
+	lifetime = min(lifetime, maxLifetime)
+	c.expires = now + lifetime
+	c.schedule(&c.allocation, now+max(lifetime/2, minRefresh), WhyRefresh)
+}
+
+// keepaliveAnswered looks at the mapped address: where it has changed, the server sees another 5-tuple, and our allocation
+// belongs to the old one.
+func (c *Client) keepaliveAnswered(now time.Duration) {
+	mapped, _ := xorAddressOf(&c.message, stun.AttrXORMappedAddress)
+	if mapped != c.mapped {
+		c.lose(now, ReasonMapped, 0)
+		return
+	}
+	c.schedule(&c.keepalive, now+KeepaliveEvery, WhyKeepalive)
+}
+
+// allocationRefused: the server answered Allocate or Refresh with an error.
+func (c *Client) allocationRefused(now time.Duration, code stun.ErrorCode) {
+	switch c.state {
+	case stateReleasing:
+		c.released() // 437, or nothing that we could do about it
+	case stateAllocated:
+		c.refreshRefused(now, code)
+	case stateConfirming:
+		c.doubtful = false
+		c.retry(now)
+	case stateDeleting:
+		if code == stun.CodeAllocMismatch {
+			c.allocate(now)
+			return
+		}
+		// It was made with other credentials (441), so it has to run out.
+		c.emit(Output{Kind: Failed, Reason: ReasonMismatch, Code: int(code)})
+		c.retry(now)
+	default:
+		c.allocateRefused(now, code)
+	}
+}
+
+// allocateRefused: 437 to Allocate says that our 5-tuple has an allocation already. After silence it is likely our own; else it
+// is one of a process that had our port before, or whose Refresh with lifetime 0 was lost.
+func (c *Client) allocateRefused(now time.Duration, code stun.ErrorCode) {
+	switch {
+	case code == stun.CodeAllocMismatch && c.doubtful && now < c.expires:
+		c.state = stateConfirming
+		c.allocation.begin()
+		c.refresh(now)
+	case code == stun.CodeAllocMismatch && !c.deleted && c.key != nil:
+		c.state, c.deleted = stateDeleting, true
+		c.allocation.begin()
+		c.request(now, &c.allocation, stun.MethodRefresh)
+	default:
+		c.fail(now, code)
+	}
+}
+
+// refreshRefused: an error that may pass is lived with until the allocation runs out.
+func (c *Client) refreshRefused(now time.Duration, code stun.ErrorCode) {
+	switch reason := reasonOf(code); reason {
+	case ReasonMismatch, ReasonCredentials:
+		c.lose(now, reason, code)
+	default:
+		if now >= c.expires {
+			c.lose(now, ReasonExpired, code)
+			return
+		}
+		c.schedule(&c.allocation, min(now+refreshRetry, c.expires), WhyRefresh)
+	}
+}
+
+// lose reports the allocation lost, ends all that hung on it, and asks for another: at once the first time, then with a
+// back-off, so that an address that flaps makes no storm.
+func (c *Client) lose(now time.Duration, reason Reason, code stun.ErrorCode) {
+	c.emit(Output{Kind: Lost, Reason: reason, Code: int(code)})
+	c.stop(&c.allocation)
+	c.stop(&c.keepalive)
+	c.unschedule(&c.silence)
+	c.unbindAll()
+	c.doubtful = reason == ReasonSilent
+	c.deleted = false
+	if now-c.allocatedAt >= stableAfter {
+		c.failures = 0
+	}
+	if reason == ReasonCredentials && c.inUse == c.next {
+		c.refuse(now, reason, code)
+		return
+	}
+	if c.failures == 0 {
+		c.failures = 1
+		c.allocate(now)
+		return
+	}
+	c.retry(now)
+}
+
+// fail reports that there is no allocation, and tries again later if that has a chance.
+func (c *Client) fail(now time.Duration, code stun.ErrorCode) {
+	if final(code) {
+		c.refuse(now, reasonOf(code), code)
+		return
+	}
+	c.emit(Output{Kind: Failed, Reason: reasonOf(code), Code: int(code)})
+	c.retry(now)
+}
+
+// refuse stops asking, unless there are newer credentials to ask with.
+func (c *Client) refuse(now time.Duration, reason Reason, code stun.ErrorCode) {
+	again := c.inUse != c.next
+	c.emit(Output{Kind: Failed, Reason: reason, Code: int(code), Final: !again})
+	if again {
+		c.retry(now)
+		return
+	}
+	c.state, c.doubtful = stateRefused, false
+	c.unschedule(&c.silence)
+}
+
+// retry waits for 1, 2, 4 .. 60 s, and up to a quarter more so that many clients of one server do not march in step.
+func (c *Client) retry(now time.Duration) {
+	c.state, c.deleted = stateWaiting, false
+	wait := min(time.Second<<min(c.failures, 6), maxBackoff)
+	c.failures++
+	var b [2]byte
+	c.read(b[:])
+	wait += wait / 4 * time.Duration(binary.BigEndian.Uint16(b[:])) / 65536
+	c.unschedule(&c.silence)
+	c.schedule(&c.allocation, now+wait, WhyRetry)
+}

@@ -1,0 +1,271 @@
+package turn
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"os"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/pion/stun/v3"
+)
+
+// What an agent is told to use as its TURN server. The address is one for documentation (RFC 5737) and never sent to: a Facade
+// answers in its place. It is IPv4 whatever the real server is, since pion/ice v2 resolves its servers as IPv4 only.
+const (
+	FacadeHost     = "192.0.2.1"
+	FacadePort     = 3478
+	FacadeUsername = "facade"
+	FacadePassword = "facade" // not a secret: nobody but the agent can reach a Facade
+)
+
+const (
+	facadeQueue    = 64 // datagrams each way
+	facadeChannels = 64 // and peers
+	facadeLifetime = 10 * time.Minute
+)
+
+// facadeAddr is FacadeHost and FacadePort.
+var facadeAddr = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1).To4(), Port: FacadePort}
+
+// Facade plays TURN server to one ICE agent, within the process, on behalf of the allocation that all agents share. It is the
+// net.PacketConn that the agent's TURN client believes to be its socket: requests are answered on the spot, so the agent never waits
+// for a server, not even when it is closed. What the agent sends to peers waits in a queue for Serve; what peers send comes in
+// by Deliver. Both queues are bounded, and what does not fit is dropped and counted.
+//
+// The methods of net.PacketConn may be called by any goroutine; Serve, Deliver and Drop by the one that owns the Client.
+type Facade struct {
+	// frozen
+	relayed, mapped netip.AddrPort
+	wake            func()
+	down            chan []byte
+	up              chan facadeDatagram
+	closed          chan struct{}
+
+	// owned by the Client's goroutine
+	held []netip.AddrPort
+
+	// atomic
+	lost atomic.Uint64
+
+	mu       sync.Mutex
+	shut     bool
+	channels map[uint16]netip.AddrPort // the agent's numbers, which are not those of the Client
+}
+
+// facadeDatagram is a payload on its way to a peer. data is owned.
+type facadeDatagram struct {
+	peer netip.AddrPort
+	data []byte
+}
+
+// NewFacade makes one for an allocation with these addresses, as an Allocated output gave them. wake is called by any
+// goroutine when Serve has work; it must not block.
+func NewFacade(relayed, mapped netip.AddrPort, wake func()) *Facade {
+	return &Facade{
+		relayed: relayed, mapped: mapped, wake: wake, down: make(chan []byte, facadeQueue), up: make(chan facadeDatagram, facadeQueue),
+		closed: make(chan struct{}), channels: make(map[uint16]netip.AddrPort),
+	}
+}
+
+// Serve sends what the agent has queued. Each peer gets a channel of the client first; what is sent before that is bound is
+// dropped, as ICE asks again soon. Once the agent has closed its side the channels are let go of, and Serve returns false.
+func (f *Facade) Serve(now time.Duration, c *Client) bool {
+	for range facadeQueue {
+		select {
+		case d := <-f.up:
+			if !f.hold(now, c, d.peer) || !c.Send(now, d.peer, d.data) {
+				f.lost.Add(1)
+			}
+			continue
+		case <-f.closed:
+			f.Drop(now, c)
+			return false
+		default:
+		}
+		break
+	}
+	return true
+}
+
+// hold binds a channel to the peer for as long as the agent lives.
+func (f *Facade) hold(now time.Duration, c *Client, peer netip.AddrPort) bool {
+	for _, p := range f.held {
+		if p == peer {
+			return true
+		}
+	}
+	if len(f.held) == facadeChannels || c.Bind(now, peer) != nil {
+		return false
+	}
+	f.held = append(f.held, peer)
+	return true
+}
+
+// Drop lets go of the channels of the agent. They serve on if somebody else holds them.
+func (f *Facade) Drop(now time.Duration, c *Client) {
+	for _, p := range f.held {
+		c.Unbind(now, p)
+	}
+	f.held = nil
+}
+
+// Deliver gives the agent what a peer sent; data is borrowed until it returns.
+func (f *Facade) Deliver(peer netip.AddrPort, data []byte) {
+	b := AppendSend(make([]byte, 0, 64+len(data)), transactionID{}, peer, data)
+	if len(b) == 0 {
+		f.lost.Add(1)
+		return
+	}
+	binary.BigEndian.PutUint16(b, stun.NewType(stun.MethodData, stun.ClassIndication).Value())
+	f.push(b)
+}
+
+// Lost returns how many datagrams were dropped, either way, because a queue was full, a peer had no channel yet, or there was no
+// sense in them. Any goroutine may call it.
+func (f *Facade) Lost() uint64 { return f.lost.Load() }
+
+func (f *Facade) push(b []byte) {
+	select {
+	case f.down <- b:
+	default:
+		f.lost.Add(1)
+	}
+}
+
+// ReadFrom gives the agent the next datagram.
+func (f *Facade) ReadFrom(p []byte) (int, net.Addr, error) {
+	select {
+	case <-f.closed:
+		return 0, nil, net.ErrClosed
+	default:
+	}
+	select {
+	case b := <-f.down:
+		return copy(p, b), facadeAddr, nil
+	case <-f.closed:
+		return 0, nil, net.ErrClosed
+	}
+}
+
+// WriteTo takes a datagram of the agent's TURN client; the address is not looked at.
+func (f *Facade) WriteTo(p []byte, _ net.Addr) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.shut {
+		return 0, net.ErrClosed
+	}
+	if IsChannelData(p) {
+		number, payload, ok := ParseChannelData(p)
+		f.queue(f.channels[number], payload, ok)
+		return len(p), nil
+	}
+	m := &stun.Message{}
+	switch {
+	case check(p) != DropNone || stun.Decode(p, m) != nil:
+		f.lost.Add(1)
+	case m.Type == stun.NewType(stun.MethodSend, stun.ClassIndication):
+		peer, ok := xorAddressOf(m, stun.AttrXORPeerAddress)
+		payload, has := valueOf(p, stun.AttrData)
+		f.queue(peer, payload, ok && has)
+	case m.Type.Class == stun.ClassRequest:
+		f.answer(m)
+	default:
+		f.lost.Add(1)
+	}
+	return len(p), nil
+}
+
+// queue leaves a payload to Serve. mu is held.
+func (f *Facade) queue(peer netip.AddrPort, payload []byte, ok bool) {
+	if !ok || !peer.IsValid() {
+		f.lost.Add(1)
+		return
+	}
+	select {
+	case f.up <- facadeDatagram{peer, append([]byte(nil), payload...)}:
+		f.wake()
+	default:
+		f.lost.Add(1)
+	}
+}
+
+// answer answers a request. The agent's client wants to be refused once, to learn a realm and a nonce. mu is held.
+func (f *Facade) answer(m *stun.Message) {
+	out := &stun.Message{TransactionID: m.TransactionID, Type: stun.NewType(m.Type.Method, stun.ClassSuccessResponse)}
+	code := f.judge(m)
+	if code != 0 {
+		out.Type.Class = stun.ClassErrorResponse
+	}
+	out.WriteHeader()
+	switch {
+	case code != 0:
+		must(code.AddTo(out))
+		out.Add(stun.AttrRealm, []byte(FacadeUsername))
+		out.Add(stun.AttrNonce, []byte(FacadeUsername))
+	case m.Type.Method == stun.MethodAllocate:
+		out.Add(stun.AttrXORRelayedAddress, appendXORAddress(nil, &out.TransactionID, f.relayed))
+		out.Add(stun.AttrXORMappedAddress, appendXORAddress(nil, &out.TransactionID, f.mapped))
+		addUint32(out, stun.AttrLifetime, seconds(facadeLifetime))
+	case m.Type.Method == stun.MethodRefresh:
+		addUint32(out, stun.AttrLifetime, seconds(facadeLifetime))
+	case m.Type.Method == stun.MethodBinding:
+		out.Add(stun.AttrXORMappedAddress, appendXORAddress(nil, &out.TransactionID, f.mapped))
+	}
+	f.push(out.Raw)
+}
+
+// judge decides on a request, and notes the number of a channel. 0: success.
+func (f *Facade) judge(m *stun.Message) stun.ErrorCode {
+	switch m.Type.Method {
+	case stun.MethodBinding:
+		return 0
+	case stun.MethodAllocate:
+		if !m.Contains(stun.AttrMessageIntegrity) {
+			return stun.CodeUnauthorized
+		}
+	case stun.MethodRefresh, stun.MethodCreatePermission:
+	case stun.MethodChannelBind:
+		v, err := m.Get(stun.AttrChannelNumber)
+		peer, ok := xorAddressOf(m, stun.AttrXORPeerAddress)
+		if err != nil || !ok {
+			return stun.CodeBadRequest
+		}
+		number := binary.BigEndian.Uint16(v)
+		if _, known := f.channels[number]; !known && len(f.channels) == facadeChannels {
+			return stun.CodeInsufficientCapacity
+		}
+		f.channels[number] = peer
+	default:
+		return stun.CodeBadRequest
+	}
+	return 0
+}
+
+// Close ends the agent's side. The channels are let go of by the next Serve.
+func (f *Facade) Close() error {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.shut {
+		return net.ErrClosed
+	}
+	f.shut = true
+	close(f.closed)
+	f.wake()
+	return nil
+}
+
+// LocalAddr is the mapped address of the allocation: the agent makes it the related address of its relayed candidate (RFC 8445,
+// section 5.3).
+func (f *Facade) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(f.mapped) }
+
+// SetDeadline returns os.ErrNoDeadline, as nothing of the agent's TURN client needs one.
+func (f *Facade) SetDeadline(time.Time) error { return os.ErrNoDeadline }
+
+// SetReadDeadline is like SetDeadline.
+func (f *Facade) SetReadDeadline(time.Time) error { return os.ErrNoDeadline }
+
+// SetWriteDeadline is like SetDeadline.
+func (f *Facade) SetWriteDeadline(time.Time) error { return os.ErrNoDeadline }

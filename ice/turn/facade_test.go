@@ -1,0 +1,310 @@
+package turn
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"testing"
+	"time"
+
+	"github.com/pion/ice/v2"
+	"github.com/pion/logging"
+	oldstun "github.com/pion/stun"
+	"github.com/pion/stun/v3"
+	"github.com/pion/transport/v2"
+	"github.com/pion/transport/v2/stdnet"
+)
+
+// facadeNet is the system's network, but that its one packet socket is a Facade.
+type facadeNet struct {
+	transport.Net
+	facade *Facade
+}
+
+func (n facadeNet) ListenPacket(string, string) (net.PacketConn, error) { return n.facade, nil }
+
+func newAgent(t *testing.T, network transport.Net, kind ice.CandidateType) *ice.Agent {
+	t.Helper()
+	quiet := logging.NewDefaultLoggerFactory()
+	quiet.DefaultLogLevel = logging.LogLevelDisabled
+	wait := time.Duration(0)
+	var servers []*oldstun.URI
+	if kind == ice.CandidateTypeRelay {
+		servers = []*oldstun.URI{{
+			Scheme: oldstun.SchemeTypeTURN, Proto: oldstun.ProtoTypeUDP, Host: FacadeHost, Port: FacadePort,
+			Username: FacadeUsername, Password: FacadePassword,
+		}}
+	}
+	agent, err := ice.NewAgent(&ice.AgentConfig{
+		Urls:         servers,
+		NetworkTypes: []ice.NetworkType{ice.NetworkTypeUDP4}, CandidateTypes: []ice.CandidateType{kind},
+		MulticastDNSMode: ice.MulticastDNSModeDisabled, IncludeLoopback: true, Net: network, LoggerFactory: quiet,
+		RelayAcceptanceMinWait: &wait,
+		IPFilter:               func(ip net.IP) bool { return ip.IsLoopback() },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = agent.Close() })
+	return agent
+}
+
+// gather returns all candidates of an agent.
+func gather(t *testing.T, agent *ice.Agent) []ice.Candidate {
+	t.Helper()
+	found := make(chan ice.Candidate, 16)
+	if err := agent.OnCandidate(func(c ice.Candidate) { found <- c }); err != nil {
+		t.Fatal(err)
+	}
+	if err := agent.GatherCandidates(); err != nil {
+		t.Fatal(err)
+	}
+	var all []ice.Candidate
+	for {
+		select {
+		case c := <-found:
+			if c == nil {
+				return all
+			}
+			all = append(all, c)
+		case <-time.After(10 * time.Second):
+			t.Fatal("gathering does not end")
+		}
+	}
+}
+
+// TestFacadeAgent: an agent of pion/ice v2 gets a relayed candidate from the shared allocation, connects over it to an agent without
+// a relay, and carries data both ways.
+func TestFacadeAgent(t *testing.T) {
+	t.Parallel()
+	_, at := newPion(t, "127.0.0.1", 0)
+	l := newLive(t, Config{Server: at, Credentials: goodLogin})
+	l.c.Start(l.now())
+	allocated := l.until(Allocated)
+	facade := NewFacade(allocated.Relayed, allocated.Mapped, func() {})
+	network, err := stdnet.NewNet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	relayed, direct := newAgent(t, facadeNet{network, facade}, ice.CandidateTypeRelay), newAgent(t, network, ice.CandidateTypeHost)
+	ours, theirs := gather(t, relayed), gather(t, direct)
+	if len(ours) != 1 || ours[0].Type() != ice.CandidateTypeRelay || ours[0].Port() != int(allocated.Relayed.Port()) ||
+		ours[0].Address() != "127.0.0.1" || ours[0].RelatedAddress().Port != int(allocated.Mapped.Port()) || len(theirs) == 0 {
+		t.Fatalf("ours %v, theirs %v", ours, theirs)
+	}
+	done := make(chan error, 1)
+	go func() { done <- converse(relayed, direct, ours, theirs) }()
+	for finished := false; !finished; {
+		facade.Serve(l.now(), l.c)
+		l.step()
+		for _, p := range l.got {
+			facade.Deliver(p.Peer, p.Data)
+		}
+		l.got = nil
+		select {
+		case err := <-done:
+			finished = true
+			if err != nil {
+				t.Error(err)
+			}
+		default:
+		}
+	}
+	if len(facade.held) == 0 {
+		t.Error("no channel is held")
+	}
+	before := time.Now()
+	if err := relayed.Close(); err != nil {
+		t.Error(err)
+	}
+	if d := time.Since(before); d > 5*time.Second {
+		t.Errorf("Close took %v although nobody serves", d)
+	}
+	for range 3 {
+		if !facade.Serve(l.now(), l.c) {
+			break
+		}
+	}
+	if len(facade.held) != 0 || len(l.c.permitted) != 0 {
+		t.Error("channels are still held")
+	}
+}
+
+// converse connects two agents and sends a word each way.
+func converse(relayed, direct *ice.Agent, ours, theirs []ice.Candidate) error {
+	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	defer cancel()
+	for _, c := range ours {
+		if err := direct.AddRemoteCandidate(c); err != nil {
+			return err
+		}
+	}
+	for _, c := range theirs {
+		if err := relayed.AddRemoteCandidate(c); err != nil {
+			return err
+		}
+	}
+	ufrag, pwd, err := direct.GetLocalUserCredentials()
+	ufrag2, pwd2, err2 := relayed.GetLocalUserCredentials()
+	if err := errors.Join(err, err2); err != nil {
+		return err
+	}
+	type result struct {
+		conn *ice.Conn
+		err  error
+	}
+	accepted := make(chan result, 1)
+	go func() {
+		conn, err := direct.Accept(ctx, ufrag2, pwd2)
+		accepted <- result{conn, err}
+	}()
+	a, err := relayed.Dial(ctx, ufrag, pwd)
+	if err != nil {
+		return err
+	}
+	b := <-accepted
+	if b.err != nil {
+		return b.err
+	}
+	for _, way := range [][2]*ice.Conn{{a, b.conn}, {b.conn, a}} {
+		if _, err := way[0].Write([]byte("word")); err != nil {
+			return err
+		}
+		buffer := make([]byte, 100)
+		n, err := way[1].Read(buffer)
+		if err != nil {
+			return err
+		}
+		if string(buffer[:n]) != "word" {
+			return errors.New("another word")
+		}
+	}
+	return nil
+}
+
+// TestFacadeBounds: what the agent writes is bounded and checked like what strangers write, and nothing of it blocks.
+func TestFacadeBounds(t *testing.T) {
+	w := up(t)
+	woken := 0
+	f := NewFacade(testRelayed, testMapped, func() { woken++ })
+	write := func(b []byte) {
+		t.Helper()
+		if n, err := f.WriteTo(b, nil); n != len(b) || err != nil {
+			t.Fatal(n, err)
+		}
+	}
+	noise := [][]byte{
+		nil, []byte("x"), channelData(FirstChannel, []byte("unbound")), dataIndication(peerA, []byte("x")),
+		AppendSend(nil, [12]byte{}, netip.AddrPortFrom(peerA.Addr(), 0), []byte("x")),
+	}
+	for _, b := range noise {
+		write(b)
+	}
+	if n := f.Lost(); n != uint64(len(noise)) || woken != 0 {
+		t.Errorf("%d lost of %d, woken %d times", n, len(noise), woken)
+	}
+	for i := range facadeQueue + 10 {
+		write(AppendSend(nil, [12]byte{}, netip.AddrPortFrom(peerA.Addr(), uint16(i+1)), []byte("x")))
+	}
+	if woken != facadeQueue || f.Lost() != uint64(len(noise)+10) {
+		t.Errorf("woken %d times, %d lost", woken, f.Lost())
+	}
+	f.Serve(w.now, w.c)
+	write(AppendSend(nil, [12]byte{}, peerB, []byte("one peer too many")))
+	f.Serve(w.now, w.c)
+	if len(f.held) != facadeChannels || len(w.c.list) != facadeChannels {
+		t.Errorf("%d held", len(f.held))
+	}
+	w.run(time.Second)
+	write(AppendSend(nil, [12]byte{}, netip.AddrPortFrom(peerA.Addr(), 1), []byte("through")))
+	f.Serve(w.now, w.c)
+	if out, ok := w.c.Poll(); !ok || string(out.Datagram[ChannelHeaderSize:]) != "through" {
+		t.Errorf("%v %q", ok, out.Datagram)
+	}
+	for range facadeQueue + 10 {
+		f.Deliver(peerA, []byte("x"))
+	}
+	if len(f.down) != facadeQueue {
+		t.Error(len(f.down))
+	}
+	f.Deliver(peerA, make([]byte, maxSend+1))
+	for _, err := range []error{f.SetDeadline(time.Time{}), f.SetReadDeadline(time.Time{}), f.SetWriteDeadline(time.Time{})} {
+		if !errors.Is(err, os.ErrNoDeadline) {
+			t.Error(err)
+		}
+	}
+	if f.Close() != nil || !errors.Is(f.Close(), net.ErrClosed) {
+		t.Error("Close")
+	}
+	_, _, err := f.ReadFrom(make([]byte, 10))
+	_, err2 := f.WriteTo([]byte("x"), nil)
+	if !errors.Is(err, net.ErrClosed) || !errors.Is(err2, net.ErrClosed) {
+		t.Error(err, err2)
+	}
+	if f.Serve(w.now, w.c) || len(w.c.permitted) != 0 {
+		t.Error("not let go of")
+	}
+}
+
+// TestFacadeAnswers: the requests of a TURN client, one by one.
+func TestFacadeAnswers(t *testing.T) {
+	f := NewFacade(testRelayed, testMapped, func() {})
+	ask := func(method stun.Method, fill func(m *stun.Message)) *stun.Message {
+		t.Helper()
+		request := newRequest(method, transactionID{5})
+		if fill != nil {
+			fill(request)
+		}
+		if _, err := f.WriteTo(request.Raw, nil); err != nil {
+			t.Fatal(err)
+		}
+		b := <-f.down
+		m := &stun.Message{}
+		if check(b) != DropNone || stun.Decode(b, m) != nil || m.Type.Method != method || m.TransactionID != request.TransactionID {
+			t.Fatalf("%x", b)
+		}
+		return m
+	}
+	code := func(m *stun.Message) stun.ErrorCode { c, _ := codeOf(m); return c }
+	sign := func(m *stun.Message) { must(stun.MessageIntegrity("key").AddTo(m)) }
+	bind := func(number uint16) func(m *stun.Message) {
+		return func(m *stun.Message) {
+			addUint32(m, stun.AttrChannelNumber, uint32(number)<<16)
+			m.Add(stun.AttrXORPeerAddress, appendXORAddress(nil, &m.TransactionID, peerA))
+		}
+	}
+	if m := ask(stun.MethodAllocate, nil); code(m) != 401 || text(m, stun.AttrRealm) == "" || text(m, stun.AttrNonce) == "" {
+		t.Error(m)
+	}
+	m := ask(stun.MethodAllocate, sign)
+	if a, ok := xorAddressOf(m, stun.AttrXORRelayedAddress); !ok || a != testRelayed {
+		t.Error(a)
+	}
+	if a, ok := xorAddressOf(ask(stun.MethodBinding, nil), stun.AttrXORMappedAddress); !ok || a != testMapped {
+		t.Error(a)
+	}
+	if d, ok := lifetimeOf(ask(stun.MethodRefresh, nil)); !ok || d != facadeLifetime {
+		t.Error(d)
+	}
+	codes := []stun.ErrorCode{
+		code(ask(stun.MethodCreatePermission, nil)), code(ask(stun.MethodChannelBind, nil)), code(ask(stun.MethodConnect, nil)),
+		code(ask(stun.MethodChannelBind, bind(0x4100))),
+	}
+	if !slices.Equal(codes, []stun.ErrorCode{0, 400, 400, 0}) {
+		t.Error(codes)
+	}
+	for i := range uint16(facadeChannels - 1) {
+		if c := code(ask(stun.MethodChannelBind, bind(0x4200+i))); c != 0 {
+			t.Error(c)
+		}
+	}
+	if c := code(ask(stun.MethodChannelBind, bind(0x4300))); c != stun.CodeInsufficientCapacity {
+		t.Error(c)
+	}
+	if _, err := f.WriteTo(channelData(0x4100, []byte("x")), nil); err != nil || (<-f.up).peer != peerA {
+		t.Error("not queued")
+	}
+}

@@ -1,0 +1,191 @@
+package ice
+
+import (
+	"net/netip"
+	"slices"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
+)
+
+var (
+	aliceAddr = netip.MustParseAddr("10.0.0.1")
+	bobAddr   = netip.MustParseAddr("10.0.0.2")
+	alice6    = netip.MustParseAddr("2001:db8::1")
+	bob6      = netip.MustParseAddr("2001:db8::2")
+)
+
+// node is one machine: a socket pair, what a shard of the pipeline does with it, and the mux.
+type node struct {
+	t       *testing.T
+	pair    udp.Pair
+	mux     *Mux
+	mailbox *Mailbox
+	prober  *Prober
+	pumps   sync.WaitGroup
+	stop    chan struct{}
+	events  []Event
+}
+
+// newNode makes a machine on l. addrs are offered.
+func newNode(t *testing.T, l udp.Listener, cfg udp.Config, mux MuxConfig, addrs ...netip.Addr) *node {
+	t.Helper()
+	pairs, err := l(cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	n := &node{t: t, pair: pairs[0], mailbox: NewMailbox(), stop: make(chan struct{})}
+	mux.Sender = PairSender{n.pair}
+	if mux.Addresses == nil {
+		mux.Addresses = func() []netip.Addr { return addrs }
+	}
+	n.mux = NewMux(mux)
+	for _, s := range []udp.Socket{n.pair.V4, n.pair.V6} {
+		if s != nil {
+			n.pumps.Go(func() { n.pump(s) })
+		}
+	}
+	return n
+}
+
+func (n *node) pump(s udp.Socket) {
+	batch := make([]udp.Datagrams, 8)
+	for i := range batch {
+		batch[i].Buf = make([]byte, udp.BufferSize)
+	}
+	for {
+		k, err := s.Receive(batch)
+		if err != nil {
+			return
+		}
+		for _, m := range batch[:k] {
+			for rest := m.Data; len(rest) > 0; {
+				b := rest[:min(m.SegmentSize, len(rest))]
+				rest = rest[len(b):]
+				n.mux.Receive(pipeline.Stray{Data: b, Src: m.Src, Dst: m.Dst, IfIndex: m.IfIndex})
+			}
+		}
+		if k == 0 {
+			select {
+			case <-s.Ready():
+			case <-n.stop:
+				return
+			}
+		}
+	}
+}
+
+func (n *node) close() {
+	if n.prober != nil {
+		n.prober.Close()
+	}
+	n.mux.Close()
+	close(n.stop)
+	for _, s := range []udp.Socket{n.pair.V4, n.pair.V6} {
+		if s != nil {
+			s.Close()
+		}
+	}
+	n.pumps.Wait()
+}
+
+func (n *node) connection(controlling bool) *Connection {
+	return NewConnection(ConnectionConfig{Mux: n.mux, Mailbox: n.mailbox, Prober: n.prober, Controlling: controlling})
+}
+
+func (n *node) counter(name string) uint64 {
+	n.t.Helper()
+	list := n.mux.Counters()
+	i := slices.IndexFunc(list, func(c pipeline.Counter) bool { return c.Name == name })
+	if i < 0 {
+		n.t.Fatalf("no counter %q", name)
+	}
+	return list[i].Value
+}
+
+// link is a connection between two nodes, with signaling that carries everything at once.
+type link struct {
+	t    *testing.T
+	a, b *Connection
+}
+
+func newLink(a, b *node) *link { return &link{a.t, a.connection(true), b.connection(false)} }
+
+// restart begins a generation on both sides.
+func (l *link) restart(generation uint32) {
+	l.t.Helper()
+	ca, err := l.a.Restart(generation)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	cb, err := l.b.Restart(generation)
+	if err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.a.Connect(generation, cb); err != nil {
+		l.t.Fatal(err)
+	}
+	if err := l.b.Connect(generation, ca); err != nil {
+		l.t.Fatal(err)
+	}
+}
+
+func (l *link) close() {
+	l.a.Close()
+	l.b.Close()
+}
+
+// signal carries events of two nodes until both are quiet for a moment of the bubble's time, or done says so.
+func signal(a, b *node, peers map[*Connection]*Connection, limit time.Duration, done func() bool) bool {
+	deadline := time.NewTimer(limit)
+	defer deadline.Stop()
+	for {
+		for _, n := range []*node{a, b} {
+			for e, ok := n.mailbox.Poll(); ok; e, ok = n.mailbox.Poll() {
+				n.events = append(n.events, e)
+				for _, c := range e.Candidates {
+					if p := peers[e.Connection]; p != nil {
+						_ = p.AddCandidate(e.Generation, c)
+					}
+				}
+			}
+		}
+		if done() {
+			return true
+		}
+		select {
+		case <-a.mailbox.Wake():
+		case <-b.mailbox.Wake():
+		case <-deadline.C:
+			return false
+		}
+	}
+}
+
+func (l *link) peers() map[*Connection]*Connection {
+	return map[*Connection]*Connection{l.a: l.b, l.b: l.a}
+}
+
+// world runs f in a bubble with two machines on a network in memory.
+func world(t *testing.T, f func(t *testing.T, network *udptest.Network, a, b *node)) {
+	synctest.Test(t, func(t *testing.T) {
+		network := udptest.New(1)
+		network.Impair(func(_, _ netip.AddrPort) udptest.Impairment {
+			return udptest.Impairment{Delay: 25 * time.Millisecond}
+		})
+		a := newNode(t, network.Listen(aliceAddr, alice6), udp.Config{}, MuxConfig{}, aliceAddr, alice6)
+		b := newNode(t, network.Listen(bobAddr, bob6), udp.Config{}, MuxConfig{}, bobAddr, bob6)
+		f(t, network, a, b)
+		a.close()
+		b.close()
+	})
+}
+
+func (l *link) connected() bool { return l.a.Path() != nil && l.b.Path() != nil }
+
+func (n *node) at(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, n.pair.V4.LocalPort()) }
