@@ -4,7 +4,6 @@ import (
 	"crypto/ecdh"
 	"crypto/subtle"
 	"encoding/base64"
-	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -64,24 +63,6 @@ func ParsePublicKey(s string) (k PublicKey, err error) {
 // ParsePresharedKey reads a key in base64, as the wg tool writes it.
 func ParsePresharedKey(s string) (k PresharedKey, err error) {
 	err = parseBase64(k[:], s)
-	return k, err
-}
-
-// PrivateKeyFromHex reads a key of 64 hexadecimal digits, as the cross-platform userspace protocol writes it.
-func PrivateKeyFromHex(s string) (k PrivateKey, err error) {
-	err = parseHex(k[:], s)
-	return k, err
-}
-
-// PublicKeyFromHex reads a key of 64 hexadecimal digits, as the cross-platform userspace protocol writes it.
-func PublicKeyFromHex(s string) (k PublicKey, err error) {
-	err = parseHex(k[:], s)
-	return k, err
-}
-
-// PresharedKeyFromHex reads a key of 64 hexadecimal digits, as the cross-platform userspace protocol writes it.
-func PresharedKeyFromHex(s string) (k PresharedKey, err error) {
-	err = parseHex(k[:], s)
 	return k, err
 }
 
@@ -173,18 +154,5 @@ func parseBase64(dst []byte, s string) error {
 	}
 	copy(dst, b)
 	clear(b)
-	return nil
-}
-
-func parseHex(dst []byte, s string) error {
-	if len(s) != 2*keySize {
-		return errKey
-	}
-	b := []byte(s)
-	defer clear(b)
-	if _, err := hex.Decode(dst, b); err != nil {
-		clear(dst)
-		return errKey
-	}
 	return nil
 }

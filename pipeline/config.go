@@ -42,8 +42,7 @@ type Config struct {
 	Rand io.Reader
 }
 
-// Sizes that shape a shard. Measured on two cores with both tunnel ends on the machine: batches of 16 superpackets beat 8
-// and 32.
+// Sizes that shape a shard. PERF.md part 5 has what others gave on two cores: within the noise, the same.
 const (
 	// readBytes is how much one batch takes from the TUN; readPackets bounds it for small packets.
 	readBytes   = 16 * 65536

@@ -205,12 +205,11 @@ func (o *outbound) sent(now time.Duration, p *peer) {
 
 // stage keeps a copy of the packet until there is a session.
 func (o *outbound) stage(lane *outboundLane, sp *tun.Superpacket) {
-	segments := segmentCount(sp)
 	if o.shard.staged >= stagedBytes {
-		o.shard.stats.drop(dropStagedFull, segments)
+		o.shard.stats.drop(dropStagedFull, segmentCount(sp))
 		return
 	}
-	dropped, grown := lane.push(sp, segments)
+	dropped, grown := lane.push(sp)
 	o.shard.staged += grown
 	o.shard.stats.drop(dropStagedFull, dropped)
 }

@@ -166,7 +166,7 @@ func TestStaged(t *testing.T) {
 	var q staged
 	bytes, dropped := 0, 0
 	for i := range crypto.MaxStagedPackets + 5 {
-		d, grown := q.push(&tun.Superpacket{Data: []byte{byte(i), 1, 2, 3}}, 1)
+		d, grown := q.push(&tun.Superpacket{Data: []byte{byte(i), 1, 2, 3}})
 		bytes += grown
 		dropped += d
 	}
@@ -176,10 +176,12 @@ func TestStaged(t *testing.T) {
 	if q.packets[0].Data[0] != 5 {
 		t.Errorf("the oldest is %d, want 5", q.packets[0].Data[0])
 	}
-	if _, grown := q.push(&tun.Superpacket{Data: make([]byte, 9)}, crypto.MaxStagedPackets); grown != 9-4*crypto.MaxStagedPackets {
+	const size = 40 + crypto.MaxStagedPackets
+	all := tun.Superpacket{Data: make([]byte, size), Offload: tun.Offload{HeaderLen: 40, SegmentSize: 1}}
+	if _, grown := q.push(&all); grown != size-4*crypto.MaxStagedPackets {
 		t.Errorf("a superpacket of all places grew the queue by %d", grown)
 	}
-	if segments, bytes := q.clear(); segments != crypto.MaxStagedPackets || bytes != 9 || q.count.Load() != 0 {
+	if segments, bytes := q.clear(); segments != crypto.MaxStagedPackets || bytes != size || q.count.Load() != 0 {
 		t.Errorf("cleared %d segments, %d bytes", segments, bytes)
 	}
 }

@@ -11,18 +11,16 @@ import (
 // staged_packet_queue): at most crypto.MaxStagedPackets segments, the oldest go first. Owned by the lane's shard; count
 // may be read by control.
 type staged struct {
-	packets  []tun.Superpacket // Data owned, Buf unused
-	segments []int
-	count    atomic.Int64 // segments of all packets
+	packets []tun.Superpacket // Data owned, Buf unused
+	count   atomic.Int64      // segments of all packets
 }
 
 // push copies the packet in and drops what has to give way. It returns how many segments were dropped and by how many
 // bytes the queue has grown.
-func (q *staged) push(p *tun.Superpacket, segments int) (dropped, grown int) {
+func (q *staged) push(p *tun.Superpacket) (dropped, grown int) {
 	copied := tun.Superpacket{Data: append([]byte(nil), p.Data...), Offload: p.Offload}
 	q.packets = append(q.packets, copied)
-	q.segments = append(q.segments, segments)
-	q.count.Add(int64(segments))
+	q.count.Add(int64(segmentCount(p)))
 	grown = len(copied.Data)
 	for q.count.Load() > crypto.MaxStagedPackets && len(q.packets) > 1 {
 		segments, bytes := q.pop()
@@ -34,10 +32,10 @@ func (q *staged) push(p *tun.Superpacket, segments int) (dropped, grown int) {
 
 // pop removes the oldest packet and returns its segments and bytes.
 func (q *staged) pop() (segments, bytes int) {
-	segments, bytes = q.segments[0], len(q.packets[0].Data)
+	segments, bytes = segmentCount(&q.packets[0]), len(q.packets[0].Data)
 	q.count.Add(-int64(segments))
 	q.packets[0].Data = nil
-	q.packets, q.segments = q.packets[1:], q.segments[1:]
+	q.packets = q.packets[1:]
 	return segments, bytes
 }
 
@@ -47,6 +45,6 @@ func (q *staged) clear() (segments, bytes int) {
 		bytes += len(q.packets[i].Data)
 	}
 	segments = int(q.count.Swap(0))
-	q.packets, q.segments = nil, nil
+	q.packets = nil
 	return segments, bytes
 }

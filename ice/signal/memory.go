@@ -27,8 +27,8 @@ type Faults struct {
 // messages, so a Network also works under testing/synctest.
 type Network struct {
 	mu      sync.Mutex
-	random  *rand.Rand         // under mu, and so the rest
-	faults  Faults             // as set last
+	random  *rand.Rand // under mu, and so the rest
+	faults  Faults
 	down    error              // not nil: sends fail with ErrDown and this
 	nodes   map[string]*Memory // joined now
 	nextRun uint64
@@ -37,13 +37,6 @@ type Network struct {
 // NewNetwork returns a network without nodes.
 func NewNetwork(seed uint64, faults Faults) *Network {
 	return &Network{random: rand.New(rand.NewPCG(seed, 0x736967)), faults: faults, nodes: map[string]*Memory{}}
-}
-
-// SetFaults changes the behaviour from the next message on.
-func (n *Network) SetFaults(faults Faults) {
-	n.mu.Lock()
-	defer n.mu.Unlock()
-	n.faults = faults
 }
 
 // SetDown makes the portal unreachable for everybody, for the reason why, or reachable again if why is nil. Messages that are

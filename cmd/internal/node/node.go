@@ -18,6 +18,7 @@ import (
 	"os/signal"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
+	"github.com/sluice-vpn/sluice/crypto/aead"
 	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/tun"
 )
@@ -82,7 +83,10 @@ func serve(o Options, s settings, ready *readiness) (err error) {
 		return errors.Join(err, dev.Close())
 	}
 	cfg := pipeline.Config{Device: dev, Logger: logger, Workers: s.workers}
-	cfg.UDP.NoSegment, cfg.UDP.NoGRO = s.noGSO, s.noGRO
+	cfg.UDP.NoSegment, cfg.UDP.NoGRO, cfg.UDP.ForceSegment = s.noGSO, s.noGRO, s.forceGSO
+	if s.noAVX512 {
+		cfg.NewCipher = func(key *[aead.KeySize]byte) aead.Cipher { return aead.NewWith(key, aead.Features{NoAVX512: true}) }
+	}
 	if o.AllowNull && s.null {
 		logger.Warn("INSECURE: packets are neither encrypted nor authenticated (SLUICE_NULL), for measurements only")
 		cfg.NewCipher = newNullCipher

@@ -23,8 +23,9 @@ func TestSettings(t *testing.T) {
 		{map[string]string{
 			"WG_PROCESS_FOREGROUND": "1", "LOG_LEVEL": "debug", "WG_TUN_FD": "3", "WG_UAPI_FD": "4", "SLUICE_NO_GSO": "1",
 			"SLUICE_NO_GRO": "yes", "SLUICE_STATS": "x", "SLUICE_NULL": "1", "SLUICE_QUEUES": "2", "SLUICE_WORKERS": "3",
+			"SLUICE_FORCE_GSO": "1", "SLUICE_NO_AVX512": "1",
 		}, settings{foreground: true, logLevel: "debug", tunFD: 3, uapiFD: 4, noGSO: true, noGRO: true, null: true, stats: "x",
-			queues: 2, workers: 3}},
+			queues: 2, workers: 3, forceGSO: true, noAVX512: true}},
 		{map[string]string{
 			"WG_PROCESS_FOREGROUND": "yes", "WG_TUN_FD": "-1", "WG_UAPI_FD": "4294967299", "SLUICE_NO_GSO": "0", "SLUICE_NULL": "0",
 		}, settings{}},

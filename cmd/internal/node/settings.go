@@ -20,6 +20,8 @@ import (
 //	WG_TUN_FD, WG_UAPI_FD     inherited descriptors of a TUN device and of a listening socket
 //	SLUICE_NO_GSO=1           no superpackets at the TUN, no UDP_SEGMENT
 //	SLUICE_NO_GRO=1           no UDP_GRO
+//	SLUICE_FORCE_GSO=1        UDP_SEGMENT also on a kernel that is known to corrupt it
+//	SLUICE_NO_AVX512=1        ChaCha20-Poly1305 without AVX-512
 //	SLUICE_STATS=PATH         counters as a JSON object, written on SIGUSR1 and at the end
 //	SLUICE_NULL=1             no cipher, where Options.AllowNull says so
 //	SLUICE_QUEUES=N           queues of the TUN device, each with a core and sockets of its own (1)
@@ -29,6 +31,7 @@ type settings struct {
 	logLevel           string
 	tunFD, uapiFD      int // 0: none
 	noGSO, noGRO, null bool
+	forceGSO, noAVX512 bool
 	stats              string
 	queues, workers    int   // 0: the default
 	err                error // a value that cannot be used
@@ -51,6 +54,8 @@ func settingsFrom(getenv func(string) string) settings {
 		noGSO:      on("SLUICE_NO_GSO"),
 		noGRO:      on("SLUICE_NO_GRO"),
 		null:       on("SLUICE_NULL"),
+		forceGSO:   on("SLUICE_FORCE_GSO"),
+		noAVX512:   on("SLUICE_NO_AVX512"),
 		stats:      getenv("SLUICE_STATS"),
 	}
 	s.queues = s.count(getenv, "SLUICE_QUEUES")
