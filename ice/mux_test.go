@@ -36,13 +36,13 @@ func lone(t *testing.T, candidates ...string) (*Mux, *sink, *Connection, Credent
 	out := newSink()
 	m := NewMux(MuxConfig{Sender: out, Addresses: func() []netip.Addr { return []netip.Addr{aliceAddr, alice6} }})
 	c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
-	start(t, c, 1, candidates...)
-	return m, out, c, c.next.local
+	return m, out, c, start(t, c, 1, candidates...)
 }
 
-func start(t *testing.T, c *Connection, generation uint32, candidates ...string) {
+func start(t *testing.T, c *Connection, generation uint32, candidates ...string) Credentials {
 	t.Helper()
-	if _, err := c.Restart(generation); err != nil {
+	local, err := c.Restart(generation)
+	if err != nil {
 		t.Fatal(err)
 	}
 	for _, text := range candidates {
@@ -53,6 +53,7 @@ func start(t *testing.T, c *Connection, generation uint32, candidates ...string)
 	if err := c.Connect(generation, Credentials{"remoteufrag", testPassword}); err != nil {
 		t.Fatal(err)
 	}
+	return local
 }
 
 func count(m *Mux, why dropReason) uint64 { return m.counters.drops[why].Load() }
