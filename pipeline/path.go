@@ -26,8 +26,10 @@ func (p *Path) sameEndpoint(src netip.AddrPort, dst netip.Addr, ifIndex int) boo
 
 // Stray is a datagram that is not WireGuard, given to Config.Stray. Data is borrowed until the call returns.
 type Stray struct {
-	Data    []byte
-	Src     netip.AddrPort
+	Data []byte
+	Src  netip.AddrPort
+	// Channel is the TURN channel that Data came over, its ChannelData header stripped; Src is the relay then. 0: none.
+	Channel uint16
 	Dst     netip.Addr
 	IfIndex int
 }

