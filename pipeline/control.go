@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -31,6 +32,7 @@ func newControl(p *Pipeline) *control {
 	c := &control{pipeline: p, log: p.config.Logger, udp: p.config.UDP, closed: make(counterSet)}
 	c.controller = &controller{
 		local: p.local, routes: &p.routes, effects: c, log: c.log, shards: len(p.shards), lifetime: p.config.HandshakeLifetime,
+		edge: p.config.Edge, random: rand.Uint32, wall: p.config.Wall,
 	}
 	return c
 }
@@ -177,6 +179,9 @@ func (c *control) close() {
 	c.now = c.pipeline.clock()
 	for _, s := range c.pipeline.shards {
 		s.empty(c.controller.peers)
+	}
+	for _, p := range c.controller.peers {
+		c.controller.closeLink(c.now, p, CloseShutdown)
 	}
 	c.controller.up = false
 	c.closePairs(c.pairs)

@@ -205,7 +205,7 @@ func (in *inbound) window(p *peer, kp *crypto.Keypair, run []aead.Packet) (authe
 // WireGuard paper, section 2.1).
 func (in *inbound) follow(p *peer, m *udp.Datagrams) {
 	path := p.path.Load()
-	if path != nil && (path.Fixed || path.sameEndpoint(m.Src, m.Dst, m.IfIndex)) {
+	if path != nil && (path.Fixed || path.sameEndpoint(m.Src, m.Dst, m.IfIndex, 0)) {
 		return
 	}
 	p.moved.Store(&Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex})

@@ -149,14 +149,18 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 	i := lane.first
 	lane.first = -1
 	path, kp := p.path.Load(), p.sending(now)
+	reach := reach(p.reach.Load())
 	switch {
-	case path == nil:
+	case path == nil && reach != reachStage:
 		for ; i >= 0; i = o.next[i] {
 			o.shard.stats.drop(dropNoEndpoint, segmentCount(&o.packets[i]))
 			o.unreachable(&o.packets[i])
 		}
+		if reach == reachLater {
+			o.want(now, p, lane)
+		}
 		return
-	case kp == nil:
+	case path == nil || kp == nil:
 		for ; i >= 0; i = o.next[i] {
 			o.stage(lane, &o.packets[i])
 		}
