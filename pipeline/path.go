@@ -24,6 +24,14 @@ func (p *Path) sameEndpoint(src netip.AddrPort, dst netip.Addr, ifIndex int, cha
 	return p.Dst == src && p.Src == dst && p.IfIndex == ifIndex && p.Channel == channel
 }
 
+// overhead is how many bytes stand before each message on the path.
+func (p *Path) overhead() int {
+	if p.Channel != 0 {
+		return ChannelHeaderSize
+	}
+	return 0
+}
+
 // pathKey is where a path leads, without where it begins.
 type pathKey struct {
 	dst     netip.AddrPort
