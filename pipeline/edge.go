@@ -13,9 +13,6 @@ import (
 // ErrUnknownPeer: no peer of that name is configured.
 var ErrUnknownPeer = errors.New("pipeline: no peer of that name")
 
-// ErrGeneration: the attempt's generation is not newer than the last one's.
-var ErrGeneration = errors.New("pipeline: generation out of date")
-
 // ErrDown: the interface is down, so there is nothing to connect.
 var ErrDown = errors.New("pipeline: the interface is down")
 
@@ -62,10 +59,10 @@ type Attempt struct {
 	heard    atomic.Int64 // on the pipeline's clock; 0: never
 }
 
-// Begin begins an attempt to reach the peer of that name; an earlier one closes as CloseReplaced. generation must be greater
-// than that of every earlier attempt with the peer, and is the same on both sides; controlling is the ICE role, and who
-// controls sends the first initiation (see Controls). The first RequestAgent follows, agent 1. Errors: ErrUnknownPeer,
-// ErrGeneration, ErrDown, ErrClosed.
+// Begin begins an attempt to reach the peer of that name; an earlier one closes as CloseReplaced. generation is the same on
+// both sides, and another than that of the attempt before unless the peer has restarted; controlling is the ICE role, and who
+// controls sends the first initiation (see Controls). The first RequestAgent follows, agent 1. Errors: ErrUnknownPeer, ErrDown,
+// ErrClosed.
 func (p *Pipeline) Begin(name string, generation uint32, controlling bool) (*Attempt, error) {
 	a := &Attempt{pipeline: p}
 	var err error

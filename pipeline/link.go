@@ -184,8 +184,6 @@ func (c *controller) begin(now time.Duration, name string, generation uint32, co
 		return ErrUnknownPeer
 	case !c.up:
 		return ErrDown
-	case generation <= p.link.generation:
-		return ErrGeneration
 	}
 	c.closeLink(now, p, CloseReplaced)
 	l := p.link
