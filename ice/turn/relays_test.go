@@ -45,7 +45,7 @@ type airNode struct {
 	mux     *ice.Mux
 	mailbox *ice.Mailbox
 	relays  *Relays
-	raw     bool // the pipeline strips nothing
+	raw     bool // nobody strips ChannelData
 	got     []pipeline.Stray
 	lost    []netip.AddrPort
 	changes atomic.Int32
@@ -309,12 +309,13 @@ func (p *pair) signal(limit time.Duration, done func() bool) bool {
 
 func (p *pair) connected() bool { return p.ends[0].Path() != nil && p.ends[1].Path() != nil }
 
-func (p *pair) close(t *testing.T) {
+// close closes both ends, which may take so long.
+func (p *pair) close(t *testing.T, limit time.Duration) {
 	t.Helper()
 	for _, c := range p.ends {
 		before := time.Now()
 		c.Close()
-		if took := time.Since(before); took > 100*time.Millisecond {
+		if took := time.Since(before); took > limit {
 			t.Errorf("Close took %v", took)
 		}
 	}
@@ -350,22 +351,27 @@ func TestRelaysConnect(t *testing.T) {
 		name string
 		both bool
 		raw  bool
-	}{{"relayed and relayed", true, false}, {"relayed and host", false, false}, {"nothing is stripped", true, true}} {
+		net  string
+	}{
+		{"relayed and relayed", true, false, "10.0.0.%d"}, {"relayed and host", false, false, "10.0.0.%d"},
+		{"nothing is stripped", true, true, "10.0.0.%d"}, {"IPv6", false, false, "[2001:db8::%d]"},
+	} {
 		t.Run(test.name, func(t *testing.T) {
-			synctest.Test(t, func(t *testing.T) { connectRelayed(t, test.both, test.raw) })
+			synctest.Test(t, func(t *testing.T) { connectRelayed(t, test.both, test.raw, test.net) })
 		})
 	}
 }
 
-func connectRelayed(t *testing.T, both, raw bool) {
+func connectRelayed(t *testing.T, both, raw bool, network string) {
 	w := newAir(t)
-	s := w.server("192.0.2.10:3478", oneWay)
-	a, b := w.node("10.0.0.1:1000", at(s)), (*airNode)(nil)
+	s := w.server(fmt.Sprintf(network, 10)+":3478", oneWay)
+	first, second := fmt.Sprintf(network, 1)+":1000", fmt.Sprintf(network, 2)+":2000"
+	a, b := w.node(first, at(s)), (*airNode)(nil)
 	if a.raw = raw; both {
-		b = w.node("10.0.0.2:2000", at(s))
+		b = w.node(second, at(s))
 		b.raw = raw
 	} else {
-		b = w.node("10.0.0.2:2000")
+		b = w.node(second)
 	}
 	before := time.Now()
 	p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
@@ -375,8 +381,11 @@ func connectRelayed(t *testing.T, both, raw bool) {
 	t.Logf("connected after %v", time.Since(before))
 	p.signal(2*time.Second, func() bool { return false })
 	pa, pb := *p.ends[0].Path(), *p.ends[1].Path()
+	w.mu.Lock()
+	relayed := s.clients[a.at].relayed
+	w.mu.Unlock()
 	if pa.Channel != 0 && pa.Dst != s.at || pb.Channel != 0 && pb.Dst != s.at || pa.Channel == 0 && pb.Channel == 0 ||
-		!both && (pa.Channel == 0 || pb.Dst != s.clients[a.at].relayed) {
+		!both && (pa.Channel == 0 || pb.Dst != relayed) {
 		t.Errorf("paths %+v and %+v", pa, pb)
 	}
 	if !raw {
@@ -391,17 +400,17 @@ func connectRelayed(t *testing.T, both, raw bool) {
 			t.Errorf("last seen %v ago, round trip %v", time.Since(seen), took)
 		}
 	}
-	p.close(t)
+	p.close(t, 100*time.Millisecond)
 	if n := a.held(); n != 0 {
 		t.Errorf("%d things are held after Close", n)
 	}
 	a.close()
 	b.close()
 	time.Sleep(time.Second)
+	w.stop()
 	if c := s.clients[a.at]; c.allocatedFor != "" {
 		t.Error("the allocation was not released")
 	}
-	w.stop()
 }
 
 // carry sends a word each way over the paths.
@@ -438,7 +447,7 @@ func TestRelaysHold(t *testing.T) {
 		}
 		path := *p.ends[0].Path()
 		first, second := a.relays.Hold(path), a.relays.Hold(path)
-		p.close(t)
+		p.close(t, 100*time.Millisecond)
 		c := s.clients[a.at]
 		binds := func() int {
 			w.mu.Lock()
@@ -518,7 +527,7 @@ func TestRelaysSilent(t *testing.T) {
 		if relayed != 1 {
 			t.Errorf("%d relayed candidates", relayed)
 		}
-		p.close(t)
+		p.close(t, 100*time.Millisecond)
 		if n := a.held(); n != 0 {
 			t.Errorf("%d things are held", n)
 		}
@@ -540,7 +549,7 @@ func TestRelaysCloseDead(t *testing.T) {
 			w.mu.Unlock()
 			p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
 			p.signal(wait, func() bool { return false })
-			p.close(t)
+			p.close(t, 100*time.Millisecond)
 			w.mu.Lock()
 			s.dead = false
 			w.mu.Unlock()
@@ -554,7 +563,7 @@ func TestRelaysCloseDead(t *testing.T) {
 		if took := time.Since(before); took > 100*time.Millisecond {
 			t.Errorf("Close took %v", took)
 		}
-		p.close(t)
+		p.close(t, 100*time.Millisecond)
 		if a.relays.Receive(pipeline.Stray{Src: s.at, Data: []byte("x")}) || len(a.relays.URLs()) != 0 || a.relays.Status() != nil {
 			t.Error("there is something after Close")
 		}
@@ -683,7 +692,7 @@ func TestRelaysStrangers(t *testing.T) {
 		if !p.connected() {
 			t.Error("the connection did not survive")
 		}
-		p.close(t)
+		p.close(t, 100*time.Millisecond)
 		a.close()
 		b.close()
 		w.stop()
