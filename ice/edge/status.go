@@ -154,7 +154,7 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) 
 	switch {
 	case k.Phase < pipeline.PhaseClosing:
 		s.State = k.Phase.String()
-	case k.Wanted || k.NextAttempt > 0:
+	case k.Wanted:
 		s.State = "waiting"
 	}
 	if k.Up > 0 {

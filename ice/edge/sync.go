@@ -33,7 +33,8 @@ type peer struct {
 	waiting   []signalMessage // came meanwhile
 	absent    bool            // the portal said so at the last message
 	done      finished
-	askError  error // of the question to the portal, while the attempt waits for a relay
+	askError  error        // of the question to the portal, while the attempt waits for a relay
+	announced protocol.Key // not the portal's, and logged
 	farewell  pipeline.Request
 	offers    bucket // of new attempts
 	replies   bucket // to messages that belong to no attempt
