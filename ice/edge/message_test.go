@@ -171,7 +171,8 @@ func TestStranger(t *testing.T) {
 
 // Candidates of an agent that ours does not match yet are not forgotten because an older message comes late.
 func TestNewer(t *testing.T) {
-	one, two := signal.Message{Ufrag: "a", Candidates: []string{"x"}}, signal.Message{Ufrag: "a", Candidates: []string{"x", "y"}}
+	one := signal.Message{Ufrag: "a", Candidates: []string{"x"}}
+	two := signal.Message{Ufrag: "a", Candidates: []string{"x", "y"}}
 	other := signal.Message{Ufrag: "b"}
 	for i, tt := range []struct{ old, msg, want signal.Message }{
 		{signal.Message{}, one, one}, {one, two, two}, {two, one, two}, {two, other, other},

@@ -169,7 +169,8 @@ func TestAdmit(t *testing.T) {
 	e.config.Name = "self"
 	var list []protocol.Peer
 	for i := range 3 * maxPeers {
-		list = append(list, protocol.Peer{Name: fmt.Sprint("n", i/2), PublicKey: protocol.Key{1, byte(i), byte(i >> 8), byte(i >> 16)}})
+		key := protocol.Key{1, byte(i), byte(i >> 8), byte(i >> 16)}
+		list = append(list, protocol.Peer{Name: fmt.Sprint("n", i/2), PublicKey: key})
 	}
 	list[4].PublicKey = protocol.Key{}
 	list = append([]protocol.Peer{{Name: "self", PublicKey: protocol.Key{9}}}, list...)
@@ -243,12 +244,14 @@ func TestApply(t *testing.T) {
 		w.nodes = append(w.nodes, c)
 		c.start()
 		time.Sleep(time.Second)
-		s, _ := c.edge.Status(context.Background())
-		if len(calls) == 0 || s.Problem != fail.Error() || len(calls[0].Addresses) != 1 {
-			t.Fatalf("%d calls, problem %q", len(calls), s.Problem)
-		}
-		time.Sleep(time.Minute)
 		n := 0
+		c.owner(func(e *Edge) {
+			n = len(calls)
+			if s := e.status(); n == 0 || s.Problem != fail.Error() || len(calls[0].Addresses) != 1 {
+				t.Errorf("%d calls, problem %q", n, s.Problem)
+			}
+		})
+		time.Sleep(time.Minute)
 		c.owner(func(*Edge) { n, fail = len(calls), nil })
 		if n < 3 || c.log.count("could not be configured") != 1 {
 			t.Errorf("%d calls, %d log lines", n, c.log.count("could not be configured"))
