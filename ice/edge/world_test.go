@@ -87,6 +87,7 @@ type portal struct {
 	down     error
 	nodes    map[string]*entry
 	relays   []protocol.Relay
+	psk      protocol.Key // of every pair, if not zero
 	overlay  []netip.Prefix
 	asked    int           // answers that were wanted at once
 	slow     time.Duration // before an answer at once
@@ -179,8 +180,12 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 		if e.lie != nil {
 			key = *e.lie
 		}
+		psk := me.psk
+		if psk == (protocol.Key{}) {
+			psk = p.psk
+		}
 		s.Peers = append(s.Peers, protocol.Peer{
-			Name: name, Role: e.role, PublicKey: key, PresharedKey: me.psk, Online: e.key != protocol.Key{} && !e.away,
+			Name: name, Role: e.role, PublicKey: key, PresharedKey: psk, Online: e.key != protocol.Key{} && !e.away,
 			AllowedIPs: []netip.Prefix{netip.PrefixFrom(inner(e.number), 32)},
 		})
 	}
@@ -191,9 +196,13 @@ func inner(number byte) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, 0, 
 func outer(number byte) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, number}) }
 
 // run runs test in a bubble of virtual time; at its end all nodes end, and nothing may be left.
-func run(t *testing.T, faults signal.Faults, test func(w *world)) {
+func run(t *testing.T, faults signal.Faults, test func(w *world)) { runSeed(t, 1, faults, test) }
+
+func runSeed(t *testing.T, seed uint64, faults signal.Faults, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, network: udptest.New(1), signaling: signal.NewNetwork(1, faults), portal: newPortal(), start: time.Now()}
+		w := &world{
+			t: t, network: udptest.New(seed), signaling: signal.NewNetwork(seed, faults), portal: newPortal(), start: time.Now(),
+		}
 		w.network.Impair(func(_, _ netip.AddrPort) udptest.Impairment {
 			return udptest.Impairment{Delay: 25 * time.Millisecond}
 		})
@@ -380,6 +389,28 @@ func (w *world) carries(a, b *node) {
 		packet := ipPacket(inner(d.from.number), inner(d.to.number), "hello")
 		d.from.device.InjectData(packet)
 		w.await(20*time.Second, fmt.Sprintf("a packet from %s to %s", d.from.name, d.to.name), func() bool {
+			for _, got := range d.to.device.TakeSegments() {
+				if bytes.Equal(got, packet) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+}
+
+// carriesAgain is carries for a path that may just be found dead: packets are repeated for a minute.
+func (w *world) carriesAgain(a, b *node) {
+	w.t.Helper()
+	for _, d := range []struct{ from, to *node }{{a, b}, {b, a}} {
+		d.to.device.Take()
+		packet := ipPacket(inner(d.from.number), inner(d.to.number), "hello again")
+		var sent time.Time
+		w.await(time.Minute, fmt.Sprintf("a packet from %s to %s", d.from.name, d.to.name), func() bool {
+			if time.Since(sent) > time.Second {
+				sent = time.Now()
+				d.from.device.InjectData(packet)
+			}
 			for _, got := range d.to.device.TakeSegments() {
 				if bytes.Equal(got, packet) {
 					return true
