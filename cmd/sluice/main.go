@@ -56,7 +56,7 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		ErrWriter:      stderr,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints
 		Commands: []*cli.Command{
-			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(),
+			speedtestCommand(), portalCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(),
 		},
 		Action: func(_ context.Context, cmd *cli.Command) error {
 			if cmd.Args().Present() {
