@@ -2,7 +2,10 @@
 
 package host
 
-import "net/netip"
+import (
+	"net/netip"
+	"syscall"
+)
 
 // SetMTU sets the interface's MTU in bytes.
 func SetMTU(string, int) error { return ErrUnsupported }
@@ -57,3 +60,5 @@ func (*Routing) Set([]netip.Prefix) error { return ErrUnsupported }
 
 // Close deletes the routes.
 func (*Routing) Close() error { return ErrUnsupported }
+
+func setMark(syscall.RawConn, uint32) error { return nil }

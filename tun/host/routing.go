@@ -1,5 +1,7 @@
 package host
 
+import "syscall"
+
 // Defaults of a Routing.
 const (
 	DefaultTable = 51888
@@ -35,4 +37,10 @@ func (c RoutingConfig) withDefaults() RoutingConfig {
 		c.Mark = DefaultMark
 	}
 	return c
+}
+
+// MarkControl sets the mark on sockets; it is for net.Dialer.Control and net.ListenConfig.Control. Where there are no marks
+// it does nothing.
+func MarkControl(mark uint32) func(network, address string, c syscall.RawConn) error {
+	return func(_, _ string, c syscall.RawConn) error { return setMark(c, mark) }
 }

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"syscall"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -288,4 +289,10 @@ func writeMarkTable(conn *nftables.Conn, table *nftables.Table, mark uint32) {
 		&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, isMark,
 		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
 	}})
+}
+
+func setMark(c syscall.RawConn, mark uint32) error {
+	var err error
+	controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
+	return wrap(errors.Join(controlErr, err), "mark a socket")
 }

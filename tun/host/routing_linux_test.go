@@ -7,12 +7,10 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"syscall"
 	"testing"
 	"time"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
 )
@@ -220,10 +218,7 @@ func echo(t *testing.T, ns *lab.Namespace, address string) {
 
 // ask sends a marked datagram, and again for each second without an answer.
 func ask(address string) error {
-	dialer := net.Dialer{Control: func(_, _ string, raw syscall.RawConn) (err error) {
-		controlErr := raw.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, DefaultMark) })
-		return errors.Join(controlErr, err)
-	}}
+	dialer := net.Dialer{Control: MarkControl(DefaultMark)}
 	conn, err := dialer.DialContext(context.Background(), "udp", address)
 	if err != nil {
 		return err
