@@ -38,6 +38,19 @@ func (p *Peer) earliest(now time.Duration) time.Duration {
 	return p.handshakeSent + RekeyTimeout
 }
 
+// Retry says that the path has changed: if a series runs and there is no session, the next initiation leaves now, or as soon
+// as one may after the last handshake message. The end of the series stays where it is.
+func (p *Peer) Retry(now time.Duration) {
+	if !p.series.running || p.series.next == 0 || p.usable(now) {
+		return
+	}
+	if at := p.earliest(now); now < at {
+		p.retryAt(min(at, p.series.next))
+		return
+	}
+	p.attempt(now, false)
+}
+
 func (p *Peer) fast(now time.Duration) bool { return p.fastRetry && !p.usable(now) }
 
 func (p *Peer) begin(now time.Duration, clearSource bool) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"time"
 
 	"github.com/pion/ice/v2"
@@ -55,6 +56,9 @@ type agent struct {
 	end        context.CancelFunc
 	settled    context.Context // ends when its start is over, well or not
 	settle     context.CancelFunc
+	gone       chan struct{} // closed when it is closed and no goroutine is left
+
+	inUse atomic.Bool // it selected the connection's path
 
 	// guarded
 	started  bool
@@ -68,9 +72,14 @@ type agent struct {
 
 // newAgent makes an agent that gathers. The caller closes it.
 func newAgent(c *Connection, generation uint32) (*agent, error) {
-	a := &agent{connection: c, generation: generation, local: newCredentials()}
+	a := &agent{connection: c, generation: generation, local: newCredentials(), gone: make(chan struct{})}
+	heard := func() {
+		if a.inUse.Load() {
+			c.config.Heard()
+		}
+	}
 	var err error
-	if a.member, err = c.config.Mux.add(a.local.Ufrag, a.local.Password); err != nil {
+	if a.member, err = c.config.Mux.add(a.local.Ufrag, a.local.Password, heard); err != nil {
 		return nil, err
 	}
 	if a.pion, err = ice.NewAgent(a.pionConfig()); err != nil {
@@ -226,6 +235,6 @@ func (a *agent) takeNews() (Event, bool) {
 	e := a.news
 	a.news.Candidates = nil
 	e.Connection, e.Generation, e.Gathered = c, a.generation, a.gathered && a.mapped
-	e.Path, e.Local, e.Remote = c.path, c.localType, c.remoteType
+	e.Path, e.FoundBy, e.Local, e.Remote = c.path, c.foundBy, c.localType, c.remoteType
 	return e, !c.closed && (!a.dead || e.State == StateFailed)
 }

@@ -31,6 +31,9 @@ type ConnectionConfig struct {
 	// Controlling is the role (RFC 8445, section 6.1.1). The two sides must differ, so it cannot depend on what either may
 	// get wrong, as keys.
 	Controlling bool
+	// Heard is called for each authentic STUN message to the agent in use, by any goroutine and under locks: it may only note
+	// the time. Nil is allowed.
+	Heard func()
 }
 
 // Connection is the ICE half of one connection to a peer: at most two agents, the selected one and one that is to take
@@ -49,6 +52,8 @@ type Connection struct {
 	next       *agent // is connecting
 	path       *pipeline.Path
 	paths      uint32 // how many there were
+	foundBy    uint32 // the generation that selected path
+	closing    map[uint32]*agent
 	localType  string
 	remoteType string
 
@@ -56,7 +61,12 @@ type Connection struct {
 }
 
 // NewConnection makes a connection without an agent. It cannot fail.
-func NewConnection(cfg ConnectionConfig) *Connection { return &Connection{config: cfg} }
+func NewConnection(cfg ConnectionConfig) *Connection {
+	if cfg.Heard == nil {
+		cfg.Heard = func() {}
+	}
+	return &Connection{config: cfg, closing: map[uint32]*agent{}}
+}
 
 // Restart begins a generation, which must be greater than all before and so at least 1: it makes an agent beside the one
 // in use and returns the credentials to signal. Candidates follow as events. An agent that was connecting is closed.
@@ -161,14 +171,24 @@ func (c *Connection) LastSeen() (at time.Time, roundTrip time.Duration) {
 	return c.current.member.lastSeen, c.current.member.roundTrip
 }
 
-// Rest closes the agents and keeps the path, for a connection that is idle: keepalives of WireGuard keep the NAT's mapping
-// open for less. Restart ends the rest.
-func (c *Connection) Rest() {
+// CloseAgent closes the agent of a generation, if there is one, and returns when none of its goroutines is left. The path
+// stays, also if that agent had selected it: a connection that is idle needs none, since keepalives of WireGuard keep the
+// NAT's mapping open for less.
+func (c *Connection) CloseAgent(generation uint32) {
 	c.mu.Lock()
-	defer c.mu.Unlock()
-	c.retire(c.next)
-	c.retire(c.current)
-	c.next, c.current = nil, nil
+	if c.next != nil && c.next.generation == generation {
+		c.retire(c.next)
+		c.next = nil
+	}
+	if c.current != nil && c.current.generation == generation {
+		c.retire(c.current)
+		c.current = nil
+	}
+	a := c.closing[generation]
+	c.mu.Unlock()
+	if a != nil {
+		<-a.gone
+	}
 }
 
 // Close closes the agents, clears the path and returns when no goroutine of the connection is left. No event follows.
@@ -191,8 +211,16 @@ func (c *Connection) retire(a *agent) {
 		return
 	}
 	a.dead = true
+	a.inUse.Store(false)
 	a.end()
-	c.tasks.Go(a.close)
+	c.closing[a.generation] = a
+	c.tasks.Go(func() {
+		a.close()
+		c.mu.Lock()
+		delete(c.closing, a.generation)
+		c.mu.Unlock()
+		close(a.gone)
+	})
 }
 
 func (c *Connection) stateChanged(a *agent, s State) {
@@ -215,8 +243,9 @@ func (c *Connection) selected(a *agent, path pipeline.Path, local, remote string
 		c.retire(c.current)
 		c.current, c.next = a, nil
 	}
+	a.inUse.Store(true)
 	c.paths++
-	path.Generation = c.paths
+	c.foundBy, path.Generation = a.generation, c.paths
 	c.path, c.localType, c.remoteType = &path, local, remote
 	a.news.State = StateConnected
 	c.config.Mux.counters.pathsFound.Add(1)

@@ -47,7 +47,7 @@ func TestConnect(t *testing.T) {
 		if _, ok := a.mailbox.Poll(); ok {
 			t.Error("an event after Close")
 		}
-		if len(a.mux.members)+len(a.mux.transactions)+len(b.mux.members)+len(b.mux.transactions) != 0 {
+		if a.mux.remembered()+b.mux.remembered() != 0 {
 			t.Error("the mux remembers a closed connection")
 		}
 	})
@@ -68,18 +68,14 @@ func TestRestartBeside(t *testing.T) {
 				if !l.connected() {
 					t.Fatal("the path was cleared while a second agent connected")
 				}
-				l.a.mu.Lock()
-				l.b.mu.Lock()
-				defer l.a.mu.Unlock()
-				defer l.b.mu.Unlock()
-				return l.a.current.generation == generation && l.b.current.generation == generation
+				return l.a.inUse() == generation && l.b.inUse() == generation
 			}
 			if !signal(a, b, l.peers(), 5*time.Second, moved) {
 				t.Fatalf("generation %d did not take over", generation)
 			}
 			synctest.Wait()
-			if len(a.mux.members) != 1 || len(b.mux.members) != 1 {
-				t.Fatalf("%d and %d agents after the move", len(a.mux.members), len(b.mux.members))
+			if n, k := a.mux.agents(), b.mux.agents(); n != 1 || k != 1 {
+				t.Fatalf("%d and %d agents after the move", n, k)
 			}
 		}
 		if l.a.Path().Generation <= firstA.Generation || l.b.Path().Generation <= firstB.Generation {
@@ -170,16 +166,16 @@ func TestRest(t *testing.T) {
 		l.restart(1)
 		signal(a, b, l.peers(), 5*time.Second, l.connected)
 		path := l.a.Path()
-		l.a.Rest()
-		l.b.Rest()
+		l.a.CloseAgent(1)
+		l.b.CloseAgent(1)
 		synctest.Wait()
 		sent := a.counter("ice_checks_sent")
 		time.Sleep(time.Minute)
-		if l.a.Path() != path || len(a.mux.members) != 0 || a.counter("ice_checks_sent") != sent {
+		if l.a.Path() != path || a.mux.agents() != 0 || a.counter("ice_checks_sent") != sent {
 			t.Error("at rest the path must stay and no check be sent")
 		}
 		l.restart(2)
-		if !signal(a, b, l.peers(), 5*time.Second, func() bool { return l.a.Path() != path && l.b.current != nil }) {
+		if !signal(a, b, l.peers(), 5*time.Second, func() bool { return l.a.Path() != path && l.b.inUse() != 0 }) {
 			t.Error("no agent after the rest")
 		}
 		l.close()

@@ -31,8 +31,9 @@ type Event struct {
 	// Gathered: no more will come.
 	Gathered bool
 	State    State
-	// Path is where the connection's datagrams go now, nil if nowhere; frozen. It may be another generation's.
-	Path *pipeline.Path
+	// Path is where the connection's datagrams go now, nil if nowhere; frozen. FoundBy is the generation that selected it.
+	Path    *pipeline.Path
+	FoundBy uint32
 	// Local and Remote are the candidate types of the path: host, srflx, prflx or relay.
 	Local, Remote string
 }

@@ -53,6 +53,7 @@ type Mux struct {
 // member is what the mux knows of one agent.
 type member struct {
 	ufrag, password string // frozen
+	heard           func() // frozen; called under the lock
 	conns           map[netip.Addr]*conn
 	remotes         map[netip.AddrPort]*remote
 	queue           []*check
@@ -131,6 +132,7 @@ func (m *Mux) request(s *pipeline.Stray, msg *message) dropReason {
 	r.credit(c.local.Addr())
 	m.buckets.credit(s.Src)
 	a.lastSeen = time.Now()
+	a.heard()
 	m.counters.requests.Add(1)
 	return c.deliver(s)
 }
@@ -166,6 +168,7 @@ func (m *Mux) answer(s *pipeline.Stray, msg *message) dropReason {
 	}
 	a, now := t.conn.member, time.Now()
 	a.lastSeen, a.roundTrip = now, now.Sub(t.sent)
+	a.heard()
 	if r := a.remotes[t.remote]; r != nil {
 		r.answered()
 	}
@@ -175,7 +178,7 @@ func (m *Mux) answer(s *pipeline.Stray, msg *message) dropReason {
 }
 
 // add makes a member for an agent that is about to be made.
-func (m *Mux) add(ufrag, password string) (*member, error) {
+func (m *Mux) add(ufrag, password string, heard func()) (*member, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -187,7 +190,7 @@ func (m *Mux) add(ufrag, password string) (*member, error) {
 		return nil, errors.New("ice: ufrag in use")
 	}
 	a := &member{
-		ufrag: ufrag, password: password, conns: map[netip.Addr]*conn{}, remotes: map[netip.AddrPort]*remote{},
+		ufrag: ufrag, password: password, heard: heard, conns: map[netip.Addr]*conn{}, remotes: map[netip.AddrPort]*remote{},
 	}
 	m.members[ufrag] = a
 	return a, nil

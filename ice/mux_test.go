@@ -113,7 +113,7 @@ func TestRemotesAreBounded(t *testing.T) {
 			m.Receive(pipeline.Stray{Data: pionCheck(t, own.Ufrag, own.Password), Src: src, Dst: aliceAddr})
 			synctest.Wait()
 		}
-		if n := len(c.next.member.remotes); n != maxRemotes || count(m, dropTooManyRemotes) < 2*maxRemotes {
+		if n := m.remotes(own.Ufrag); n != maxRemotes || count(m, dropTooManyRemotes) < 2*maxRemotes {
 			t.Errorf("%d addresses are remembered", n)
 		}
 		c.Close()
@@ -242,7 +242,7 @@ func manyLinks(t *testing.T, a, b *node, links int, limit time.Duration) {
 	for _, l := range list {
 		l.close()
 	}
-	if len(a.mux.members)+len(a.mux.transactions)+len(b.mux.members)+len(b.mux.transactions) != 0 {
+	if a.mux.remembered()+b.mux.remembered() != 0 {
 		t.Error("the mux remembers closed connections")
 	}
 }
@@ -267,11 +267,11 @@ func TestUDPMux(t *testing.T) {
 	if _, err := mux.GetConn("nobody", m.GetListenAddresses()[0]); err == nil {
 		t.Error("a conn for nobody")
 	}
-	a, err := m.add("ufrag", testPassword)
+	a, err := m.add("ufrag", testPassword, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.add("ufrag", testPassword); err == nil {
+	if _, err := m.add("ufrag", testPassword, func() {}); err == nil {
 		t.Error("a ufrag was taken twice")
 	}
 	c, err := mux.GetConn("ufrag", m.GetListenAddresses()[0])
@@ -301,7 +301,7 @@ func TestUDPMux(t *testing.T) {
 // TestDestinations: no check goes where none may go, though pion asks for it.
 func TestDestinations(t *testing.T) {
 	m := NewMux(MuxConfig{Sender: newSink()})
-	if _, err := m.add("ufrag", testPassword); err != nil {
+	if _, err := m.add("ufrag", testPassword, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	local := netip.MustParseAddrPort("10.0.0.1:51820")
@@ -316,7 +316,7 @@ func TestDestinations(t *testing.T) {
 			t.Errorf("%s: not dropped", to)
 		}
 	}
-	if len(m.members["ufrag"].remotes) != 0 {
+	if m.remotes("ufrag") != 0 {
 		t.Error("a refused destination is remembered")
 	}
 	m.Close()

@@ -31,12 +31,7 @@ func (p PairSender) SendOne(r udp.Run) error {
 }
 
 // LocalPort is the bound port.
-func (p PairSender) LocalPort() uint16 {
-	if p.Pair.V4 != nil {
-		return p.Pair.V4.LocalPort()
-	}
-	return p.Pair.V6.LocalPort()
-}
+func (p PairSender) LocalPort() uint16 { return p.Pair.LocalPort() }
 
 // send sends one STUN message now. No lock may be held.
 func (m *Mux) send(from netip.Addr, to netip.AddrPort, b []byte) {

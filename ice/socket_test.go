@@ -32,13 +32,7 @@ func TestRealSockets(t *testing.T) {
 	l := newLink(a, b)
 	for generation := uint32(1); generation <= 3; generation++ {
 		l.restart(generation)
-		moved := func() bool {
-			l.a.mu.Lock()
-			l.b.mu.Lock()
-			defer l.a.mu.Unlock()
-			defer l.b.mu.Unlock()
-			return l.a.current != nil && l.b.current != nil && l.a.current.generation == generation && l.b.current.generation == generation
-		}
+		moved := func() bool { return l.a.inUse() == generation && l.b.inUse() == generation }
 		if !signal(a, b, l.peers(), 20*time.Second, moved) {
 			t.Fatalf("generation %d: not connected; %v", generation, a.mux.Counters())
 		}

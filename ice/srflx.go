@@ -29,12 +29,12 @@ type Mapping struct {
 // signaled as server-reflexive candidates and never gathered: checks leave from the base in any case. Its methods may be
 // called by any goroutine.
 type Prober struct {
-	mux     *Mux
-	servers []netip.AddrPort // frozen
-	tasks   sync.WaitGroup
+	mux   *Mux
+	tasks sync.WaitGroup
 
 	mu       sync.Mutex // a leaf
 	closed   bool
+	servers  []netip.AddrPort // frozen, replaced as a whole
 	asked    map[transactionID]netip.AddrPort
 	mappings []Mapping
 	finished time.Time          // of the last round
@@ -52,6 +52,17 @@ func NewProber(m *Mux, servers []netip.AddrPort) *Prober {
 	return p
 }
 
+// SetServers changes the servers. If they are others than before, what is known is forgotten and they are asked.
+func (p *Prober) SetServers(servers []netip.AddrPort) {
+	p.mu.Lock()
+	same := slices.Equal(p.servers, servers)
+	p.servers = slices.Clone(servers)
+	p.mu.Unlock()
+	if !same {
+		p.Reset()
+	}
+}
+
 // Mappings lists what is known now, at most one for each server.
 func (p *Prober) Mappings() []Mapping {
 	p.mu.Lock()
@@ -66,9 +77,10 @@ func (p *Prober) Reset() {
 	if p.round != nil {
 		p.round()
 	}
-	p.mappings = nil
+	p.mappings, p.round = nil, nil
 	clear(p.asked)
 	p.begin()
+	p.tell()
 }
 
 // Close ends what is under way and waits for it.
@@ -95,7 +107,9 @@ func (p *Prober) begin() {
 
 // run asks every server until it has answered or the tries are over.
 func (p *Prober) run(ctx context.Context) {
+	p.mu.Lock()
 	open := slices.Clone(p.servers)
+	p.mu.Unlock()
 	var ids []transactionID
 	for _, wait := range probeWaits {
 		for _, server := range slices.Clone(open) {
@@ -115,9 +129,11 @@ func (p *Prober) run(ctx context.Context) {
 		delete(p.asked, id)
 	}
 	if ctx.Err() != nil && !p.closed {
-		return // the next round has begun
+		return // Reset has ended this round
 	}
-	p.round()
+	if p.round != nil {
+		p.round()
+	}
 	p.round, p.finished = nil, time.Now()
 	p.tell()
 }

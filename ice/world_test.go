@@ -189,3 +189,40 @@ func world(t *testing.T, f func(t *testing.T, network *udptest.Network, a, b *no
 func (l *link) connected() bool { return l.a.Path() != nil && l.b.Path() != nil }
 
 func (n *node) at(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, n.pair.V4.LocalPort()) }
+
+// The accessors below take one lock each and call nothing while they hold it: a lock that is taken twice, or two against the
+// order, is a deadlock that a bubble does not see, since who waits for a mutex may go on for all that it knows.
+
+// inUse is the generation of the agent in use, 0 if there is none.
+func (c *Connection) inUse() uint32 {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current == nil {
+		return 0
+	}
+	return c.current.generation
+}
+
+// agents is how many agents the mux serves.
+func (m *Mux) agents() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.members)
+}
+
+// remembered is what the mux holds for agents, all in all.
+func (m *Mux) remembered() int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return len(m.members) + len(m.transactions)
+}
+
+// remotes is how many addresses the mux remembers for the agent of that ufrag.
+func (m *Mux) remotes(ufrag string) int {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a := m.members[ufrag]; a != nil {
+		return len(a.remotes)
+	}
+	return 0
+}

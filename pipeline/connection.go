@@ -196,9 +196,9 @@ func viewSession(now time.Duration, core *crypto.Peer, a crypto.Activity, lastDa
 	return v
 }
 
-// controls tells whether we control ICE and send the first initiation. A client does towards a node that is none; between
+// Controls tells whether we control ICE and send the first initiation. A client does towards a node that is none; between
 // equals it is the one with the smaller name. Keys have no say: they may be what the two sides do not agree on.
-func controls(client, peerClient bool, name, peerName string) bool {
+func Controls(client, peerClient bool, name, peerName string) bool {
 	if client != peerClient {
 		return client
 	}

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math/rand/v2"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -31,6 +32,7 @@ func newControl(p *Pipeline) *control {
 	c := &control{pipeline: p, log: p.config.Logger, udp: p.config.UDP, closed: make(counterSet)}
 	c.controller = &controller{
 		local: p.local, routes: &p.routes, effects: c, log: c.log, shards: len(p.shards), lifetime: p.config.HandshakeLifetime,
+		edge: p.config.Edge, random: rand.Uint32, wall: p.config.Wall,
 	}
 	return c
 }
@@ -150,6 +152,11 @@ func (c *control) fit(pairs []udp.Pair) error {
 func (c *control) use(pairs []udp.Pair) {
 	old := c.pairs
 	c.pairs = pairs
+	if pair := pairs[0]; pair.V4 != nil || pair.V6 != nil {
+		c.pipeline.sockets.Store(&pair)
+	} else {
+		c.pipeline.sockets.Store(nil)
+	}
 	for i, s := range c.pipeline.shards {
 		done := make(chan struct{})
 		s.post(command{kind: commandSockets, pair: pairs[i], done: done})
@@ -178,7 +185,11 @@ func (c *control) close() {
 	for _, s := range c.pipeline.shards {
 		s.empty(c.controller.peers)
 	}
+	for _, p := range c.controller.peers {
+		c.controller.closeLink(c.now, p, CloseShutdown)
+	}
 	c.controller.up = false
+	c.pipeline.sockets.Store(nil)
 	c.closePairs(c.pairs)
 	c.pairs = nil
 	c.controller.setPrivateKey(c.now, crypto.PrivateKey{})
@@ -191,12 +202,8 @@ func (c *control) close() {
 
 // port is the local port, 0 while none was chosen.
 func (c *control) port() uint16 {
-	for _, pair := range c.pairs {
-		for _, s := range [2]udp.Socket{pair.V4, pair.V6} {
-			if s != nil {
-				return s.LocalPort()
-			}
-		}
+	if len(c.pairs) > 0 {
+		return c.pairs[0].LocalPort()
 	}
 	return c.udp.Port
 }
@@ -238,6 +245,11 @@ func (c *control) send(path *Path, data []byte, tos uint8) {
 	if socket == nil {
 		c.pipeline.shards[0].stats.drop(dropFamily, 1)
 		return
+	}
+	if path.Channel != 0 {
+		framed := make([]byte, ChannelHeaderSize, ChannelHeaderSize+len(data))
+		PutChannelHeader(framed, path.Channel, uint16(len(data)))
+		data = append(framed, data...)
 	}
 	_ = socket.SendOne(path.run(data, tos)) // counted by the socket; the protocol's timers retry
 }

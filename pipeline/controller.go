@@ -34,10 +34,15 @@ type controller struct {
 	local     *crypto.Local
 	routes    *routes
 	effects   effects
+	edge      func(Request) // nil: none
+	random    func() uint32 // spreads back-offs
+	wall      func() time.Time
 	log       *slog.Logger
 	shards    int
 	lifetime  time.Duration
 	peers     []*peer // in the order they were added
+	named     map[string]*peer
+	paths     map[pathKey]*peer // named peers by the path that ICE selected
 	deadlines deadlines
 	retired   []retired
 	up        bool // the interface is up: messages may be sent
@@ -122,6 +127,9 @@ func (c *controller) find(key crypto.PublicKey) *peer {
 
 // remove forgets a peer: its routes, session, staged packets and deadline.
 func (c *controller) remove(now time.Duration, p *peer) {
+	if p.link != nil {
+		c.unlink(now, p, CloseRemoved)
+	}
 	c.local.RemovePeer(now, p.core)
 	c.forget(now, p)
 }
@@ -148,9 +156,14 @@ func (c *controller) setUp(now time.Duration, up bool) {
 	}
 	c.up = up
 	for _, p := range c.peers {
+		if !up {
+			c.closeLink(now, p, CloseShutdown)
+		}
 		if up {
 			p.core.Up(now)
-			if p.hasStaged() { // the device was up a moment before we were, and what lanes wanted was not heard
+			if p.link != nil {
+				c.handleLinkTimeout(now, p)
+			} else if p.hasStaged() { // the device was up a moment before we were, and what lanes wanted was not heard
 				p.core.Want(now)
 			}
 		} else {
@@ -171,12 +184,18 @@ func (c *controller) handle(now time.Duration, l *letter) {
 		c.effects.send(&l.src, v.Reply, handshakeTOS)
 	}
 	if v.Peer == nil {
+		c.book(now, v, &l.src)
 		return
 	}
 	p := v.Peer.Owner().(*peer)
 	if v.Roam { // not a cookie reply, which the kernel does not count either (receive.c, wg_receive_handshake_packet)
 		p.rxBytes.Add(uint64(l.length))
 		p.stamps.received(now, false)
+	}
+	switch {
+	case p.link != nil:
+		c.handleLinkVerdict(now, p, v, &l.src)
+	case v.Roam:
 		c.move(p, &l.src)
 	}
 	c.touch(now, p)
@@ -185,9 +204,12 @@ func (c *controller) handle(now time.Duration, l *letter) {
 // move publishes a new path to where the peer was authentically heard from.
 func (c *controller) move(p *peer, to *Path) {
 	old := p.path.Load()
-	next := &Path{Dst: to.Dst, Src: to.Src, IfIndex: to.IfIndex}
+	next := &Path{Dst: to.Dst, Src: to.Src, IfIndex: to.IfIndex, Channel: to.Channel}
+	if p.link != nil && !p.link.alive() {
+		return // what comes late must not revive a connection that is over
+	}
 	if old != nil {
-		if old.Fixed || old.sameEndpoint(to.Dst, to.Src, to.IfIndex) {
+		if old.Fixed || old.sameEndpoint(to.Dst, to.Src, to.IfIndex, to.Channel) {
 			return
 		}
 		next.Generation = old.Generation + 1
@@ -219,6 +241,14 @@ func (c *controller) notice(now time.Duration, p *peer, signals uint32) {
 
 // want asks for a session, unless there is a fresh one: a lane may have looked just before it came up.
 func (c *controller) want(now time.Duration, p *peer) {
+	if p.link != nil {
+		c.wantLink(now, p)
+		return
+	}
+	c.wantSession(now, p)
+}
+
+func (c *controller) wantSession(now time.Duration, p *peer) {
 	if kp := p.sending(now); kp == nil || kp.RekeyOnSend(now) {
 		p.core.Want(now)
 	}
@@ -234,6 +264,9 @@ func (c *controller) handleTimeout(now time.Duration) {
 	}
 	for _, p := range due {
 		p.core.HandleTimeout(now, p.stamps.activity())
+		if p.link != nil {
+			c.handleLinkTimeout(now, p)
+		}
 		c.touch(now, p)
 	}
 	c.wipe()
@@ -254,12 +287,28 @@ func (c *controller) nextTimeout(now time.Duration) time.Duration {
 // touch drains the peer's outputs and sets its deadline.
 func (c *controller) touch(now time.Duration, p *peer) {
 	c.drain(now, p)
+	c.follow(now, p)
 	activity, watched := p.stamps.watch()
 	at, _ := p.core.NextTimeout(activity)
+	if l := p.link; l != nil {
+		if l.connection != nil {
+			next, _ := l.connection.nextTimeout()
+			at = sooner(at, next)
+		}
+		at = sooner(at, l.nextTimeout(now))
+	}
 	if look := now + watchInterval; watched && (at == 0 || at > look) {
 		at = look
 	}
 	c.deadlines.schedule(p, at)
+}
+
+// sooner returns the earlier of two deadlines, of which 0 is none.
+func sooner(a, b time.Duration) time.Duration {
+	if a == 0 || b != 0 && b < a {
+		return b
+	}
+	return a
 }
 
 func (c *controller) drain(now time.Duration, p *peer) {
@@ -290,6 +339,9 @@ func (c *controller) obey(now time.Duration, p *peer, out crypto.Output) {
 		c.wipe()
 	case crypto.SeriesExpired:
 		p.stamps.firstUnanswered.Store(0) // it has had its series
+		if p.link != nil && p.link.alive() {
+			p.link.connection.handleExpired(out.Expired)
+		}
 		level := slog.LevelDebug
 		if !out.Expired.Quiet {
 			c.effects.purge(p)
@@ -383,8 +435,17 @@ func (c *controller) wipe() {
 
 // setPrivateKey changes who we are; a peer that is ourselves goes.
 func (c *controller) setPrivateKey(now time.Duration, k crypto.PrivateKey) {
+	if k != c.local.PrivateKey() {
+		for _, p := range c.peers {
+			c.keysChanged(now, p)
+		}
+	}
 	for _, core := range c.local.SetPrivateKey(now, k) {
-		c.forget(now, core.Owner().(*peer))
+		p := core.Owner().(*peer)
+		if p.link != nil {
+			c.unlink(now, p, CloseRemoved)
+		}
+		c.forget(now, p)
 	}
 	for _, p := range c.peers {
 		c.touch(now, p)
@@ -392,7 +453,7 @@ func (c *controller) setPrivateKey(now time.Duration, k crypto.PrivateKey) {
 }
 
 // status describes all peers, in the order they were added.
-func (c *controller) status() []PeerStatus {
+func (c *controller) status(now time.Duration) []PeerStatus {
 	list := make([]PeerStatus, 0, len(c.peers))
 	for _, p := range c.peers {
 		s := PeerStatus{
@@ -401,6 +462,9 @@ func (c *controller) status() []PeerStatus {
 		}
 		if path := p.path.Load(); path != nil {
 			s.Endpoint = path.Dst
+		}
+		if p.link != nil {
+			s.Name, s.Connection = p.link.name, p.link.status(now)
 		}
 		for prefix := range p.allowedIPs {
 			s.AllowedIPs = append(s.AllowedIPs, prefix)

@@ -2,6 +2,8 @@ package pipeline
 
 import (
 	"errors"
+	"sync/atomic"
+	"time"
 )
 
 // This file is the contract between control and the connectivity edge, which finds paths: what control asks (Request) and
@@ -11,8 +13,8 @@ import (
 // ErrUnknownPeer: no peer of that name is configured.
 var ErrUnknownPeer = errors.New("pipeline: no peer of that name")
 
-// ErrGeneration: the attempt's generation is not newer than the last one's.
-var ErrGeneration = errors.New("pipeline: generation out of date")
+// ErrDown: the interface is down, so there is nothing to connect.
+var ErrDown = errors.New("pipeline: the interface is down")
 
 // RequestKind says what control asks of the connectivity edge, or tells it.
 type RequestKind uint8
@@ -20,7 +22,7 @@ type RequestKind uint8
 // The requests. Which other fields are set stands behind each; Peer always is, and Generation but for RequestAttempt.
 const (
 	// RequestAttempt: the peer is wanted and its back-off allows it. Ask the portal for the peer's present keys, apply them
-	// (Pipeline.Edit), then call Pipeline.Begin. Asked once; again only after an attempt has ended, or after Pipeline.Want.
+	// (Pipeline.Edit), then call Pipeline.Begin. If that does not follow within 10 s the wish has failed, as an attempt does.
 	RequestAttempt RequestKind = iota
 	// RequestAgent: start ICE agent number Agent in the role Controlling: gather, signal, check.
 	RequestAgent
@@ -32,7 +34,7 @@ const (
 	RequestBye
 	// RequestUp: the first session of the attempt is up.
 	RequestUp
-	// RequestClosed: the attempt is over, see Closed. No request follows for it but a RequestCloseAgent that is already due.
+	// RequestClosed: the attempt is over, see Closed. No request follows for it.
 	RequestClosed
 )
 
@@ -49,46 +51,91 @@ type Request struct {
 }
 
 // Attempt is the edge's handle on one attempt to reach a peer. Its methods may be called by any goroutine but a shard's and
-// control's own (Config.Edge). They wait for control to take the news, and do nothing once the attempt is over or the
-// pipeline has ended.
-type Attempt struct{}
+// control's own (Config.Edge). They wait for control to take the news, and do nothing once another attempt has begun, the
+// peer was removed or the pipeline has ended.
+type Attempt struct {
+	pipeline *Pipeline
+	link     *link        // owned by control
+	heard    atomic.Int64 // on the pipeline's clock; 0: never
+}
 
-// Begin begins an attempt to reach the peer of that name; an earlier one closes as CloseReplaced. generation must be greater
-// than that of every earlier attempt with the peer, and is the same on both sides; controlling is the ICE role, and who
-// controls sends the first initiation (see Controls). The first RequestAgent follows, agent 1. Errors: ErrUnknownPeer,
-// ErrGeneration, ErrClosed.
+// Begin begins an attempt to reach the peer of that name; an earlier one closes as CloseReplaced. generation is the same on
+// both sides, and another than that of the attempt before unless the peer has restarted; controlling is the ICE role, and who
+// controls sends the first initiation (see Controls). The first RequestAgent follows, agent 1. Errors: ErrUnknownPeer, ErrDown,
+// ErrClosed.
 func (p *Pipeline) Begin(name string, generation uint32, controlling bool) (*Attempt, error) {
-	return nil, ErrClosed
+	a := &Attempt{pipeline: p}
+	var err error
+	if e := p.call(func() { err = p.control.controller.begin(p.control.now, name, generation, controlling, a) }); e != nil {
+		return nil, e
+	}
+	if err != nil {
+		return nil, err
+	}
+	return a, nil
 }
 
 // Want asks for a connection to the peer, as traffic does: RequestAttempt follows when the back-off allows it, if there is
 // no attempt under way. Unknown names are ignored.
-func (p *Pipeline) Want(name string) {}
+func (p *Pipeline) Want(name string) {
+	_ = p.call(func() {
+		k := p.control
+		if peer := k.controller.named[name]; peer != nil {
+			k.controller.wantLink(k.now, peer)
+			k.controller.touch(k.now, peer)
+		}
+	})
+}
 
 // Heard notes that a valid STUN message was heard for the agent in use. It never blocks: it may be called by any goroutine
 // and under locks.
-func (a *Attempt) Heard() {}
+func (a *Attempt) Heard() { a.heard.Store(int64(a.pipeline.clock())) }
 
 // RemoteCandidate notes that the peer has named a candidate for that agent.
-func (a *Attempt) RemoteCandidate(agent uint32) {}
+func (a *Attempt) RemoteCandidate(agent uint32) {
+	a.tell(func(now time.Duration, c *connection) { c.handleCandidate(now, agent) })
+}
 
 // Selected notes that the agent has selected a pair, its first or another one.
-func (a *Attempt) Selected(agent uint32, path Path) {}
+func (a *Attempt) Selected(agent uint32, path Path) {
+	a.tell(func(now time.Duration, c *connection) { c.handlePath(now, agent, path) })
+}
 
 // AgentFailed notes that the agent has given up by itself.
-func (a *Attempt) AgentFailed(agent uint32) {}
+func (a *Attempt) AgentFailed(agent uint32) {
+	a.tell(func(_ time.Duration, c *connection) { c.handleAgentFailed(agent) })
+}
 
 // AgentGone notes that nothing is left of an agent that was to be closed.
-func (a *Attempt) AgentGone(agent uint32) {}
+func (a *Attempt) AgentGone(agent uint32) {
+	a.tell(func(_ time.Duration, c *connection) { c.handleAgentGone(agent) })
+}
 
 // RemoteAgent notes that the peer has started the agent of that number.
-func (a *Attempt) RemoteAgent(agent uint32) {}
+func (a *Attempt) RemoteAgent(agent uint32) {
+	a.tell(func(now time.Duration, c *connection) { c.handleRemoteAgent(now, agent) })
+}
 
 // WantAgent asks for a second agent beside the one in use: the network has changed, or a relayed path is to be made direct.
-func (a *Attempt) WantAgent() {}
+func (a *Attempt) WantAgent() {
+	a.tell(func(now time.Duration, c *connection) { c.wantAgent(now) })
+}
 
 // Bye notes that the peer has closed.
-func (a *Attempt) Bye(b Bye) {}
+func (a *Attempt) Bye(b Bye) { a.tell(func(_ time.Duration, c *connection) { c.handleBye(b) }) }
 
 // Close ends the attempt for a reason of ours.
-func (a *Attempt) Close(reason CloseReason) {}
+func (a *Attempt) Close(reason CloseReason) {
+	a.tell(func(_ time.Duration, c *connection) { c.close(reason) })
+}
+
+// tell gives the connection an input, on control's goroutine.
+func (a *Attempt) tell(input func(now time.Duration, c *connection)) {
+	_ = a.pipeline.call(func() {
+		k := a.pipeline.control
+		if a.link.attempt == a && a.link.peer != nil {
+			input(k.now, a.link.connection)
+			k.controller.touch(k.now, a.link.peer)
+		}
+	})
+}

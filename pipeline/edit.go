@@ -106,20 +106,35 @@ type PeerEdit struct {
 	peer *peer // nil: changes vanish
 }
 
-// SetPresharedKey changes the preshared key; zero clears it. It counts from the next handshake on.
+// SetPresharedKey changes the preshared key; zero clears it. It counts from the next handshake on. The connection of a named
+// peer closes if that is another key than before (CloseKeysChanged).
 func (pe *PeerEdit) SetPresharedKey(k crypto.PresharedKey) {
-	if pe.peer != nil {
-		pe.peer.core.SetPresharedKey(k)
+	if pe.peer == nil {
+		return
 	}
+	if k != pe.peer.core.PresharedKey() {
+		pe.c.controller.keysChanged(pe.c.now, pe.peer)
+	}
+	pe.peer.core.SetPresharedKey(k)
+	pe.c.controller.touch(pe.c.now, pe.peer)
 }
 
 // SetName gives the peer its name and leaves it to the connectivity edge (Config.Edge) how it is reached. Names are unique; ""
 // makes it a plain peer again and closes its connection (CloseRemoved).
-func (pe *PeerEdit) SetName(name string) {}
+func (pe *PeerEdit) SetName(name string) {
+	if pe.peer != nil {
+		pe.c.controller.name(pe.c.now, pe.peer, name)
+		pe.c.controller.touch(pe.c.now, pe.peer)
+	}
+}
 
 // SetPublicKey replaces the key: sessions of the old one are forgotten, name, preshared key, keepalive and allowed IPs stay.
 // The connection closes (CloseKeysChanged) and the back-off begins anew. A key that another peer has, or our own, changes nothing.
-func (pe *PeerEdit) SetPublicKey(k crypto.PublicKey) {}
+func (pe *PeerEdit) SetPublicKey(k crypto.PublicKey) {
+	if pe.peer != nil {
+		pe.peer = pe.c.controller.replaceKey(pe.c.now, pe.peer, k)
+	}
+}
 
 // SetEndpoint says where the peer is; roaming may move it later.
 func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {
@@ -174,6 +189,8 @@ type Status struct {
 
 // PeerStatus is one peer of a Status.
 type PeerStatus struct {
+	Name                string            // "": a plain peer
+	Connection          *ConnectionStatus // of a named peer
 	PublicKey           crypto.PublicKey
 	PresharedKey        crypto.PresharedKey
 	Endpoint            netip.AddrPort // invalid: not known
@@ -189,7 +206,7 @@ func (p *Pipeline) Status() (Status, error) {
 	err := p.call(func() {
 		s = Status{
 			PrivateKey: p.local.PrivateKey(), ListenPort: p.control.port(), Mark: p.control.udp.Mark,
-			Peers: p.control.controller.status(),
+			Peers: p.control.controller.status(p.control.now),
 		}
 	})
 	return s, err

@@ -33,9 +33,10 @@ type inbound struct {
 	delivered int
 }
 
-// inboundGroup is opening[first:end]: packets of one message, of one keypair.
+// inboundGroup is opening[first:end]: packets of one message, of one keypair, over one channel.
 type inboundGroup struct {
 	keypair    *crypto.Keypair
+	channel    uint16 // of the relay, 0: none
 	message    int
 	first, end int
 	bytes      int
@@ -77,30 +78,46 @@ func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
 // message takes the datagrams of one message apart.
 func (in *inbound) message(now time.Duration, i int) {
 	m := &in.messages[i]
-	datagrams := 0
+	datagrams, relayed := 0, in.shard.relays.has(m.Src)
 	for rest := m.Data; len(rest) > 0; datagrams++ {
 		b := rest[:min(m.SegmentSize, len(rest)):min(m.SegmentSize, len(rest))]
 		rest = rest[len(b):]
-		// 2. classify
-		switch classify(b) {
-		case classTransport:
-			if len(in.opening) == cap(in.opening) {
-				in.deliver(now)
-			}
-			in.lookUp(now, i, b)
-		case classHandshake:
-			in.shard.mail(m, b)
-		case classMalformed:
-			in.shard.stats.drop(dropMalformed, 1)
-		default:
-			in.shard.stray(m, b)
-		}
+		in.datagram(now, i, b, relayed)
 	}
 	in.shard.stats.InboundDatagrams.Add(uint64(datagrams))
 }
 
+// datagram takes one datagram of message i.
+func (in *inbound) datagram(now time.Duration, i int, b []byte, relayed bool) {
+	m, channel := &in.messages[i], uint16(0)
+	// 2. classify; what a relay has put into ChannelData once more, where it lies
+	class := classify(b)
+	if relayed && class == classOther && IsChannelData(b) {
+		var ok bool
+		if channel, b, ok = ParseChannelData(b); !ok {
+			in.shard.stats.drop(dropChannelData, 1)
+			return
+		}
+		in.shard.stats.ChannelReceived.Add(1)
+		class = classify(b)
+	}
+	switch class {
+	case classTransport:
+		if len(in.opening) == cap(in.opening) {
+			in.deliver(now)
+		}
+		in.lookUp(now, i, b, channel)
+	case classHandshake:
+		in.shard.mail(m, b, channel)
+	case classMalformed:
+		in.shard.stats.drop(dropMalformed, 1)
+	default:
+		in.shard.stray(m, b, channel)
+	}
+}
+
 // 3. lookUp finds the keypair of a transport data message and queues it to be opened in place.
-func (in *inbound) lookUp(now time.Duration, message int, b []byte) {
+func (in *inbound) lookUp(now time.Duration, message int, b []byte, channel uint16) {
 	index, counter, _ := crypto.ParseTransport(b)
 	if in.lastKey == nil || index != in.lastIn {
 		kp := in.shard.table.Lookup(index)
@@ -115,8 +132,8 @@ func (in *inbound) lookUp(now time.Duration, message int, b []byte) {
 		in.lastKey, in.lastIn = kp, index
 	}
 	g := len(in.groups) - 1
-	if g < 0 || in.groups[g].keypair != in.lastKey || in.groups[g].message != message {
-		in.groups = append(in.groups, inboundGroup{keypair: in.lastKey, message: message, first: len(in.opening)})
+	if g < 0 || in.groups[g].keypair != in.lastKey || in.groups[g].message != message || in.groups[g].channel != channel {
+		in.groups = append(in.groups, inboundGroup{keypair: in.lastKey, channel: channel, message: message, first: len(in.opening)})
 		g++
 	}
 	body := b[crypto.SizeTransportHeader:]
@@ -157,7 +174,7 @@ func (in *inbound) check(now time.Duration, g *inboundGroup) {
 		return
 	}
 	p.rxBytes.Add(uint64(authentic))
-	in.follow(p, m)
+	in.follow(p, m, g.channel)
 	if g.keypair.NeedsConfirm() && g.keypair.MarkConfirmed() {
 		p.confirmed.Store(g.keypair)
 		in.shard.notified.notify(p, signalConfirmed)
@@ -203,12 +220,12 @@ func (in *inbound) window(p *peer, kp *crypto.Keypair, run []aead.Packet) (authe
 
 // follow tells control where the peer's authenticated datagrams come from, if that is not where ours go (roaming,
 // WireGuard paper, section 2.1).
-func (in *inbound) follow(p *peer, m *udp.Datagrams) {
+func (in *inbound) follow(p *peer, m *udp.Datagrams, channel uint16) {
 	path := p.path.Load()
-	if path != nil && (path.Fixed || path.sameEndpoint(m.Src, m.Dst, m.IfIndex)) {
+	if path != nil && (path.Fixed || path.sameEndpoint(m.Src, m.Dst, m.IfIndex, channel)) {
 		return
 	}
-	p.moved.Store(&Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex})
+	p.moved.Store(&Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex, Channel: channel})
 	in.shard.notified.notify(p, signalMoved)
 }
 

@@ -149,14 +149,18 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 	i := lane.first
 	lane.first = -1
 	path, kp := p.path.Load(), p.sending(now)
+	reach := reach(p.reach.Load())
 	switch {
-	case path == nil:
+	case path == nil && reach != reachStage:
 		for ; i >= 0; i = o.next[i] {
 			o.shard.stats.drop(dropNoEndpoint, segmentCount(&o.packets[i]))
 			o.unreachable(&o.packets[i])
 		}
+		if reach == reachLater {
+			o.want(now, p, lane)
+		}
 		return
-	case kp == nil:
+	case path == nil || kp == nil:
 		for ; i >= 0; i = o.next[i] {
 			o.stage(lane, &o.packets[i])
 		}
@@ -238,7 +242,7 @@ func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpa
 		return true
 	}
 	n := o.segmenter.Count()
-	if o.segmenter.Len(0) > maxInner {
+	if o.segmenter.Len(0) > maxInner-path.overhead() {
 		o.shard.stats.drop(dropTooBig, n)
 		o.tooBig(sp)
 		return true
@@ -268,15 +272,21 @@ func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpa
 // sealAtOnce is how many bytes are cut before they are sealed: what stays in the cache between the two.
 const sealAtOnce = 48 << 10
 
-// segment writes one sealed-to-be packet into the arena and returns its length.
+// segment writes one sealed-to-be packet into the arena and returns the length of its message. On a relayed path the
+// message follows a ChannelData header, so that a run of them is a run of datagrams to the relay.
 func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter uint64, k int, tos uint8) int {
-	length := o.segmenter.Len(k)
-	size := crypto.SizeTransportHeader + o.pad(length) + aead.Overhead
+	length, header := o.segmenter.Len(k), path.overhead()
+	message := crypto.SizeTransportHeader + o.pad(length, maxInner-header) + aead.Overhead
+	size := header + message
 	if o.used+size > len(o.arena) || len(o.sealing) == cap(o.sealing) || len(q.runs) == cap(q.runs) {
 		o.flushMidBatch()
 		o.keypair = kp
 	}
-	msg := o.arena[o.used : o.used+size : o.used+size]
+	if header > 0 {
+		PutChannelHeader(o.arena[o.used:], path.Channel, uint16(message))
+		o.shard.stats.ChannelSent.Add(1)
+	}
+	msg := o.arena[o.used+header : o.used+size : o.used+size]
 	crypto.PutTransportHeader(msg, kp.RemoteIndex, counter)
 	o.segmenter.Cut(k, msg[crypto.SizeTransportHeader:])
 	o.sealing = append(o.sealing, aead.Packet{
@@ -287,14 +297,14 @@ func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter
 	q.append(path, o.arena, o.used, size, tos)
 	o.used += size
 	o.bytes += size
-	return size
+	return message
 }
 
 // pad returns the length that a plaintext is padded to: the next multiple of 16, but never above the MTU (the kernel's
-// calculate_skb_padding) or what a datagram can carry, so that padding never makes a packet too big.
-func (o *outbound) pad(length int) int {
+// calculate_skb_padding) or what a datagram can carry (most), so that padding never makes a packet too big.
+func (o *outbound) pad(length, most int) int {
 	padded := (length + 15) &^ 15
-	return min(padded, max(length, min(o.shard.mtu, maxInner)))
+	return min(padded, max(length, min(o.shard.mtu, most)))
 }
 
 // append adds arena[at:at+size] to the last run if it fits there, or as a new run.

@@ -20,9 +20,25 @@ type Path struct {
 }
 
 // sameEndpoint tells whether a datagram from src to the local address dst came over p.
-func (p *Path) sameEndpoint(src netip.AddrPort, dst netip.Addr, ifIndex int) bool {
-	return p.Dst == src && p.Src == dst && p.IfIndex == ifIndex
+func (p *Path) sameEndpoint(src netip.AddrPort, dst netip.Addr, ifIndex int, channel uint16) bool {
+	return p.Dst == src && p.Src == dst && p.IfIndex == ifIndex && p.Channel == channel
 }
+
+// overhead is how many bytes stand before each message on the path.
+func (p *Path) overhead() int {
+	if p.Channel != 0 {
+		return ChannelHeaderSize
+	}
+	return 0
+}
+
+// pathKey is where a path leads, without where it begins.
+type pathKey struct {
+	dst     netip.AddrPort
+	channel uint16
+}
+
+func (p *Path) key() pathKey { return pathKey{p.Dst, p.Channel} }
 
 // Stray is a datagram that is not WireGuard, given to Config.Stray. Data is borrowed until the call returns.
 type Stray struct {

@@ -24,6 +24,8 @@ type peer struct {
 
 	// path is frozen after publish; nil without endpoint.
 	path atomic.Pointer[Path]
+	// reach says what lanes do with packets while there is no path.
+	reach atomic.Uint32
 	stamps
 
 	// signals are what lanes tell control; see notify.
@@ -35,6 +37,7 @@ type peer struct {
 	// Owned by control.
 	allowedIPs map[netip.Prefix]struct{}
 	keepalive  uint16 // seconds
+	link       *link  // of a named peer, else nil
 	deadline   deadline
 }
 
@@ -73,6 +76,7 @@ type stamps struct {
 	firstUnanswered  atomic.Int64 // first data sent since anything authenticated came
 	firstUnkept      atomic.Int64 // first data received since anything authenticated was sent
 	lastDataReceived atomic.Int64
+	lastDataSent     atomic.Int64
 	lastSent         atomic.Int64
 	lastReceived     atomic.Int64
 	// watched: control will look at the stamps within watchInterval. A lane that sets a first while it is not, signals.
@@ -92,11 +96,20 @@ func (s *stamps) sent(now time.Duration, data bool) (signal bool) {
 	if s.firstUnkept.Load() != 0 {
 		s.firstUnkept.Store(0)
 	}
-	if data && s.firstUnanswered.Load() == 0 {
+	if !data {
+		return false
+	}
+	s.lastDataSent.Store(int64(now))
+	if s.firstUnanswered.Load() == 0 {
 		s.firstUnanswered.Store(int64(now))
 		return !s.watched.Load()
 	}
 	return false
+}
+
+// lastData is when data last went or came.
+func (s *stamps) lastData() time.Duration {
+	return time.Duration(max(s.lastDataSent.Load(), s.lastDataReceived.Load()))
 }
 
 // received notes that authenticated packets came at now, as sent does for the other direction.
@@ -148,6 +161,7 @@ func (s *stamps) reset() {
 	s.firstUnanswered.Store(0)
 	s.firstUnkept.Store(0)
 	s.lastDataReceived.Store(0)
+	s.lastDataSent.Store(0)
 	s.lastSent.Store(0)
 	s.lastReceived.Store(0)
 }

@@ -22,8 +22,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -39,6 +39,8 @@ type Pipeline struct {
 	clock    func() time.Duration
 	local    *crypto.Local
 	routes   routes
+	relays   relays
+	sockets  atomic.Pointer[udp.Pair] // the first shard's; nil while the interface is down
 	notified notified
 	mailbox  chan letter
 	shards   []*shard
@@ -76,7 +78,7 @@ func New(cfg Config) (*Pipeline, error) {
 	for id, queue := range cfg.Device.Queues() {
 		s := &shard{
 			id: id, queue: queue, clock: p.clock, device: cfg.Device, routes: &p.routes, table: local.Table(),
-			notified: &p.notified, mailbox: p.mailbox, strays: cfg.Stray, stats: new(shardStats), ended: make(chan struct{}),
+			notified: &p.notified, mailbox: p.mailbox, strays: cfg.Stray, relays: &p.relays, stats: new(shardStats), ended: make(chan struct{}),
 		}
 		if s.waiter, err = newWaiter(queue); err != nil {
 			p.closeWaiters()
@@ -147,14 +149,3 @@ func (p *Pipeline) Counters() []Counter {
 	}
 	return set.sorted()
 }
-
-// SendOne sends one datagram from the pipeline's present sockets; any goroutine, shards included. Errors are those of
-// udp.Socket.SendOne, udp.ErrNoFamily, and udp.ErrClosed while the interface is down.
-func (p *Pipeline) SendOne(r udp.Run) error { return udp.ErrClosed }
-
-// LocalPort is the UDP port of the sockets, 0 while there are none. Any goroutine.
-func (p *Pipeline) LocalPort() uint16 { return 0 }
-
-// SetRelays names the TURN servers whose ChannelData the lanes take: what comes from elsewhere is a stray. Any goroutine but a
-// shard's. The slice is copied.
-func (p *Pipeline) SetRelays(servers []netip.AddrPort) {}

@@ -35,6 +35,7 @@ type shard struct {
 	notified *notified
 	mailbox  chan letter
 	strays   func(Stray)
+	relays   *relays
 
 	// shared
 	stats *shardStats
@@ -186,8 +187,8 @@ func (s *shard) purge(p *peer) {
 }
 
 // mail puts a handshake message into control's mailbox.
-func (s *shard) mail(m *udp.Datagrams, b []byte) {
-	l := letter{length: len(b), src: Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex}}
+func (s *shard) mail(m *udp.Datagrams, b []byte, channel uint16) {
+	l := letter{length: len(b), src: Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex, Channel: channel}}
 	copy(l.message[:], b)
 	select {
 	case s.mailbox <- l:
@@ -197,12 +198,12 @@ func (s *shard) mail(m *udp.Datagrams, b []byte) {
 }
 
 // stray passes on a datagram that is not WireGuard.
-func (s *shard) stray(m *udp.Datagrams, b []byte) {
+func (s *shard) stray(m *udp.Datagrams, b []byte, channel uint16) {
 	if s.strays == nil {
 		s.stats.drop(dropStray, 1)
 		return
 	}
-	s.strays(Stray{Data: b, Src: m.Src, Dst: m.Dst, IfIndex: m.IfIndex})
+	s.strays(Stray{Data: b, Src: m.Src, Channel: channel, Dst: m.Dst, IfIndex: m.IfIndex})
 }
 
 // write writes runs to the TUN; what it does not take is dropped and counted, as a network card's full queue would.

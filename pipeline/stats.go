@@ -23,6 +23,7 @@ const (
 	dropFamily                             // no socket of the path's address family
 	dropStray                              // not WireGuard and nobody asked for such datagrams
 	dropMalformed                          // a WireGuard type with an impossible length
+	dropChannelData                        // from a relay, and not as long as it says
 	dropMailboxFull                        // handshake queue full
 	dropUnknownIndex                       // receiver index of no session of ours
 	dropExpiredKeypair                     // the session is too old
@@ -38,7 +39,7 @@ const (
 
 var dropNames = [dropReasons]string{
 	"not_ip", "no_route", "no_endpoint", "too_big", "staged_full", "staged_expired", "send_stalled", "no_address_family", "stray",
-	"malformed", "mailbox_full", "unknown_index", "expired_keypair", "unauthentic", "replayed", "inner_malformed",
+	"malformed", "channel_data", "mailbox_full", "unknown_index", "expired_keypair", "unauthentic", "replayed", "inner_malformed",
 	"source_not_allowed", "ecn", "tun_full", "tun_down",
 }
 
@@ -56,6 +57,8 @@ type shardStats struct {
 	InboundRuns      atomic.Uint64 // writes to the TUN, after coalescing
 	Keepalives       atomic.Uint64 // received
 	ICMPErrors       atomic.Uint64 // ICMP errors written to the TUN
+	ChannelSent      atomic.Uint64 // packets sealed for a relayed path
+	ChannelReceived  atomic.Uint64 // ChannelData taken from relays
 
 	drops [dropReasons]atomic.Uint64
 }

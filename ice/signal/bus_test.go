@@ -132,7 +132,7 @@ func TestBus(t *testing.T) {
 	d := connect(t, p.config("d"))
 	awaitUp(t, b)
 	ctx := context.Background()
-	m := signal.Message{Kind: signal.Offer, Generation: 9, PublicKey: [32]byte{1}, Ufrag: "abcd", Pwd: strings.Repeat("p", 22),
+	m := signal.Message{Kind: signal.Offer, Generation: 9, Agent: 1, PublicKey: [32]byte{1}, Ufrag: "abcd", Pwd: strings.Repeat("p", 22),
 		Candidates: []string{"1 1 udp 5 192.0.2.1 5 typ host", "1 1 udp 5 127.0.0.1 5 typ host"}}
 	if err := a.Send(ctx, "b", m); err != nil { // waits for a's own connection
 		t.Fatal(err)

@@ -16,7 +16,8 @@ const (
 	MaxCandidate  = 256 // bytes of one candidate
 	MaxReason     = 64  // bytes of a close reason or of a counter's name
 	MaxCounters   = 32
-	MaxGeneration = 1<<53 - 1
+	MaxGeneration = 1<<32 - 1
+	MaxAgent      = 1 << 16
 	// Lengths of ICE credentials (RFC 8839, section 5.4: "ice-pwd = 22*256ice-char", "ice-ufrag = 4*256ice-char").
 	MinUfrag, MinPwd, MaxCredential = 4, 22, 256
 )
@@ -44,7 +45,7 @@ func (k Kind) String() string {
 	return kindNames[k]
 }
 
-// Message is what nodes tell one another. Offers and answers have PublicKey, Ufrag, Pwd, Candidates and End; a bye has
+// Message is what nodes tell one another. Offers and answers have Agent, PublicKey, Ufrag, Pwd, Candidates and End; a bye has
 // Reason and Counters; the other fields are zero.
 type Message struct {
 	Kind Kind
@@ -53,6 +54,9 @@ type Message struct {
 	Run uint64
 	// Generation numbers the attempts of a pair of nodes, from 1. Answer and bye repeat the number of the offer.
 	Generation uint64
+	// Agent numbers the ICE agents of an attempt, from 1. Each has an offer and an answer of its own, or two offers if both
+	// sides began it. 0 in a bye.
+	Agent uint32
 
 	// PublicKey is the sender's current WireGuard key.
 	PublicKey [32]byte
@@ -74,6 +78,7 @@ type wire struct {
 	Type       string            `json:"type"`
 	Run        uint64            `json:"run"`
 	Generation uint64            `json:"gen"`
+	Agent      uint32            `json:"agent,omitempty"`
 	PublicKey  string            `json:"public_key,omitempty"`
 	Ufrag      string            `json:"ufrag,omitempty"`
 	Pwd        string            `json:"pwd,omitempty"`
@@ -88,8 +93,8 @@ func (m *Message) Encode() ([]byte, error) {
 	if err := m.check(); err != nil {
 		return nil, fmt.Errorf("%w: %w", ErrMessage, err)
 	}
-	w := wire{Type: m.Kind.String(), Run: m.Run, Generation: m.Generation, Ufrag: m.Ufrag, Pwd: m.Pwd,
-		Candidates: m.Candidates, End: m.End, Reason: m.Reason, Counters: m.Counters}
+	w := wire{Type: m.Kind.String(), Run: m.Run, Generation: m.Generation, Agent: m.Agent, Ufrag: m.Ufrag,
+		Pwd: m.Pwd, Candidates: m.Candidates, End: m.End, Reason: m.Reason, Counters: m.Counters}
 	if m.Kind != Bye {
 		w.PublicKey = base64.StdEncoding.EncodeToString(m.PublicKey[:])
 	}
@@ -132,8 +137,8 @@ func decode(data []byte) (m Message, err error) {
 	if err != nil {
 		return m, err
 	}
-	m = Message{Run: w.Run, Generation: w.Generation, Ufrag: w.Ufrag, Pwd: w.Pwd, Candidates: w.Candidates,
-		End: w.End, Reason: w.Reason, Counters: w.Counters}
+	m = Message{Run: w.Run, Generation: w.Generation, Agent: w.Agent, Ufrag: w.Ufrag, Pwd: w.Pwd,
+		Candidates: w.Candidates, End: w.End, Reason: w.Reason, Counters: w.Counters}
 	for kind, name := range kindNames {
 		if name != "" && name == w.Type {
 			m.Kind = Kind(kind)
@@ -155,7 +160,7 @@ func decode(data []byte) (m Message, err error) {
 
 // decodeWire reads the object key by key, because encoding/json by itself ignores case and takes a key twice.
 func decodeWire(data []byte) (w wire, err error) {
-	fields := map[string]any{"type": &w.Type, "run": &w.Run, "gen": &w.Generation, "public_key": &w.PublicKey,
+	fields := map[string]any{"type": &w.Type, "run": &w.Run, "gen": &w.Generation, "agent": &w.Agent, "public_key": &w.PublicKey,
 		"ufrag": &w.Ufrag, "pwd": &w.Pwd, "candidates": &w.Candidates, "end": &w.End, "reason": &w.Reason, "counters": &w.Counters}
 	d := json.NewDecoder(bytes.NewReader(data))
 	if t, err := d.Token(); err != nil || t != json.Delim('{') {
@@ -205,6 +210,8 @@ func (m *Message) checkOffer() error {
 	switch {
 	case m.Reason != "" || len(m.Counters) != 0:
 		return errors.New("a close reason in an offer or answer")
+	case m.Agent == 0 || m.Agent > MaxAgent:
+		return errors.New("no agent, or one out of range")
 	case m.PublicKey == [32]byte{}:
 		return errors.New("no public key")
 	case !iceChars(m.Ufrag, MinUfrag) || !iceChars(m.Pwd, MinPwd):
@@ -222,7 +229,7 @@ func (m *Message) checkOffer() error {
 
 func (m *Message) checkBye() error {
 	switch {
-	case m.PublicKey != [32]byte{} || m.Ufrag != "" || m.Pwd != "" || len(m.Candidates) != 0 || m.End:
+	case m.Agent != 0 || m.PublicKey != [32]byte{} || m.Ufrag != "" || m.Pwd != "" || len(m.Candidates) != 0 || m.End:
 		return errors.New("parts of an offer in a bye")
 	case !word(m.Reason):
 		return errors.New("no close reason, or an invalid one")

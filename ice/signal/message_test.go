@@ -13,7 +13,7 @@ import (
 const hostCandidate = "1 1 udp 2130706431 192.0.2.1 51820 typ host"
 
 func offer() Message {
-	return Message{Kind: Offer, Run: 7, Generation: 3, PublicKey: [32]byte{1, 2, 3}, Ufrag: "abcd", Pwd: strings.Repeat("p", 22),
+	return Message{Kind: Offer, Run: 7, Generation: 3, Agent: 1, PublicKey: [32]byte{1, 2, 3}, Ufrag: "abcd", Pwd: strings.Repeat("p", 22),
 		Candidates: []string{hostCandidate}, End: true}
 }
 

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/pion/stun/v3"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 var (
@@ -85,8 +87,8 @@ func (c *Client) Send(now time.Duration, peer netip.AddrPort, data []byte) bool 
 	if !ok || len(data) > MaxPayload {
 		return false
 	}
-	b := make([]byte, ChannelHeaderSize, ChannelHeaderSize+len(data))
-	PutChannelHeader(b, number, uint16(len(data)))
+	b := make([]byte, pipeline.ChannelHeaderSize, pipeline.ChannelHeaderSize+len(data))
+	pipeline.PutChannelHeader(b, number, uint16(len(data)))
 	c.emit(Output{Kind: SendDatagram, Datagram: append(b, data...)})
 	c.MarkUsed(now, peer)
 	return true

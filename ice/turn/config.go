@@ -7,6 +7,8 @@ import (
 	"io"
 	"net/netip"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // The timing of a client.
@@ -105,3 +107,12 @@ func (c *Config) check() error {
 	}
 	return c.Credentials.check()
 }
+
+// Channel numbers, RFC 8656, section 12: "0x4000 through 0x4FFF: These values are the allowed channel numbers".
+const (
+	FirstChannel = 0x4000
+	LastChannel  = 0x4FFF
+)
+
+// MaxPayload is the largest payload of a ChannelData message in one UDP datagram over IPv4, in bytes.
+const MaxPayload = 65535 - 20 - 8 - pipeline.ChannelHeaderSize

@@ -5,7 +5,7 @@
 // The story of an allocation: Start asks for it without credentials, the server answers 401 with a realm and a nonce, and the
 // request is made again with MESSAGE-INTEGRITY. Allocated reports the relayed transport address, which is signaled to peers
 // as a relayed candidate. Bind asks for a channel to one peer; ChannelBound reports its number, and from then on whoever
-// owns the socket frames datagrams as ChannelData by himself (PutChannelHeader, ParseChannelData). The binding installs the
+// owns the socket frames datagrams as ChannelData by himself (pipeline.PutChannelHeader, pipeline.ParseChannelData). The binding installs the
 // permission too and is refreshed every four minutes, but only while MarkUsed says that somebody needs it. Peers without a
 // channel get Permit and AppendSend.
 //

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"github.com/pion/stun/v3"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // What an agent is told to use as its TURN server. The address is one for documentation (RFC 5737) and never sent to: a Facade
@@ -157,8 +159,8 @@ func (f *Facade) WriteTo(p []byte, _ net.Addr) (int, error) {
 	if f.shut {
 		return 0, net.ErrClosed
 	}
-	if IsChannelData(p) {
-		number, payload, ok := ParseChannelData(p)
+	if pipeline.IsChannelData(p) {
+		number, payload, ok := pipeline.ParseChannelData(p)
 		f.queue(f.channels[number], payload, ok)
 		return len(p), nil
 	}

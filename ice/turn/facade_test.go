@@ -16,6 +16,8 @@ import (
 	"github.com/pion/stun/v3"
 	"github.com/pion/transport/v2"
 	"github.com/pion/transport/v2/stdnet"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // facadeNet is the system's network, but that its one packet socket is a Facade.
@@ -221,7 +223,7 @@ func TestFacadeBounds(t *testing.T) {
 	w.run(time.Second)
 	write(AppendSend(nil, [12]byte{}, netip.AddrPortFrom(peerA.Addr(), 1), []byte("through")))
 	f.Serve(w.now, w.c)
-	if out, ok := w.c.Poll(); !ok || string(out.Datagram[ChannelHeaderSize:]) != "through" {
+	if out, ok := w.c.Poll(); !ok || string(out.Datagram[pipeline.ChannelHeaderSize:]) != "through" {
 		t.Errorf("%v %q", ok, out.Datagram)
 	}
 	for range facadeQueue + 10 {

@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/pion/stun/v3"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // FuzzCheck: what passes is decoded by pion to the same attributes, and reading them neither fails nor panics.
@@ -83,7 +85,7 @@ func FuzzHandle(f *testing.F) {
 func FuzzChannelData(f *testing.F) {
 	f.Add([]byte{0x40, 0, 0, 1, 0xAA})
 	f.Fuzz(func(t *testing.T, b []byte) {
-		number, payload, ok := ParseChannelData(b)
+		number, payload, ok := pipeline.ParseChannelData(b)
 		if !ok {
 			return
 		}

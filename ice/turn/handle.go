@@ -6,6 +6,8 @@ import (
 	"time"
 
 	"github.com/pion/stun/v3"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // Payload is what a peer sent through the server.
@@ -42,7 +44,7 @@ func (c *Client) Handle(now time.Duration, src netip.AddrPort, data []byte) (p P
 }
 
 func (c *Client) channelData(data []byte) (Payload, Drop) {
-	number, payload, ok := ParseChannelData(data)
+	number, payload, ok := pipeline.ParseChannelData(data)
 	if !ok {
 		return Payload{}, DropChannelLength
 	}

@@ -9,6 +9,8 @@ import (
 	"time"
 
 	"github.com/pion/stun/v3"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // dataIndication is what a server makes of a peer's datagram.
@@ -19,8 +21,8 @@ func dataIndication(peer netip.AddrPort, data []byte) []byte {
 }
 
 func channelData(number uint16, data []byte) []byte {
-	b := make([]byte, ChannelHeaderSize, ChannelHeaderSize+len(data))
-	PutChannelHeader(b, number, uint16(len(data)))
+	b := make([]byte, pipeline.ChannelHeaderSize, pipeline.ChannelHeaderSize+len(data))
+	pipeline.PutChannelHeader(b, number, uint16(len(data)))
 	return append(b, data...)
 }
 

@@ -7,11 +7,13 @@ import (
 	"testing"
 
 	"github.com/pion/stun/v3"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 func TestChannelData(t *testing.T) {
 	b := make([]byte, 4)
-	PutChannelHeader(b, 0x4001, 1420)
+	pipeline.PutChannelHeader(b, 0x4001, 1420)
 	if hex.EncodeToString(b) != "4001058c" {
 		t.Errorf("%x", b)
 	}
@@ -37,15 +39,15 @@ func TestChannelData(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		number, payload, ok := ParseChannelData(in)
+		number, payload, ok := pipeline.ParseChannelData(in)
 		if number != c.number || hex.EncodeToString(payload) != c.payload || ok != c.ok {
 			t.Errorf("%s: %#x %x %v", c.in, number, payload, ok)
 		}
 	}
 	packet := channelData(FirstChannel, make([]byte, 1200))
 	if n := testing.AllocsPerRun(100, func() {
-		PutChannelHeader(packet, FirstChannel, 1200)
-		if _, _, ok := ParseChannelData(packet); !ok {
+		pipeline.PutChannelHeader(packet, FirstChannel, 1200)
+		if _, _, ok := pipeline.ParseChannelData(packet); !ok {
 			t.Error("not taken")
 		}
 	}); n != 0 {

@@ -129,5 +129,16 @@ type Config struct {
 // Pair is one shard's sockets. One of them is nil where the machine lacks the family.
 type Pair struct{ V4, V6 Socket }
 
+// LocalPort is the port of both.
+func (p Pair) LocalPort() uint16 {
+	if p.V4 != nil {
+		return p.V4.LocalPort()
+	}
+	if p.V6 != nil {
+		return p.V6.LocalPort()
+	}
+	return 0
+}
+
 // Listener opens the sockets of a pipeline: Listen in production, udptest's network in tests.
 type Listener func(Config) ([]Pair, error)

@@ -14,6 +14,11 @@ const Verb = "sync"
 // SyncHold is how long the portal may hold a request whose Known is the present revision before it answers all the same.
 const SyncHold = 20 * time.Second
 
+// DefaultOverlay are the prefixes that tunnel addresses come from: shared address space (RFC 6598) and a unique local one.
+func DefaultOverlay() []netip.Prefix {
+	return []netip.Prefix{netip.MustParsePrefix("100.64.0.0/11"), netip.MustParsePrefix("fd00:2021:1111::/107")}
+}
+
 // Role is what a node is there for.
 type Role string
 

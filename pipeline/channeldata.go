@@ -1,18 +1,10 @@
-package turn
+package pipeline
 
 import "encoding/binary"
 
-// Channel numbers, RFC 8656, section 12: "0x4000 through 0x4FFF: These values are the allowed channel numbers".
-const (
-	FirstChannel = 0x4000
-	LastChannel  = 0x4FFF
-)
-
-// ChannelHeaderSize is the length in bytes of what stands before the payload of a ChannelData message.
+// ChannelHeaderSize is the length in bytes of what stands before the payload of a ChannelData message (RFC 8656, section
+// 12.4). On a relayed path each datagram is that much longer: over IPv6 an inner MTU of 1416 just fits 1500 bytes.
 const ChannelHeaderSize = 4
-
-// MaxPayload is the largest payload of a ChannelData message in one UDP datagram over IPv4, in bytes.
-const MaxPayload = 65535 - 20 - 8 - ChannelHeaderSize
 
 // PutChannelHeader writes the header `[channel u16][length u16]` of a ChannelData message (RFC 8656, section 12.4) to the
 // first 4 bytes of b, whose payload of length bytes follows. There is no padding over UDP. It panics if b is shorter than

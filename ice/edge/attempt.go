@@ -1,0 +1,396 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"slices"
+	"time"
+
+	"github.com/sluice-vpn/sluice/ice"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+const (
+	// gatherPause is how long candidates are collected before they are signaled.
+	gatherPause = 10 * time.Millisecond
+	// repeatAfter is how soon an offer or answer is sent again while nothing is known of the peer's agent.
+	repeatAfter = time.Second
+	// upgradeFirst and upgradeEvery are when a relayed connection tries to become direct.
+	upgradeFirst = 15 * time.Second
+	upgradeEvery = 2 * time.Minute
+	byeTimeout   = 3 * time.Second
+	// maxPending bounds the agents of a peer that are signaled before ours start.
+	maxPending = 4
+)
+
+// attempt is one attempt to reach a peer, or the connection it became.
+type attempt struct {
+	peer        *peer
+	handle      *pipeline.Attempt
+	generation  uint32
+	run         uint64 // of the peer's program, 0 before its first message
+	controlling bool
+	connection  *ice.Connection
+	agents      map[uint32]*agent
+	newest      uint32                    // agent that was asked for
+	pending     map[uint32]signal.Message // of the peer's agents that ours do not match yet
+
+	path          *pipeline.Path // as control has published it, nil: none
+	found         uint32         // generation of the ice.Connection's path that control was told
+	local, remote string         // candidate types of the path
+	release       func()         // lets go of the path's channel
+	upgradeAt     time.Time      // zero: not planned
+}
+
+// attemptName is how control names an attempt.
+type attemptName struct {
+	peer       string
+	generation uint32
+}
+
+// agent is one ICE agent of an attempt.
+type agent struct {
+	number     uint32
+	local      ice.Credentials
+	candidates []string
+	end        bool
+	remote     ice.Credentials // zero: not known yet
+	seen       []string        // the peer's candidates
+	answers    bool            // the peer began it
+	settled    bool            // it has selected a pair or failed
+	sendAt     time.Time       // zero: nothing to send
+	sending    bool
+}
+
+// obey carries out what control asked.
+func (e *Edge) obey() {
+	for _, r := range e.take() {
+		if r.Kind == pipeline.RequestAttempt {
+			if p := e.peers[r.Peer]; p != nil {
+				e.prepare(p, nil)
+			}
+			continue
+		}
+		a := e.named[attemptName{r.Peer, r.Generation}]
+		switch r.Kind {
+		case pipeline.RequestBye:
+			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, r) })
+		case pipeline.RequestClosed:
+			if a != nil {
+				e.finish(a, r.Closed.Reason)
+			}
+		default:
+			if a != nil {
+				e.obeyFor(a, r)
+			}
+		}
+	}
+}
+
+// obeyFor carries out what control asked about an attempt.
+func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
+	switch r.Kind {
+	case pipeline.RequestAgent:
+		e.startAgent(a, r.Agent)
+	case pipeline.RequestCloseAgent:
+		delete(a.agents, r.Agent)
+		e.tasks.Go(func() {
+			a.connection.CloseAgent(r.Agent)
+			a.handle.AgentGone(r.Agent)
+		})
+	case pipeline.RequestPath:
+		release := func() {}
+		if r.Path != nil {
+			release = e.relays.Hold(*r.Path)
+		}
+		a.release()
+		a.path, a.release = r.Path, release
+		e.planUpgrade(a)
+	}
+}
+
+// prepare begins an attempt with the portal's present answer: on our own wish, or because of the peer's offer.
+func (e *Edge) prepare(p *peer, offer *signalMessage) {
+	if offer != nil && len(p.waiting) < maxPending {
+		p.waiting = append(p.waiting, *offer)
+	}
+	if p.beginning {
+		return
+	}
+	p.beginning = true
+	name := p.Name
+	fresh := offer == nil || protocol.Key(offer.PublicKey) != p.PublicKey // else the portal has told us already
+	e.tasks.Go(func() {
+		var answer protocol.Sync
+		var err error
+		if fresh {
+			answer, err = e.ask(e.ctx, 0, freshTimeout)
+		}
+		e.post(func() {
+			if fresh {
+				e.handleSync(answer, err)
+			}
+			if p := e.peers[name]; p != nil && p.beginning {
+				p.beginning = false
+				e.begin(p, err)
+			}
+		})
+	})
+}
+
+// begin begins the attempt that was prepared: the newest offer's, else one of ours.
+func (e *Edge) begin(p *peer, err error) {
+	waiting := p.waiting
+	p.waiting = nil
+	if len(waiting) == 0 {
+		if err != nil {
+			return // without the portal nothing can be signaled; control asks again
+		}
+		if p.attempt == nil {
+			e.beginAs(p, uint32(e.generations.Next(p.Name)), 0)
+		}
+		return
+	}
+	for _, msg := range waiting {
+		if p.attempt == nil || p.attempt.generation != uint32(msg.Generation) || p.attempt.run != msg.Run && p.attempt.run != 0 {
+			if msg.Generation != e.generations.Newest(p.Name) {
+				continue
+			}
+			if protocol.Key(msg.PublicKey) != p.PublicKey {
+				e.log.Warn("the peer announces another key than the portal has for it", "peer", p.Name)
+			}
+			if !e.beginAs(p, uint32(msg.Generation), msg.Run) {
+				return
+			}
+		}
+		e.feed(p.attempt, msg.Message)
+	}
+}
+
+// beginAs begins an attempt of that generation; one that is under way is replaced.
+func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
+	if old := p.attempt; old != nil {
+		old.handle.Close(pipeline.CloseReplaced)
+		e.obey()
+	}
+	controlling := pipeline.Controls(e.config.Role == protocol.Client, p.Role == protocol.Client, e.config.Name, p.Name)
+	handle, err := e.pipeline.Load().Begin(p.Name, generation, controlling)
+	if err != nil {
+		if !errors.Is(err, pipeline.ErrClosed) && !errors.Is(err, pipeline.ErrDown) {
+			e.log.Error("the attempt did not begin", "peer", p.Name, "error", err)
+		}
+		return false
+	}
+	a := &attempt{
+		peer: p, handle: handle, generation: generation, run: run, controlling: controlling, agents: make(map[uint32]*agent),
+		pending: make(map[uint32]signal.Message), release: func() {},
+	}
+	a.connection = ice.NewConnection(ice.ConnectionConfig{
+		Mux: e.mux, Mailbox: e.mailbox, Prober: e.prober, Relay: e.relays, Controlling: controlling, Heard: handle.Heard,
+	})
+	p.attempt = a
+	e.attempts[a.connection] = a
+	e.named[attemptName{p.Name, generation}] = a
+	e.obey() // the first agent
+	return true
+}
+
+// finish forgets an attempt that is over.
+func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
+	p := a.peer
+	a.release()
+	p.attempt, p.last, p.done = nil, a, finished{a.run, uint64(a.generation)}
+	delete(e.attempts, a.connection)
+	delete(e.named, attemptName{p.Name, a.generation})
+	e.tasks.Go(func() { _ = a.connection.Close() })
+	if reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) {
+		e.pipeline.Load().Want(p.Name)
+	}
+}
+
+// startAgent starts an agent that control wants.
+func (e *Edge) startAgent(a *attempt, number uint32) {
+	a.newest = max(a.newest, number)
+	local, err := a.connection.Restart(number)
+	if err != nil {
+		e.log.Warn("no ICE agent could be made", "peer", a.peer.Name, "error", err)
+		a.handle.AgentFailed(number)
+		return
+	}
+	agent := &agent{number: number, local: local, sendAt: time.Now().Add(gatherPause)}
+	a.agents[number] = agent
+	if msg, ok := a.pending[number]; ok {
+		e.connect(a, agent, msg)
+	}
+	for n := range a.pending {
+		if n <= number {
+			delete(a.pending, n)
+		}
+	}
+}
+
+// feed gives an attempt what the peer has signaled.
+func (e *Edge) feed(a *attempt, msg signal.Message) {
+	if agent := a.agents[msg.Agent]; agent != nil {
+		e.connect(a, agent, msg)
+		return
+	}
+	if msg.Agent <= a.newest {
+		return // ours is closed
+	}
+	if _, known := a.pending[msg.Agent]; known || len(a.pending) < maxPending {
+		a.pending[msg.Agent] = msg
+		a.handle.RemoteAgent(msg.Agent)
+	}
+}
+
+// connect gives an agent the peer's credentials and candidates.
+func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
+	remote := ice.Credentials{Ufrag: msg.Ufrag, Password: msg.Pwd}
+	switch {
+	case agent.remote == (ice.Credentials{}):
+		if err := a.connection.Connect(agent.number, remote); err != nil {
+			e.log.Debug("the peer's credentials are refused", "peer", a.peer.Name, "error", err)
+			return
+		}
+		agent.remote = remote
+		agent.answers = msg.Kind == signal.Offer
+	case agent.remote != remote:
+		return // of an agent that is no more
+	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && !agent.sending:
+		agent.sendAt = time.Now().Add(repeatAfter / 4) // it has not heard of ours
+	}
+	for _, text := range msg.Candidates {
+		if slices.Contains(agent.seen, text) {
+			continue
+		}
+		if err := a.connection.AddCandidate(agent.number, text); err == nil {
+			agent.seen = append(agent.seen, text)
+			if len(agent.seen) == 1 {
+				a.handle.RemoteCandidate(agent.number)
+			}
+		}
+	}
+}
+
+// handleEvent takes what is new about an ICE agent.
+func (e *Edge) handleEvent(event ice.Event) {
+	a := e.attempts[event.Connection]
+	if a == nil {
+		return
+	}
+	if agent := a.agents[event.Generation]; agent != nil {
+		agent.note(event)
+	}
+	if event.State == ice.StateFailed {
+		a.handle.AgentFailed(event.Generation)
+	}
+	if event.Path != nil && event.Path.Generation > a.found {
+		a.found, a.local, a.remote = event.Path.Generation, event.Local, event.Remote
+		a.handle.Selected(event.FoundBy, *event.Path)
+	}
+}
+
+// note takes the news of one agent.
+func (g *agent) note(event ice.Event) {
+	for _, text := range event.Candidates {
+		if len(g.candidates) < signal.MaxCandidates && len(text) <= signal.MaxCandidate {
+			g.candidates = append(g.candidates, text)
+		}
+	}
+	g.settled = event.State == ice.StateConnected || event.State == ice.StateFailed
+	done := event.Gathered && !g.end
+	g.end = g.end || event.Gathered
+	switch {
+	case done:
+		g.sendAt = time.Now()
+	case len(event.Candidates) > 0 && g.sendAt.IsZero():
+		g.sendAt = time.Now().Add(gatherPause)
+	}
+}
+
+// send tells the peer of an agent: credentials and all candidates so far.
+func (e *Edge) send(a *attempt, g *agent) {
+	kind := signal.Offer
+	if g.answers {
+		kind = signal.Answer
+	}
+	msg := signal.Message{
+		Kind: kind, Generation: uint64(a.generation), Agent: g.number, PublicKey: e.key.Public(), Ufrag: g.local.Ufrag,
+		Pwd: g.local.Password, Candidates: slices.Clone(g.candidates), End: g.end,
+	}
+	g.sending, g.sendAt = true, time.Time{}
+	to := a.peer.Name
+	e.tasks.Go(func() {
+		err := e.config.Signaler.Send(e.ctx, to, msg)
+		e.post(func() { e.sent(a, g, err) })
+	})
+}
+
+// sent notes what came of it. An agent of which the peer says nothing is told again.
+func (e *Edge) sent(a *attempt, g *agent, err error) {
+	g.sending = false
+	a.peer.absent = errors.Is(err, signal.ErrAbsent)
+	switch {
+	case a.agents[g.number] != g:
+	case a.peer.absent && a.path == nil:
+		a.handle.Close(pipeline.CloseNoCandidates)
+	case g.sendAt.IsZero() && !g.settled && (err != nil || g.remote == (ice.Credentials{})):
+		g.sendAt = time.Now().Add(repeatAfter)
+	}
+}
+
+// sendBye tells the peer why a connection has ended. It waits.
+func (e *Edge) sendBye(ctx context.Context, limit time.Duration, r pipeline.Request) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
+	defer cancel()
+	err := e.config.Signaler.Send(ctx, r.Peer, byeMessage(r.Bye))
+	if err != nil {
+		e.log.Debug("the bye did not arrive", "peer", r.Peer, "error", err)
+	}
+}
+
+// relayed reports whether the attempt's datagrams take the way over a relay, ours or the peer's.
+func (a *attempt) relayed() bool { return a.path != nil && (a.local == "relay" || a.remote == "relay") }
+
+// planUpgrade says when to look for a direct path; only one side does.
+func (e *Edge) planUpgrade(a *attempt) {
+	switch {
+	case !a.controlling || !a.relayed():
+		a.upgradeAt = time.Time{}
+	case a.upgradeAt.IsZero():
+		a.upgradeAt = time.Now().Add(upgradeFirst)
+	}
+}
+
+// handleTimeouts does what is due and returns when to look again.
+func (e *Edge) handleTimeouts(now time.Time) time.Duration {
+	next := now.Add(time.Hour)
+	at := func(t time.Time) bool {
+		if t.IsZero() {
+			return false
+		}
+		if t.After(now) {
+			if t.Before(next) {
+				next = t
+			}
+			return false
+		}
+		return true
+	}
+	for _, a := range e.attempts {
+		for _, g := range a.agents {
+			if !g.sending && at(g.sendAt) {
+				e.send(a, g)
+			}
+		}
+		if at(a.upgradeAt) {
+			a.upgradeAt = now.Add(upgradeEvery)
+			at(a.upgradeAt)
+			a.handle.WantAgent()
+		}
+	}
+	return next.Sub(now)
+}

@@ -1,0 +1,276 @@
+package edge
+
+import (
+	"context"
+	"crypto/rand"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/ice/turn"
+	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+)
+
+// Config describes an Edge. Name, Role, Signaler and Sync are required.
+type Config struct {
+	// Name and Role are this node's, as its token says.
+	Name string
+	Role protocol.Role
+	// Routes are the networks that a gateway offers.
+	Routes []netip.Prefix
+	// Signaler exchanges messages with peers; Sync asks the portal. Sync may block until ctx ends.
+	Signaler signal.Signaler
+	Sync     func(context.Context, protocol.SyncRequest) (protocol.Sync, error)
+	// PortalState tells whether the portal is reachable, for Status; nil: not known.
+	PortalState func() signal.State
+	// Apply configures the host by what the portal says: addresses, routes. It is called on the Edge's goroutine after the
+	// pipeline was configured. An error is logged and shown by Status, and Apply is called again with the next answer. Nil:
+	// nothing to configure.
+	Apply func(protocol.Sync) error
+	// Interface is the name of the TUN, whose addresses are never offered.
+	Interface string
+	// Addresses lists the local addresses to offer; nil: those of all other interfaces. Loopback allows loopback ones. Both
+	// are for tests.
+	Addresses func() []netip.Addr
+	Loopback  bool
+	// Watch follows changes of the network (netlink).
+	Watch bool
+	// Program names the program and its version to the portal.
+	Program string
+	Logger  *slog.Logger // nil discards
+}
+
+// Edge is the connectivity edge of one node. Make it with New, give Stray and Request to the pipeline's Config, then Run it
+// beside the pipeline. Its exported methods may be called by any goroutine.
+type Edge struct {
+	// frozen
+	config  Config
+	log     *slog.Logger
+	key     crypto.PrivateKey
+	started time.Time
+	mux     *ice.Mux
+	mailbox *ice.Mailbox
+	prober  *ice.Prober
+	relays  *turn.Relays
+
+	pipeline atomic.Pointer[pipeline.Pipeline]
+
+	mu       sync.Mutex // a leaf; guards requests
+	requests []pipeline.Request
+	wake     chan struct{} // one slot
+
+	posts   chan func() // what goroutines of ours found out, for the owner
+	changes chan struct{}
+	ended   chan struct{}
+	tasks   sync.WaitGroup
+
+	// owned by Run's goroutine
+	ctx         context.Context
+	peers       map[string]*peer
+	attempts    map[*ice.Connection]*attempt
+	named       map[attemptName]*attempt // the same
+	generations *signal.Generations
+	view        protocol.Sync // as applied
+	synced      time.Time
+	syncError   error
+	applyError  error
+	lastRefused string
+	skew        time.Duration // the portal's clock minus ours
+	timer       *time.Timer
+}
+
+// New makes an Edge with a fresh private key, which is never stored. It starts no goroutine.
+func New(cfg Config) (*Edge, error) {
+	switch {
+	case !signal.ValidName(cfg.Name):
+		return nil, fmt.Errorf("edge: %q cannot be a node's name", cfg.Name)
+	case cfg.Signaler == nil || cfg.Sync == nil:
+		return nil, errors.New("edge: Config.Signaler or Config.Sync is missing")
+	}
+	if cfg.Logger == nil {
+		cfg.Logger = slog.New(slog.DiscardHandler)
+	}
+	if cfg.Addresses == nil {
+		cfg.Addresses = func() []netip.Addr {
+			return ice.LocalAddresses(func(name string) bool { return name == cfg.Interface })
+		}
+	}
+	key, err := crypto.GeneratePrivateKey(rand.Reader)
+	if err != nil {
+		return nil, fmt.Errorf("edge: %w", err)
+	}
+	e := &Edge{
+		config: cfg, log: cfg.Logger, key: key, started: time.Now(), mailbox: ice.NewMailbox(),
+		wake: make(chan struct{}, 1), posts: make(chan func()), changes: make(chan struct{}, 1), ended: make(chan struct{}),
+		peers: make(map[string]*peer), attempts: make(map[*ice.Connection]*attempt),
+		named: make(map[attemptName]*attempt), generations: signal.NewGenerations(),
+	}
+	e.mux = ice.NewMux(ice.MuxConfig{
+		Sender: sockets{e}, Addresses: cfg.Addresses, Overlay: protocol.DefaultOverlay(), Loopback: cfg.Loopback,
+	})
+	e.prober = ice.NewProber(e.mux, nil)
+	e.relays = turn.NewRelays(turn.RelaysConfig{Sender: sockets{e}, Changed: func() {}, Lost: e.relayLost})
+	return e, nil
+}
+
+// PublicKey is the node's.
+func (e *Edge) PublicKey() crypto.PublicKey { return e.key.Public() }
+
+// sockets sends from the pipeline's sockets once there is a pipeline.
+type sockets struct{ edge *Edge }
+
+func (s sockets) SendOne(r udp.Run) error {
+	p := s.edge.pipeline.Load()
+	if p == nil {
+		return udp.ErrClosed
+	}
+	return p.SendOne(r)
+}
+
+func (s sockets) LocalPort() uint16 {
+	if p := s.edge.pipeline.Load(); p != nil {
+		return p.LocalPort()
+	}
+	return 0
+}
+
+// Stray is for pipeline.Config.Stray: it never blocks.
+func (e *Edge) Stray(s pipeline.Stray) {
+	if !e.relays.Receive(s) {
+		e.mux.Receive(s)
+	} else if s.Channel == 0 {
+		e.mux.Receive(s) // a relay also answers the prober, which knows its transactions
+	}
+}
+
+// Request is for pipeline.Config.Edge: it never blocks. What waits is bounded by what control asks for each peer.
+func (e *Edge) Request(r pipeline.Request) {
+	e.mu.Lock()
+	e.requests = append(e.requests, r)
+	e.mu.Unlock()
+	select {
+	case e.wake <- struct{}{}:
+	default:
+	}
+}
+
+// NetworkChanged has every connection look for another path, as a change of addresses or routes does.
+func (e *Edge) NetworkChanged() {
+	select {
+	case e.changes <- struct{}{}:
+	default:
+	}
+}
+
+// Run runs the edge of p until ctx ends, and returns when everything that it started has ended; nil unless p could not be
+// configured. p must run, and outlive it. It may be called once.
+func (e *Edge) Run(ctx context.Context, p *pipeline.Pipeline) error {
+	defer close(e.ended)
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	e.ctx = ctx
+	e.pipeline.Store(p)
+	err := p.Edit(func(edit *pipeline.Edit) error {
+		edit.SetPrivateKey(e.key)
+		return nil
+	})
+	if err != nil {
+		return fmt.Errorf("edge: %w", err)
+	}
+	var changed <-chan struct{}
+	if e.config.Watch {
+		watcher, err := ice.NewWatcher(e.config.Addresses)
+		if err != nil {
+			e.log.Warn("changes of the network are not noticed; send SIGHUP after one", "error", err)
+		} else {
+			defer watcher.Close()
+			changed = watcher.Changes()
+		}
+	}
+	e.timer = time.NewTimer(time.Hour)
+	defer e.timer.Stop()
+	e.tasks.Go(func() { e.follow(ctx) })
+	e.loop(ctx, changed)
+	cancel()
+	return e.close()
+}
+
+// loop is the owner's: every input, then what is due.
+func (e *Edge) loop(ctx context.Context, changed <-chan struct{}) {
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-e.wake:
+			e.obey()
+		case <-e.mailbox.Wake():
+			for event, ok := e.mailbox.Poll(); ok; event, ok = e.mailbox.Poll() {
+				e.handleEvent(event)
+			}
+		case msg, ok := <-e.config.Signaler.Recv():
+			if !ok {
+				return
+			}
+			e.handleMessage(msg)
+		case f := <-e.posts:
+			f()
+		case <-changed:
+			e.networkChanged("the system says so")
+		case <-e.changes:
+			e.networkChanged("asked to")
+		case <-e.timer.C:
+		}
+		e.obey()
+		e.timer.Reset(e.handleTimeouts(time.Now()))
+	}
+}
+
+// post gives the owner something to run; it is dropped when the owner has ended.
+func (e *Edge) post(f func()) {
+	select {
+	case e.posts <- f:
+	case <-e.ctx.Done():
+	}
+}
+
+// closeWait is how long byes may take to leave when the node ends.
+const closeWait = time.Second
+
+// close ends all connections, tells the peers, and waits for what the edge started.
+func (e *Edge) close() error {
+	for _, p := range e.peers {
+		if p.attempt != nil {
+			p.attempt.handle.Close(pipeline.CloseShutdown)
+		}
+	}
+	var byes sync.WaitGroup
+	for _, r := range e.take() {
+		if r.Kind == pipeline.RequestBye {
+			byes.Go(func() { e.sendBye(context.Background(), closeWait, r) })
+		}
+	}
+	byes.Wait()
+	for connection := range e.attempts {
+		_ = connection.Close()
+	}
+	e.tasks.Wait()
+	return errors.Join(e.prober.Close(), e.relays.Close(), e.mux.Close())
+}
+
+// take empties the mailbox of requests.
+func (e *Edge) take() []pipeline.Request {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	list := e.requests
+	e.requests = nil
+	return list
+}

@@ -1,0 +1,251 @@
+package edge
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/turn"
+	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+// Status is what a node is and how it reaches its peers, at one moment. It holds no secret.
+type Status struct {
+	Name        string             `json:"name"`
+	Role        protocol.Role      `json:"role"`
+	PublicKey   string             `json:"public_key"`
+	Interface   string             `json:"interface"`
+	ListenPort  uint16             `json:"listen_port"`
+	Addresses   []netip.Prefix     `json:"addresses"`
+	Routes      []netip.Prefix     `json:"routes,omitempty"`
+	Since       time.Time          `json:"since"`
+	Portal      PortalStatus       `json:"portal"`
+	Mappings    []MappingStatus    `json:"mappings"`
+	Relays      []turn.RelayStatus `json:"relays"`
+	Connections []ConnectionStatus `json:"connections"` // one for each peer, by name
+	Problem     string             `json:"problem,omitempty"`
+}
+
+// PortalStatus tells whether the portal is there. Existing connections do not need it.
+type PortalStatus struct {
+	Up      bool      `json:"up"`
+	Since   time.Time `json:"since,omitzero"`
+	Why     string    `json:"why,omitempty"`     // it is not up
+	Refused string    `json:"refused,omitempty"` // it does not want this node as it is
+	AheadS  float64   `json:"clock_ahead_s"`     // its clock before ours
+}
+
+// MappingStatus is what a relay saw of our socket: a server-reflexive address.
+type MappingStatus struct {
+	Server netip.AddrPort `json:"server"`
+	Mapped netip.AddrPort `json:"mapped"`
+}
+
+// ConnectionStatus is what has become of one peer.
+type ConnectionStatus struct {
+	Peer       string         `json:"peer"`
+	Role       protocol.Role  `json:"role"`
+	PublicKey  string         `json:"public_key"`
+	AllowedIPs []netip.Prefix `json:"allowed_ips"`
+	Online     bool           `json:"online"` // signed in to the portal
+	// State is a phase of the connection (candidates, checking, handshake, up, idle), waiting for the next attempt, or none.
+	State      string `json:"state"`
+	Generation uint32 `json:"generation,omitempty"`
+	// Via is direct or relay; Relay names ours if it is that which is used.
+	Via      string         `json:"via,omitempty"`
+	Relay    string         `json:"relay,omitempty"`
+	Endpoint netip.AddrPort `json:"endpoint,omitzero"`
+	Local    string         `json:"local_candidate,omitempty"`
+	Remote   string         `json:"remote_candidate,omitempty"`
+	RTTms    float64        `json:"rtt_ms,omitempty"` // of the last STUN check
+	// Since is when the connection was first up; LastHandshake the newest WireGuard session.
+	Since         time.Time    `json:"since,omitzero"`
+	LastHandshake time.Time    `json:"last_handshake,omitzero"`
+	RxBytes       uint64       `json:"rx_bytes"`
+	TxBytes       uint64       `json:"tx_bytes"`
+	NextAttemptS  float64      `json:"next_attempt_s,omitempty"`
+	LastClose     *CloseStatus `json:"last_close,omitempty"`
+	Explanation   string       `json:"explanation"` // one sentence
+}
+
+// CloseStatus is how the latest connection that is over ended.
+type CloseStatus struct {
+	At          time.Time `json:"at"`
+	Reason      string    `json:"reason"`
+	Cause       string    `json:"cause,omitempty"`
+	PeerReports string    `json:"peer_reports,omitempty"`
+	LastedS     float64   `json:"lasted_s"`
+}
+
+// Status describes the node. Errors are ctx's, and that of an edge that does not run (any more).
+func (e *Edge) Status(ctx context.Context) (Status, error) {
+	answer := make(chan Status, 1)
+	select {
+	case e.posts <- func() { answer <- e.status() }:
+		return <-answer, nil
+	case <-e.ended:
+		return Status{}, fmt.Errorf("edge: %w", pipeline.ErrClosed)
+	case <-ctx.Done():
+		return Status{}, ctx.Err()
+	}
+}
+
+func (e *Edge) status() Status {
+	s := Status{
+		Name: e.config.Name, Role: e.config.Role, PublicKey: e.key.Public().Encode(), Interface: e.config.Interface,
+		Addresses: e.view.Addresses, Routes: e.config.Routes, Since: e.started, Portal: e.portalStatus(), Relays: e.relays.Status(),
+	}
+	for _, m := range e.prober.Mappings() {
+		s.Mappings = append(s.Mappings, MappingStatus{m.Server, m.Mapped})
+	}
+	if e.applyError != nil {
+		s.Problem = e.applyError.Error()
+	}
+	now := time.Now()
+	byName := make(map[string]pipeline.PeerStatus)
+	if of, err := e.pipeline.Load().Status(); err == nil {
+		s.ListenPort = of.ListenPort
+		for _, p := range of.Peers {
+			byName[p.Name] = p
+		}
+	}
+	for name, p := range e.peers {
+		s.Connections = append(s.Connections, e.connectionStatus(now, p, byName[name]))
+	}
+	slices.SortFunc(s.Connections, func(a, b ConnectionStatus) int { return strings.Compare(a.Peer, b.Peer) })
+	return s
+}
+
+func (e *Edge) portalStatus() PortalStatus {
+	s := PortalStatus{Up: e.syncError == nil && !e.synced.IsZero(), Since: e.synced, Refused: e.lastRefused, AheadS: e.skew.Round(time.Second).Seconds()}
+	if e.config.PortalState != nil {
+		state := e.config.PortalState()
+		s.Up, s.Since = state.Up, state.Since
+		if state.Why != nil {
+			s.Why = state.Why.Error()
+		}
+	}
+	if s.Why == "" && e.syncError != nil {
+		s.Why = e.syncError.Error()
+	}
+	return s
+}
+
+// connectionStatus describes one peer; of is what the pipeline says about it.
+func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) ConnectionStatus {
+	s := ConnectionStatus{
+		Peer: p.Name, Role: p.Role, PublicKey: crypto.PublicKey(p.PublicKey).Encode(), AllowedIPs: p.AllowedIPs, Online: p.Online,
+		State: "none", LastHandshake: of.LastHandshake, RxBytes: of.RxBytes, TxBytes: of.TxBytes,
+	}
+	k := of.Connection
+	if k == nil {
+		k = &pipeline.ConnectionStatus{Phase: pipeline.PhaseClosed}
+	}
+	s.Generation, s.NextAttemptS = k.Generation, k.NextAttempt.Seconds()
+	switch {
+	case k.Phase < pipeline.PhaseClosing:
+		s.State = k.Phase.String()
+	case k.Wanted || k.NextAttempt > 0:
+		s.State = "waiting"
+	}
+	if k.Up > 0 {
+		s.Since = now.Add(-k.Up)
+	}
+	if k.Path != nil && p.attempt != nil {
+		e.pathStatus(&s, p.attempt, k.Path)
+	}
+	if k.Closed != nil {
+		s.LastClose = closeStatus(k)
+	}
+	s.Explanation = s.explain(p.absent)
+	return s
+}
+
+func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) {
+	s.Via, s.Endpoint, s.Local, s.Remote = "direct", path.Dst, a.local, a.remote
+	if a.relayed() {
+		s.Via = "relay"
+	}
+	if path.Channel != 0 {
+		s.Via = "relay"
+		for _, r := range e.relays.Status() {
+			if r.Server == path.Dst {
+				s.Relay = r.Name
+			}
+		}
+	}
+	_, rtt := a.connection.LastSeen()
+	s.RTTms = float64(rtt.Microseconds()) / 1000
+}
+
+func closeStatus(k *pipeline.ConnectionStatus) *CloseStatus {
+	c := &CloseStatus{At: k.ClosedAt, Reason: k.Closed.Reason.String(), Cause: k.Closed.Cause.String(), LastedS: k.Closed.Lasted.Seconds()}
+	if k.Closed.PeerReports != nil {
+		c.PeerReports = k.Closed.PeerReports.LogValue().String()
+	}
+	return c
+}
+
+// explain says in one sentence what is the matter.
+func (s *ConnectionStatus) explain(absent bool) string {
+	last := ""
+	if s.LastClose != nil {
+		last = s.LastClose.Reason
+		if s.LastClose.Cause != "" {
+			last += ": " + s.LastClose.Cause
+		}
+	}
+	switch s.State {
+	case pipeline.PhaseCandidates.String():
+		return "waits for the peer's answer through the portal"
+	case pipeline.PhaseChecking.String():
+		return "ICE looks for a path"
+	case pipeline.PhaseHandshake.String():
+		return "ICE has found a path, the WireGuard handshake is under way"
+	case pipeline.PhaseUp.String(), pipeline.PhaseIdle.String():
+		return s.explainPath()
+	case "waiting":
+		text := "an attempt begins"
+		if s.NextAttemptS > 0 {
+			text = fmt.Sprintf("tries again in %.0f s", s.NextAttemptS)
+		}
+		if absent {
+			return text + "; the peer is not connected to the portal"
+		}
+		if last != "" {
+			return text + ", after " + last
+		}
+		return text
+	}
+	switch {
+	case !s.Online:
+		return "the peer is not connected to the portal"
+	case last != "":
+		return "not connected, after " + last
+	}
+	return "not connected, since nothing wants it"
+}
+
+func (s *ConnectionStatus) explainPath() string {
+	idle := ""
+	if s.State == pipeline.PhaseIdle.String() {
+		idle = ", idle: keepalives hold the path"
+	}
+	switch {
+	case s.Via == "direct":
+		return fmt.Sprintf("direct to %s (%s - %s)%s", s.Endpoint, s.Local, s.Remote, idle)
+	case s.Relay != "":
+		return fmt.Sprintf("relayed by %s at %s, since no direct pair of addresses has worked; tries again%s", s.Relay, s.Endpoint, idle)
+	case s.Via == "relay":
+		return fmt.Sprintf("relayed by the peer's relay at %s, since no direct pair of addresses has worked; tries again%s", s.Endpoint, idle)
+	}
+	return "a session is up" + idle
+}
+
+var _ ice.Relay = (*turn.Relays)(nil)

@@ -1,0 +1,297 @@
+package edge
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
+	"github.com/sluice-vpn/sluice/tun/tuntest"
+)
+
+// world is some nodes, a network in memory with 50 ms of round trip, and a portal that is a map.
+type world struct {
+	t         *testing.T
+	network   *udptest.Network
+	signaling *signal.Network
+	portal    *portal
+	nodes     []*node
+	start     time.Time
+}
+
+// node is one whole node: pipeline and edge.
+type node struct {
+	w        *world
+	name     string
+	role     protocol.Role
+	number   byte
+	host     *udptest.Host
+	device   *tuntest.Device
+	pipeline *pipeline.Pipeline
+	edge     *Edge
+	memory   *signal.Memory
+	log      *record
+	stop     context.CancelFunc
+	ran      chan error
+}
+
+// record keeps the log lines.
+type record struct {
+	mu   sync.Mutex
+	text bytes.Buffer
+}
+
+func (r *record) Write(b []byte) (int, error) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.Write(b)
+}
+
+func (r *record) String() string {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.text.String()
+}
+
+// portal knows the keys that were reported and answers as the real one does, but holds no request for long.
+type portal struct {
+	mu       sync.Mutex
+	revision uint64
+	changed  chan struct{}
+	down     error
+	nodes    map[string]*entry
+}
+
+type entry struct {
+	role   protocol.Role
+	number byte
+	key    protocol.Key
+	lie    *protocol.Key // told to others instead of key
+	psk    protocol.Key  // told to this node alone
+}
+
+func newPortal() *portal {
+	return &portal{revision: 1, changed: make(chan struct{}), nodes: map[string]*entry{}}
+}
+
+// change edits the portal's state and tells who waits.
+func (p *portal) change(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+	p.revision++
+	close(p.changed)
+	p.changed = make(chan struct{})
+}
+
+func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) (protocol.Sync, error) {
+	p.mu.Lock()
+	if p.down != nil {
+		defer p.mu.Unlock()
+		return protocol.Sync{}, p.down
+	}
+	if e := p.nodes[self]; e.key != r.PublicKey {
+		p.mu.Unlock()
+		p.change(func() { e.key = r.PublicKey })
+		p.mu.Lock()
+	}
+	if r.Known == p.revision {
+		changed := p.changed
+		p.mu.Unlock()
+		select {
+		case <-changed:
+		case <-time.After(protocol.SyncHold):
+		case <-ctx.Done():
+			return protocol.Sync{}, ctx.Err()
+		}
+		p.mu.Lock()
+	}
+	defer p.mu.Unlock()
+	me := p.nodes[self]
+	s := protocol.Sync{Revision: p.revision, Name: self, Role: me.role, Time: time.Now().Unix()}
+	for name, e := range p.nodes {
+		if name == self || e.role == me.role {
+			continue
+		}
+		key := e.key
+		if e.lie != nil {
+			key = *e.lie
+		}
+		s.Peers = append(s.Peers, protocol.Peer{
+			Name: name, Role: e.role, PublicKey: key, PresharedKey: me.psk, Online: e.key != protocol.Key{},
+			AllowedIPs: []netip.Prefix{netip.PrefixFrom(inner(e.number), 32)},
+		})
+	}
+	return s, nil
+}
+
+func inner(number byte) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, 0, number}) }
+func outer(number byte) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, number}) }
+
+// run runs test in a bubble of virtual time; at its end all nodes end, and nothing may be left.
+func run(t *testing.T, faults signal.Faults, test func(w *world)) {
+	synctest.Test(t, func(t *testing.T) {
+		w := &world{t: t, network: udptest.New(1), signaling: signal.NewNetwork(1, faults), portal: newPortal(), start: time.Now()}
+		w.network.Impair(func(_, _ netip.AddrPort) udptest.Impairment {
+			return udptest.Impairment{Delay: 25 * time.Millisecond}
+		})
+		test(w)
+		for _, n := range w.nodes {
+			n.close()
+		}
+		if t.Failed() {
+			for _, n := range w.nodes {
+				t.Logf("log of %s:\n%s", n.name, n.log)
+			}
+		}
+	})
+}
+
+// node adds a node and starts it.
+func (w *world) node(name string, role protocol.Role) *node {
+	w.t.Helper()
+	n := &node{w: w, name: name, role: role, number: byte(len(w.nodes) + 1), log: &record{}}
+	w.nodes = append(w.nodes, n)
+	w.portal.change(func() { w.portal.nodes[name] = &entry{role: role, number: n.number} })
+	n.host = w.network.Host(outer(n.number))
+	n.start()
+	return n
+}
+
+func (n *node) start() {
+	t := n.w.t
+	t.Helper()
+	var err error
+	if n.memory, err = n.w.signaling.Join(n.name, signal.Filter{}); err != nil {
+		t.Fatal(err)
+	}
+	logger := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+	n.edge, err = New(Config{
+		Name: n.name, Role: n.role, Signaler: n.memory, Logger: logger,
+		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
+			return n.w.portal.sync(ctx, n.name, r)
+		},
+		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.device = tuntest.New(tuntest.Config{})
+	n.pipeline, err = pipeline.New(pipeline.Config{
+		Device: n.device, Listen: n.host.Listen, UDP: udp.Config{}, Logger: logger, Stray: n.edge.Stray, Edge: n.edge.Request,
+		Clock: func() time.Duration { return time.Since(n.w.start) + time.Hour }, Wall: time.Now,
+		Rand: rand.NewChaCha8([32]byte{n.number}),
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	n.stop, n.ran = cancel, make(chan error, 2)
+	go func() { n.ran <- n.pipeline.Run(context.Background()) }()
+	go func() { n.ran <- n.edge.Run(ctx, n.pipeline) }()
+}
+
+// close ends the node in order: byes leave, then the pipeline ends.
+func (n *node) close() {
+	if n.stop == nil {
+		return
+	}
+	n.stop()
+	if err := <-n.ran; err != nil {
+		n.w.t.Error(n.name, "Run:", err)
+	}
+	_ = n.pipeline.Close()
+	if err := <-n.ran; err != nil {
+		n.w.t.Error(n.name, "Run:", err)
+	}
+	_ = n.memory.Close()
+	n.stop = nil
+}
+
+// connection is what n's status says of a peer.
+func (n *node) connection(peer string) ConnectionStatus {
+	n.w.t.Helper()
+	s, err := n.edge.Status(context.Background())
+	if err != nil {
+		n.w.t.Fatal(err)
+	}
+	for _, c := range s.Connections {
+		if c.Peer == peer {
+			return c
+		}
+	}
+	return ConnectionStatus{}
+}
+
+// await lets virtual time pass until f holds, and fails after limit.
+func (w *world) await(limit time.Duration, what string, f func() bool) time.Duration {
+	w.t.Helper()
+	begin := time.Now()
+	for !f() {
+		if time.Since(begin) > limit {
+			for _, n := range w.nodes {
+				w.t.Logf("log of %s:\n%s", n.name, n.log)
+			}
+			w.t.Fatalf("not within %v: %s", limit, what)
+		}
+		time.Sleep(10 * time.Millisecond)
+		synctest.Wait()
+	}
+	return time.Since(begin)
+}
+
+// up reports whether both nodes say that they are connected.
+func up(a, b *node) bool {
+	return a.connection(b.name).State == "up" && b.connection(a.name).State == "up"
+}
+
+// carries sends packets both ways and fails unless they arrive.
+func (w *world) carries(a, b *node) {
+	w.t.Helper()
+	for _, d := range []struct{ from, to *node }{{a, b}, {b, a}} {
+		d.to.device.Take()
+		packet := ipPacket(inner(d.from.number), inner(d.to.number), "hello")
+		d.from.device.InjectData(packet)
+		w.await(20*time.Second, fmt.Sprintf("a packet from %s to %s", d.from.name, d.to.name), func() bool {
+			for _, got := range d.to.device.TakeSegments() {
+				if bytes.Equal(got, packet) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+}
+
+// ipPacket makes an IPv4 packet of protocol 253 (RFC 3692).
+func ipPacket(src, dst netip.Addr, payload string) []byte {
+	b := make([]byte, 20+len(payload))
+	copy(b, []byte{0x45, 0, 0, byte(len(b)), 0, 0, 0x40, 0, 64, 253})
+	from, to := src.As4(), dst.As4()
+	copy(b[12:], from[:])
+	copy(b[16:], to[:])
+	copy(b[20:], payload)
+	sum := uint32(0)
+	for i := 0; i < 20; i += 2 {
+		sum += uint32(b[i])<<8 | uint32(b[i+1])
+	}
+	for sum > 0xffff {
+		sum = sum>>16 + sum&0xffff
+	}
+	b[10], b[11] = byte(^sum>>8), byte(^sum)
+	return b
+}
+
+var errAway = errors.New("the portal is away")
