@@ -5,7 +5,7 @@ import "syscall"
 // Defaults of a Routing.
 const (
 	DefaultTable = 51888
-	DefaultMark  = 0xca6c
+	DefaultMark  = 51888
 	// rulePriority and the two numbers behind it are where our policy rules stand: before main (32766).
 	rulePriority = 5188
 )

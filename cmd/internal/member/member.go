@@ -111,27 +111,28 @@ func Run(ctx context.Context, o Options) error {
 	if err != nil {
 		return err
 	}
+	if n.portal, err = newPortal(o.Token, o.Mark); err != nil {
+		return errors.Join(err, listener.Close())
+	}
 	if err := n.build(); err != nil {
 		return errors.Join(err, listener.Close())
 	}
 	return n.live(ctx, listener)
 }
 
-// build makes the parts, from the portal to the device; what was made before an error is closed.
+// build makes the other parts around the portal; what was made before an error is closed, the portal too.
 func (n *node) build() (err error) {
 	o := n.options
-	if n.portal, err = newPortal(o.Token, o.Mark); err != nil {
-		return err
-	}
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, n.portal.Close())
+			err = errors.Join(err, n.portal.close())
 		}
 	}()
 	n.machine = newMachine(o, n.logger)
 	n.edge, err = edge.New(edge.Config{
 		Name: o.Token.Name, Role: o.Role, Routes: o.Routes, Interface: o.Interface, Logger: n.logger,
-		Signaler: n.portal.bus, Sync: n.portal.sync, PortalState: n.portal.bus.State, Apply: n.apply,
+		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, Apply: n.apply,
+		Watch: true, Program: "sluice " + version.String(),
 	})
 	if err != nil {
 		return err
@@ -193,7 +194,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	if !pipelineEnded {
 		err = errors.Join(err, <-ran)
 	}
-	err = errors.Join(err, n.portal.Close(), server.Close())
+	err = errors.Join(err, n.portal.close(), server.Close())
 	if err == nil {
 		n.logger.Info("has ended", "name", n.options.Token.Name, "interface", n.options.Interface)
 	}

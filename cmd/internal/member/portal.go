@@ -7,7 +7,6 @@ import (
 	"errors"
 	"fmt"
 	"net"
-	"net/netip"
 	"sync"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
@@ -15,11 +14,13 @@ import (
 	"github.com/sluice-vpn/sluice/tun/host"
 )
 
-// overlay are the prefixes that tunnel addresses come from: never the address of a candidate.
-var overlay = []netip.Prefix{netip.MustParsePrefix("100.64.0.0/11"), netip.MustParsePrefix("fd00:2021:1111::/107")}
-
-// portal is the connection to the portal that the token names.
-type portal struct{ bus *signal.Bus }
+// portal is the connection to the portal that the token names. Frozen.
+type portal struct {
+	signaler signal.Signaler
+	sync     func(context.Context, protocol.SyncRequest) (protocol.Sync, error)
+	state    func() signal.State
+	close    func() error
+}
 
 func newPortal(t protocol.Token, mark uint32) (*portal, error) {
 	urls := make([]string, len(t.Portals))
@@ -29,18 +30,24 @@ func newPortal(t protocol.Token, mark uint32) (*portal, error) {
 	d := &dialer{mark: mark, last: map[string]string{}}
 	bus, err := signal.Connect(signal.Config{
 		Self: t.Name, URLs: urls, Token: base64.RawURLEncoding.EncodeToString(t.Secret[:]),
-		TLS: signal.Fingerprint(t.Fingerprint).TLSConfig(), Filter: signal.Filter{Overlay: overlay}, Dialer: d.dial,
+		TLS: signal.Fingerprint(t.Fingerprint).TLSConfig(), Filter: signal.Filter{Overlay: protocol.DefaultOverlay()}, Dialer: d.dial,
 	})
-	return &portal{bus}, err
+	if err != nil {
+		return nil, err
+	}
+	return &portal{
+		signaler: bus, state: bus.State, close: bus.Close,
+		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) { return ask(ctx, bus, q) },
+	}, nil
 }
 
-// sync asks the portal.
-func (p *portal) sync(ctx context.Context, q protocol.SyncRequest) (s protocol.Sync, err error) {
+// ask is one request to the portal.
+func ask(ctx context.Context, bus *signal.Bus, q protocol.SyncRequest) (s protocol.Sync, err error) {
 	data, err := json.Marshal(q)
 	if err != nil {
 		return s, err
 	}
-	answer, err := p.bus.Request(ctx, protocol.Verb, data)
+	answer, err := bus.Request(ctx, protocol.Verb, data)
 	if err != nil {
 		return s, err
 	}
@@ -49,8 +56,6 @@ func (p *portal) sync(ctx context.Context, q protocol.SyncRequest) (s protocol.S
 	}
 	return s, nil
 }
-
-func (p *portal) Close() error { return p.bus.Close() }
 
 // dialer connects beside the tunnel: its packets, and its questions to name servers, carry the mark. If a default route leads
 // into the tunnel, the portal and its name must be found before the tunnel is there. Where names cannot be resolved,

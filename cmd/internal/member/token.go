@@ -39,16 +39,28 @@ func CheckArguments(args []string) error {
 // (systemd.exec(5), $CREDENTIALS_DIRECTORY). SLUICE_TOKEN is taken out of the environment in any case, so that no program
 // that is started later inherits it. warn gets advice about a file that others may read: a warning only, because secrets
 // that containers are given as files are often readable by all there.
-func ReadToken(file string, stdin io.Reader, warn io.Writer) (t protocol.Token, err error) {
+func ReadToken(file string, stdin io.Reader, warn io.Writer) (protocol.Token, error) {
+	text, source, err := tokenText(file, stdin, warn)
+	if err != nil {
+		return protocol.Token{}, fmt.Errorf("token: %w", err)
+	}
+	t, err := protocol.ParseToken(text)
+	if err != nil {
+		return t, fmt.Errorf("token from %s: %w", source, err)
+	}
+	return t, nil
+}
+
+func tokenText(file string, stdin io.Reader, warn io.Writer) (text, source string, err error) {
 	variable := os.Getenv("SLUICE_TOKEN")
 	os.Unsetenv("SLUICE_TOKEN")
 	credentials := os.Getenv("CREDENTIALS_DIRECTORY")
-	source, text := file, ""
 	switch {
 	case file == "-":
 		source = "standard input"
 		text, err = readAll(stdin)
 	case file != "":
+		source = file
 		text, err = readFile(file, warn)
 	case variable != "":
 		source, text = "SLUICE_TOKEN", variable
@@ -56,18 +68,13 @@ func ReadToken(file string, stdin io.Reader, warn io.Writer) (t protocol.Token, 
 		source = filepath.Join(credentials, "sluice-token")
 		text, err = readFile(source, io.Discard) // systemd has seen to its mode
 	default:
-		return t, errors.New("no token: make one with sluice portal, then " + Advice)
+		err = errors.New("there is none: make one with sluice portal, then " + Advice)
 	}
-	if err != nil {
-		return t, fmt.Errorf("token: %w", err)
+	text = strings.TrimSpace(text)
+	if err == nil && text == "" {
+		err = fmt.Errorf("%s is empty", source)
 	}
-	if strings.TrimSpace(text) == "" {
-		return t, fmt.Errorf("token: %s is empty", source)
-	}
-	if t, err = protocol.ParseToken(text); err != nil {
-		return t, fmt.Errorf("token from %s: %w", source, err)
-	}
-	return t, nil
+	return text, source, err
 }
 
 func readFile(path string, warn io.Writer) (string, error) {

@@ -25,7 +25,10 @@ import (
 const Directory = "/run/sluice"
 
 // Path is the socket of the node with that interface.
-func Path(iface string) string { return filepath.Join(Directory, iface+".sock") }
+func Path(iface string) string { return PathIn(Directory, iface) }
+
+// PathIn is the same in another folder.
+func PathIn(dir, iface string) string { return filepath.Join(dir, iface+suffix) }
 
 // suffix ends the names of sockets.
 const suffix = ".sock"

@@ -19,27 +19,34 @@ type Sample struct {
 }
 
 // Write describes a node for a person: itself, portal, relays, then a table of peers with what there is to explain below each.
-// With an earlier sample the traffic is told in bytes a second as well; the zero Sample is none.
+// With an earlier sample the traffic is told in bits a second as well; the zero Sample is none.
 func Write(w io.Writer, now, before Sample) error {
 	var b strings.Builder
 	s := &now.Status
-	fmt.Fprintf(&b, "%s %s on %s  %s  UDP port %d\n", s.Role, clean(s.Name), clean(s.Interface), addresses(s.Addresses), s.Port)
-	fmt.Fprintf(&b, "portal: %s\n", portal(s.Portal, now.At))
+	fmt.Fprintf(&b, "%s %s on %s: %s, UDP port %d, running for %s\n",
+		clean(string(s.Role)), clean(s.Name), clean(s.Interface), addresses(s.Addresses), s.ListenPort, span(now.At.Sub(s.Since)))
+	if len(s.Routes) > 0 {
+		fmt.Fprintf(&b, "offers %s\n", prefixes(s.Routes))
+	}
+	if s.Problem != "" {
+		fmt.Fprintf(&b, "PROBLEM: %s\n", clean(s.Problem))
+	}
+	writePortal(&b, s.Portal, now.At)
 	for i := range s.Relays {
 		r := &s.Relays[i]
 		fmt.Fprintf(&b, "relay %s: %s, %s", clean(r.Name), r.Server, clean(r.State))
 		if r.RoundTrip > 0 {
-			fmt.Fprintf(&b, ", %s away", span(r.RoundTrip))
+			fmt.Fprintf(&b, ", %s round trip", span(r.RoundTrip))
 		}
 		if r.Reason != "" {
 			fmt.Fprintf(&b, " (%s)", clean(r.Reason))
 		}
 		b.WriteByte('\n')
 	}
-	if len(s.Peers) == 0 {
-		b.WriteString("\nno peers: the portal allows none to this node yet\n")
+	b.WriteByte('\n')
+	if len(s.Connections) == 0 {
+		b.WriteString("no peers: the portal lets this node talk to none yet\n")
 	} else {
-		b.WriteByte('\n')
 		writePeers(&b, now, before)
 	}
 	_, err := io.WriteString(w, b.String())
@@ -57,18 +64,36 @@ func addresses(list []netip.Prefix) string {
 	return strings.Join(texts, " ")
 }
 
-func portal(p edge.PortalStatus, now time.Time) string {
-	if p.Up {
-		return "connected for " + span(now.Sub(p.Since))
+func prefixes(list []netip.Prefix) string {
+	texts := make([]string, len(list))
+	for i, p := range list {
+		texts[i] = p.String()
 	}
-	text := "not connected"
+	return strings.Join(texts, " ")
+}
+
+// clockAhead is from when on a clock's difference is told, in seconds.
+const clockAhead = 60
+
+func writePortal(b *strings.Builder, p edge.PortalStatus, now time.Time) {
+	b.WriteString("portal: ")
+	if !p.Up {
+		b.WriteString("not ")
+	}
+	b.WriteString("connected")
 	if !p.Since.IsZero() {
-		text += " for " + span(now.Sub(p.Since))
+		fmt.Fprintf(b, " for %s", span(now.Sub(p.Since)))
 	}
-	if p.Why != "" {
-		text += ": " + clean(p.Why)
+	if !p.Up && p.Why != "" {
+		fmt.Fprintf(b, ": %s", clean(p.Why))
 	}
-	return text
+	b.WriteByte('\n')
+	if p.Refused != "" {
+		fmt.Fprintf(b, "PROBLEM: the portal refuses this node: %s\n", clean(p.Refused))
+	}
+	if p.AheadS >= clockAhead || p.AheadS <= -clockAhead {
+		fmt.Fprintf(b, "PROBLEM: the portal's clock and ours are %s apart\n", span(time.Duration(max(p.AheadS, -p.AheadS)*float64(time.Second))))
+	}
 }
 
 // writePeers makes the columns first, because the explanations between them must not count for their widths.
@@ -81,9 +106,9 @@ func writePeers(b *strings.Builder, now, before Sample) {
 		header = append(header, "IN", "OUT")
 	}
 	fmt.Fprintln(t, strings.Join(header, "\t"))
-	for i := range now.Status.Peers {
-		p := &now.Status.Peers[i]
-		row := []string{clean(p.Name), clean(p.State), PathOf(p), age(p.LastHandshake, now.At), rtt(p.RoundTrip), size(p.RxBytes), size(p.TxBytes)}
+	for i := range now.Status.Connections {
+		p := &now.Status.Connections[i]
+		row := []string{clean(p.Peer), clean(p.State), PathOf(p), age(p.LastHandshake, now.At), rtt(p.RTTms), size(p.RxBytes), size(p.TxBytes)}
 		if rated {
 			in, out := rates(p, now, before)
 			row = append(row, in, out)
@@ -95,12 +120,12 @@ func writePeers(b *strings.Builder, now, before Sample) {
 	for i, line := range lines {
 		b.WriteString(strings.TrimRight(line, " ") + "\n")
 		if i > 0 {
-			explain(b, &now.Status.Peers[i-1], now.At)
+			explain(b, &now.Status.Connections[i-1], now.At)
 		}
 	}
 }
 
-func explain(b *strings.Builder, p *edge.PeerStatus, now time.Time) {
+func explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Time) {
 	if p.Explanation != "" {
 		fmt.Fprintf(b, "  %s\n", clean(p.Explanation))
 	}
@@ -109,27 +134,30 @@ func explain(b *strings.Builder, p *edge.PeerStatus, now time.Time) {
 		if c.Cause != "" {
 			fmt.Fprintf(b, ", %s", clean(c.Cause))
 		}
+		if c.PeerReports != "" {
+			fmt.Fprintf(b, "; the peer reports %s", clean(c.PeerReports))
+		}
 		b.WriteByte('\n')
 	}
 }
 
-// PathOf tells how a peer is reached: direct ADDRESS, relay NAME, or -.
-func PathOf(p *edge.PeerStatus) string {
+// PathOf tells how a peer is reached: direct ADDRESS, relay NAME (ours), relay ADDRESS (the peer's), or -.
+func PathOf(p *edge.ConnectionStatus) string {
 	switch {
 	case p.Relay != "":
 		return "relay " + clean(p.Relay)
-	case p.Endpoint.IsValid():
-		return "direct " + p.Endpoint.String()
+	case p.Via != "" && p.Endpoint.IsValid():
+		return clean(p.Via) + " " + p.Endpoint.String()
 	}
 	return "-"
 }
 
 // rates are unknown for a peer that was not there, or was counted anew.
-func rates(p *edge.PeerStatus, now, before Sample) (in, out string) {
+func rates(p *edge.ConnectionStatus, now, before Sample) (in, out string) {
 	seconds := now.At.Sub(before.At).Seconds()
-	for i := range before.Status.Peers {
-		old := &before.Status.Peers[i]
-		if old.Name == p.Name && p.RxBytes >= old.RxBytes && p.TxBytes >= old.TxBytes && seconds > 0 {
+	for i := range before.Status.Connections {
+		old := &before.Status.Connections[i]
+		if old.Peer == p.Peer && p.RxBytes >= old.RxBytes && p.TxBytes >= old.TxBytes && seconds > 0 {
 			return rate(float64(p.RxBytes-old.RxBytes) / seconds), rate(float64(p.TxBytes-old.TxBytes) / seconds)
 		}
 	}
@@ -162,11 +190,11 @@ func size(bytes uint64) string {
 	return fmt.Sprintf("%.1f PiB", value)
 }
 
-func rtt(d time.Duration) string {
-	if d <= 0 {
+func rtt(ms float64) string {
+	if ms <= 0 {
 		return "-"
 	}
-	return span(d)
+	return span(time.Duration(ms * float64(time.Millisecond)))
 }
 
 func age(t, now time.Time) string {
