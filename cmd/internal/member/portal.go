@@ -1,0 +1,85 @@
+package member
+
+import (
+	"context"
+	"encoding/base64"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"sync"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/tun/host"
+)
+
+// portal is the connection to the portal that the token names. Frozen.
+type portal struct {
+	signaler signal.Signaler
+	sync     func(context.Context, protocol.SyncRequest) (protocol.Sync, error)
+	state    func() signal.State
+	close    func() error
+}
+
+func newPortal(t protocol.Token, mark uint32) (*portal, error) {
+	urls := make([]string, len(t.Portals))
+	for i, address := range t.Portals {
+		urls[i] = "tls://" + address
+	}
+	d := &dialer{mark: mark, last: map[string]string{}}
+	bus, err := signal.Connect(signal.Config{
+		Self: t.Name, URLs: urls, Token: base64.RawURLEncoding.EncodeToString(t.Secret[:]),
+		TLS: signal.Fingerprint(t.Fingerprint).TLSConfig(), Filter: signal.Filter{Overlay: protocol.DefaultOverlay()}, Dialer: d.dial,
+	})
+	if err != nil {
+		return nil, err
+	}
+	return &portal{
+		signaler: bus, state: bus.State, close: bus.Close,
+		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) { return ask(ctx, bus, q) },
+	}, nil
+}
+
+// ask is one request to the portal.
+func ask(ctx context.Context, bus *signal.Bus, q protocol.SyncRequest) (s protocol.Sync, err error) {
+	data, err := json.Marshal(q)
+	if err != nil {
+		return s, err
+	}
+	answer, err := bus.Request(ctx, protocol.Verb, data)
+	if err != nil {
+		return s, err
+	}
+	if err := json.Unmarshal(answer, &s); err != nil {
+		return s, fmt.Errorf("the portal's answer is not understood: %w", err)
+	}
+	return s, nil
+}
+
+// dialer connects beside the tunnel: its packets, and its questions to name servers, carry the mark. If a default route leads
+// into the tunnel, the portal and its name must be found before the tunnel is there. Where names cannot be resolved,
+// the address that served last is tried once more.
+type dialer struct {
+	mark uint32
+
+	mu   sync.Mutex
+	last map[string]string // by host:port, the address that was reached; guarded by mu
+}
+
+func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	marked := &net.Dialer{Control: host.MarkControl(d.mark)}
+	outer := &net.Dialer{Control: marked.Control, Resolver: &net.Resolver{PreferGo: true, Dial: marked.DialContext}}
+	conn, err := outer.DialContext(ctx, network, address)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		d.last[address] = conn.RemoteAddr().String()
+		return conn, nil
+	}
+	var unresolved *net.DNSError
+	if known := d.last[address]; known != "" && errors.As(err, &unresolved) {
+		return marked.DialContext(ctx, network, known)
+	}
+	return nil, err
+}
