@@ -21,6 +21,8 @@ const (
 	upgradeFirst = 15 * time.Second
 	upgradeEvery = 2 * time.Minute
 	byeTimeout   = 3 * time.Second
+	// allocateWait is how long the first agents wait for an allocation, so that they can offer relayed candidates.
+	allocateWait = 1500 * time.Millisecond
 	// maxPending bounds the agents of a peer that are signaled before ours start.
 	maxPending = 4
 )
@@ -36,6 +38,7 @@ type attempt struct {
 	agents      map[uint32]*agent
 	newest      uint32                    // agent that was asked for
 	pending     map[uint32]signal.Message // of the peer's agents that ours do not match yet
+	delayed     uint32                    // agent that waits for an allocation, 0: none
 
 	path          *pipeline.Path // as control has published it, nil: none
 	found         uint32         // generation of the ice.Connection's path that control was told
@@ -93,9 +96,17 @@ func (e *Edge) obey() {
 func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
 	switch r.Kind {
 	case pipeline.RequestAgent:
+		a.newest = max(a.newest, r.Agent)
+		if e.allocating(time.Now()) {
+			a.delayed = r.Agent
+			return
+		}
 		e.startAgent(a, r.Agent)
 	case pipeline.RequestCloseAgent:
 		delete(a.agents, r.Agent)
+		if a.delayed == r.Agent {
+			a.delayed = 0
+		}
 		e.tasks.Go(func() {
 			a.connection.CloseAgent(r.Agent)
 			a.handle.AgentGone(r.Agent)
@@ -212,7 +223,6 @@ func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
 
 // startAgent starts an agent that control wants.
 func (e *Edge) startAgent(a *attempt, number uint32) {
-	a.newest = max(a.newest, number)
 	local, err := a.connection.Restart(number)
 	if err != nil {
 		e.log.Warn("no ICE agent could be made", "peer", a.peer.Name, "error", err)
@@ -231,17 +241,35 @@ func (e *Edge) startAgent(a *attempt, number uint32) {
 	}
 }
 
+// allocating reports whether relays were named a moment ago and none has answered yet.
+func (e *Edge) allocating(now time.Time) bool {
+	if now.Sub(e.relaysAsked) >= allocateWait {
+		return false
+	}
+	pending := false
+	for _, r := range e.relays.Status() {
+		if r.Relayed.IsValid() {
+			return false
+		}
+		pending = pending || r.Reason == ""
+	}
+	return pending
+}
+
 // feed gives an attempt what the peer has signaled.
 func (e *Edge) feed(a *attempt, msg signal.Message) {
 	if agent := a.agents[msg.Agent]; agent != nil {
 		e.connect(a, agent, msg)
 		return
 	}
-	if msg.Agent <= a.newest {
+	if msg.Agent <= a.newest && msg.Agent != a.delayed {
 		return // ours is closed
 	}
 	if _, known := a.pending[msg.Agent]; known || len(a.pending) < maxPending {
 		a.pending[msg.Agent] = msg
+		if len(msg.Candidates) > 0 {
+			a.handle.RemoteCandidate(msg.Agent) // if that is the one that is delayed
+		}
 		a.handle.RemoteAgent(msg.Agent)
 	}
 }
@@ -352,13 +380,10 @@ func (e *Edge) sendBye(ctx context.Context, limit time.Duration, r pipeline.Requ
 	}
 }
 
-// relayed reports whether the attempt's datagrams take the way over a relay, ours or the peer's.
-func (a *attempt) relayed() bool { return a.path != nil && (a.local == "relay" || a.remote == "relay") }
-
 // planUpgrade says when to look for a direct path; only one side does.
 func (e *Edge) planUpgrade(a *attempt) {
 	switch {
-	case !a.controlling || !a.relayed():
+	case !a.controlling || a.path == nil || !a.path.Relayed:
 		a.upgradeAt = time.Time{}
 	case a.upgradeAt.IsZero():
 		a.upgradeAt = time.Now().Add(upgradeFirst)
@@ -381,6 +406,11 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 		return true
 	}
 	for _, a := range e.attempts {
+		if a.delayed != 0 && (!e.allocating(now) || at(now.Add(allocateWait/4))) {
+			number := a.delayed
+			a.delayed = 0
+			e.startAgent(a, number)
+		}
 		for _, g := range a.agents {
 			if !g.sending && at(g.sendAt) {
 				e.send(a, g)

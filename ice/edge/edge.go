@@ -81,6 +81,7 @@ type Edge struct {
 	generations *signal.Generations
 	view        protocol.Sync // as applied
 	synced      time.Time
+	relaysAsked time.Time // when the relays were last others than before
 	syncError   error
 	applyError  error
 	lastRefused string
@@ -118,7 +119,7 @@ func New(cfg Config) (*Edge, error) {
 		Sender: sockets{e}, Addresses: cfg.Addresses, Overlay: protocol.DefaultOverlay(), Loopback: cfg.Loopback,
 	})
 	e.prober = ice.NewProber(e.mux, nil)
-	e.relays = turn.NewRelays(turn.RelaysConfig{Sender: sockets{e}, Changed: func() {}, Lost: e.relayLost})
+	e.relays = turn.NewRelays(turn.RelaysConfig{Sender: sockets{e}, Changed: e.rouse, Lost: e.relayLost})
 	return e, nil
 }
 
@@ -158,6 +159,11 @@ func (e *Edge) Request(r pipeline.Request) {
 	e.mu.Lock()
 	e.requests = append(e.requests, r)
 	e.mu.Unlock()
+	e.rouse()
+}
+
+// rouse has the owner look again at what waits.
+func (e *Edge) rouse() {
 	select {
 	case e.wake <- struct{}{}:
 	default:

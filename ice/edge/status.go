@@ -169,11 +169,10 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) 
 
 func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) {
 	s.Via, s.Endpoint, s.Local, s.Remote = "direct", path.Dst, a.local, a.remote
-	if a.relayed() {
+	if path.Relayed {
 		s.Via = "relay"
 	}
 	if path.Channel != 0 {
-		s.Via = "relay"
 		for _, r := range e.relays.Status() {
 			if r.Server == path.Dst {
 				s.Relay = r.Name

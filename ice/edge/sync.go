@@ -117,7 +117,11 @@ func (e *Edge) apply(s protocol.Sync) {
 			})
 		}
 	}
+	before := e.relays.Servers()
 	e.relays.SetServers(servers)
+	if !slices.Equal(before, e.relays.Servers()) {
+		e.relaysAsked = time.Now()
+	}
 	e.pipeline.Load().SetRelays(e.relays.Servers())
 	e.prober.SetServers(e.relays.Servers())
 	if e.config.Apply != nil {
