@@ -330,6 +330,8 @@ func at(s *airServer) RelayServer {
 // held is how many channels are held at the servers of a node. The bubble must be at rest.
 func (n *airNode) held() (held int) {
 	synctest.Wait()
+	n.relays.mu.Lock()
+	defer n.relays.mu.Unlock()
 	for _, s := range n.relays.servers {
 		held += len(s.client.permitted) + len(s.interest) + len(s.tenants) + len(s.holders)
 	}
@@ -340,6 +342,8 @@ func (n *airNode) held() (held int) {
 func (n *airNode) facades(at netip.AddrPort) (list []*Facade) {
 	n.air.t.Helper()
 	synctest.Wait()
+	n.relays.mu.Lock()
+	defer n.relays.mu.Unlock()
 	for _, s := range n.relays.servers {
 		for t := range s.tenants {
 			if s.addr == at {
@@ -511,7 +515,10 @@ func TestRelaysSilent(t *testing.T) {
 		if first.RoundTrip != 6*oneWay || second.RoundTrip != 2*oneWay || first.State != "allocated" || first.Mapped != a.at {
 			t.Errorf("%+v, %+v", first, second)
 		}
-		if urls := a.relays.URLs(); urls[0].Port != int(a.relays.servers[1].port) || urls[1].Port != int(a.relays.servers[0].port) {
+		a.relays.mu.Lock()
+		ports := [2]uint16{a.relays.servers[1].port, a.relays.servers[0].port}
+		a.relays.mu.Unlock()
+		if urls := a.relays.URLs(); urls[0].Port != int(ports[0]) || urls[1].Port != int(ports[1]) {
 			t.Errorf("%v: the nearest is not the first", urls)
 		}
 		p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
@@ -766,4 +773,57 @@ func TestFlights(t *testing.T) {
 	if _, ok := f.landed(3, answer(1)); ok {
 		t.Error("a request that was sent twice was measured")
 	}
+}
+
+// TestRelaysMany: many connections between two machines share an allocation each, and all find their peers.
+func TestRelaysMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newAir(t)
+		s := w.server("192.0.2.10:3478", oneWay)
+		a, b := w.node("10.0.0.1:1000", at(s)), w.node("10.0.0.2:2000", at(s))
+		other := map[*ice.Connection]*ice.Connection{}
+		var pairs []*pair
+		for range 20 {
+			p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
+			pairs = append(pairs, p)
+			other[p.ends[0]], other[p.ends[1]] = p.ends[1], p.ends[0]
+		}
+		connected := func() bool {
+			for _, n := range []*airNode{a, b} {
+				for e, ok := n.mailbox.Poll(); ok; e, ok = n.mailbox.Poll() {
+					for _, text := range e.Candidates {
+						_ = other[e.Connection].AddCandidate(e.Generation, text)
+					}
+				}
+			}
+			return !slices.ContainsFunc(pairs, func(p *pair) bool { return !p.connected() })
+		}
+		t.Logf("connected after %v", a.until(connected))
+		time.Sleep(time.Minute)
+		if !connected() {
+			t.Error("a connection did not last")
+		}
+		for _, p := range pairs {
+			for i, n := range []*airNode{a, b} {
+				path := *p.ends[i].Path()
+				if path.Channel == 0 { // then the peer's relayed address is reached directly
+					continue
+				}
+				n.relays.Hold(path)()
+			}
+			p.close(t, 100*time.Millisecond)
+		}
+		for _, n := range []*airNode{a, b} {
+			if k := n.held(); k != 0 {
+				t.Errorf("%d things are held", k)
+			}
+			for _, name := range []string{"drop_turn_no_agent", "drop_turn_inbox_full", "drop_turn_unbound_channel", "drop_turn_stripped_channel"} {
+				if k := n.counter(name); k > 100 {
+					t.Errorf("%s: %d", name, k)
+				}
+			}
+			n.close()
+		}
+		w.stop()
+	})
 }
