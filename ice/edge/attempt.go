@@ -312,7 +312,10 @@ func (e *Edge) handleEvent(event ice.Event) {
 	if agent := a.agents[event.Generation]; agent != nil {
 		agent.note(event)
 	}
-	if event.State == ice.StateFailed {
+	switch event.State {
+	case ice.StateDisconnected:
+		e.relays.Probe() // is it a relay that is gone?
+	case ice.StateFailed:
 		a.handle.AgentFailed(event.Generation)
 	}
 	if event.Path != nil && event.Path.Generation > a.found {
