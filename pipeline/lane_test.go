@@ -28,9 +28,10 @@ type lanes struct {
 // wireSocket is a socket that keeps what is sent, for Receive on the other side.
 type wireSocket struct {
 	udp.Socket
-	runs  []udp.Run
-	bytes []byte
-	stats udp.Stats
+	runs    []udp.Run
+	bytes   []byte
+	longest int // run
+	stats   udp.Stats
 }
 
 func (w *wireSocket) Send(runs []udp.Run) (int, error) {
@@ -38,6 +39,7 @@ func (w *wireSocket) Send(runs []udp.Run) (int, error) {
 		at := len(w.bytes)
 		w.bytes = append(w.bytes, r.Data...)
 		r.Data = w.bytes[at:]
+		w.longest = max(w.longest, len(r.Data))
 		w.runs = append(w.runs, r)
 	}
 	return len(runs), nil
@@ -395,6 +397,9 @@ func TestExtremeSizes(t *testing.T) {
 					}
 					if got := stats.drops[dropTooBig].Load(); got != uint64(c.lost) {
 						t.Errorf("%s: %d were counted as too big, want %d", what, got, c.lost)
+					}
+					if l.wire.longest > udp.MaxDatagram {
+						t.Errorf("%s: a run of %d bytes", what, l.wire.longest)
 					}
 					errors := l.a.config.Device.(*tuntest.Device).Take()
 					if c.lost > 0 && (len(errors) == 0 || !isTooBig(errors[0].Data, most)) {
