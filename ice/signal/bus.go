@@ -234,6 +234,9 @@ func (b *Bus) request(ctx context.Context, verb string, data []byte) ([]byte, er
 	if err != nil {
 		return nil, err
 	}
+	if _, ok := ctx.Deadline(); ok {
+		limited = ctx // the portal may hold the request
+	}
 	msg, err := conn.RequestWithContext(limited, PortalSubject(b.cfg.Self, verb), data)
 	switch {
 	case err == nil:
