@@ -37,8 +37,8 @@ const (
 type Relay interface {
 	// URLs are the TURN servers whose allocation is up, with credentials. Read when an agent is made.
 	URLs() []*stun.URI
-	// Net is what pion's TURN client runs in.
-	Net() transport.Net
+	// Net is what the TURN client of one pion agent runs in. All that the agent sends to peers and gets from them passes the gate.
+	Net(gate *Gate) transport.Net
 	// Path is how a peer's address is reached from a relayed address, ok false if it is not: Dst, Src and Channel.
 	Path(relayed, remote netip.AddrPort) (p pipeline.Path, ok bool)
 }
@@ -105,7 +105,7 @@ func (a *agent) pionConfig() *ice.AgentConfig {
 		NetworkTypes:        []ice.NetworkType{ice.NetworkTypeUDP4, ice.NetworkTypeUDP6},
 		CandidateTypes:      []ice.CandidateType{ice.CandidateTypeHost},
 		UDPMux:              a.connection.config.Mux,
-		Net:                 noNet{},
+		Net:                 NoNet{},
 		LoggerFactory:       silent{},
 		DisableActiveTCP:    true,
 		CheckInterval:       &check,
@@ -118,7 +118,7 @@ func (a *agent) pionConfig() *ice.AgentConfig {
 	}
 	if relay := a.connection.config.Relay; relay != nil {
 		if urls := relay.URLs(); len(urls) > 0 {
-			cfg.Urls, cfg.Net = urls, relay.Net()
+			cfg.Urls, cfg.Net = urls, relay.Net(&Gate{a.connection.config.Mux, a.member})
 			cfg.CandidateTypes = append(cfg.CandidateTypes, ice.CandidateTypeRelay)
 		}
 	}

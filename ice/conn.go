@@ -23,6 +23,7 @@ type conn struct {
 	inbox  chan received
 	closed chan struct{}
 	once   sync.Once
+	over   func(to netip.AddrPort, data []byte) // sends over a relay, see Gate; nil: the mux's sockets
 }
 
 // received is a message for pion, in memory of its own.
@@ -75,6 +76,12 @@ func (c *conn) WriteTo(b []byte, addr net.Addr) (int, error) {
 		return 0, io.ErrClosedPipe
 	default:
 	}
+	c.write(to, b)
+	return len(b), nil
+}
+
+// write sends or queues one STUN message of the agent.
+func (c *conn) write(to netip.AddrPort, b []byte) {
 	switch {
 	case !c.mux.rules.allow(to.Addr()) || to.Port() == 0 || to.Addr().Is4() != c.local.Addr().Is4():
 		c.mux.counters.drop(dropDestination)
@@ -82,9 +89,17 @@ func (c *conn) WriteTo(b []byte, addr net.Addr) (int, error) {
 		c.mux.check(c, to, b)
 	default:
 		c.mux.counters.answersSent.Add(1)
-		c.mux.send(c.local.Addr(), to, b)
+		c.send(to, b)
 	}
-	return len(b), nil
+}
+
+// send sends one STUN message now. No lock may be held.
+func (c *conn) send(to netip.AddrPort, b []byte) {
+	if c.over != nil {
+		c.over(to, b)
+		return
+	}
+	c.mux.send(c.local.Addr(), to, b)
 }
 
 func (c *conn) shut() { c.once.Do(func() { close(c.closed) }) }

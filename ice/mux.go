@@ -89,7 +89,7 @@ func NewMux(cfg MuxConfig) *Mux {
 // never blocks; Data is borrowed until it returns. What is dropped is counted and costs no allocation.
 func (m *Mux) Receive(s pipeline.Stray) {
 	msg, why := validate(s.Data)
-	if why == dropNone && (s.Src.Port() == 0 || !s.Src.IsValid() || s.Src.Addr().IsUnspecified() || s.Src.Addr().IsMulticast()) {
+	if why == dropNone && impossible(s.Src) {
 		why = dropSource
 	}
 	if why == dropNone {
@@ -105,6 +105,21 @@ func (m *Mux) Receive(s pipeline.Stray) {
 	if why != dropNone {
 		m.counters.drop(why)
 	}
+}
+
+// Probed takes a datagram if it answers a question of the prober, and says whether it did. TURN servers answer those too.
+func (m *Mux) Probed(s pipeline.Stray) bool {
+	p := m.prober.Load()
+	if p == nil {
+		return false
+	}
+	msg, why := validate(s.Data)
+	return why == dropNone && (msg.class == classSuccess || msg.class == classError) && p.answer(&s, &msg)
+}
+
+// impossible tells whether nobody can have this address.
+func impossible(a netip.AddrPort) bool {
+	return a.Port() == 0 || !a.IsValid() || a.Addr().IsUnspecified() || a.Addr().IsMulticast()
 }
 
 // request gives a check to the agent that USERNAME names, if it is authentic.
@@ -125,16 +140,24 @@ func (m *Mux) request(s *pipeline.Stray, msg *message) dropReason {
 	if c == nil {
 		return dropLocalAddress
 	}
-	r := a.remote(s.Src)
+	if why := m.heard(c, s.Src); why != dropNone {
+		return why
+	}
+	return c.deliver(s)
+}
+
+// heard notes an authentic request that came to an agent's conn. The lock is held.
+func (m *Mux) heard(c *conn, from netip.AddrPort) dropReason {
+	r := c.member.remote(from)
 	if r == nil {
 		return dropTooManyRemotes
 	}
 	r.credit(c.local.Addr())
-	m.buckets.credit(s.Src)
-	a.lastSeen = time.Now()
-	a.heard()
+	m.buckets.credit(from)
+	c.member.lastSeen = time.Now()
+	c.member.heard()
 	m.counters.requests.Add(1)
-	return c.deliver(s)
+	return dropNone
 }
 
 // at finds the conn at a local address; where the platform does not tell it, one of the family.
@@ -159,9 +182,17 @@ func (m *Mux) answer(s *pipeline.Stray, msg *message) dropReason {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	t := m.transactions[msg.id]
-	if t == nil {
+	if t == nil || t.conn.over != nil {
 		return dropTransaction
 	}
+	if why := m.settle(t, msg); why != dropNone {
+		return why
+	}
+	return t.conn.deliver(s)
+}
+
+// settle notes the answer to a check. The lock is held.
+func (m *Mux) settle(t *transaction, msg *message) dropReason {
 	delete(m.transactions, msg.id)
 	if msg.class == classError {
 		return dropErrorResponse
@@ -174,7 +205,7 @@ func (m *Mux) answer(s *pipeline.Stray, msg *message) dropReason {
 	}
 	m.buckets.answered(t.remote)
 	m.counters.answers.Add(1)
-	return t.conn.deliver(s)
+	return dropNone
 }
 
 // add makes a member for an agent that is about to be made.

@@ -7,55 +7,55 @@ import (
 	"github.com/pion/transport/v2"
 )
 
-// noNet is the transport.Net of agents without a relay: they have the mux and need no network. One value serves all, so
-// that an agent does not list the interfaces for itself.
-type noNet struct{}
+// NoNet is the transport.Net of agents without a relay: they have the mux and need no network, and an agent does not list the
+// interfaces for itself. Who gives them something of a network embeds it. All methods fail.
+type NoNet struct{}
 
-func (noNet) ListenPacket(string, string) (net.PacketConn, error) {
+func (NoNet) ListenPacket(string, string) (net.PacketConn, error) {
 	return nil, transport.ErrNotSupported
 }
 
-func (noNet) ListenUDP(string, *net.UDPAddr) (transport.UDPConn, error) {
+func (NoNet) ListenUDP(string, *net.UDPAddr) (transport.UDPConn, error) {
 	return nil, transport.ErrNotSupported
 }
 
-func (noNet) ListenTCP(string, *net.TCPAddr) (transport.TCPListener, error) {
+func (NoNet) ListenTCP(string, *net.TCPAddr) (transport.TCPListener, error) {
 	return nil, transport.ErrNotSupported
 }
 
-func (noNet) Dial(string, string) (net.Conn, error) { return nil, transport.ErrNotSupported }
+func (NoNet) Dial(string, string) (net.Conn, error) { return nil, transport.ErrNotSupported }
 
-func (noNet) DialUDP(string, *net.UDPAddr, *net.UDPAddr) (transport.UDPConn, error) {
+func (NoNet) DialUDP(string, *net.UDPAddr, *net.UDPAddr) (transport.UDPConn, error) {
 	return nil, transport.ErrNotSupported
 }
 
-func (noNet) DialTCP(string, *net.TCPAddr, *net.TCPAddr) (transport.TCPConn, error) {
+func (NoNet) DialTCP(string, *net.TCPAddr, *net.TCPAddr) (transport.TCPConn, error) {
 	return nil, transport.ErrNotSupported
 }
 
-func (noNet) ResolveIPAddr(string, string) (*net.IPAddr, error) {
+func (NoNet) ResolveIPAddr(string, string) (*net.IPAddr, error) {
 	return nil, transport.ErrNotSupported
 }
 
-func (noNet) ResolveUDPAddr(string, string) (*net.UDPAddr, error) {
+func (NoNet) ResolveUDPAddr(string, string) (*net.UDPAddr, error) {
 	return nil, transport.ErrNotSupported
 }
 
-func (noNet) ResolveTCPAddr(string, string) (*net.TCPAddr, error) {
+func (NoNet) ResolveTCPAddr(string, string) (*net.TCPAddr, error) {
 	return nil, transport.ErrNotSupported
 }
 
-func (noNet) Interfaces() ([]*transport.Interface, error) { return nil, nil }
+func (NoNet) Interfaces() ([]*transport.Interface, error) { return nil, nil }
 
-func (noNet) InterfaceByIndex(int) (*transport.Interface, error) {
+func (NoNet) InterfaceByIndex(int) (*transport.Interface, error) {
 	return nil, transport.ErrInterfaceNotFound
 }
 
-func (noNet) InterfaceByName(string) (*transport.Interface, error) {
+func (NoNet) InterfaceByName(string) (*transport.Interface, error) {
 	return nil, transport.ErrInterfaceNotFound
 }
 
-func (noNet) CreateDialer(*net.Dialer) transport.Dialer { return noDialer{} }
+func (NoNet) CreateDialer(*net.Dialer) transport.Dialer { return noDialer{} }
 
 type noDialer struct{}
 

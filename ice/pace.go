@@ -123,7 +123,7 @@ func (m *Mux) check(c *conn, to netip.AddrPort, data []byte) {
 	ready := m.book(k, now)
 	m.mu.Unlock()
 	if ready {
-		m.send(c.local.Addr(), to, data)
+		c.send(to, data)
 	}
 }
 
@@ -175,7 +175,7 @@ func (m *Mux) drain(a *member) {
 	m.arm(a, now)
 	m.mu.Unlock()
 	if k != nil {
-		m.send(k.conn.local.Addr(), k.remote, k.data)
+		k.conn.send(k.remote, k.data)
 	}
 }
 

@@ -61,7 +61,7 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		ErrWriter:      stderr,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints
 		Commands: []*cli.Command{
-			gatewayCommand(), clientCommand(), statusCommand(), pingCommand(),
+			portalCommand(), gatewayCommand(), clientCommand(), statusCommand(), pingCommand(),
 			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(),
 		},
 		Action: func(_ context.Context, cmd *cli.Command) error {

@@ -145,10 +145,11 @@ func (s sockets) LocalPort() uint16 {
 
 // Stray is for pipeline.Config.Stray: it never blocks.
 func (e *Edge) Stray(s pipeline.Stray) {
+	if s.Channel == 0 && e.mux.Probed(s) {
+		return
+	}
 	if !e.relays.Receive(s) {
 		e.mux.Receive(s)
-	} else if s.Channel == 0 {
-		e.mux.Receive(s) // a relay also answers the prober, which knows its transactions
 	}
 }
 

@@ -1,5 +1,5 @@
-// Package turn is a TURN client (RFC 8656 on RFC 8489) as a sans-IO state machine: it owns no socket, starts no goroutine
-// and no timer, and reads no clock. One Client stands for one allocation, that is for one socket of ours and one server; all
+// Package turn is a TURN client (RFC 8656 on RFC 8489). Its core, Client, is a sans-IO state machine: it owns no socket, starts
+// no goroutine and no timer, and reads no clock. Relays drives a Client for each server. One Client stands for one allocation, that is for one socket of ours and one server; all
 // ICE agents and connections of the process share it.
 //
 // The story of an allocation: Start asks for it without credentials, the server answers 401 with a realm and a nonce, and the
@@ -18,7 +18,14 @@
 // What comes from the network is checked before pion's decoder sees it (check), counted by name when it is dropped (Drop), and
 // never becomes an error or a log line. Nothing here prints a user name, a password, a nonce or a key.
 //
-// An agent of pion/ice wants to speak TURN by itself. It gets a Facade, which answers it from the shared allocation.
+// An agent of pion/ice wants to speak TURN by itself. It gets a Facade, which answers it from the shared allocation:
+//
+//	pion agent -- its TURN client -- Facade --gate--> Relays -- Client -- SendOne --> server
+//	pion agent -- its TURN client -- Facade <--gate-- Relays -- Client -- Receive <-- server
+//
+// The gate is the mux's (ice.Gate): checks are paced on their way out, and on their way in pion sees none that is not
+// well-formed, authentic and for this agent. What connections carry does not come this way: the pipeline frames and strips
+// ChannelData by itself, over the channel that Relays.Path names and Relays.Hold keeps.
 //
 // Left out: TCP and TLS towards the server or the peer, EVEN-PORT and reservations, DONT-FRAGMENT, mobility, ALTERNATE-SERVER
 // (a redirect is reported as Failed), and the SHA-256 variants of RFC 8489, section 9.2, which neither pion/turn nor coturn 4.6

@@ -2,6 +2,7 @@ package turn
 
 import (
 	"encoding/binary"
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -11,11 +12,13 @@ import (
 
 	"github.com/pion/stun/v3"
 
+	"github.com/sluice-vpn/sluice/ice"
 	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // What an agent is told to use as its TURN server. The address is one for documentation (RFC 5737) and never sent to: a Facade
-// answers in its place. It is IPv4 whatever the real server is, since pion/ice v2 resolves its servers as IPv4 only.
+// answers in its place. It is IPv4 whatever the real server is, since pion/ice v2 resolves its servers as IPv4 only. Where
+// there are several servers, each has a port of its own, from FacadePort on.
 const (
 	FacadeHost     = "192.0.2.1"
 	FacadePort     = 3478
@@ -29,8 +32,11 @@ const (
 	facadeLifetime = 10 * time.Minute
 )
 
-// facadeAddr is FacadeHost and FacadePort.
-var facadeAddr = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1).To4(), Port: FacadePort}
+// facadeAddr is where a Facade answers that stands for one server only.
+var facadeAddr = netip.AddrPortFrom(netip.MustParseAddr(FacadeHost), FacadePort)
+
+// errNoAllocation is what an agent gets whose allocation is gone before it wrote a word.
+var errNoAllocation = errors.New("turn: the server has no allocation for us")
 
 // Facade plays TURN server to one ICE agent, within the process, on behalf of the allocation that all agents share. It is the
 // net.PacketConn that the agent's TURN client believes to be its socket: requests are answered on the spot, so the agent never waits
@@ -40,11 +46,12 @@ var facadeAddr = &net.UDPAddr{IP: net.IPv4(192, 0, 2, 1).To4(), Port: FacadePort
 // The methods of net.PacketConn may be called by any goroutine; Serve, Deliver and Drop by the one that owns the Client.
 type Facade struct {
 	// frozen
-	relayed, mapped netip.AddrPort
-	wake            func()
-	down            chan []byte
-	up              chan facadeDatagram
-	closed          chan struct{}
+	wake   func()
+	choose func(at netip.AddrPort) (relayed, mapped netip.AddrPort, ok bool) // nil: it is chosen
+	gate   *ice.Gate                                                         // nil: nothing stands between the agent and its peers
+	down   chan []byte
+	up     chan facadeDatagram
+	closed chan struct{}
 
 	// owned by the Client's goroutine
 	held []netip.AddrPort
@@ -52,9 +59,12 @@ type Facade struct {
 	// atomic
 	lost atomic.Uint64
 
-	mu       sync.Mutex
-	shut     bool
-	channels map[uint16]netip.AddrPort // the agent's numbers, which are not those of the Client
+	mu              sync.Mutex // before Relays.mu; never held when the gate is called
+	shut            bool
+	at              netip.AddrPort // what the agent takes it for; invalid: its first datagram will tell
+	relayed, mapped netip.AddrPort
+	checks          *ice.Relayed              // of the gate; nil before relayed is known
+	channels        map[uint16]netip.AddrPort // the agent's numbers, which are not those of the Client
 }
 
 // facadeDatagram is a payload on its way to a peer. data is owned.
@@ -66,8 +76,16 @@ type facadeDatagram struct {
 // NewFacade makes one for an allocation with these addresses, as an Allocated output gave them. wake is called by any
 // goroutine when Serve has work; it must not block.
 func NewFacade(relayed, mapped netip.AddrPort, wake func()) *Facade {
+	f := newFacade(nil, wake, nil)
+	f.at, f.relayed, f.mapped = facadeAddr, relayed, mapped
+	return f
+}
+
+// newFacade makes one that learns its allocation from choose, once the agent has written to the address of a server; the
+// agent's lock stands behind the gate.
+func newFacade(gate *ice.Gate, wake func(), choose func(at netip.AddrPort) (relayed, mapped netip.AddrPort, ok bool)) *Facade {
 	return &Facade{
-		relayed: relayed, mapped: mapped, wake: wake, down: make(chan []byte, facadeQueue), up: make(chan facadeDatagram, facadeQueue),
+		gate: gate, wake: wake, choose: choose, down: make(chan []byte, facadeQueue), up: make(chan facadeDatagram, facadeQueue),
 		closed: make(chan struct{}), channels: make(map[uint16]netip.AddrPort),
 	}
 }
@@ -75,19 +93,21 @@ func NewFacade(relayed, mapped netip.AddrPort, wake func()) *Facade {
 // Serve sends what the agent has queued. Each peer gets a channel of the client first; what is sent before that is bound is
 // dropped, as ICE asks again soon. Once the agent has closed its side the channels are let go of, and Serve returns false.
 func (f *Facade) Serve(now time.Duration, c *Client) bool {
-	for range facadeQueue {
+	for range facadeQueue + 1 {
 		select {
-		case d := <-f.up:
-			if !f.hold(now, c, d.peer) || !c.Send(now, d.peer, d.data) {
-				f.lost.Add(1)
-			}
-			continue
 		case <-f.closed:
 			f.Drop(now, c)
 			return false
 		default:
 		}
-		break
+		select {
+		case d := <-f.up:
+			if !f.hold(now, c, d.peer) || !c.Send(now, d.peer, d.data) {
+				f.lost.Add(1)
+			}
+		default:
+			return true
+		}
 	}
 	return true
 }
@@ -112,6 +132,14 @@ func (f *Facade) Drop(now time.Duration, c *Client) {
 		c.Unbind(now, p)
 	}
 	f.held = nil
+}
+
+// takes tells whether what a peer sent is for this agent, and may be shown to it.
+func (f *Facade) takes(peer netip.AddrPort, data []byte) bool {
+	f.mu.Lock()
+	checks := f.checks
+	f.mu.Unlock()
+	return checks != nil && checks.Receive(peer, data)
 }
 
 // Deliver gives the agent what a peer sent; data is borrowed until it returns.
@@ -146,46 +174,81 @@ func (f *Facade) ReadFrom(p []byte) (int, net.Addr, error) {
 	}
 	select {
 	case b := <-f.down:
-		return copy(p, b), facadeAddr, nil
+		f.mu.Lock()
+		defer f.mu.Unlock()
+		return copy(p, b), net.UDPAddrFromAddrPort(f.at), nil
 	case <-f.closed:
 		return 0, nil, net.ErrClosed
 	}
 }
 
-// WriteTo takes a datagram of the agent's TURN client; the address is not looked at.
-func (f *Facade) WriteTo(p []byte, _ net.Addr) (int, error) {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	if f.shut {
-		return 0, net.ErrClosed
-	}
-	if pipeline.IsChannelData(p) {
-		number, payload, ok := pipeline.ParseChannelData(p)
-		f.queue(f.channels[number], payload, ok)
-		return len(p), nil
-	}
-	m := &stun.Message{}
+// WriteTo takes a datagram of the agent's TURN client. The first one's address says which server the Facade stands for.
+func (f *Facade) WriteTo(p []byte, to net.Addr) (int, error) {
+	peer, payload, checks, err := f.take(p, to)
 	switch {
-	case check(p) != DropNone || stun.Decode(p, m) != nil:
-		f.lost.Add(1)
-	case m.Type == stun.NewType(stun.MethodSend, stun.ClassIndication):
-		peer, ok := xorAddressOf(m, stun.AttrXORPeerAddress)
-		payload, has := valueOf(p, stun.AttrData)
-		f.queue(peer, payload, ok && has)
-	case m.Type.Class == stun.ClassRequest:
-		f.answer(m)
+	case err != nil:
+		return 0, err
+	case !peer.IsValid(): // not for a peer
+	case f.gate == nil:
+		f.queue(peer, payload)
 	default:
-		f.lost.Add(1)
+		checks.Send(peer, payload)
 	}
 	return len(p), nil
 }
 
-// queue leaves a payload to Serve. mu is held.
-func (f *Facade) queue(peer netip.AddrPort, payload []byte, ok bool) {
+// take reads a datagram of the agent, and does what is to be done under the lock.
+func (f *Facade) take(p []byte, to net.Addr) (peer netip.AddrPort, payload []byte, checks *ice.Relayed, err error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.shut {
+		return peer, nil, nil, net.ErrClosed
+	}
+	if err := f.settle(to); err != nil {
+		return peer, nil, nil, err
+	}
+	m, ok := &stun.Message{}, false
+	switch {
+	case pipeline.IsChannelData(p):
+		var number uint16
+		number, payload, ok = pipeline.ParseChannelData(p)
+		peer = f.channels[number]
+	case check(p) != DropNone || stun.Decode(p, m) != nil:
+	case m.Type == stun.NewType(stun.MethodSend, stun.ClassIndication):
+		peer, ok = xorAddressOf(m, stun.AttrXORPeerAddress)
+		var has bool
+		payload, has = valueOf(p, stun.AttrData)
+		ok = ok && has
+	case m.Type.Class == stun.ClassRequest:
+		f.answer(m)
+		return netip.AddrPort{}, nil, nil, nil
+	}
 	if !ok || !peer.IsValid() {
 		f.lost.Add(1)
-		return
+		return netip.AddrPort{}, nil, nil, nil
 	}
+	return peer, payload, f.checks, nil
+}
+
+// settle finds the allocation that the Facade stands for. mu is held.
+func (f *Facade) settle(to net.Addr) error {
+	if f.at.IsValid() {
+		return nil
+	}
+	u, ok := to.(*net.UDPAddr)
+	if !ok {
+		return errNoAllocation
+	}
+	at := netip.AddrPortFrom(u.AddrPort().Addr().Unmap(), u.AddrPort().Port())
+	if f.relayed, f.mapped, ok = f.choose(at); !ok {
+		return errNoAllocation
+	}
+	f.at, f.checks = at, f.gate.Open(f.relayed, f.queue)
+	return nil
+}
+
+// queue leaves a payload, borrowed, to Serve.
+func (f *Facade) queue(peer netip.AddrPort, payload []byte) {
 	select {
 	case f.up <- facadeDatagram{peer, append([]byte(nil), payload...)}:
 		f.wake()
@@ -259,9 +322,16 @@ func (f *Facade) Close() error {
 	return nil
 }
 
-// LocalAddr is the mapped address of the allocation: the agent makes it the related address of its relayed candidate (RFC 8445,
-// section 5.3).
-func (f *Facade) LocalAddr() net.Addr { return net.UDPAddrFromAddrPort(f.mapped) }
+// LocalAddr is the mapped address of the allocation, as far as it is known: the agent makes it the related address of its relayed
+// candidate (RFC 8445, section 5.3).
+func (f *Facade) LocalAddr() net.Addr {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if !f.mapped.IsValid() {
+		return &net.UDPAddr{IP: net.IPv4zero}
+	}
+	return net.UDPAddrFromAddrPort(f.mapped)
+}
 
 // SetDeadline returns os.ErrNoDeadline, as nothing of the agent's TURN client needs one.
 func (f *Facade) SetDeadline(time.Time) error { return os.ErrNoDeadline }

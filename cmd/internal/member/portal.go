@@ -2,10 +2,7 @@ package member
 
 import (
 	"context"
-	"encoding/base64"
-	"encoding/json"
 	"errors"
-	"fmt"
 	"net"
 	"sync"
 
@@ -23,38 +20,19 @@ type portal struct {
 }
 
 func newPortal(t protocol.Token, mark uint32) (*portal, error) {
-	urls := make([]string, len(t.Portals))
-	for i, address := range t.Portals {
-		urls[i] = "tls://" + address
-	}
-	d := &dialer{mark: mark, last: map[string]string{}}
-	bus, err := signal.Connect(signal.Config{
-		Self: t.Name, URLs: urls, Token: base64.RawURLEncoding.EncodeToString(t.Secret[:]),
-		TLS: signal.Fingerprint(t.Fingerprint).TLSConfig(), Filter: signal.Filter{Overlay: protocol.DefaultOverlay()}, Dialer: d.dial,
-	})
+	cfg := t.SignalConfig()
+	cfg.Filter.Overlay = protocol.DefaultOverlay()
+	cfg.Dialer = (&dialer{mark: mark, last: map[string]string{}}).dial
+	bus, err := signal.Connect(cfg)
 	if err != nil {
 		return nil, err
 	}
 	return &portal{
 		signaler: bus, state: bus.State, close: bus.Close,
-		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) { return ask(ctx, bus, q) },
+		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) {
+			return protocol.Ask(ctx, bus, q)
+		},
 	}, nil
-}
-
-// ask is one request to the portal.
-func ask(ctx context.Context, bus *signal.Bus, q protocol.SyncRequest) (s protocol.Sync, err error) {
-	data, err := json.Marshal(q)
-	if err != nil {
-		return s, err
-	}
-	answer, err := bus.Request(ctx, protocol.Verb, data)
-	if err != nil {
-		return s, err
-	}
-	if err := json.Unmarshal(answer, &s); err != nil {
-		return s, fmt.Errorf("the portal's answer is not understood: %w", err)
-	}
-	return s, nil
 }
 
 // dialer connects beside the tunnel: its packets, and its questions to name servers, carry the mark. If a default route leads

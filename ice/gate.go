@@ -1,0 +1,74 @@
+package ice
+
+import "net/netip"
+
+// Gate joins what one agent exchanges over relays to the mux, which does with it what it does with datagrams of its own
+// sockets: the strict check before pion sees a message, the test of who sent it, the pacing of checks, and the note of when
+// the peer was last seen. A Relay is given it.
+type Gate struct {
+	mux    *Mux
+	member *member
+}
+
+// Open makes the way through the gate for one relayed address. send sends what may go to a peer, data borrowed until it
+// returns; it is called by any goroutine, later than Relayed.Send too, and must not block. There is nothing to close.
+func (g *Gate) Open(relayed netip.AddrPort, send func(to netip.AddrPort, data []byte)) *Relayed {
+	return &Relayed{&conn{mux: g.mux, member: g.member, local: relayed, over: send}}
+}
+
+// Relayed is an agent at one relayed address. Its methods may be called by any goroutine.
+type Relayed struct{ conn *conn }
+
+// Send takes a datagram from the agent to a peer, borrowed: an answer is sent at once, a check when its turn comes, unless
+// that is never. What is not STUN, or goes where no check may go, is dropped.
+func (r *Relayed) Send(to netip.AddrPort, data []byte) {
+	if len(data) < stunHeader || data[0] > 1 {
+		r.conn.mux.counters.drop(dropNotSTUN)
+		return
+	}
+	r.conn.write(to, data)
+}
+
+// Receive tells whether pion may see what came from a peer over the relay: an authentic check for this agent, or the answer
+// to one that it sent this way. Of what may be for another agent nothing is counted; data is borrowed until it returns.
+func (r *Relayed) Receive(from netip.AddrPort, data []byte) bool {
+	why := r.judge(from, data)
+	if why != dropNone && why != dropUnknownUsername && why != dropTransaction {
+		r.conn.mux.counters.drop(why)
+	}
+	return why == dropNone
+}
+
+func (r *Relayed) judge(from netip.AddrPort, data []byte) dropReason {
+	msg, why := validate(data)
+	switch {
+	case why != dropNone:
+		return why
+	case impossible(from):
+		return dropSource
+	case msg.class == classIndication:
+		return dropIndication
+	}
+	m, a := r.conn.mux, r.conn.member
+	if msg.class == classRequest {
+		if string(msg.recipient()) != a.ufrag {
+			return dropUnknownUsername
+		}
+		if !msg.authentic(a.password) {
+			return dropUnauthentic
+		}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if a.removed {
+		return dropUnknownUsername
+	}
+	if msg.class == classRequest {
+		return m.heard(r.conn, from)
+	}
+	t := m.transactions[msg.id]
+	if t == nil || t.conn != r.conn {
+		return dropTransaction
+	}
+	return m.settle(t, &msg)
+}
