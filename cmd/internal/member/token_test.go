@@ -2,10 +2,14 @@ package member
 
 import (
 	"bytes"
+	"io"
 	"os"
 	"path/filepath"
+	"reflect"
 	"strings"
 	"testing"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 )
 
 func TestCheckArguments(t *testing.T) {
@@ -73,5 +77,18 @@ func TestTokenText(t *testing.T) {
 				t.Error("SLUICE_TOKEN was left in the environment")
 			}
 		})
+	}
+}
+
+func TestReadToken(t *testing.T) {
+	t.Setenv("SLUICE_TOKEN", "")
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	want := protocol.Token{Name: "laptop", Portals: []string{"portal.example:4443"}, Secret: [32]byte{7}}
+	if got, err := ReadToken("-", strings.NewReader(want.Encode()+"\n"), io.Discard); err != nil || !reflect.DeepEqual(got, want) {
+		t.Errorf("%v, %v", got, err)
+	}
+	if _, err := ReadToken("-", strings.NewReader("sluice1-secret"), io.Discard); err == nil ||
+		strings.Contains(err.Error(), "secret") || !strings.HasPrefix(err.Error(), "standard input: ") {
+		t.Errorf("%v", err)
 	}
 }
