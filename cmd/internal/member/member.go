@@ -85,7 +85,7 @@ type node struct {
 	pipeline *pipeline.Pipeline
 	edge     *edge.Edge
 	machine  *machine
-	portal   *portal
+	portal   *portalLink
 	// failed ends the run with an error that trying again does not mend.
 	failed context.CancelCauseFunc
 }

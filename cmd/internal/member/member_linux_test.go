@@ -30,8 +30,6 @@ import (
 	"github.com/sluice-vpn/sluice/tun/host"
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
-
 func must(t *testing.T, err error) {
 	t.Helper()
 	if err != nil {
@@ -126,7 +124,7 @@ func startNode(t *testing.T, o Options, first protocol.Sync, environ map[string]
 	n.end = func() { cancel(nil) }
 	made := &node{
 		options: o, settings: environment.Read(o.Getenv), logger: slog.New(logs.NewText(n.log, slog.LevelDebug)), failed: cancel,
-		portal: &portal{
+		portal: &portalLink{
 			signaler: memory, sync: n.portal.sync, close: memory.Close,
 			state: func() signal.State { return signal.State{Up: true, Since: time.Now()} },
 		},

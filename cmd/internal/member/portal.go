@@ -11,15 +11,15 @@ import (
 	"github.com/sluice-vpn/sluice/tun/host"
 )
 
-// portal is the connection to the portal that the token names. Frozen.
-type portal struct {
+// portalLink is the connection to the portal that the token names. Frozen.
+type portalLink struct {
 	signaler signal.Signaler
 	sync     func(context.Context, protocol.SyncRequest) (protocol.Sync, error)
 	state    func() signal.State
 	close    func() error
 }
 
-func newPortal(t protocol.Token, mark uint32) (*portal, error) {
+func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
 	cfg := t.SignalConfig()
 	cfg.Filter.Overlay = protocol.DefaultOverlay()
 	cfg.Dialer = (&dialer{mark: mark, last: map[string]string{}}).dial
@@ -27,7 +27,7 @@ func newPortal(t protocol.Token, mark uint32) (*portal, error) {
 	if err != nil {
 		return nil, err
 	}
-	return &portal{
+	return &portalLink{
 		signaler: bus, state: bus.State, close: bus.Close,
 		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) {
 			return protocol.Ask(ctx, bus, q)
