@@ -71,17 +71,23 @@ func runNode(role protocol.Role) error {
 	return Run(context.Background(), o)
 }
 
-// program starts this binary in a namespace; it must end well when it gets SIGTERM.
-func program(t *testing.T, ns *lab.Namespace, kind, argument, token string) *exec.Cmd {
+// program is this binary as a portal or a node; what it logs is shown if the test fails.
+func program(t *testing.T, kind, argument, token string) *exec.Cmd {
 	t.Helper()
 	self, err := os.Executable()
 	must(t, err)
 	cmd := exec.Command(self, argument)
 	cmd.Env = append(os.Environ(), programVariable+"="+kind, "SLUICE_TOKEN="+token)
-	cmd.Stderr = os.Stderr
+	cmd.Stderr = &safeBuffer{}
+	t.Cleanup(func() {
+		if t.Failed() {
+			t.Logf("%s:\n%s", kind, cmd.Stderr)
+		}
+	})
 	return cmd
 }
 
+// terminate has a program end in good order.
 func terminate(t *testing.T, cmd *exec.Cmd) {
 	t.Helper()
 	must(t, cmd.Process.Signal(syscall.SIGTERM))
@@ -129,7 +135,7 @@ func newNetwork(t *testing.T) *network {
 // tokens starts the portal and reads what it prints.
 func (n *network) tokens(t *testing.T, dir string) map[string]string {
 	t.Helper()
-	cmd := program(t, n.portal, "portal", filepath.Join(dir, "state"), "")
+	cmd := program(t, "portal", filepath.Join(dir, "state"), "")
 	out, err := cmd.StdoutPipe()
 	must(t, err)
 	must(t, n.portal.Start(cmd))
@@ -168,9 +174,11 @@ func TestNetwork(t *testing.T) {
 	dir := t.TempDir()
 	tokens := n.tokens(t, dir)
 	gateSocket, laptopSocket := filepath.Join(dir, "gate.sock"), filepath.Join(dir, "laptop.sock")
-	gate := program(t, n.gate, "gateway", gateSocket, tokens["gate"])
+	gate := program(t, "gateway", gateSocket, tokens["gate"])
 	must(t, n.gate.Start(gate))
-	laptop := program(t, n.laptop, "client", laptopSocket, tokens["laptop"])
+	laptop := program(t, "client", laptopSocket, tokens["laptop"])
+	counters := filepath.Join(dir, "counters.json")
+	laptop.Env = append(laptop.Env, "SLUICE_STATS="+counters)
 	must(t, n.laptop.Start(laptop))
 	connection(t, laptopSocket, "gate", "the client connects", func(c edge.ConnectionStatus) bool {
 		return c.State == "up" && c.Via == "direct" && !c.LastHandshake.IsZero()
@@ -200,6 +208,17 @@ func TestNetwork(t *testing.T) {
 		}
 	}
 
+	must(t, laptop.Process.Signal(syscall.SIGUSR1))
+	must(t, laptop.Process.Signal(syscall.SIGHUP))
+	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
+		_, err := os.Stat(counters)
+		if err == nil && strings.Contains(fmt.Sprint(laptop.Stderr), "SIGHUP") {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("SIGUSR1, SIGHUP: %v", err)
+		}
+	}
 	terminate(t, laptop)
 	connection(t, gateSocket, "laptop", "the gateway hears of the end", func(c edge.ConnectionStatus) bool {
 		return c.State != "up" && c.LastClose != nil && c.LastClose.Reason == "peer_closed"
@@ -216,4 +235,22 @@ func TestNetwork(t *testing.T) {
 			t.Errorf("%s was left: %v", socket, err)
 		}
 	}
+}
+
+// TestRefused: a token that the portal does not know is said to be that, and tried again.
+func TestRefused(t *testing.T) {
+	n := newNetwork(t)
+	dir := t.TempDir()
+	token, err := protocol.ParseToken(n.tokens(t, dir)["laptop"])
+	must(t, err)
+	token.Secret[0] ^= 1
+	laptop := program(t, "client", filepath.Join(dir, "laptop.sock"), token.Encode())
+	must(t, n.laptop.Start(laptop))
+	for deadline := time.Now().Add(30 * time.Second); !strings.Contains(fmt.Sprint(laptop.Stderr), "the portal refuses the token"); {
+		if time.Now().After(deadline) {
+			t.Fatal("nothing was said of the token")
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	terminate(t, laptop)
 }
