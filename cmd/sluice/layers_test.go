@@ -46,6 +46,7 @@ var layers = map[string][]string{
 	"cmd/internal/...":         {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":            {"cmd/internal/node", "cmd/internal/version"},
 	"cmd/sluice":               {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
+	"ice/edge":                 {"ice/...", "pipeline", "pipeline/udp", "crypto"},
 	"ice/...":                  {"ice/...", "pipeline", "pipeline/udp"},
 }
 

@@ -99,8 +99,8 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 		return o, usageError{fmt.Sprintf("-table %d: want 1 or more, and none of the system's (253 to 255)", o.Table)}
 	case cmd.Uint("mark") < 1 || cmd.Uint("mark") > 1<<32-1:
 		return o, usageError{fmt.Sprintf("-mark %d: want 1 to 4294967295", cmd.Uint("mark"))}
-	case o.Interface == "":
-		return o, usageError{"-interface: the name is empty"}
+	case o.Interface == "" || strings.ContainsAny(o.Interface, "/%"):
+		return o, usageError{fmt.Sprintf("-interface %q: want a name like sluice0", o.Interface)}
 	default:
 		o.Port = uint16(port)
 	}

@@ -18,7 +18,8 @@ import (
 type machine struct {
 	options    Options
 	logger     *slog.Logger
-	up         bool // the first apply has succeeded
+	begun      bool // what lasts until Close is there
+	up         bool // addresses and routes were set once
 	routing    *host.Routing
 	forwarding *host.Forwarding
 	shadowed   []netip.Prefix // what was told last
@@ -37,6 +38,7 @@ func (m *machine) apply(sync protocol.Sync) error {
 	if err := m.begin(); err != nil {
 		return err
 	}
+	m.begun = true
 	routes, shadowed := routesOf(sync, m.options.Routes)
 	if !slices.Equal(shadowed, m.shadowed) {
 		m.shadowed = shadowed

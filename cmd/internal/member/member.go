@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"sync"
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
@@ -85,7 +86,7 @@ type node struct {
 	pipeline *pipeline.Pipeline
 	edge     *edge.Edge
 	machine  *machine
-	portal   *portal
+	portal   *portalLink
 	// failed ends the run with an error that trying again does not mend.
 	failed context.CancelCauseFunc
 }
@@ -163,6 +164,8 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	ran, edged := make(chan error, 1), make(chan error, 1)
 	go func() { ran <- n.pipeline.Run(running) }()
 	go func() { edged <- n.edge.Run(edgeCtx, n.pipeline) }()
+	var watching sync.WaitGroup
+	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
 	server := n.serve(listener)
 	stopStats := environment.OnStatsSignal(func() { n.settings.WriteStats(n.pipeline, n.logger) })
 	defer stopStats()
@@ -188,6 +191,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 		err = cause
 	}
 	endEdge()
+	watching.Wait()
 	err = errors.Join(err, n.await(edged), n.machine.Close())
 	n.settings.WriteStats(n.pipeline, n.logger)
 	halt()
@@ -222,16 +226,15 @@ func (n *node) networkChanged() {
 	n.edge.NetworkChanged()
 }
 
-// apply is called by the edge with each answer of the portal.
-func (n *node) apply(sync protocol.Sync) error {
-	if sync.Role != n.options.Role {
-		err := fmt.Errorf("the token is that of a %s: run sluice %s", sync.Role, sync.Role)
+// apply is called by the edge with each answer of the portal. What cannot work later either ends the node.
+func (n *node) apply(answer protocol.Sync) error {
+	if answer.Role != n.options.Role {
+		err := fmt.Errorf("the token is that of a %s: run sluice %s", answer.Role, answer.Role)
 		n.failed(err)
 		return err
 	}
-	first := !n.machine.up
-	err := n.machine.apply(sync)
-	if first && errors.Is(err, host.ErrPermission) {
+	err := n.machine.apply(answer)
+	if err != nil && (!n.machine.begun || !n.machine.up && errors.Is(err, host.ErrPermission)) {
 		n.failed(err)
 	}
 	return err

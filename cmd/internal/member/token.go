@@ -11,9 +11,6 @@ import (
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 )
 
-// tokenPrefix begins every token.
-const tokenPrefix = "sluice1-"
-
 // maxToken is the longest file that is read as a token.
 const maxToken = 16 << 10
 
@@ -28,7 +25,7 @@ var ErrTokenArgument = errors.New("a token on the command line can be read by ev
 // CheckArguments refuses arguments that hold a token.
 func CheckArguments(args []string) error {
 	for _, arg := range args {
-		if strings.Contains(arg, tokenPrefix) {
+		if strings.Contains(arg, protocol.TokenPrefix) {
 			return ErrTokenArgument
 		}
 	}
@@ -46,7 +43,7 @@ func ReadToken(file string, stdin io.Reader, warn io.Writer) (protocol.Token, er
 	}
 	t, err := protocol.ParseToken(text)
 	if err != nil {
-		return t, fmt.Errorf("token from %s: %w", source, err)
+		return t, fmt.Errorf("%s: %w", source, err)
 	}
 	return t, nil
 }

@@ -173,7 +173,7 @@ func rate(bytes float64) string {
 		}
 		bits /= 1000
 	}
-	return fmt.Sprintf("%.3g Gbit/s", bits)
+	return fmt.Sprintf("%.1f Gbit/s", bits)
 }
 
 func size(bytes uint64) string {
