@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"errors"
+	"math/rand/v2"
 	"slices"
 	"time"
 
@@ -17,12 +18,10 @@ const (
 	gatherPause = 10 * time.Millisecond
 	// repeatAfter is how soon an offer or answer is sent again while nothing is known of the peer's agent.
 	repeatAfter = time.Second
-	// upgradeFirst and upgradeEvery are when a relayed connection tries to become direct.
+	// upgradeFirst and upgradeEvery are when a relayed connection that is not idle tries to become direct.
 	upgradeFirst = 15 * time.Second
 	upgradeEvery = 2 * time.Minute
 	byeTimeout   = 3 * time.Second
-	// allocateWait is how long the first agents wait for an allocation, so that they can offer relayed candidates.
-	allocateWait = 1500 * time.Millisecond
 	// maxPending bounds the agents of a peer that are signaled before ours start.
 	maxPending = 4
 )
@@ -38,7 +37,6 @@ type attempt struct {
 	agents      map[uint32]*agent
 	newest      uint32                    // agent that was asked for
 	pending     map[uint32]signal.Message // of the peer's agents that ours do not match yet
-	delayed     uint32                    // agent that waits for an allocation, 0: none
 
 	path          *pipeline.Path // as control has published it, nil: none
 	found         uint32         // generation of the ice.Connection's path that control was told
@@ -59,6 +57,7 @@ type agent struct {
 	local      ice.Credentials
 	candidates []string
 	end        bool
+	relays     int             // that it was made with
 	remote     ice.Credentials // zero: not known yet
 	seen       []string        // the peer's candidates
 	answers    bool            // the peer began it
@@ -79,6 +78,9 @@ func (e *Edge) obey() {
 		a := e.named[attemptName{r.Peer, r.Generation}]
 		switch r.Kind {
 		case pipeline.RequestBye:
+			if p := e.peers[r.Peer]; p != nil {
+				p.farewell = r
+			}
 			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, r) })
 		case pipeline.RequestClosed:
 			if a != nil {
@@ -96,17 +98,9 @@ func (e *Edge) obey() {
 func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
 	switch r.Kind {
 	case pipeline.RequestAgent:
-		a.newest = max(a.newest, r.Agent)
-		if e.allocating(time.Now()) {
-			a.delayed = r.Agent
-			return
-		}
 		e.startAgent(a, r.Agent)
 	case pipeline.RequestCloseAgent:
 		delete(a.agents, r.Agent)
-		if a.delayed == r.Agent {
-			a.delayed = 0
-		}
 		e.tasks.Go(func() {
 			a.connection.CloseAgent(r.Agent)
 			a.handle.AgentGone(r.Agent)
@@ -124,8 +118,8 @@ func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
 
 // prepare begins an attempt with the portal's present answer: on our own wish, or because of the peer's offer.
 func (e *Edge) prepare(p *peer, offer *signalMessage) {
-	if offer != nil && len(p.waiting) < maxPending {
-		p.waiting = append(p.waiting, *offer)
+	if offer != nil {
+		p.keep(*offer)
 	}
 	if p.beginning {
 		return
@@ -136,14 +130,20 @@ func (e *Edge) prepare(p *peer, offer *signalMessage) {
 	e.tasks.Go(func() {
 		var answer protocol.Sync
 		var err error
+		asked := time.Now()
 		if fresh {
 			answer, err = e.ask(e.ctx, 0, freshTimeout)
 		}
 		e.post(func() {
-			if fresh {
-				e.handleSync(answer, err)
+			if fresh && err == nil {
+				e.handleSync(asked, answer)
 			}
-			if p := e.peers[name]; p != nil && p.beginning {
+			switch p := e.peers[name]; {
+			case p == nil || !p.beginning:
+			case e.awaitsRelay():
+				p.askError = err
+				e.held = append(e.held, p)
+			default:
 				p.beginning = false
 				e.begin(p, err)
 			}
@@ -151,13 +151,35 @@ func (e *Edge) prepare(p *peer, offer *signalMessage) {
 	})
 }
 
+// keep takes an offer that waits for the portal; of one agent the latest with the most candidates.
+func (p *peer) keep(offer signalMessage) {
+	for i := range p.waiting {
+		w := &p.waiting[i]
+		if w.Generation == offer.Generation && w.Run == offer.Run && w.Agent == offer.Agent {
+			w.Message = newer(w.Message, offer.Message)
+			return
+		}
+	}
+	if len(p.waiting) < maxPending {
+		p.waiting = append(p.waiting, offer)
+	}
+}
+
+// newer is which of two messages about one agent says more. A message tells all candidates until then, and may be overtaken.
+func newer(old, msg signal.Message) signal.Message {
+	if old.Ufrag == msg.Ufrag && len(old.Candidates) > len(msg.Candidates) {
+		return old
+	}
+	return msg
+}
+
 // begin begins the attempt that was prepared: the newest offer's, else one of ours.
 func (e *Edge) begin(p *peer, err error) {
 	waiting := p.waiting
 	p.waiting = nil
 	if len(waiting) == 0 {
-		if err != nil {
-			return // without the portal nothing can be signaled; control asks again
+		if err != nil && !e.signaling() {
+			return // nothing can be signaled either. The wish fails, and comes again when the portal is back
 		}
 		if p.attempt == nil {
 			e.beginAs(p, uint32(e.generations.Next(p.Name)), 0)
@@ -166,7 +188,7 @@ func (e *Edge) begin(p *peer, err error) {
 	}
 	for _, msg := range waiting {
 		if p.attempt == nil || p.attempt.generation != uint32(msg.Generation) || p.attempt.run != msg.Run && p.attempt.run != 0 {
-			if msg.Generation != e.generations.Newest(p.Name) {
+			if msg.Generation != e.generations.Newest(p.Name) || msg.Agent != 1 {
 				continue
 			}
 			if protocol.Key(msg.PublicKey) != p.PublicKey {
@@ -223,13 +245,14 @@ func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
 
 // startAgent starts an agent that control wants.
 func (e *Edge) startAgent(a *attempt, number uint32) {
+	a.newest = max(a.newest, number)
 	local, err := a.connection.Restart(number)
 	if err != nil {
 		e.log.Warn("no ICE agent could be made", "peer", a.peer.Name, "error", err)
 		a.handle.AgentFailed(number)
 		return
 	}
-	agent := &agent{number: number, local: local, sendAt: time.Now().Add(gatherPause)}
+	agent := &agent{number: number, local: local, relays: len(e.relays.URLs()), sendAt: time.Now().Add(gatherPause)}
 	a.agents[number] = agent
 	if msg, ok := a.pending[number]; ok {
 		e.connect(a, agent, msg)
@@ -241,35 +264,17 @@ func (e *Edge) startAgent(a *attempt, number uint32) {
 	}
 }
 
-// allocating reports whether relays were named a moment ago and none has answered yet.
-func (e *Edge) allocating(now time.Time) bool {
-	if now.Sub(e.relaysAsked) >= allocateWait {
-		return false
-	}
-	pending := false
-	for _, r := range e.relays.Status() {
-		if r.Relayed.IsValid() {
-			return false
-		}
-		pending = pending || r.Reason == ""
-	}
-	return pending
-}
-
 // feed gives an attempt what the peer has signaled.
 func (e *Edge) feed(a *attempt, msg signal.Message) {
 	if agent := a.agents[msg.Agent]; agent != nil {
 		e.connect(a, agent, msg)
 		return
 	}
-	if msg.Agent <= a.newest && msg.Agent != a.delayed {
+	if msg.Agent <= a.newest {
 		return // ours is closed
 	}
-	if _, known := a.pending[msg.Agent]; known || len(a.pending) < maxPending {
-		a.pending[msg.Agent] = msg
-		if len(msg.Candidates) > 0 {
-			a.handle.RemoteCandidate(msg.Agent) // if that is the one that is delayed
-		}
+	if old, known := a.pending[msg.Agent]; known || len(a.pending) < maxPending {
+		a.pending[msg.Agent] = newer(old, msg)
 		a.handle.RemoteAgent(msg.Agent)
 	}
 }
@@ -290,7 +295,7 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && !agent.sending:
 		agent.sendAt = time.Now().Add(repeatAfter / 4) // it has not heard of ours
 	}
-	for _, text := range msg.Candidates {
+	for _, text := range e.usable(msg.Candidates) {
 		if slices.Contains(agent.seen, text) {
 			continue
 		}
@@ -301,6 +306,13 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 			}
 		}
 	}
+}
+
+// usable are the candidates that do not lead through a tunnel.
+func (e *Edge) usable(candidates []string) []string {
+	filter := signal.Filter{Overlay: e.view.Overlay, AllowLoopback: e.config.Loopback}
+	list, _ := filter.Keep(slices.Clone(candidates))
+	return list
 }
 
 // handleEvent takes what is new about an ICE agent.
@@ -377,16 +389,35 @@ func (e *Edge) sent(a *attempt, g *agent, err error) {
 func (e *Edge) sendBye(ctx context.Context, limit time.Duration, r pipeline.Request) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
+	select {
+	case e.byes <- struct{}{}:
+		defer func() { <-e.byes }()
+	case <-ctx.Done():
+		return
+	}
 	err := e.config.Signaler.Send(ctx, r.Peer, byeMessage(r.Bye))
 	if err != nil {
 		e.log.Debug("the bye did not arrive", "peer", r.Peer, "error", err)
 	}
 }
 
+// lacksRelay reports whether an agent that still looks for a path was made when fewer relays were up.
+func (a *attempt) lacksRelay(up int) bool {
+	for _, g := range a.agents {
+		if !g.settled && g.relays < up {
+			return true
+		}
+	}
+	return false
+}
+
+// relayed reports whether the attempt's datagrams take the way over a relay, ours or the peer's.
+func (a *attempt) relayed() bool { return a.path != nil && a.path.Relayed }
+
 // planUpgrade says when to look for a direct path; only one side does.
 func (e *Edge) planUpgrade(a *attempt) {
 	switch {
-	case !a.controlling || a.path == nil || !a.path.Relayed:
+	case !a.controlling || !a.relayed():
 		a.upgradeAt = time.Time{}
 	case a.upgradeAt.IsZero():
 		a.upgradeAt = time.Now().Add(upgradeFirst)
@@ -409,21 +440,21 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 		return true
 	}
 	for _, a := range e.attempts {
-		if a.delayed != 0 && (!e.allocating(now) || at(now.Add(allocateWait/4))) {
-			number := a.delayed
-			a.delayed = 0
-			e.startAgent(a, number)
-		}
 		for _, g := range a.agents {
 			if !g.sending && at(g.sendAt) {
 				e.send(a, g)
 			}
 		}
 		if at(a.upgradeAt) {
-			a.upgradeAt = now.Add(upgradeEvery)
+			a.upgradeAt = now.Add(upgradeEvery + rand.N(upgradeEvery/8))
 			at(a.upgradeAt)
-			a.handle.WantAgent()
+			if len(a.agents) > 0 { // else it is idle, and the agent that comes with the next packet tries all ways
+				a.handle.WantAgent()
+			}
 		}
+	}
+	if len(e.held) > 0 && (e.relaysUntil.IsZero() || at(e.relaysUntil)) {
+		e.resume()
 	}
 	return next.Sub(now)
 }

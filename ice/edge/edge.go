@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -44,6 +45,8 @@ type Config struct {
 	Loopback  bool
 	// Watch follows changes of the network (netlink).
 	Watch bool
+	// Clock is the pipeline's monotonic clock, best one that runs in suspend. Nil is the runtime's.
+	Clock func() time.Duration
 	// Program names the program and its version to the portal.
 	Program string
 	Logger  *slog.Logger // nil discards
@@ -60,13 +63,17 @@ type Edge struct {
 	mux     *ice.Mux
 	mailbox *ice.Mailbox
 	prober  *ice.Prober
-	relays  *turn.Relays
+	byes    chan struct{} // holds a value for each bye that is being sent
 
 	pipeline atomic.Pointer[pipeline.Pipeline]
+	receiver atomic.Pointer[turn.Relays]    // relays, for the shards; nil before Run
+	overlay  atomic.Pointer[[]netip.Prefix] // what tunnel addresses come from, as the portal says
 
-	mu       sync.Mutex // a leaf; guards requests
-	requests []pipeline.Request
-	wake     chan struct{} // one slot
+	mu           sync.Mutex // a leaf; guards what follows
+	requests     []pipeline.Request
+	lostRelays   []netip.AddrPort
+	relaysChange bool
+	wake         chan struct{} // one slot
 
 	posts   chan func() // what goroutines of ours found out, for the owner
 	changes chan struct{}
@@ -75,14 +82,21 @@ type Edge struct {
 
 	// owned by Run's goroutine
 	ctx         context.Context
+	relays      *turn.Relays
+	relaysUp    map[netip.AddrPort]bool // as logged
+	relaysUntil time.Time               // attempts wait for a first relay until then
+	held        []*peer                 // whose attempts do
 	peers       map[string]*peer
 	attempts    map[*ice.Connection]*attempt
 	named       map[attemptName]*attempt // the same
 	generations *signal.Generations
 	view        protocol.Sync // as applied
-	synced      time.Time
-	relaysAsked time.Time // when the relays were last others than before
+	host        protocol.Sync // what Apply was called with, without what does not matter to a host
+	applied     time.Time     // when view was
+	synced      time.Time     // the latest answer
+	strangers   bucket        // questions to the portal because of nodes that we do not know
 	syncError   error
+	portalSince time.Time // when syncError became an error, or none
 	applyError  error
 	lastRefused string
 	skew        time.Duration // the portal's clock minus ours
@@ -112,14 +126,14 @@ func New(cfg Config) (*Edge, error) {
 	e := &Edge{
 		config: cfg, log: cfg.Logger, key: key, started: time.Now(), mailbox: ice.NewMailbox(),
 		wake: make(chan struct{}, 1), posts: make(chan func()), changes: make(chan struct{}, 1), ended: make(chan struct{}),
+		byes: make(chan struct{}, maxByes), relaysUp: make(map[netip.AddrPort]bool),
 		peers: make(map[string]*peer), attempts: make(map[*ice.Connection]*attempt),
 		named: make(map[attemptName]*attempt), generations: signal.NewGenerations(),
 	}
 	e.mux = ice.NewMux(ice.MuxConfig{
-		Sender: sockets{e}, Addresses: cfg.Addresses, Overlay: protocol.DefaultOverlay(), Loopback: cfg.Loopback,
+		Sender: sockets{e}, Addresses: e.offered, Overlay: protocol.DefaultOverlay(), Loopback: cfg.Loopback,
 	})
 	e.prober = ice.NewProber(e.mux, nil)
-	e.relays = turn.NewRelays(turn.RelaysConfig{Sender: sockets{e}, Changed: e.rouse, Lost: e.relayLost})
 	return e, nil
 }
 
@@ -144,12 +158,25 @@ func (s sockets) LocalPort() uint16 {
 	return 0
 }
 
+// offered are the local addresses without those that lead through a tunnel. Any goroutine.
+func (e *Edge) offered() []netip.Addr {
+	list := e.config.Addresses()
+	if overlay := e.overlay.Load(); overlay != nil {
+		list = slices.DeleteFunc(list, func(a netip.Addr) bool { return contains(*overlay, a) })
+	}
+	return list
+}
+
+func contains(list []netip.Prefix, a netip.Addr) bool {
+	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+}
+
 // Stray is for pipeline.Config.Stray: it never blocks.
 func (e *Edge) Stray(s pipeline.Stray) {
 	if s.Channel == 0 && e.mux.Probed(s) {
-		return
+		return // a relay also answers the prober
 	}
-	if !e.relays.Receive(s) {
+	if relays := e.receiver.Load(); relays == nil || !relays.Receive(s) {
 		e.mux.Receive(s)
 	}
 }
@@ -162,7 +189,7 @@ func (e *Edge) Request(r pipeline.Request) {
 	e.rouse()
 }
 
-// rouse has the owner look again at what waits.
+// rouse lets the owner look at what is under mu.
 func (e *Edge) rouse() {
 	select {
 	case e.wake <- struct{}{}:
@@ -203,6 +230,10 @@ func (e *Edge) Run(ctx context.Context, p *pipeline.Pipeline) error {
 			changed = watcher.Changes()
 		}
 	}
+	e.relays = turn.NewRelays(turn.RelaysConfig{
+		Sender: sockets{e}, Changed: e.noteRelays, Lost: e.noteLostRelay, Clock: e.config.Clock,
+	})
+	e.receiver.Store(e.relays)
 	e.timer = time.NewTimer(time.Hour)
 	defer e.timer.Stop()
 	e.tasks.Go(func() { e.follow(ctx) })
@@ -218,7 +249,6 @@ func (e *Edge) loop(ctx context.Context, changed <-chan struct{}) {
 		case <-ctx.Done():
 			return
 		case <-e.wake:
-			e.obey()
 		case <-e.mailbox.Wake():
 			for event, ok := e.mailbox.Poll(); ok; event, ok = e.mailbox.Poll() {
 				e.handleEvent(event)
@@ -237,6 +267,7 @@ func (e *Edge) loop(ctx context.Context, changed <-chan struct{}) {
 		case <-e.timer.C:
 		}
 		e.obey()
+		e.followRelays()
 		e.timer.Reset(e.handleTimeouts(time.Now()))
 	}
 }
@@ -249,8 +280,12 @@ func (e *Edge) post(f func()) {
 	}
 }
 
-// closeWait is how long byes may take to leave when the node ends.
-const closeWait = time.Second
+const (
+	// closeWait is how long byes may take to leave when the node ends.
+	closeWait = time.Second
+	// maxByes is how many byes are sent at once; others wait.
+	maxByes = 64
+)
 
 // close ends all connections, tells the peers, and waits for what the edge started.
 func (e *Edge) close() error {
@@ -259,10 +294,12 @@ func (e *Edge) close() error {
 			p.attempt.handle.Close(pipeline.CloseShutdown)
 		}
 	}
+	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
+	defer cancel()
 	var byes sync.WaitGroup
 	for _, r := range e.take() {
 		if r.Kind == pipeline.RequestBye {
-			byes.Go(func() { e.sendBye(context.Background(), closeWait, r) })
+			byes.Go(func() { e.sendBye(ctx, closeWait, r) })
 		}
 	}
 	byes.Wait()
@@ -270,6 +307,7 @@ func (e *Edge) close() error {
 		_ = connection.Close()
 	}
 	e.tasks.Wait()
+	e.receiver.Store(nil)
 	return errors.Join(e.prober.Close(), e.relays.Close(), e.mux.Close())
 }
 

@@ -11,8 +11,25 @@ import (
 // signalMessage is a message of a peer.
 type signalMessage = signal.Msg
 
-// maxOffers is how many offers of new attempts a peer may make in a second.
-const maxOffers = 5
+// burst is how many offers of new attempts a peer may make at once; after that one a second.
+const burst = 5
+
+// bucket bounds how often something happens: once a second on average, and burst times at once. The zero value is full.
+type bucket struct {
+	tokens float64
+	at     time.Time
+}
+
+// take reports whether it may happen now.
+func (b *bucket) take(now time.Time) bool {
+	b.tokens = min(burst, b.tokens+now.Sub(b.at).Seconds())
+	b.at = now
+	if b.tokens < 1 {
+		return false
+	}
+	b.tokens--
+	return true
+}
 
 // handleMessage takes a message of another node. Who wrote it is what the portal vouches for.
 func (e *Edge) handleMessage(msg signalMessage) {
@@ -34,10 +51,15 @@ func (e *Edge) handleMessage(msg signalMessage) {
 		e.feed(a, msg.Message)
 	case msg.Kind == signal.Bye:
 		e.lateBye(p, msg)
-	case p.done == finished{msg.Run, msg.Generation}:
+	case p.beginning && msg.Kind == signal.Offer:
+		e.prepare(p, &msg)
 	case msg.Kind == signal.Answer || msg.Agent > 1:
-		e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, unknownBye(msg)) })
-	case e.mayOffer(p):
+		if p.replies.take(time.Now()) {
+			bye := p.reply(msg)
+			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, bye) })
+		}
+	case p.done == finished{msg.Run, msg.Generation}:
+	case p.offers.take(time.Now()):
 		e.prepare(p, &msg)
 	}
 }
@@ -45,13 +67,14 @@ func (e *Edge) handleMessage(msg signalMessage) {
 // unknown asks the portal about a node that we do not know of: it may be quicker than the portal's news. The peer repeats its
 // offer.
 func (e *Edge) unknown(msg signalMessage) {
-	if msg.Kind != signal.Offer || time.Since(e.synced) < time.Second {
+	now := time.Now()
+	if msg.Kind != signal.Offer || now.Sub(e.synced) < time.Second || !e.strangers.take(now) {
 		return
 	}
-	e.synced = time.Now() // at most once a second
 	e.tasks.Go(func() {
-		answer, err := e.ask(e.ctx, 0, freshTimeout)
-		e.post(func() { e.handleSync(answer, err) })
+		if answer, err := e.ask(e.ctx, 0, freshTimeout); err == nil {
+			e.post(func() { e.handleSync(now, answer) })
+		}
 	})
 }
 
@@ -62,16 +85,11 @@ func (e *Edge) lateBye(p *peer, msg signalMessage) {
 	}
 }
 
-// mayOffer bounds how often a peer begins anew.
-func (e *Edge) mayOffer(p *peer) bool {
-	if now := time.Now(); now.Sub(p.offersAt) >= time.Second {
-		p.offersAt, p.offers = now, 0
+// reply is the bye for a message about an attempt that is over, or never was.
+func (p *peer) reply(msg signalMessage) pipeline.Request {
+	if p.farewell.Bye.Generation == uint32(msg.Generation) {
+		return p.farewell // it may have been lost
 	}
-	p.offers++
-	return p.offers <= maxOffers
-}
-
-func unknownBye(msg signalMessage) pipeline.Request {
 	return pipeline.Request{
 		Kind: pipeline.RequestBye, Peer: msg.From,
 		Bye: pipeline.Bye{Generation: uint32(msg.Generation), Reason: pipeline.CloseUnknown},

@@ -1,8 +1,16 @@
 package edge
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+	"time"
+)
 
-// This file is what the edge does when the network is not what it was.
+// This file is what the edge does when the network or the relays are not what they were.
+
+// relayPatience is how long attempts wait for a first relay after the portal has named servers: an ICE agent gets the relays
+// whose allocation is up when it is made, and none later.
+const relayPatience = time.Second
 
 // networkChanged has every connection look for another path beside the one in use.
 func (e *Edge) networkChanged(why string) {
@@ -14,16 +22,81 @@ func (e *Edge) networkChanged(why string) {
 	}
 }
 
-// relayLost is called by the relays' goroutine.
-func (e *Edge) relayLost(server netip.AddrPort) {
-	e.tasks.Go(func() {
-		e.post(func() {
-			e.log.Warn("the relay does not answer any more", "server", server)
-			for _, a := range e.attempts {
-				if a.path != nil && a.path.Channel != 0 && a.path.Dst == server {
-					a.handle.WantAgent()
-				}
-			}
-		})
-	})
+// noteLostRelay is called by the relays' goroutine.
+func (e *Edge) noteLostRelay(server netip.AddrPort) {
+	e.mu.Lock()
+	if !slices.Contains(e.lostRelays, server) {
+		e.lostRelays = append(e.lostRelays, server)
+	}
+	e.mu.Unlock()
+	e.rouse()
+}
+
+// noteRelays is called by the relays' goroutine.
+func (e *Edge) noteRelays() {
+	e.mu.Lock()
+	e.relaysChange = true
+	e.mu.Unlock()
+	e.rouse()
+}
+
+// followRelays acts on allocations that came up or are gone.
+func (e *Edge) followRelays() {
+	e.mu.Lock()
+	lost, changed := e.lostRelays, e.relaysChange
+	e.lostRelays, e.relaysChange = nil, false
+	e.mu.Unlock()
+	for _, a := range e.attempts {
+		if a.path != nil && a.path.Channel != 0 && slices.Contains(lost, a.path.Dst) {
+			a.handle.WantAgent()
+		}
+	}
+	if !changed {
+		return
+	}
+	e.logRelays()
+	up := len(e.relays.URLs())
+	if up == 0 {
+		return
+	}
+	e.relaysUntil = time.Time{}
+	e.resume()
+	for _, a := range e.attempts {
+		if a.path != nil && a.lacksRelay(up) {
+			a.handle.WantAgent()
+		}
+	}
+}
+
+// logRelays tells which allocations came up or are gone.
+func (e *Edge) logRelays() {
+	for _, r := range e.relays.Status() {
+		up := r.Relayed.IsValid()
+		switch {
+		case up == e.relaysUp[r.Server]:
+			continue
+		case up:
+			e.log.Info("the relay is up", "relay", r.Name, "server", r.Server, "relayed", r.Relayed)
+		default:
+			e.log.Warn("the relay is lost", "relay", r.Name, "server", r.Server, "reason", r.Reason)
+		}
+		e.relaysUp[r.Server] = up
+	}
+}
+
+// awaitsRelay reports whether an attempt had better wait for a first relay.
+func (e *Edge) awaitsRelay() bool {
+	return time.Now().Before(e.relaysUntil) && len(e.relays.URLs()) == 0
+}
+
+// resume begins the attempts that have waited for a relay.
+func (e *Edge) resume() {
+	held := e.held
+	e.held = nil
+	for _, p := range held {
+		if e.peers[p.Name] == p && p.beginning {
+			p.beginning = false
+			e.begin(p, p.askError)
+		}
+	}
 }

@@ -100,6 +100,7 @@ func (e *Edge) status() Status {
 	s := Status{
 		Name: e.config.Name, Role: e.config.Role, PublicKey: e.key.Public().Encode(), Interface: e.config.Interface,
 		Addresses: e.view.Addresses, Routes: e.config.Routes, Since: e.started, Portal: e.portalStatus(), Relays: e.relays.Status(),
+		Mappings: []MappingStatus{}, Connections: []ConnectionStatus{},
 	}
 	for _, m := range e.prober.Mappings() {
 		s.Mappings = append(s.Mappings, MappingStatus{m.Server, m.Mapped})
@@ -116,14 +117,16 @@ func (e *Edge) status() Status {
 		}
 	}
 	for name, p := range e.peers {
-		s.Connections = append(s.Connections, e.connectionStatus(now, p, byName[name]))
+		c := e.connectionStatus(now, p, byName[name])
+		c.Explanation = c.explain(p.absent, s.Portal.Up)
+		s.Connections = append(s.Connections, c)
 	}
 	slices.SortFunc(s.Connections, func(a, b ConnectionStatus) int { return strings.Compare(a.Peer, b.Peer) })
 	return s
 }
 
 func (e *Edge) portalStatus() PortalStatus {
-	s := PortalStatus{Up: e.syncError == nil && !e.synced.IsZero(), Since: e.synced, Refused: e.lastRefused, AheadS: e.skew.Round(time.Second).Seconds()}
+	s := PortalStatus{Up: e.syncError == nil && !e.synced.IsZero(), Since: e.portalSince, Refused: e.lastRefused, AheadS: e.skew.Round(time.Second).Seconds()}
 	if e.config.PortalState != nil {
 		state := e.config.PortalState()
 		s.Up, s.Since = state.Up, state.Since
@@ -163,16 +166,16 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) 
 	if k.Closed != nil {
 		s.LastClose = closeStatus(k)
 	}
-	s.Explanation = s.explain(p.absent)
 	return s
 }
 
 func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) {
 	s.Via, s.Endpoint, s.Local, s.Remote = "direct", path.Dst, a.local, a.remote
-	if path.Relayed {
+	if a.relayed() {
 		s.Via = "relay"
 	}
 	if path.Channel != 0 {
+		s.Via = "relay"
 		for _, r := range e.relays.Status() {
 			if r.Server == path.Dst {
 				s.Relay = r.Name
@@ -192,7 +195,7 @@ func closeStatus(k *pipeline.ConnectionStatus) *CloseStatus {
 }
 
 // explain says in one sentence what is the matter.
-func (s *ConnectionStatus) explain(absent bool) string {
+func (s *ConnectionStatus) explain(absent, portal bool) string {
 	last := ""
 	if s.LastClose != nil {
 		last = s.LastClose.Reason
@@ -213,6 +216,9 @@ func (s *ConnectionStatus) explain(absent bool) string {
 		text := "an attempt begins"
 		if s.NextAttemptS > 0 {
 			text = fmt.Sprintf("tries again in %.0f s", s.NextAttemptS)
+		}
+		if !portal {
+			return text + "; the portal cannot be reached"
 		}
 		if absent {
 			return text + "; the peer is not connected to the portal"

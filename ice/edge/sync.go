@@ -3,6 +3,7 @@ package edge
 import (
 	"context"
 	"math/rand/v2"
+	"reflect"
 	"slices"
 	"time"
 
@@ -17,6 +18,8 @@ const (
 	freshTimeout = 3 * time.Second
 	syncRetry    = time.Second
 	syncRetryMax = 15 * time.Second
+	syncGap      = 50 * time.Millisecond // between an answer and the next question at least
+	maxPeers     = 4096
 	// clockSkew is from when on a difference between our clock and the portal's is worth a warning.
 	clockSkew = time.Hour
 )
@@ -30,8 +33,10 @@ type peer struct {
 	waiting   []signalMessage // came meanwhile
 	absent    bool            // the portal said so at the last message
 	done      finished
-	offers    int // taken in the second that began at offersAt
-	offersAt  time.Time
+	askError  error // of the question to the portal, while the attempt waits for a relay
+	farewell  pipeline.Request
+	offers    bucket // of new attempts
+	replies   bucket // to messages that belong to no attempt
 }
 
 // finished names the latest attempt that is over, so that a late offer does not begin it again.
@@ -41,6 +46,7 @@ type finished struct{ run, generation uint64 }
 func (e *Edge) follow(ctx context.Context) {
 	retry, known := syncRetry, uint64(0)
 	for ctx.Err() == nil {
+		asked := time.Now()
 		answer, err := e.ask(ctx, known, syncTimeout)
 		if ctx.Err() != nil {
 			return
@@ -48,25 +54,48 @@ func (e *Edge) follow(ctx context.Context) {
 		done := make(chan struct{})
 		e.post(func() {
 			defer close(done)
-			e.handleSync(answer, err)
+			e.notePortal(err)
+			if err == nil {
+				e.handleSync(asked, answer)
+			}
+			known = e.view.Revision // not the answer's, if that was overtaken
 		})
 		select {
 		case <-done:
 		case <-ctx.Done():
 			return
 		}
+		wait := syncGap
 		if err == nil && answer.Refused == "" {
-			known, retry = answer.Revision, syncRetry
-			continue
+			retry = syncRetry
+		} else {
+			wait = retry + rand.N(retry/4)
+			known, retry = 0, min(2*retry, syncRetryMax)
 		}
 		select {
-		case <-time.After(retry + rand.N(retry/4)):
+		case <-time.After(wait):
 		case <-ctx.Done():
 			return
 		}
-		known, retry = 0, min(2*retry, syncRetryMax)
 	}
 }
+
+// notePortal logs whether the portal answers, when that has changed.
+func (e *Edge) notePortal(err error) {
+	if was := e.syncError; (was == nil) != (err == nil) || e.portalSince.IsZero() {
+		e.portalSince = time.Now()
+	}
+	switch was := e.syncError; {
+	case err != nil && was == nil:
+		e.log.Warn("the portal does not answer; connections that are up stay up", "error", err)
+	case err == nil && was != nil:
+		e.log.Info("the portal answers again")
+	}
+	e.syncError = err
+}
+
+// signaling reports whether messages may reach peers.
+func (e *Edge) signaling() bool { return e.config.PortalState == nil || e.config.PortalState().Up }
 
 // ask is one request to the portal. Any goroutine.
 func (e *Edge) ask(ctx context.Context, known uint64, timeout time.Duration) (protocol.Sync, error) {
@@ -77,40 +106,76 @@ func (e *Edge) ask(ctx context.Context, known uint64, timeout time.Duration) (pr
 	})
 }
 
-// handleSync takes the portal's answer.
-func (e *Edge) handleSync(s protocol.Sync, err error) {
-	e.syncError = err
-	if err != nil {
-		return
+// handleSync takes the portal's answer to a question that was asked then.
+func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
+	if asked.Before(e.applied) && s.Revision < e.view.Revision {
+		return // another answer has overtaken it
 	}
 	e.synced = time.Now()
-	if s.Time != 0 {
-		skew := time.Unix(s.Time, 0).Sub(e.synced)
-		if (skew.Abs() > clockSkew) != (e.skew.Abs() > clockSkew) {
-			e.log.Warn("the portal's clock and ours differ; set them right", "portal_ahead", skew.Round(time.Second))
-		}
-		e.skew = skew
-	}
+	e.noteClock(s.Time)
 	if s.Refused != e.lastRefused {
 		e.lastRefused = s.Refused
 		if s.Refused != "" {
 			e.log.Error("the portal refuses this node", "reason", s.Refused)
 		}
 	}
-	if s.Refused != "" || s.Revision == e.view.Revision && e.applyError == nil {
+	if s.Refused != "" {
 		return
 	}
-	e.apply(s)
+	was := e.view
+	was.Time = s.Time
+	if e.applyError != nil || e.applied.IsZero() || !reflect.DeepEqual(s, was) {
+		e.apply(s)
+	}
+	e.wantPeers()
+}
+
+// noteClock compares the portal's clock, seconds since 1970 or 0, with ours.
+func (e *Edge) noteClock(portal int64) {
+	if portal == 0 {
+		return
+	}
+	skew := time.Unix(portal, 0).Sub(e.synced)
+	switch far, was := skew.Abs() > clockSkew, e.skew.Abs() > clockSkew; {
+	case far && !was:
+		e.log.Warn("the portal's clock and ours differ; set them right", "portal_ahead", skew.Round(time.Second))
+	case was && !far:
+		e.log.Info("the portal's clock and ours agree again")
+	}
+	e.skew = skew
 }
 
 // apply configures pipeline, relays and host by the portal's answer.
 func (e *Edge) apply(s protocol.Sync) {
-	if err := e.pipeline.Load().Edit(func(edit *pipeline.Edit) error { e.edit(edit, s); return nil }); err != nil {
+	e.overlay.Store(&s.Overlay)
+	peers := e.admit(s.Peers)
+	if err := e.pipeline.Load().Edit(func(edit *pipeline.Edit) error { e.edit(edit, peers); return nil }); err != nil {
 		return // it has ended
 	}
-	e.view = s
+	e.applyRelays(s.Relays)
+	e.view, e.applied = s, time.Now()
+	if host := forHost(s); e.config.Apply != nil && (e.applyError != nil || !reflect.DeepEqual(host, e.host)) {
+		err := e.config.Apply(s)
+		if err != nil && (e.applyError == nil || e.applyError.Error() != err.Error()) {
+			e.log.Error("the host could not be configured", "error", err)
+		}
+		e.host, e.applyError = host, err
+	}
+}
+
+// forHost is the part of the portal's answer that a host's addresses and routes depend on.
+func forHost(s protocol.Sync) protocol.Sync {
+	host := protocol.Sync{Name: s.Name, Role: s.Role, Addresses: s.Addresses, Overlay: s.Overlay}
+	for _, p := range s.Peers {
+		host.Peers = append(host.Peers, protocol.Peer{Name: p.Name, Role: p.Role, AllowedIPs: p.AllowedIPs})
+	}
+	return host
+}
+
+// applyRelays configures the relays.
+func (e *Edge) applyRelays(relays []protocol.Relay) {
 	var servers []turn.RelayServer
-	for _, r := range s.Relays {
+	for _, r := range relays {
 		for _, addr := range r.Addrs {
 			servers = append(servers, turn.RelayServer{
 				Name: r.Name, Addr: addr, Credentials: turn.Credentials{Username: r.Username, Password: r.Password},
@@ -119,32 +184,64 @@ func (e *Edge) apply(s protocol.Sync) {
 	}
 	before := e.relays.Servers()
 	e.relays.SetServers(servers)
-	if !slices.Equal(before, e.relays.Servers()) {
-		e.relaysAsked = time.Now()
+	now := e.relays.Servers()
+	e.pipeline.Load().SetRelays(now)
+	e.prober.SetServers(now)
+	switch {
+	case len(now) == 0:
+		e.relaysUntil = time.Time{}
+	case !slices.Equal(before, now):
+		e.relaysUntil = time.Now().Add(relayPatience)
 	}
-	e.pipeline.Load().SetRelays(e.relays.Servers())
-	e.prober.SetServers(e.relays.Servers())
-	if e.config.Apply != nil {
-		err := e.config.Apply(s)
-		if err != nil && (e.applyError == nil || e.applyError.Error() != err.Error()) {
-			e.log.Error("the host could not be configured", "error", err)
-		}
-		e.applyError = err
-	}
-	e.wantPeers()
 }
 
-// edit makes the pipeline's peers those of s.
-func (e *Edge) edit(edit *pipeline.Edit, s protocol.Sync) {
-	gone := make(map[string]bool, len(e.peers))
-	for name := range e.peers {
-		gone[name] = true
-	}
-	for _, next := range s.Peers {
-		if next.PublicKey == (protocol.Key{}) || next.Name == e.config.Name {
-			continue
+// admit is which of the peers that the portal lists are taken: those with a name and a key of their own. A node could report
+// another's key; who had it first keeps it.
+func (e *Edge) admit(list []protocol.Peer) []protocol.Peer {
+	names, keys := make(map[string]bool), map[protocol.Key]string{{}: "", protocol.Key(e.key.Public()): e.config.Name}
+	for _, next := range list {
+		if p := e.peers[next.Name]; p != nil && p.PublicKey == next.PublicKey {
+			keys[next.PublicKey] = next.Name
 		}
-		delete(gone, next.Name)
+	}
+	var admitted []protocol.Peer
+	for _, next := range list {
+		owner, taken := keys[next.PublicKey]
+		switch {
+		case next.PublicKey == protocol.Key{} || next.Name == e.config.Name || names[next.Name]:
+		case taken && owner != next.Name:
+			e.log.Warn("the peer has the key of another node and is left out", "peer", next.Name, "node", owner)
+		case len(admitted) == maxPeers:
+			e.log.Warn("the portal lists too many peers; the rest is left out", "most", maxPeers)
+			return admitted
+		default:
+			names[next.Name], keys[next.PublicKey] = true, next.Name
+			admitted = append(admitted, next)
+		}
+	}
+	return admitted
+}
+
+// edit makes the pipeline's peers those of list.
+func (e *Edge) edit(edit *pipeline.Edit, list []protocol.Peer) {
+	owners, stay := make(map[protocol.Key]string, len(e.peers)), make(map[string]bool, len(list))
+	for name, p := range e.peers {
+		owners[p.PublicKey] = name
+	}
+	for _, next := range list {
+		stay[next.Name] = true
+	}
+	for _, next := range list {
+		if owner, held := owners[next.PublicKey]; held && owner != next.Name {
+			stay[owner] = false // it has another key or name by now; it begins anew
+		}
+	}
+	for name := range e.peers {
+		if !stay[name] {
+			e.removePeer(edit, name)
+		}
+	}
+	for _, next := range list {
 		p := e.peers[next.Name]
 		if p == nil {
 			p = &peer{}
@@ -153,12 +250,13 @@ func (e *Edge) edit(edit *pipeline.Edit, s protocol.Sync) {
 		}
 		e.editPeer(edit, p, next)
 	}
-	for name := range gone {
-		edit.RemovePeer(crypto.PublicKey(e.peers[name].PublicKey))
-		e.generations.Forget(name)
-		delete(e.peers, name)
-		e.log.Debug("peer removed", "peer", name)
-	}
+}
+
+func (e *Edge) removePeer(edit *pipeline.Edit, name string) {
+	edit.RemovePeer(crypto.PublicKey(e.peers[name].PublicKey))
+	e.generations.Forget(name)
+	delete(e.peers, name)
+	e.log.Debug("peer removed", "peer", name)
 }
 
 // editPeer changes one peer; p is new if it has no key.
@@ -182,6 +280,9 @@ func (e *Edge) editPeer(edit *pipeline.Edit, p *peer, next protocol.Peer) {
 		for _, prefix := range next.AllowedIPs {
 			pe.AddAllowedIP(prefix)
 		}
+	}
+	if next.Online && !p.Online {
+		p.absent = false
 	}
 	p.Peer = next
 }
