@@ -29,6 +29,7 @@ type world struct {
 	portal    *portal
 	nodes     []*node
 	start     time.Time
+	ends      []func() // for the end of the test
 }
 
 // node is one whole node: pipeline and edge.
@@ -72,6 +73,9 @@ type portal struct {
 	changed  chan struct{}
 	down     error
 	nodes    map[string]*entry
+	relays   []protocol.Relay
+	asked    int           // answers that were wanted at once
+	slow     time.Duration // before an answer at once
 }
 
 type entry struct {
@@ -80,6 +84,7 @@ type entry struct {
 	key    protocol.Key
 	lie    *protocol.Key // told to others instead of key
 	psk    protocol.Key  // told to this node alone
+	hidden bool          // not told to others
 }
 
 func newPortal() *portal {
@@ -107,6 +112,12 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 		p.change(func() { e.key = r.PublicKey })
 		p.mu.Lock()
 	}
+	if r.Known == 0 {
+		p.asked++
+		p.mu.Unlock()
+		time.Sleep(p.slow)
+		p.mu.Lock()
+	}
 	if r.Known == p.revision {
 		changed := p.changed
 		p.mu.Unlock()
@@ -120,9 +131,9 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 	}
 	defer p.mu.Unlock()
 	me := p.nodes[self]
-	s := protocol.Sync{Revision: p.revision, Name: self, Role: me.role, Time: time.Now().Unix()}
+	s := protocol.Sync{Revision: p.revision, Name: self, Role: me.role, Time: time.Now().Unix(), Relays: p.relays}
 	for name, e := range p.nodes {
-		if name == self || e.role == me.role {
+		if name == self || e.role == me.role || e.hidden {
 			continue
 		}
 		key := e.key
@@ -150,6 +161,9 @@ func run(t *testing.T, faults signal.Faults, test func(w *world)) {
 		test(w)
 		for _, n := range w.nodes {
 			n.close()
+		}
+		for _, end := range w.ends {
+			end()
 		}
 		if t.Failed() {
 			for _, n := range w.nodes {
