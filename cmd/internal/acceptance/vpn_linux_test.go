@@ -61,6 +61,7 @@ type vpn struct {
 	internet *lab.Internet
 	portal   *process
 	args     []string // of the portal
+	starts   int      // of the portal
 }
 
 // member is a gateway or client.
@@ -90,7 +91,8 @@ func newVPN(t *testing.T, portalArgs ...string) *vpn {
 func (v *vpn) startPortal() {
 	v.t.Helper()
 	v.portal = v.start(v.internet.Hub, "portal", nil, v.args...)
-	v.portal.awaitLog("portal is ready", 1)
+	v.starts++
+	v.portal.awaitLog("portal is ready", v.starts)
 }
 
 // start runs sluice in a namespace until the test ends.
