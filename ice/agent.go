@@ -215,6 +215,7 @@ func (a *agent) path(local, remote ice.Candidate) (pipeline.Path, bool) {
 		path, ok = a.connection.config.Relay.Path(from, to)
 	}
 	path.Fixed = true
+	path.Relayed = local.Type() == ice.CandidateTypeRelay || remote.Type() == ice.CandidateTypeRelay
 	return path, ok
 }
 

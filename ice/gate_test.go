@@ -45,6 +45,10 @@ func TestGate(t *testing.T) {
 		if count(m, dropTransaction) != 1 {
 			t.Error("an answer came by another way than the check")
 		}
+		other := (&Gate{m, a}).Open(netip.MustParseAddrPort("192.0.2.2:50000"), nil)
+		if other.Receive(peer, answer) {
+			t.Error("an answer came by another relay than the check")
+		}
 		if !r.Receive(peer, answer) || r.Receive(peer, answer) {
 			t.Error("an answer passes once")
 		}

@@ -107,6 +107,16 @@ func (m *Mux) Receive(s pipeline.Stray) {
 	}
 }
 
+// Probed takes a datagram if it answers a question of the prober, and says whether it did. TURN servers answer those too.
+func (m *Mux) Probed(s pipeline.Stray) bool {
+	p := m.prober.Load()
+	if p == nil {
+		return false
+	}
+	msg, why := validate(s.Data)
+	return why == dropNone && (msg.class == classSuccess || msg.class == classError) && p.answer(&s, &msg)
+}
+
 // impossible tells whether nobody can have this address.
 func impossible(a netip.AddrPort) bool {
 	return a.Port() == 0 || !a.IsValid() || a.Addr().IsUnspecified() || a.Addr().IsMulticast()

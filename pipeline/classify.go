@@ -6,7 +6,7 @@ import "github.com/sluice-vpn/sluice/crypto"
 type datagramClass uint8
 
 const (
-	classOther datagramClass = iota // STUN, ChannelData, noise
+	classOther datagramClass = iota // STUN, ChannelData before it is stripped, noise
 	classTransport
 	classHandshake
 	classMalformed // a WireGuard type with an impossible length

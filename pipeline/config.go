@@ -52,7 +52,7 @@ const (
 	readPackets = 256
 	// receiveMessages is how many messages one batch takes from a socket, each up to a whole GRO run.
 	receiveMessages = 24
-	// sendBytes holds the sealed form of a batch: 36 bytes more for each segment of it, in runs.
+	// sendBytes holds the sealed form of a batch: 36 bytes more for each segment of it, 40 if relayed, in runs.
 	sendBytes = readBytes + readBytes/8
 	// batchPackets is how many packets may wait to be sealed or opened in one batch.
 	batchPackets = 2048

@@ -250,6 +250,7 @@ func (c *control) send(path *Path, data []byte, tos uint8) {
 		framed := make([]byte, ChannelHeaderSize, ChannelHeaderSize+len(data))
 		PutChannelHeader(framed, path.Channel, uint16(len(data)))
 		data = append(framed, data...)
+		c.pipeline.shards[0].stats.ChannelSent.Add(1)
 	}
 	_ = socket.SendOne(path.run(data, tos)) // counted by the socket; the protocol's timers retry
 }

@@ -204,7 +204,7 @@ func (c *controller) handle(now time.Duration, l *letter) {
 // move publishes a new path to where the peer was authentically heard from.
 func (c *controller) move(p *peer, to *Path) {
 	old := p.path.Load()
-	next := &Path{Dst: to.Dst, Src: to.Src, IfIndex: to.IfIndex, Channel: to.Channel}
+	next := &Path{Dst: to.Dst, Src: to.Src, IfIndex: to.IfIndex, Channel: to.Channel, Relayed: to.Channel != 0}
 	if p.link != nil && !p.link.alive() {
 		return // what comes late must not revive a connection that is over
 	}
@@ -388,7 +388,9 @@ func (c *controller) forgetSources() {
 func (p *peer) forgetSource() {
 	path := p.path.Load()
 	if path != nil && !path.Fixed && (path.Src.IsValid() || path.IfIndex != 0) {
-		p.path.Store(&Path{Dst: path.Dst, Generation: path.Generation + 1})
+		next := *path
+		next.Src, next.IfIndex, next.Generation = netip.Addr{}, 0, path.Generation+1
+		p.path.Store(&next)
 	}
 }
 

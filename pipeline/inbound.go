@@ -25,6 +25,8 @@ type inbound struct {
 	groups  []inboundGroup
 	lastIn  uint32 // the last receiver index and its keypair
 	lastKey *crypto.Keypair
+	// stripped counts the ChannelData of the message that is being taken apart.
+	stripped int
 
 	// check, coalesce, write
 	coalescer *tun.Coalescer
@@ -85,6 +87,10 @@ func (in *inbound) message(now time.Duration, i int) {
 		in.datagram(now, i, b, relayed)
 	}
 	in.shard.stats.InboundDatagrams.Add(uint64(datagrams))
+	if in.stripped > 0 {
+		in.shard.stats.ChannelReceived.Add(uint64(in.stripped))
+		in.stripped = 0
+	}
 }
 
 // datagram takes one datagram of message i.
@@ -98,7 +104,7 @@ func (in *inbound) datagram(now time.Duration, i int, b []byte, relayed bool) {
 			in.shard.stats.drop(dropChannelData, 1)
 			return
 		}
-		in.shard.stats.ChannelReceived.Add(1)
+		in.stripped++
 		class = classify(b)
 	}
 	switch class {

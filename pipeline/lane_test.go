@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"crypto/rand"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
@@ -27,9 +28,10 @@ type lanes struct {
 // wireSocket is a socket that keeps what is sent, for Receive on the other side.
 type wireSocket struct {
 	udp.Socket
-	runs  []udp.Run
-	bytes []byte
-	stats udp.Stats
+	runs    []udp.Run
+	bytes   []byte
+	longest int // run
+	stats   udp.Stats
 }
 
 func (w *wireSocket) Send(runs []udp.Run) (int, error) {
@@ -37,6 +39,7 @@ func (w *wireSocket) Send(runs []udp.Run) (int, error) {
 		at := len(w.bytes)
 		w.bytes = append(w.bytes, r.Data...)
 		r.Data = w.bytes[at:]
+		w.longest = max(w.longest, len(r.Data))
 		w.runs = append(w.runs, r)
 	}
 	return len(runs), nil
@@ -153,6 +156,16 @@ func (l *lanes) handshake(tb testing.TB, inner [2]netip.Addr) {
 	}
 }
 
+// relay lets A's datagrams go to B, and come there, as ChannelData of a relay. The header stays on in between, as if the wire
+// were the relay's and B had the same number for its channel to A.
+func (l *lanes) relay() *lanes {
+	const channel = 0x4001
+	l.a.control.controller.peers[0].path.Store(&Path{Dst: netip.AddrPortFrom(laneAddrB, 1), Channel: channel})
+	l.b.control.controller.peers[0].path.Store(&Path{Dst: netip.AddrPortFrom(laneAddrA, 1), Channel: channel})
+	l.b.SetRelays([]netip.AddrPort{netip.AddrPortFrom(laneAddrA, 1)})
+	return l
+}
+
 // carry sends n superpackets through both lanes and returns how many bytes came out.
 func (l *lanes) carry(tb testing.TB, n int) int {
 	l.supply, l.sunk = n, 0
@@ -176,9 +189,18 @@ var laneInner = [2]netip.Addr{netip.MustParseAddr("10.0.0.1"), netip.MustParseAd
 func TestLanesDoNotAllocate(t *testing.T) {
 	big, _ := superpacket(laneInner[0], laneInner[1], 1, 60000, 1380)
 	small := tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}
+	cases := []struct {
+		name    string
+		packet  tuntest.Packet
+		relayed bool
+	}{{"superpackets", big, false}, {"small packets", small, false}, {"relayed superpackets", big, true}, {"relayed small packets", small, true}}
 	for _, workers := range []int{0, 2} {
-		for name, packet := range map[string]tuntest.Packet{"superpackets": big, "small packets": small} {
+		for _, c := range cases {
+			name, packet := c.name, c.packet
 			l := newLanes(t, workers, packet, laneInner)
+			if c.relayed {
+				l.relay()
+			}
 			const n = 40
 			want := 0
 			for range 3 { // lets slices grow to their size
@@ -189,6 +211,10 @@ func TestLanesDoNotAllocate(t *testing.T) {
 			}
 			if got := testing.AllocsPerRun(20, func() { l.carry(t, n) }); got > 0 {
 				t.Errorf("%s, %d workers: %v allocations for %d superpackets", name, workers, got, n)
+			}
+			sent, received := l.a.shards[0].stats.ChannelSent.Load(), l.b.shards[0].stats.ChannelReceived.Load()
+			if segments := l.a.shards[0].stats.OutboundSegments.Load(); c.relayed && (sent != segments || received != segments) || !c.relayed && sent+received != 0 {
+				t.Errorf("%s: %d of %d packets were framed, %d stripped", name, sent, segments, received)
 			}
 		}
 	}
@@ -339,44 +365,55 @@ func TestExtremeSizes(t *testing.T) {
 	single := func(length int) tuntest.Packet {
 		return tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, length-28)}
 	}
-	cases := []struct {
+	type extreme struct {
 		name              string
 		packet            tuntest.Packet
 		segments, n, lost int
-	}{
-		{"65495 segments of one byte", tiny, len(tinySegments), 1, 0},
-		{"segments of 9000 bytes", few, len(fewSegments), 40, 0},
-		{"the largest packet that fits a datagram", single(maxInner), 1, 40, 0},
-		{"one byte more", single(maxInner + 1), 1, 40, 40},
-		{"the largest packet", single(65535), 1, 40, 40},
-		{"empty datagrams", single(28), 1, 1000, 0},
 	}
-	for _, c := range cases {
-		for _, workers := range []int{0, 2} {
-			for _, mtu := range []int{68, 65535} {
-				l := newLanes(t, workers, c.packet, laneInner)
-				stats := l.a.shards[0].stats
-				l.a.shards[0].mtu = mtu
-				packets := 0
-				l.b.config.Device.(*tuntest.Device).Queue(0).SetSink(func(r *tun.Run) error { packets += len(r.Pieces); return nil })
-				l.carry(t, c.n)
-				if want := (c.n - c.lost) * c.segments; packets != want || stats.OutboundSegments.Load() != uint64(want) {
-					t.Errorf("%s, %d workers, MTU %d: %d packets came out, want %d", c.name, workers, mtu, packets, want)
-				}
-				if got := stats.drops[dropTooBig].Load(); got != uint64(c.lost) {
-					t.Errorf("%s: %d were counted as too big, want %d", c.name, got, c.lost)
-				}
-				if errors := l.a.config.Device.(*tuntest.Device).Take(); c.lost > 0 && (len(errors) == 0 || !isTooBig(errors[0].Data)) {
-					t.Errorf("%s: %d ICMP errors, want packet too big", c.name, len(errors))
+	for _, header := range []int{0, ChannelHeaderSize} {
+		most := maxInner - header
+		for _, c := range []extreme{
+			{"65495 segments of one byte", tiny, len(tinySegments), 1, 0},
+			{"segments of 9000 bytes", few, len(fewSegments), 40, 0},
+			{"the largest packet that fits a datagram", single(most), 1, 40, 0},
+			{"one byte more", single(most + 1), 1, 40, 40},
+			{"the largest packet", single(65535), 1, 40, 40},
+			{"empty datagrams", single(28), 1, 1000, 0},
+		} {
+			for _, workers := range []int{0, 2} {
+				for _, mtu := range []int{68, 65535} {
+					l := newLanes(t, workers, c.packet, laneInner)
+					if header > 0 {
+						l.relay()
+					}
+					stats := l.a.shards[0].stats
+					l.a.shards[0].mtu = mtu
+					packets := 0
+					l.b.config.Device.(*tuntest.Device).Queue(0).SetSink(func(r *tun.Run) error { packets += len(r.Pieces); return nil })
+					l.carry(t, c.n)
+					what := fmt.Sprintf("%s, a header of %d, %d workers, MTU %d", c.name, header, workers, mtu)
+					if want := (c.n - c.lost) * c.segments; packets != want || stats.OutboundSegments.Load() != uint64(want) {
+						t.Errorf("%s: %d packets came out, want %d", what, packets, want)
+					}
+					if got := stats.drops[dropTooBig].Load(); got != uint64(c.lost) {
+						t.Errorf("%s: %d were counted as too big, want %d", what, got, c.lost)
+					}
+					if l.wire.longest > udp.MaxDatagram {
+						t.Errorf("%s: a run of %d bytes", what, l.wire.longest)
+					}
+					errors := l.a.config.Device.(*tuntest.Device).Take()
+					if c.lost > 0 && (len(errors) == 0 || !isTooBig(errors[0].Data, most)) {
+						t.Errorf("%s: %d ICMP errors, want packet too big for %d", what, len(errors), most)
+					}
 				}
 			}
 		}
 	}
 }
 
-// isTooBig tells whether the packet is ICMP "fragmentation needed" (RFC 1191) for maxInner.
-func isTooBig(b []byte) bool {
-	return len(b) > 28 && b[9] == ip.ProtocolICMP && b[20] == 3 && b[21] == 4 && int(b[26])<<8|int(b[27]) == maxInner
+// isTooBig tells whether the packet is ICMP "fragmentation needed" (RFC 1191) for this MTU.
+func isTooBig(b []byte, mtu int) bool {
+	return len(b) > 28 && b[9] == ip.ProtocolICMP && b[20] == 3 && b[21] == 4 && int(b[26])<<8|int(b[27]) == mtu
 }
 
 // BenchmarkLanes is both lanes of a tunnel without the kernel: route, segment, seal, copy (for the network), look up, open,
@@ -387,12 +424,18 @@ func BenchmarkLanes(b *testing.B) {
 		name     string
 		packet   tuntest.Packet
 		segments int
+		relayed  bool
 	}{
-		{"1420B", big, len(segments)},
-		{"128B", tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}, 1},
+		{"1420B", big, len(segments), false},
+		{"128B", tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}, 1, false},
+		{"1420B relayed", big, len(segments), true},
+		{"128B relayed", tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}, 1, true},
 	} {
 		b.Run(c.name, func(b *testing.B) {
 			l := newLanes(b, 0, c.packet, laneInner)
+			if c.relayed {
+				l.relay()
+			}
 			b.ReportAllocs()
 			b.SetBytes(int64(len(c.packet.Data) / c.segments))
 			for done := 0; done < b.N; {

@@ -248,7 +248,7 @@ func (c *controller) tellUp(now time.Duration, l *link) {
 // attrs describes the path in a log.
 func (p *Path) attrs() []slog.Attr {
 	via := "direct"
-	if p.Channel != 0 {
+	if p.Relayed {
 		via = "relay"
 	}
 	return []slog.Attr{slog.String("via", via), slog.String("endpoint", p.Dst.String())}

@@ -244,7 +244,7 @@ func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpa
 	n := o.segmenter.Count()
 	if o.segmenter.Len(0) > maxInner-path.overhead() {
 		o.shard.stats.drop(dropTooBig, n)
-		o.tooBig(sp)
+		o.tooBig(sp, maxInner-path.overhead())
 		return true
 	}
 	counter, ok := kp.Reserve(n)
@@ -265,6 +265,9 @@ func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpa
 		total += o.segment(q, path, kp, counter+uint64(k), k, tos)
 	}
 	o.shard.stats.OutboundSegments.Add(uint64(n))
+	if path.Channel != 0 {
+		o.shard.stats.ChannelSent.Add(uint64(n))
+	}
 	p.txBytes.Add(uint64(total))
 	return true
 }
@@ -284,7 +287,6 @@ func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter
 	}
 	if header > 0 {
 		PutChannelHeader(o.arena[o.used:], path.Channel, uint16(message))
-		o.shard.stats.ChannelSent.Add(1)
 	}
 	msg := o.arena[o.used+header : o.used+size : o.used+size]
 	crypto.PutTransportHeader(msg, kp.RemoteIndex, counter)
@@ -410,10 +412,10 @@ func (o *outbound) unreachable(sp *tun.Superpacket) {
 	}
 }
 
-// tooBig asks the sender of a packet for shorter ones.
-func (o *outbound) tooBig(sp *tun.Superpacket) {
+// tooBig asks the sender of a packet for ones of at most mtu bytes.
+func (o *outbound) tooBig(sp *tun.Superpacket, mtu int) {
 	if o.icmp.take(o.shard.now) {
-		o.answer(ip.AppendTooBig(o.reply[:0], sp.Data, netip.Addr{}, maxInner))
+		o.answer(ip.AppendTooBig(o.reply[:0], sp.Data, netip.Addr{}, mtu))
 	}
 }
 

@@ -13,6 +13,8 @@ type Path struct {
 	IfIndex int
 	// Channel is the TURN channel number (RFC 8656, section 12) that leads to the peer through the relay at Dst, or 0.
 	Channel uint16
+	// Relayed: a TURN relay is in between, ours or the peer's. For logs and status.
+	Relayed bool
 	// Fixed: authenticated datagrams from elsewhere do not move the path (the selected pair owns the endpoint).
 	Fixed bool
 	// Generation counts the paths of a connection, so that what was decided for an older one can be told apart.

@@ -78,7 +78,8 @@ func New(cfg Config) (*Pipeline, error) {
 	for id, queue := range cfg.Device.Queues() {
 		s := &shard{
 			id: id, queue: queue, clock: p.clock, device: cfg.Device, routes: &p.routes, table: local.Table(),
-			notified: &p.notified, mailbox: p.mailbox, strays: cfg.Stray, relays: &p.relays, stats: new(shardStats), ended: make(chan struct{}),
+			notified: &p.notified, mailbox: p.mailbox, strays: cfg.Stray, relays: &p.relays,
+			stats: new(shardStats), ended: make(chan struct{}),
 		}
 		if s.waiter, err = newWaiter(queue); err != nil {
 			p.closeWaiters()

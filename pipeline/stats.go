@@ -23,7 +23,7 @@ const (
 	dropFamily                             // no socket of the path's address family
 	dropStray                              // not WireGuard and nobody asked for such datagrams
 	dropMalformed                          // a WireGuard type with an impossible length
-	dropChannelData                        // from a relay, and not as long as it says
+	dropChannelData                        // from a relay, and shorter than it says or than a header
 	dropMailboxFull                        // handshake queue full
 	dropUnknownIndex                       // receiver index of no session of ours
 	dropExpiredKeypair                     // the session is too old
@@ -57,8 +57,8 @@ type shardStats struct {
 	InboundRuns      atomic.Uint64 // writes to the TUN, after coalescing
 	Keepalives       atomic.Uint64 // received
 	ICMPErrors       atomic.Uint64 // ICMP errors written to the TUN
-	ChannelSent      atomic.Uint64 // packets sealed for a relayed path
-	ChannelReceived  atomic.Uint64 // ChannelData taken from relays
+	ChannelSent      atomic.Uint64 // ChannelData made for relays: packets sealed, and control's own messages at the first shard
+	ChannelReceived  atomic.Uint64 // well-formed ChannelData of relays, whatever was in it
 
 	drops [dropReasons]atomic.Uint64
 }

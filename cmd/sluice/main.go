@@ -1,5 +1,5 @@
-// Command sluice is the toolbox of Sluice: a speed test that needs nothing but this program, and WireGuard keys. Each
-// command has a file of its own.
+// Command sluice is the toolbox of Sluice: the nodes of a network (gateway, client) and what shows how they are (status,
+// ping), a speed test that needs nothing but this program, and WireGuard keys. Each command has a file of its own.
 //
 // Commands return errors of one line that say what is wrong and what to do. The exit status is 0, 1 for a failure, 2 for
 // arguments that were not understood.
@@ -15,6 +15,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/sluice-vpn/sluice/cmd/internal/member"
 	"github.com/sluice-vpn/sluice/cmd/internal/node"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 )
@@ -27,6 +28,10 @@ func (e usageError) Error() string { return e.text }
 func main() { os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
+	if err := member.CheckArguments(args); err != nil {
+		fmt.Fprintf(stderr, "sluice: %v\n", err)
+		return 2
+	}
 	err := newCommand(stdin, stdout, stderr).Run(context.Background(), args)
 	var usage usageError
 	switch {
@@ -49,13 +54,14 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 	root := &cli.Command{
 		Name:           "sluice",
-		Usage:          "a fast WireGuard data plane",
-		Description:    "To run an interface, use sluice-wg, which takes the place of wireguard-go.",
+		Usage:          "WireGuard tunnels that find their way, and stay fast",
+		Description:    "For an interface that wg configures, use sluice-wg, which takes the place of wireguard-go.",
 		Reader:         stdin,
 		Writer:         stdout,
 		ErrWriter:      stderr,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints
 		Commands: []*cli.Command{
+			portalCommand(), gatewayCommand(), clientCommand(), statusCommand(), pingCommand(),
 			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(),
 		},
 		Action: func(_ context.Context, cmd *cli.Command) error {

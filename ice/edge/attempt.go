@@ -325,7 +325,10 @@ func (e *Edge) handleEvent(event ice.Event) {
 	if agent := a.agents[event.Generation]; agent != nil {
 		agent.note(event)
 	}
-	if event.State == ice.StateFailed {
+	switch event.State {
+	case ice.StateDisconnected:
+		e.relays.Probe() // is it a relay that is gone?
+	case ice.StateFailed:
 		a.handle.AgentFailed(event.Generation)
 	}
 	if event.Path != nil && event.Path.Generation > a.found {
@@ -410,7 +413,7 @@ func (a *attempt) lacksRelay(up int) bool {
 }
 
 // relayed reports whether the attempt's datagrams take the way over a relay, ours or the peer's.
-func (a *attempt) relayed() bool { return a.path != nil && (a.local == "relay" || a.remote == "relay") }
+func (a *attempt) relayed() bool { return a.path != nil && a.path.Relayed }
 
 // planUpgrade says when to look for a direct path; only one side does.
 func (e *Edge) planUpgrade(a *attempt) {

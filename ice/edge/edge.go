@@ -173,8 +173,10 @@ func contains(list []netip.Prefix, a netip.Addr) bool {
 
 // Stray is for pipeline.Config.Stray: it never blocks.
 func (e *Edge) Stray(s pipeline.Stray) {
-	// A relay also answers the prober, which knows its transactions.
-	if relays := e.receiver.Load(); relays == nil || !relays.Receive(s) || s.Channel == 0 {
+	if s.Channel == 0 && e.mux.Probed(s) {
+		return // a relay also answers the prober
+	}
+	if relays := e.receiver.Load(); relays == nil || !relays.Receive(s) {
 		e.mux.Receive(s)
 	}
 }

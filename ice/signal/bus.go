@@ -7,6 +7,7 @@ import (
 	"encoding/binary"
 	"errors"
 	"fmt"
+	"net"
 	"strconv"
 	"sync"
 	"time"
@@ -36,6 +37,8 @@ type Config struct {
 	// MinRetry and MaxRetry are the least and most time between attempts to connect, which doubles from one to the
 	// other; up to half of it is added by chance. 0 means 200 ms and 15 s.
 	MinRetry, MaxRetry time.Duration
+	// Dialer makes the TCP connections, for sockets that need a fwmark for example; nil means net.Dialer.
+	Dialer func(ctx context.Context, network, address string) (net.Conn, error)
 	// Queue is the length of the queue behind Recv; 0 means 256 messages.
 	Queue int
 	// Now is the clock for State; nil means time.Now.
@@ -81,6 +84,9 @@ func Connect(cfg Config) (*Bus, error) {
 	setDefault(&cfg.Dial, 5*time.Second)
 	setDefault(&cfg.MinRetry, 200*time.Millisecond)
 	setDefault(&cfg.MaxRetry, 15*time.Second)
+	if cfg.Dialer == nil {
+		cfg.Dialer = new(net.Dialer).DialContext
+	}
 	if cfg.Now == nil {
 		cfg.Now = time.Now
 	}
@@ -227,6 +233,9 @@ func (b *Bus) request(ctx context.Context, verb string, data []byte) ([]byte, er
 	conn, err := b.connection(ctx, limited)
 	if err != nil {
 		return nil, err
+	}
+	if _, ok := ctx.Deadline(); ok {
+		limited = ctx // the portal may hold the request
 	}
 	msg, err := conn.RequestWithContext(limited, PortalSubject(b.cfg.Self, verb), data)
 	switch {

@@ -51,7 +51,7 @@ func (b *Bus) keep() {
 
 // session connects, serves until the connection ends and says why it did.
 func (b *Bus) session() error {
-	d := &dialer{ctx: b.ctx, timeout: b.cfg.Dial}
+	d := &dialer{ctx: b.ctx, timeout: b.cfg.Dial, dial: b.cfg.Dialer}
 	ended := make(chan error, 1)
 	end := func(err error) {
 		select {
@@ -235,6 +235,7 @@ func endError(err error) error {
 type dialer struct {
 	ctx     context.Context
 	timeout time.Duration
+	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu   sync.Mutex
 	last error // of the last Dial
@@ -244,7 +245,7 @@ type dialer struct {
 func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	ctx, cancel := context.WithTimeout(d.ctx, d.timeout)
 	defer cancel()
-	conn, err := new(net.Dialer).DialContext(ctx, network, address)
+	conn, err := d.dial(ctx, network, address)
 	d.mu.Lock()
 	d.last = err
 	d.mu.Unlock()

@@ -2,6 +2,7 @@ package turn
 
 import (
 	"context"
+	"errors"
 	"net"
 	"net/netip"
 	"runtime"
@@ -154,8 +155,9 @@ func FuzzRelaysReceive(f *testing.F) {
 	f.Add(uint16(0), channelData(FirstChannel, []byte("noise")))
 	f.Add(uint16(0), dataIndication(peerA, []byte("noise")))
 	f.Add(uint16(FirstChannel), newRequest(1, transactionID{7}).Raw)
-	r, relayed := fuzzed(f)
+	r, revive := fuzzed(f)
 	f.Fuzz(func(t *testing.T, channel uint16, data []byte) {
+		revive()
 		for _, b := range [][]byte{data, channelData(FirstChannel, data), dataIndication(peerA, data)} {
 			before := r.counts.received.Load() + r.counts.tooLong.Load()
 			if !r.Receive(pipeline.Stray{Src: testServer, Channel: channel, Data: b}) {
@@ -165,7 +167,7 @@ func FuzzRelaysReceive(f *testing.F) {
 				runtime.Gosched()
 			}
 		}
-		if s := r.Status(); len(s) != 1 || r.counts.delivered.Load() != 0 || s[0].Relayed != relayed {
+		if s := r.Status(); len(s) != 1 || r.counts.delivered.Load() != 0 || s[0].Relayed != testRelayed {
 			t.Fatalf("%+v, %d delivered", s, r.counts.delivered.Load())
 		}
 	})
@@ -188,37 +190,42 @@ func (e *echo) SendOne(run udp.Run) error {
 	return nil
 }
 
-// fuzzed makes Relays with an agent that has a channel to peerA.
-func fuzzed(f *testing.F) (*Relays, netip.AddrPort) {
+// fuzzed makes Relays with an agent that has a channel to peerA, and another whenever that has given up.
+func fuzzed(f *testing.F) (r *Relays, revive func()) {
 	w := newWorld(&testing.T{})
-	var r *Relays
 	ready := make(chan struct{})
 	e := &echo{w.s, func() *Relays { <-ready; return r }}
 	r = NewRelays(RelaysConfig{Sender: e})
 	close(ready)
 	r.SetServers([]RelayServer{{Addr: testServer, Credentials: goodLogin}})
 	mux := ice.NewMux(ice.MuxConfig{Sender: e, Addresses: func() []netip.Addr { return nil }})
-	limit := time.Now().Add(10 * time.Second)
 	wait := func(ok func() bool) {
-		for !ok() {
+		for limit := time.Now().Add(10 * time.Second); !ok(); time.Sleep(time.Millisecond) {
 			if time.Now().After(limit) {
-				f.Fatal("it does not come about")
+				panic("it does not come about")
 			}
-			time.Sleep(time.Millisecond)
 		}
 	}
 	wait(func() bool { return len(r.URLs()) == 1 })
 	c := ice.NewConnection(ice.ConnectionConfig{Mux: mux, Mailbox: ice.NewMailbox(), Relay: r})
-	if _, err := c.Restart(1); err != nil {
-		f.Fatal(err)
-	}
-	if err := c.AddCandidate(1, "1 1 udp 1 "+peerA.Addr().String()+" 1000 typ host"); err != nil {
-		f.Fatal(err)
-	}
-	if err := c.Connect(1, ice.Credentials{Ufrag: "abcdefgh", Password: "abcdefghijklmnopqrstuvwxyz"}); err != nil {
-		f.Fatal(err)
-	}
-	wait(func() bool { _, ok := r.Path(testRelayed, peerA); return ok })
 	f.Cleanup(func() { c.Close(); mux.Close(); r.Close() })
-	return r, testRelayed
+	generation := uint32(0)
+	agents := func() int {
+		r.mu.Lock()
+		defer r.mu.Unlock()
+		return len(r.servers[0].tenants)
+	}
+	return r, func() {
+		if agents() > 0 {
+			return
+		}
+		generation++
+		_, err := c.Restart(generation)
+		err2 := c.AddCandidate(generation, "1 1 udp 1 "+peerA.Addr().String()+" 1000 typ host")
+		err3 := c.Connect(generation, ice.Credentials{Ufrag: "abcdefgh", Password: "abcdefghijklmnopqrstuvwxyz"})
+		if err := errors.Join(err, err2, err3); err != nil {
+			panic(err)
+		}
+		wait(func() bool { _, ok := r.Path(testRelayed, peerA); return ok && agents() > 0 })
+	}
 }

@@ -1,7 +1,9 @@
 package turn
 
 import (
+	"errors"
 	"fmt"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -328,10 +330,31 @@ func at(s *airServer) RelayServer {
 // held is how many channels are held at the servers of a node. The bubble must be at rest.
 func (n *airNode) held() (held int) {
 	synctest.Wait()
+	n.relays.mu.Lock()
+	defer n.relays.mu.Unlock()
 	for _, s := range n.relays.servers {
 		held += len(s.client.permitted) + len(s.interest) + len(s.tenants) + len(s.holders)
 	}
 	return held
+}
+
+// facades are those of the agents that use a server. The bubble must be at rest.
+func (n *airNode) facades(at netip.AddrPort) (list []*Facade) {
+	n.air.t.Helper()
+	synctest.Wait()
+	n.relays.mu.Lock()
+	defer n.relays.mu.Unlock()
+	for _, s := range n.relays.servers {
+		for t := range s.tenants {
+			if s.addr == at {
+				list = append(list, t.facade)
+			}
+		}
+	}
+	if len(list) == 0 {
+		n.air.t.Error("no agent uses the server")
+	}
+	return list
 }
 
 func (n *airNode) counter(name string) uint64 {
@@ -492,11 +515,18 @@ func TestRelaysSilent(t *testing.T) {
 		if first.RoundTrip != 6*oneWay || second.RoundTrip != 2*oneWay || first.State != "allocated" || first.Mapped != a.at {
 			t.Errorf("%+v, %+v", first, second)
 		}
+		a.relays.mu.Lock()
+		ports := [2]uint16{a.relays.servers[1].port, a.relays.servers[0].port}
+		a.relays.mu.Unlock()
+		if urls := a.relays.URLs(); urls[0].Port != int(ports[0]) || urls[1].Port != int(ports[1]) {
+			t.Errorf("%v: the nearest is not the first", urls)
+		}
 		p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
 		if !p.signal(10*time.Second, p.connected) {
 			t.Fatal("not connected")
 		}
 		p.signal(time.Second, func() bool { return false })
+		facades := a.facades(p.ends[0].Path().Dst)
 		w.mu.Lock()
 		lost := w.servers[p.ends[0].Path().Dst]
 		lost.dead = true
@@ -505,6 +535,11 @@ func TestRelaysSilent(t *testing.T) {
 		took := a.until(func() bool { return len(a.relays.URLs()) == 1 })
 		if took < SilentAfter || took > SilentAfter+time.Second || !slices.Equal(a.lostServers(), []netip.AddrPort{lost.at}) || a.changes.Load() < 2 {
 			t.Errorf("%v after %v, %d changes", a.lostServers(), took, a.changes.Load())
+		}
+		for _, f := range facades {
+			if _, err := f.WriteTo([]byte("x"), nil); !errors.Is(err, net.ErrClosed) {
+				t.Errorf("the agent does not notice: %v", err)
+			}
 		}
 		// An agent beside the first has the relay that lives, and takes over.
 		p.texts = nil
@@ -695,6 +730,100 @@ func TestRelaysStrangers(t *testing.T) {
 		p.close(t, 100*time.Millisecond)
 		a.close()
 		b.close()
+		w.stop()
+	})
+}
+
+// TestFlights: a round trip is that of a request sent once, to its first answer.
+func TestFlights(t *testing.T) {
+	var f flights
+	message := func(class stun.MessageClass, id byte) []byte {
+		m := stun.Message{TransactionID: transactionID{id}, Type: stun.NewType(stun.MethodBinding, class)}
+		m.WriteHeader()
+		return m.Raw
+	}
+	request := func(id byte) []byte { return message(stun.ClassRequest, id) }
+	answer := func(id byte) []byte { return message(stun.ClassSuccessResponse, id) }
+	f.left(1, request(1))
+	f.left(2, request(2))
+	f.left(3, request(1))
+	f.left(4, channelData(FirstChannel, answer(3)))
+	f.left(5, answer(4)[:10])
+	for i := range byte(8) {
+		f.left(6, request(10+i))
+	}
+	f.left(7, request(18))
+	for _, test := range []struct {
+		name string
+		b    []byte
+		want time.Duration
+	}{
+		{"pushed out", answer(2), -1}, {"sent again", answer(1), -1}, {"never sent", answer(3), -1}, {"no answer", request(11), -1},
+		{"short", answer(11)[:10], -1}, {"answered", answer(11), 4}, {"answered again", answer(11), -1},
+		{"refused", message(stun.ClassErrorResponse, 12), 4}, {"the latest", answer(18), 3},
+	} {
+		took, ok := f.landed(10, test.b)
+		if ok != (test.want > 0) || ok && took != test.want {
+			t.Errorf("%s: %v, %v", test.name, took, ok)
+		}
+	}
+	f = flights{}
+	f.left(1, request(1))
+	f.left(2, request(1))
+	if _, ok := f.landed(3, answer(1)); ok {
+		t.Error("a request that was sent twice was measured")
+	}
+}
+
+// TestRelaysMany: many connections between two machines share an allocation each, and all find their peers.
+func TestRelaysMany(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newAir(t)
+		s := w.server("192.0.2.10:3478", oneWay)
+		a, b := w.node("10.0.0.1:1000", at(s)), w.node("10.0.0.2:2000", at(s))
+		other := map[*ice.Connection]*ice.Connection{}
+		var pairs []*pair
+		for range 20 {
+			p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
+			pairs = append(pairs, p)
+			other[p.ends[0]], other[p.ends[1]] = p.ends[1], p.ends[0]
+		}
+		connected := func() bool {
+			for _, n := range []*airNode{a, b} {
+				for e, ok := n.mailbox.Poll(); ok; e, ok = n.mailbox.Poll() {
+					for _, text := range e.Candidates {
+						_ = other[e.Connection].AddCandidate(e.Generation, text)
+					}
+				}
+			}
+			return !slices.ContainsFunc(pairs, func(p *pair) bool { return !p.connected() })
+		}
+		t.Logf("connected after %v", a.until(connected))
+		time.Sleep(time.Minute)
+		if !connected() {
+			t.Error("a connection did not last")
+		}
+		for _, p := range pairs {
+			for i, n := range []*airNode{a, b} {
+				path := *p.ends[i].Path()
+				if path.Channel == 0 { // then the peer's relayed address is reached directly
+					continue
+				}
+				n.relays.Hold(path)()
+			}
+			p.close(t, 100*time.Millisecond)
+		}
+		for _, n := range []*airNode{a, b} {
+			if k := n.held(); k != 0 {
+				t.Errorf("%d things are held", k)
+			}
+			for _, name := range []string{"drop_turn_no_agent", "drop_turn_inbox_full", "drop_turn_unbound_channel", "drop_turn_stripped_channel"} {
+				if k := n.counter(name); k > 100 {
+					t.Errorf("%s: %d", name, k)
+				}
+			}
+			n.close()
+		}
 		w.stop()
 	})
 }

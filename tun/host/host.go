@@ -1,10 +1,15 @@
-// Package host configures the operating system around a TUN device: addresses, MTU, link state, routes and policy rules.
+// Package host configures the operating system around a TUN device: addresses, MTU, link state, routes and policy rules,
+// and for gateways forwarding and masquerade.
+//
+// The functions are single steps. [Routing] and [Forwarding] are what a node needs as a whole: they compare what is there
+// with what is wanted, take over what a killed program has left, and take everything back at Close.
 //
 // Functions take the interface's name and act in the network namespace of the calling thread. They are for start-up and for
 // changes of configuration, in the same place where the name was given; a device that has been moved to another namespace
 // belongs to whoever moved it. Adding what is there already and deleting what is not there are no errors.
 //
-// Only Linux is implemented (over rtnetlink, without the ip program). Elsewhere every function returns [ErrUnsupported].
+// Only Linux is implemented (over rtnetlink and nftables' netlink, without the programs ip and nft). Elsewhere every function
+// returns [ErrUnsupported].
 package host
 
 import (

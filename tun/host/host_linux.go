@@ -119,29 +119,3 @@ func (r Route) netlink() (*netlink.Route, error) {
 	}
 	return route, nil
 }
-
-// AddRule adds a policy rule.
-func AddRule(r Rule) error {
-	return wrap(unless(netlink.RuleAdd(r.netlink()), unix.EEXIST), "add rule for table %d", r.Table)
-}
-
-// DeleteRule deletes a policy rule.
-func DeleteRule(r Rule) error {
-	return wrap(unless(netlink.RuleDel(r.netlink()), unix.ENOENT), "delete rule for table %d", r.Table)
-}
-
-func (r Rule) netlink() *netlink.Rule {
-	rule := netlink.NewRule()
-	rule.Family = netlink.FAMILY_V4
-	if r.IPv6 {
-		rule.Family = netlink.FAMILY_V6
-	}
-	rule.Table, rule.Mark, rule.Invert = r.Table, r.Mark, r.Invert
-	if r.Priority > 0 {
-		rule.Priority = r.Priority
-	}
-	if r.SuppressDefault {
-		rule.SuppressPrefixlen = 0
-	}
-	return rule
-}

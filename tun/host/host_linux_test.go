@@ -140,6 +140,8 @@ func TestRule(t *testing.T) {
 	for _, r := range []Rule{
 		{Table: 77, Mark: 0x55, Invert: true, Priority: 100},
 		{Table: unix.RT_TABLE_MAIN, SuppressDefault: true, Priority: 99, IPv6: true},
+		{Table: 51888, Mark: 0x55, Invert: true, SuppressDefault: true, Priority: 98},
+		{Table: 51888, Priority: 97},
 	} {
 		family := netlink.FAMILY_V4
 		if r.IPv6 {

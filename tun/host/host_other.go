@@ -2,7 +2,10 @@
 
 package host
 
-import "net/netip"
+import (
+	"net/netip"
+	"syscall"
+)
 
 // SetMTU sets the interface's MTU in bytes.
 func SetMTU(string, int) error { return ErrUnsupported }
@@ -30,3 +33,32 @@ func AddRule(Rule) error { return ErrUnsupported }
 
 // DeleteRule deletes a policy rule.
 func DeleteRule(Rule) error { return ErrUnsupported }
+
+// Forwarding is what StartForwarding set up.
+type Forwarding struct{}
+
+// StartForwarding makes the machine a gateway.
+func StartForwarding(Forward) (*Forwarding, error) { return nil, ErrUnsupported }
+
+// Obstacles lists the chains of others that drop forwarded packets.
+func (*Forwarding) Obstacles() ([]Obstacle, error) { return nil, ErrUnsupported }
+
+// Close takes back what was set up.
+func (*Forwarding) Close() error { return ErrUnsupported }
+
+// Routing keeps an interface's addresses and routes.
+type Routing struct{}
+
+// NewRouting takes over what a killed process has left.
+func NewRouting(RoutingConfig) (*Routing, error) { return nil, ErrUnsupported }
+
+// SetAddresses makes these the interface's addresses.
+func (*Routing) SetAddresses([]netip.Prefix) error { return ErrUnsupported }
+
+// Set makes these the routes through the interface.
+func (*Routing) Set([]netip.Prefix) error { return ErrUnsupported }
+
+// Close deletes the routes.
+func (*Routing) Close() error { return ErrUnsupported }
+
+func setMark(syscall.RawConn, uint32) error { return nil }

@@ -8,18 +8,16 @@ import (
 	"io"
 	"os"
 	"os/exec"
-	"os/signal"
 	"strconv"
 	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 )
 
 const canDetach = true
-
-// endSignals end an interface in good order.
-var endSignals = []os.Signal{os.Interrupt, syscall.SIGTERM}
 
 // readyVariable names the descriptor on which the second run tells the first how it went.
 const readyVariable = "SLUICE_READY_FD"
@@ -27,39 +25,8 @@ const readyVariable = "SLUICE_READY_FD"
 // readyWord is what it writes when all is in place; anything else is the error.
 const readyWord = "ready"
 
-// hardenProcess: a core dump would hold keys, and a reader of our standard error that goes away must not end us. Dumpable
-// the process stays, since profilers of the same user need that.
-func hardenProcess() {
-	// Lowering a limit needs no rights; where it fails all the same nothing is lost but this precaution.
-	_ = unix.Setrlimit(unix.RLIMIT_CORE, &unix.Rlimit{})
-	signal.Ignore(syscall.SIGPIPE)
-}
-
-// onStatsSignal calls f for each SIGUSR1 until stop is called.
-func onStatsSignal(f func()) (stop func()) {
-	signals := make(chan os.Signal, 1)
-	signal.Notify(signals, syscall.SIGUSR1)
-	done, ended := make(chan struct{}), make(chan struct{})
-	go func() {
-		defer close(ended)
-		for {
-			select {
-			case <-done:
-				return
-			case <-signals:
-				f()
-			}
-		}
-	}()
-	return func() {
-		signal.Stop(signals)
-		close(done)
-		<-ended
-	}
-}
-
 // detach runs this program once more, in a session of its own, and waits until it serves.
-func detach(s settings) error {
+func detach(s environment.Settings) error {
 	self, err := os.Executable()
 	if err != nil {
 		return err
@@ -72,7 +39,7 @@ func detach(s settings) error {
 	child := exec.Command(self, os.Args[1:]...)
 	child.Args[0] = os.Args[0]
 	child.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
-	if s.logLevel != "" && s.logLevel != "silent" {
+	if s.LogLevel != "" && s.LogLevel != "silent" {
 		child.Stdout, child.Stderr = os.Stdout, os.Stderr
 	}
 	child.Env = append(os.Environ(), "WG_PROCESS_FOREGROUND=1")
@@ -81,11 +48,11 @@ func detach(s settings) error {
 		child.Env = append(child.Env, variable+"="+strconv.Itoa(2+len(child.ExtraFiles)))
 	}
 	inherit(readyVariable, told)
-	if s.tunFD > 0 {
-		inherit("WG_TUN_FD", os.NewFile(uintptr(s.tunFD), "tun"))
+	if s.TunFD > 0 {
+		inherit("WG_TUN_FD", os.NewFile(uintptr(s.TunFD), "tun"))
 	}
-	if s.uapiFD > 0 {
-		inherit("WG_UAPI_FD", os.NewFile(uintptr(s.uapiFD), "uapi"))
+	if s.UAPIFD > 0 {
+		inherit("WG_UAPI_FD", os.NewFile(uintptr(s.UAPIFD), "uapi"))
 	}
 	err = child.Start()
 	told.Close()

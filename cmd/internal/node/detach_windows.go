@@ -2,20 +2,14 @@ package node
 
 import (
 	"errors"
-	"os"
-	"syscall"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 )
 
 // A Windows program goes to the background as a service, not by itself.
 const canDetach = false
 
-var endSignals = []os.Signal{os.Interrupt, syscall.SIGTERM}
-
-func hardenProcess() {}
-
-func onStatsSignal(func()) (stop func()) { return func() {} }
-
-func detach(settings) error { return errors.ErrUnsupported }
+func detach(environment.Settings) error { return errors.ErrUnsupported }
 
 type readiness struct{}
 

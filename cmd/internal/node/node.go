@@ -5,7 +5,7 @@
 // By default the program goes to the background: it starts itself once more, and the first run ends when the second says
 // that everything is in place, or why it is not. So a script that goes on after status 0 finds the interface and its socket.
 //
-// The environment has the switches that other userspace programs have, and some of our own; see settings.
+// The environment has the switches that other userspace programs have, and some of our own; see package environment.
 package node
 
 import (
@@ -17,8 +17,8 @@ import (
 	"os"
 	"os/signal"
 
+	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
-	"github.com/sluice-vpn/sluice/crypto/aead"
 	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/tun"
 )
@@ -45,11 +45,11 @@ var ErrReported = errors.New("node: reported to the parent")
 // the interface and after the removal of its socket. To go to the background it returns nil when the interface is served
 // by another process. Errors are one line that says what is wrong.
 func Run(o Options) error {
-	s := settingsFrom(os.Getenv)
-	if s.err != nil {
-		return s.err
+	s := environment.Read(os.Getenv)
+	if s.Err != nil {
+		return s.Err
 	}
-	if !o.Foreground && !s.foreground && canDetach {
+	if !o.Foreground && !s.Foreground && canDetach {
 		return detach(s)
 	}
 	ready := openReadiness()
@@ -61,9 +61,9 @@ func Run(o Options) error {
 }
 
 // serve holds the interface from its making to its end.
-func serve(o Options, s settings, ready *readiness) (err error) {
-	logger := s.logger(os.Stderr)
-	hardenProcess()
+func serve(o Options, s environment.Settings, ready *readiness) (err error) {
+	logger := s.Logger(os.Stderr)
+	environment.Harden()
 	if o.Profile != nil {
 		stop, err := o.Profile()
 		if err != nil {
@@ -71,10 +71,10 @@ func serve(o Options, s settings, ready *readiness) (err error) {
 		}
 		defer stop()
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), endSignals...)
+	ctx, stop := signal.NotifyContext(context.Background(), environment.EndSignals...)
 	defer stop()
 
-	dev, err := tun.Open(tun.Options{Name: o.Name, MTU: defaultMTU, Queues: s.queues, FD: s.tunFD, NoOffload: s.noGSO})
+	dev, err := tun.Open(tun.Options{Name: o.Name, MTU: defaultMTU, Queues: s.Queues, FD: s.TunFD, NoOffload: s.NoGSO})
 	if err != nil {
 		return err
 	}
@@ -82,12 +82,8 @@ func serve(o Options, s settings, ready *readiness) (err error) {
 	if err != nil {
 		return errors.Join(err, dev.Close())
 	}
-	cfg := pipeline.Config{Device: dev, Logger: logger, Workers: s.workers}
-	cfg.UDP.NoSegment, cfg.UDP.NoGRO, cfg.UDP.ForceSegment = s.noGSO, s.noGRO, s.forceGSO
-	if s.noAVX512 {
-		cfg.NewCipher = func(key *[aead.KeySize]byte) aead.Cipher { return aead.NewWith(key, aead.Features{NoAVX512: true}) }
-	}
-	if o.AllowNull && s.null {
+	cfg := s.Pipeline(dev, logger)
+	if o.AllowNull && s.Null {
 		logger.Warn("INSECURE: packets are neither encrypted nor authenticated (SLUICE_NULL), for measurements only")
 		cfg.NewCipher = newNullCipher
 	}
@@ -98,9 +94,9 @@ func serve(o Options, s settings, ready *readiness) (err error) {
 	return live(ctx, &interfaceParts{name: dev.Name(), pipeline: p, config: config}, s, logger, ready)
 }
 
-func listenUAPI(name string, s settings) (net.Listener, error) {
-	if s.uapiFD > 0 {
-		return pipeline.AdoptUAPI(uintptr(s.uapiFD))
+func listenUAPI(name string, s environment.Settings) (net.Listener, error) {
+	if s.UAPIFD > 0 {
+		return pipeline.AdoptUAPI(uintptr(s.UAPIFD))
 	}
 	return pipeline.ListenUAPI(name)
 }
@@ -113,14 +109,14 @@ type interfaceParts struct {
 }
 
 // live runs the parts until one of them ends or ctx does, then ends the others.
-func live(ctx context.Context, parts *interfaceParts, s settings, logger *slog.Logger, ready *readiness) error {
+func live(ctx context.Context, parts *interfaceParts, s environment.Settings, logger *slog.Logger, ready *readiness) error {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	p := parts.pipeline
 	ran, served := make(chan error, 1), make(chan error, 1)
 	go func() { ran <- p.Run(ctx) }()
 	go func() { served <- p.ServeUAPI(parts.config, logger) }()
-	stopStats := onStatsSignal(func() { s.writeStats(p, logger) })
+	stopStats := environment.OnStatsSignal(func() { s.WriteStats(p, logger) })
 	defer stopStats()
 
 	if _, err := p.Status(); err == nil { // the control goroutine answers: all is in place
@@ -143,7 +139,7 @@ func live(ctx context.Context, parts *interfaceParts, s settings, logger *slog.L
 		cancel()
 		err = errors.Join(err, <-ran)
 	}
-	s.writeStats(p, logger)
+	s.WriteStats(p, logger)
 	if err != nil {
 		logger.Error("interface failed", "name", parts.name, "error", err)
 		return fmt.Errorf("%s: %w", parts.name, err)

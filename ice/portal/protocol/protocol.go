@@ -4,8 +4,13 @@
 package protocol
 
 import (
+	"encoding/base64"
+	"errors"
+	"fmt"
 	"net/netip"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/signal"
 )
 
 // Verb is the last part of the subject of a sync request (signal.PortalSubject).
@@ -30,6 +35,30 @@ const (
 
 // Key is a 32-byte key, base64 in JSON. It does not print.
 type Key [32]byte
+
+// MarshalText returns standard base64.
+func (k Key) MarshalText() ([]byte, error) {
+	return base64.StdEncoding.AppendEncode(nil, k[:]), nil
+}
+
+// UnmarshalText reads standard base64 of exactly 32 bytes.
+func (k *Key) UnmarshalText(text []byte) error {
+	// The length first: the decoder skips line ends.
+	if len(text) != base64.StdEncoding.EncodedLen(len(k)) {
+		return errKey
+	}
+	b, err := base64.StdEncoding.Strict().AppendDecode(nil, text)
+	if err != nil || len(b) != len(k) {
+		return errKey
+	}
+	*k = Key(b)
+	return nil
+}
+
+// Format keeps keys out of everything that fmt prints.
+func (k Key) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[key]")) }
+
+var errKey = errors.New("a key is 32 bytes in base64")
 
 // SyncRequest is a node's report and question. The portal answers at once if Known is not the revision of what it would
 // answer, else as soon as that changes, or after SyncHold.
@@ -72,16 +101,87 @@ type Relay struct {
 	Expires  int64            `json:"expires"` // seconds since 1970, by the portal's clock
 }
 
-// Token is a node's one secret: who it is, where the portal is, and how to know it.
-type Token struct {
-	Name        string
-	Portals     []string // host:port, one at least
-	Fingerprint [32]byte // SHA-256 of the portal's certificate
-	Secret      [32]byte
+// The bounds of what is said. What breaks one is refused as a whole.
+const (
+	MaxRoutes     = 64
+	MaxPeers      = 4096
+	MaxRelays     = 8
+	maxAllowedIPs = MaxRoutes + 4
+	maxText       = 256 // bytes of a program's name, a credential, a refusal
+)
+
+// Validate checks a request as the portal must.
+func (r *SyncRequest) Validate() error {
+	switch {
+	case r.PublicKey == Key{}:
+		return errors.New("no public key")
+	case len(r.Program) > maxText:
+		return errors.New("the program's name is too long")
+	}
+	return validatePrefixes(r.Routes, MaxRoutes)
 }
 
-// Encode returns the token as one word of printable ASCII that begins with "sluice1-".
-func (t Token) Encode() string { panic("todo") }
+// Validate checks an answer as a node must.
+func (s *Sync) Validate() error {
+	switch {
+	case len(s.Refused) > 2*maxText:
+		return errors.New("the refusal is too long")
+	case s.Refused != "":
+		return nil
+	case !signal.ValidName(s.Name):
+		return errors.New("invalid node name")
+	case s.Role != Client && s.Role != Gateway:
+		return fmt.Errorf("unknown role %.20q", string(s.Role))
+	case len(s.Peers) > MaxPeers:
+		return errors.New("too many peers")
+	case len(s.Relays) > MaxRelays:
+		return errors.New("too many relays")
+	}
+	for _, list := range [][]netip.Prefix{s.Addresses, s.Overlay} {
+		if err := validatePrefixes(list, 4); err != nil {
+			return err
+		}
+	}
+	for i := range s.Peers {
+		if err := s.Peers[i].validate(); err != nil {
+			return err
+		}
+	}
+	for i := range s.Relays {
+		if err := s.Relays[i].validate(); err != nil {
+			return err
+		}
+	}
+	return nil
+}
 
-// ParseToken reads a token; surrounding white space is ignored. Errors say what is wrong without quoting the token.
-func ParseToken(text string) (Token, error) { panic("todo") }
+func (p *Peer) validate() error {
+	if !signal.ValidName(p.Name) || p.Role != Client && p.Role != Gateway {
+		return errors.New("a peer of invalid name or role")
+	}
+	return validatePrefixes(p.AllowedIPs, maxAllowedIPs)
+}
+
+func (r *Relay) validate() error {
+	if len(r.Addrs) == 0 || len(r.Addrs) > 2 || len(r.Name) > maxText || len(r.Username) > maxText || len(r.Password) > maxText {
+		return errors.New("an invalid relay")
+	}
+	for _, a := range r.Addrs {
+		if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() || a.Addr().Is4In6() {
+			return errors.New("an invalid address of a relay")
+		}
+	}
+	return nil
+}
+
+func validatePrefixes(list []netip.Prefix, most int) error {
+	if len(list) > most {
+		return fmt.Errorf("more than %d networks", most)
+	}
+	for _, p := range list {
+		if !p.IsValid() || p != p.Masked() || p.Addr().Is4In6() || p.Addr().IsMulticast() {
+			return fmt.Errorf("%v is not a network; use one like 10.0.0.0/24", p)
+		}
+	}
+	return nil
+}

@@ -1,0 +1,153 @@
+package lab
+
+import (
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// probe sends from a node's socket to a place of the hub and returns the address that the hub saw, invalid if nothing came.
+func probe(t *testing.T, from, at *net.UDPConn) netip.AddrPort {
+	t.Helper()
+	b := make([]byte, 16)
+	to := at.LocalAddr().(*net.UDPAddr).AddrPort()
+	for range 3 {
+		if _, err := from.WriteToUDPAddrPort([]byte("probe"), to); err != nil {
+			t.Fatal(err)
+		}
+		at.SetReadDeadline(time.Now().Add(time.Second))
+		if _, src, err := at.ReadFromUDPAddrPort(b); err == nil {
+			return netip.AddrPortFrom(src.Addr().Unmap(), src.Port())
+		}
+	}
+	return netip.AddrPort{}
+}
+
+// comes tells whether a datagram from one of the hub's sockets reaches the node's.
+func comes(t *testing.T, from *net.UDPConn, to netip.AddrPort, at *net.UDPConn) bool {
+	t.Helper()
+	b := make([]byte, 16)
+	at.SetReadDeadline(time.Now().Add(10 * time.Millisecond))
+	for {
+		if _, err := at.Read(b); err != nil {
+			break // what came before
+		}
+	}
+	for range 3 {
+		if _, err := from.WriteToUDPAddrPort([]byte("hello"), to); err != nil {
+			t.Fatal(err)
+		}
+		at.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+		if _, err := at.Read(b); err == nil {
+			return true
+		}
+	}
+	return false
+}
+
+func listen(t *testing.T, ns *Namespace, addr string) (conn *net.UDPConn) {
+	t.Helper()
+	err := ns.Run(func() (err error) {
+		at, err := net.ResolveUDPAddr("udp4", addr)
+		if err == nil {
+			conn, err = net.ListenUDP("udp4", at)
+		}
+		return err
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	return conn
+}
+
+// Each kind of NAT maps and filters as RFC 4787 calls it.
+func TestNATs(t *testing.T) {
+	Need(t)
+	internet, err := NewInternet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer internet.Close()
+	one, two := listen(t, internet.Hub, "198.18.0.1:7001"), listen(t, internet.Hub, "198.18.0.2:7002")
+	stranger := listen(t, internet.Hub, "198.18.0.2:7003")
+	for kind, want := range map[NAT]struct{ samePort, open bool }{
+		NoNAT: {true, true}, Cone: {true, true}, Restricted: {true, false}, Symmetric: {false, false},
+	} {
+		site, err := internet.AddSite(kind.String(), kind, Cable{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		node := listen(t, site.Node, ":0")
+		first, second := probe(t, node, one), probe(t, node, two)
+		if !first.IsValid() || !second.IsValid() {
+			t.Fatalf("%s: nothing arrives: %v, %v", kind, first, second)
+		}
+		if public := site.Public; kind != NoNAT && first.Addr() != public || kind == NoNAT && first.Addr() != site.Addr {
+			t.Errorf("%s: seen as %v", kind, first)
+		}
+		if same := first == second; same != want.samePort {
+			t.Errorf("%s: mapped to %v and %v", kind, first, second)
+		}
+		if !comes(t, one, first, node) {
+			t.Errorf("%s: an answer does not arrive", kind)
+		}
+		if open := comes(t, stranger, first, node); open != want.open {
+			t.Errorf("%s: a stranger gets through: %v", kind, open)
+		}
+		if kind == Symmetric {
+			if err := site.Router.ForgetMappings(); err != nil {
+				t.Fatal(err)
+			}
+			if again := probe(t, node, one); again == first {
+				t.Errorf("the mapping %v was not forgotten", first)
+			}
+		}
+	}
+}
+
+// What is dropped comes again when the rule is gone.
+func TestDrop(t *testing.T) {
+	Need(t)
+	internet, err := NewInternet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer internet.Close()
+	a, err := internet.AddSite("a", NoNAT, Cable{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := internet.AddSite("b", NoNAT, Cable{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	from, at := listen(t, a.Node, ":0"), listen(t, b.Node, ":7001")
+	to := netip.AddrPortFrom(b.Addr, 7001)
+	if !comes(t, from, to, at) {
+		t.Fatal("nothing arrives")
+	}
+	restore, err := internet.Hub.Drop(a.Port, b.Port, true)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if comes(t, from, to, at) {
+		t.Error("nothing is dropped")
+	}
+	if err := restore(); err != nil {
+		t.Fatal(err)
+	}
+	if !comes(t, from, to, at) {
+		t.Error("nothing arrives any more")
+	}
+	if restore, err = internet.Hub.Lose(100); err != nil {
+		t.Fatal(err)
+	}
+	if comes(t, from, to, at) {
+		t.Error("nothing is lost")
+	}
+	if err := restore(); err != nil || !comes(t, from, to, at) {
+		t.Error("nothing arrives after the loss", err)
+	}
+}

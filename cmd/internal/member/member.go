@@ -1,0 +1,245 @@
+// Package member runs one node that belongs to a portal: a gateway or a client. It makes the TUN device, joins pipeline and
+// connectivity edge, makes the operating system follow what the portal says, and tells how it goes on a status socket.
+//
+// The node lives until a signal ends it, in the foreground: keeping it alive is the service manager's work. SIGHUP says
+// that the network has changed, SIGUSR1 writes the counters to SLUICE_STATS, SIGTERM and SIGINT end it in good order:
+// byes to the peers, then addresses, routes and forwarding as they were, then the socket.
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"os/signal"
+	"runtime"
+	"sync"
+	"time"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/environment"
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
+	"github.com/sluice-vpn/sluice/cmd/internal/version"
+	"github.com/sluice-vpn/sluice/ice/edge"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/tun"
+	"github.com/sluice-vpn/sluice/tun/host"
+)
+
+// Defaults of Options.
+const (
+	DefaultInterface = "sluice0"
+	// DefaultMTU leaves room for the outer headers on an Ethernet path over a relay:
+	// 1500 - 40 (IPv6) - 8 (UDP) - 4 (ChannelData) - 32 (WireGuard).
+	DefaultMTU = 1416
+)
+
+// Options say what to run. Role and Token are required; the zero value of the rest is its default.
+type Options struct {
+	Role  protocol.Role
+	Token protocol.Token
+	// Interface is the TUN device's name.
+	Interface string
+	MTU       int
+	Port      uint16 // UDP; 0 chooses one
+	// Routes are what a gateway offers.
+	Routes []netip.Prefix
+	// NoMasquerade: a gateway forwards packets with the addresses that they have in the tunnel.
+	NoMasquerade bool
+	Table        int    // routing table; 0: host.DefaultTable
+	Mark         uint32 // fwmark of our own packets; 0: host.DefaultMark
+	Socket       string // path of the status socket; "": status.Path(Interface)
+	LogLevel     string // as LOG_LEVEL, which it takes the place of
+	// Getenv reads the environment; nil: os.Getenv.
+	Getenv func(string) string
+}
+
+func (o Options) withDefaults() Options {
+	if o.Interface == "" {
+		o.Interface = DefaultInterface
+	}
+	if o.MTU == 0 {
+		o.MTU = DefaultMTU
+	}
+	if o.Table == 0 {
+		o.Table = host.DefaultTable
+	}
+	if o.Mark == 0 {
+		o.Mark = host.DefaultMark
+	}
+	if o.Socket == "" {
+		o.Socket = status.Path(o.Interface)
+	}
+	if o.Getenv == nil {
+		o.Getenv = os.Getenv
+	}
+	return o
+}
+
+// node is what a run is made of. Its fields are frozen once it runs.
+type node struct {
+	options  Options
+	settings environment.Settings
+	logger   *slog.Logger
+	pipeline *pipeline.Pipeline
+	edge     *edge.Edge
+	machine  *machine
+	portal   *portalLink
+	// failed ends the run with an error that trying again does not mend.
+	failed context.CancelCauseFunc
+}
+
+// Run runs a node until ctx ends, a signal comes, or something fails. Errors are one line that says what to do.
+func Run(ctx context.Context, o Options) error {
+	if runtime.GOOS != "linux" {
+		return fmt.Errorf("a %s needs Linux for its routes; on this system there is sluice-wg", o.Role)
+	}
+	o = o.withDefaults()
+	s := environment.Read(o.Getenv)
+	if s.Err != nil {
+		return s.Err
+	}
+	if o.LogLevel != "" {
+		s.LogLevel = o.LogLevel
+	}
+	environment.Harden()
+	ctx, stop := signal.NotifyContext(ctx, environment.EndSignals...)
+	defer stop()
+	ctx, failed := context.WithCancelCause(ctx)
+	defer failed(nil)
+	n := &node{options: o, settings: s, logger: s.Logger(os.Stderr), failed: failed}
+
+	listener, err := status.Listen(o.Socket)
+	if err != nil {
+		return err
+	}
+	if n.portal, err = newPortal(o.Token, o.Mark); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	if err := n.build(); err != nil {
+		return errors.Join(err, listener.Close())
+	}
+	return n.live(ctx, listener)
+}
+
+// build makes the other parts around the portal; what was made before an error is closed, the portal too.
+func (n *node) build() (err error) {
+	o := n.options
+	defer func() {
+		if err != nil {
+			err = errors.Join(err, n.portal.close())
+		}
+	}()
+	n.machine = newMachine(o, n.logger)
+	n.edge, err = edge.New(edge.Config{
+		Name: o.Token.Name, Role: o.Role, Routes: o.Routes, Interface: o.Interface, Logger: n.logger,
+		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, Apply: n.apply,
+		Watch: true, Program: "sluice " + version.String(),
+	})
+	if err != nil {
+		return err
+	}
+	dev, err := tun.Open(tun.Options{Name: o.Interface, MTU: o.MTU, Queues: n.settings.Queues, NoOffload: n.settings.NoGSO})
+	if err != nil {
+		return err
+	}
+	cfg := n.settings.Pipeline(dev, n.logger)
+	cfg.UDP.Port, cfg.UDP.Mark = o.Port, o.Mark
+	cfg.Stray, cfg.Edge = n.edge.Stray, n.edge.Request
+	if n.pipeline, err = pipeline.New(cfg); err != nil {
+		return errors.Join(err, dev.Close())
+	}
+	return nil
+}
+
+// grace is how long the byes may take.
+const grace = 3 * time.Second
+
+// live runs the parts until ctx ends or one of them does. Then, in this order: the edge says its byes over pipeline and
+// portal, the machine is put back, the pipeline ends and with it the interface, the portal and the socket are closed.
+func (n *node) live(ctx context.Context, listener net.Listener) error {
+	running, halt := context.WithCancel(context.Background())
+	defer halt()
+	edgeCtx, endEdge := context.WithCancel(ctx)
+	defer endEdge()
+	ran, edged := make(chan error, 1), make(chan error, 1)
+	go func() { ran <- n.pipeline.Run(running) }()
+	go func() { edged <- n.edge.Run(edgeCtx, n.pipeline) }()
+	var watching sync.WaitGroup
+	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
+	server := n.serve(listener)
+	stopStats := environment.OnStatsSignal(func() { n.settings.WriteStats(n.pipeline, n.logger) })
+	defer stopStats()
+	stopHangUp := onHangUp(n.networkChanged)
+	defer stopHangUp()
+	n.logger.Info("signing in", "name", n.options.Token.Name, "role", string(n.options.Role), "interface", n.options.Interface,
+		"portals", n.options.Token.Portals, "version", version.String())
+
+	var err error
+	pipelineEnded := false
+	select {
+	case <-ctx.Done():
+	case err = <-ran:
+		pipelineEnded = true
+		err = errors.Join(err, fmt.Errorf("interface %s is gone", n.options.Interface))
+	case err = <-edged:
+		edged <- nil
+		if err == nil && ctx.Err() == nil {
+			err = errors.New("the connectivity edge has ended")
+		}
+	}
+	if cause := context.Cause(ctx); ctx.Err() != nil && !errors.Is(cause, context.Canceled) {
+		err = cause
+	}
+	endEdge()
+	watching.Wait()
+	err = errors.Join(err, n.await(edged), n.machine.Close())
+	n.settings.WriteStats(n.pipeline, n.logger)
+	halt()
+	if !pipelineEnded {
+		err = errors.Join(err, <-ran)
+	}
+	err = errors.Join(err, n.portal.close(), server.Close())
+	if err == nil {
+		n.logger.Info("has ended", "name", n.options.Token.Name, "interface", n.options.Interface)
+	}
+	return err
+}
+
+// await waits for the edge's byes, but not for ever.
+func (n *node) await(edged <-chan error) error {
+	timer := time.NewTimer(grace)
+	defer timer.Stop()
+	select {
+	case err := <-edged:
+		if errors.Is(err, context.Canceled) {
+			return nil
+		}
+		return err
+	case <-timer.C:
+		n.logger.Warn("peers were not told in time that we end")
+		return nil
+	}
+}
+
+func (n *node) networkChanged() {
+	n.logger.Info("SIGHUP: looking for better paths")
+	n.edge.NetworkChanged()
+}
+
+// apply is called by the edge with each answer of the portal. What cannot work later either ends the node.
+func (n *node) apply(answer protocol.Sync) error {
+	if answer.Role != n.options.Role {
+		err := fmt.Errorf("the token is that of a %s: run sluice %s", answer.Role, answer.Role)
+		n.failed(err)
+		return err
+	}
+	err := n.machine.apply(answer)
+	if err != nil && (!n.machine.begun || !n.machine.up && errors.Is(err, host.ErrPermission)) {
+		n.failed(err)
+	}
+	return err
+}

@@ -1,0 +1,372 @@
+package member
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"io"
+	"log/slog"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-vpn/sluice/bench/lab"
+	"github.com/sluice-vpn/sluice/cmd/internal/environment"
+	"github.com/sluice-vpn/sluice/cmd/internal/logs"
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/tun/host"
+)
+
+func must(t *testing.T, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+// fakePortal answers sync requests with what the test says, and holds those that know it already.
+type fakePortal struct {
+	mu     sync.Mutex
+	answer protocol.Sync
+	asked  protocol.SyncRequest
+	change chan struct{} // closed when the answer changes
+}
+
+func (f *fakePortal) set(s protocol.Sync) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	s.Revision = f.answer.Revision + 1
+	f.answer = s
+	if f.change != nil {
+		close(f.change)
+	}
+	f.change = make(chan struct{})
+}
+
+func (f *fakePortal) sync(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) {
+	f.mu.Lock()
+	f.asked = q
+	answer, change := f.answer, f.change
+	f.mu.Unlock()
+	if q.Known != answer.Revision {
+		return answer, nil
+	}
+	select {
+	case <-ctx.Done():
+		return protocol.Sync{}, ctx.Err()
+	case <-change:
+	}
+	return f.sync(ctx, protocol.SyncRequest{PublicKey: q.PublicKey, Routes: q.Routes})
+}
+
+// testNode is a node in the lab, with a portal in memory.
+type testNode struct {
+	portal *fakePortal
+	node   *status.Node
+	socket string
+	log    *safeBuffer
+	end    context.CancelFunc
+	ended  chan error
+}
+
+type safeBuffer struct {
+	mu sync.Mutex
+	b  bytes.Buffer
+}
+
+func (s *safeBuffer) Write(p []byte) (int, error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.Write(p)
+}
+
+func (s *safeBuffer) String() string {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.b.String()
+}
+
+func startNode(t *testing.T, o Options, first protocol.Sync, environ map[string]string) *testNode {
+	t.Helper()
+	lab.Need(t)
+	if o.Token.Name == "" {
+		o.Token.Name = "node"
+	}
+	o.Socket = filepath.Join(t.TempDir(), "run", "node.sock")
+	o.Getenv = func(name string) string { return environ[name] }
+	o = o.withDefaults()
+	memory, err := signal.NewNetwork(1, signal.Faults{}).Join(o.Token.Name, signal.Filter{})
+	must(t, err)
+	n := &testNode{portal: &fakePortal{}, socket: o.Socket, log: &safeBuffer{}, ended: make(chan error, 1), node: status.NewNode(o.Socket)}
+	n.portal.set(first)
+	ctx, cancel := context.WithCancelCause(context.Background())
+	n.end = func() { cancel(nil) }
+	made := &node{
+		options: o, settings: environment.Read(o.Getenv), logger: slog.New(logs.NewText(n.log, slog.LevelDebug)), failed: cancel,
+		portal: &portalLink{
+			signaler: memory, sync: n.portal.sync, close: memory.Close,
+			state:   func() signal.State { return signal.State{Up: true, Since: time.Now()} },
+			changed: func() <-chan struct{} { return nil },
+		},
+	}
+	listener, err := status.Listen(o.Socket)
+	must(t, err)
+	must(t, made.build())
+	go func() { n.ended <- made.live(ctx, listener) }()
+	t.Cleanup(func() { n.stop(t) })
+	return n
+}
+
+func (n *testNode) stop(t *testing.T) error {
+	t.Helper()
+	n.end()
+	select {
+	case err := <-n.ended:
+		n.ended <- err
+		return err
+	case <-time.After(30 * time.Second):
+		t.Errorf("the node did not end; its log:\n%s", n.log)
+		return nil
+	}
+}
+
+// eventually waits until ok, up to a deadline that only a hang exceeds.
+func (n *testNode) eventually(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	deadline := time.Now().Add(30 * time.Second)
+	for !ok() {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s: not within 30 s; log:\n%s", what, n.log)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+}
+
+func addressesOf(name string) []string {
+	link, err := netlink.LinkByName(name)
+	if err != nil {
+		return nil
+	}
+	list, _ := netlink.AddrList(link, netlink.FAMILY_ALL)
+	var all []string
+	for _, a := range list {
+		if !a.IP.IsLinkLocalUnicast() {
+			all = append(all, a.IPNet.String())
+		}
+	}
+	return all
+}
+
+func tableOf(table int) []string {
+	var all []string
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, _ := netlink.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+		for _, r := range list {
+			all = append(all, r.Dst.String())
+		}
+	}
+	return all
+}
+
+func setting(t *testing.T, path string) string {
+	t.Helper()
+	value, err := os.ReadFile("/proc/sys/net/" + path)
+	must(t, err)
+	return strings.TrimSpace(string(value))
+}
+
+func key(b byte) protocol.Key {
+	private, err := crypto.GeneratePrivateKey(bytes.NewReader(bytes.Repeat([]byte{b}, 64)))
+	if err != nil {
+		panic(err)
+	}
+	return protocol.Key(private.Public())
+}
+
+// TestGateway: a node follows the portal, tells of itself, and leaves nothing behind.
+func TestGateway(t *testing.T) {
+	lab.Need(t)
+	before := setting(t, "ipv4/ip_forward")
+	first := protocol.Sync{
+		Name: "office", Role: protocol.Gateway, Addresses: prefixes("100.64.0.1/32", "fd00:2021:1111::1/128"),
+		Peers: []protocol.Peer{
+			{Name: "alice", Role: protocol.Client, PublicKey: key(1), AllowedIPs: prefixes("100.64.0.2/32")},
+			{Name: "home", Role: protocol.Gateway, PublicKey: key(2), AllowedIPs: prefixes("100.64.0.3/32", "10.0.0.128/25", "10.1.0.0/24")},
+		},
+	}
+	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw0", Routes: prefixes("10.0.0.0/24"), Token: protocol.Token{Name: "office"}}, first, nil)
+	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "gateway office is up") })
+	if got := addressesOf("gw0"); !slices.Equal(got, []string{"100.64.0.1/32", "fd00:2021:1111::1/128"}) {
+		t.Errorf("addresses %q", got)
+	}
+	if got := tableOf(host.DefaultTable); !slices.Equal(got, []string{"10.1.0.0/24", "100.64.0.2/32", "100.64.0.3/32"}) {
+		t.Errorf("routes %q", got)
+	}
+	if !strings.Contains(n.log.String(), "10.0.0.128/25") {
+		t.Error("nothing was said of the route that overlaps with our own")
+	}
+	if setting(t, "ipv4/ip_forward") != "1" {
+		t.Error("a gateway does not forward")
+	}
+	if st, err := os.Stat(n.socket); err != nil || st.Mode().Perm() != 0o600 {
+		t.Errorf("socket: mode %v, %v", st.Mode(), err)
+	}
+	s, err := n.node.Get(context.Background())
+	if err != nil || s.Name != "office" || s.Interface != "gw0" || len(s.Connections) != 2 || s.ListenPort == 0 {
+		t.Errorf("status %+v, %v", s, err)
+	}
+
+	first.Peers = first.Peers[:1]
+	n.portal.set(first)
+	n.eventually(t, "the second answer", func() bool { return slices.Equal(tableOf(host.DefaultTable), []string{"100.64.0.2/32"}) })
+
+	must(t, n.stop(t))
+	if got := setting(t, "ipv4/ip_forward"); got != before {
+		t.Errorf("ip_forward is %s, was %s", got, before)
+	}
+	if _, err := netlink.LinkByName("gw0"); err == nil {
+		t.Error("the interface was left")
+	}
+	if got := tableOf(host.DefaultTable); len(got) != 0 {
+		t.Errorf("routes were left: %q", got)
+	}
+	if _, err := os.Stat(n.socket); !errors.Is(err, os.ErrNotExist) {
+		t.Errorf("the socket was left: %v", err)
+	}
+	if strings.Contains(n.log.String(), "ERROR") {
+		t.Errorf("log:\n%s", n.log)
+	}
+}
+
+func TestRoleMismatch(t *testing.T) {
+	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw1"}, protocol.Sync{Name: "node", Role: protocol.Client}, nil)
+	select {
+	case err := <-n.ended:
+		n.ended <- nil
+		if err == nil || err.Error() != "the token is that of a client: run sluice client" {
+			t.Errorf("error %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatalf("the node goes on; log:\n%s", n.log)
+	}
+}
+
+// TestInterfaceDeleted: a node without its interface ends, and says why.
+func TestInterfaceDeleted(t *testing.T) {
+	n := startNode(t, Options{Role: protocol.Client, Interface: "cl3", Table: 778}, protocol.Sync{
+		Name: "laptop", Role: protocol.Client, Addresses: prefixes("100.64.0.2/32"),
+		Peers: []protocol.Peer{{Name: "office", Role: protocol.Gateway, PublicKey: key(1), AllowedIPs: prefixes("100.64.0.1/32")}},
+	}, nil)
+	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "client laptop is up") })
+	link, err := netlink.LinkByName("cl3")
+	must(t, err)
+	must(t, netlink.LinkDel(link))
+	select {
+	case err := <-n.ended:
+		n.ended <- nil
+		if err == nil || err.Error() != "interface cl3 is gone" {
+			t.Errorf("error %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatalf("the node goes on; log:\n%s", n.log)
+	}
+	rules, err := netlink.RuleListFiltered(netlink.FAMILY_V4, &netlink.Rule{Table: 778}, netlink.RT_FILTER_TABLE)
+	if err != nil || len(rules) > 0 {
+		t.Errorf("rules were left: %v, %v", rules, err)
+	}
+}
+
+func TestClientDoesNotForward(t *testing.T) {
+	lab.Need(t)
+	before := setting(t, "ipv4/ip_forward")
+	n := startNode(t, Options{Role: protocol.Client, Interface: "cl0", Table: 777}, protocol.Sync{
+		Name: "laptop", Role: protocol.Client, Addresses: prefixes("100.64.0.2/32"),
+		Peers: []protocol.Peer{{Name: "office", Role: protocol.Gateway, PublicKey: key(1), AllowedIPs: prefixes("100.64.0.1/32", "0.0.0.0/0")}},
+	}, nil)
+	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "client laptop is up") })
+	if got := tableOf(777); !slices.Equal(got, []string{"0.0.0.0/0", "100.64.0.1/32"}) {
+		t.Errorf("routes %q", got)
+	}
+	if got := setting(t, "ipv4/ip_forward"); got != before {
+		t.Errorf("ip_forward is %s, was %s", got, before)
+	}
+	must(t, n.stop(t))
+}
+
+// post sends a request to the status socket.
+func (n *testNode) post(t *testing.T, path string) int {
+	t.Helper()
+	client := &http.Client{Transport: &http.Transport{
+		DisableKeepAlives: true,
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", n.socket)
+		},
+	}}
+	answer, err := client.Post("http://node"+path, "", nil)
+	must(t, err)
+	defer answer.Body.Close()
+	io.Copy(io.Discard, answer.Body)
+	return answer.StatusCode
+}
+
+func TestHooks(t *testing.T) {
+	s := protocol.Sync{
+		Name: "laptop", Role: protocol.Client, Addresses: prefixes("100.64.0.2/32"),
+		Peers: []protocol.Peer{{Name: "office", Role: protocol.Gateway, PublicKey: key(1), PresharedKey: protocol.Key{7}, AllowedIPs: prefixes("100.64.0.1/32")}},
+	}
+	for _, enabled := range []bool{false, true} {
+		environ, name := map[string]string{}, "cl1"
+		if enabled {
+			environ["SLUICE_TEST_HOOKS"], name = "1", "cl2"
+		}
+		n := startNode(t, Options{Role: protocol.Client, Interface: name}, s, environ)
+		n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "client laptop is up") })
+		for path, want := range map[string]int{
+			"/test/private-key": 204, "/test/preshared-key?peer=office": 204, "/test/preshared-key?peer=nobody": 404, "/test/other": 404,
+		} {
+			if !enabled {
+				want = 404
+			}
+			if got := n.post(t, path); got != want {
+				t.Errorf("hooks %v: POST %s: %d, want %d", enabled, path, got, want)
+			}
+		}
+		must(t, n.stop(t))
+	}
+}
+
+// TestDialerRemembers: the portal is found again while names cannot be resolved.
+func TestDialerRemembers(t *testing.T) {
+	lab.Need(t)
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	must(t, err)
+	defer l.Close()
+	d := &dialer{mark: host.DefaultMark, last: map[string]string{}}
+	const name = "portal.invalid:1"
+	if _, err := d.dial(context.Background(), "tcp", name); err == nil {
+		t.Fatal("portal.invalid was found")
+	}
+	d.last[name] = l.Addr().String()
+	conn, err := d.dial(context.Background(), "tcp", name)
+	must(t, err)
+	defer conn.Close()
+	raw, err := conn.(*net.TCPConn).SyscallConn()
+	must(t, err)
+	must(t, raw.Control(func(fd uintptr) {
+		if mark, err := unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK); err != nil || mark != host.DefaultMark {
+			t.Errorf("mark %d, %v", mark, err)
+		}
+	}))
+}

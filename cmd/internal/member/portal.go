@@ -1,0 +1,100 @@
+package member
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"sync"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/tun/host"
+)
+
+// portalLink is the connection to the portal that the token names. Frozen.
+type portalLink struct {
+	signaler signal.Signaler
+	sync     func(context.Context, protocol.SyncRequest) (protocol.Sync, error)
+	state    func() signal.State
+	changed  func() <-chan struct{} // closed when state changes next
+	close    func() error
+}
+
+func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
+	cfg := t.SignalConfig()
+	cfg.Filter.Overlay = protocol.DefaultOverlay()
+	cfg.Dialer = (&dialer{mark: mark, last: map[string]string{}}).dial
+	bus, err := signal.Connect(cfg)
+	if err != nil {
+		return nil, err
+	}
+	return &portalLink{
+		signaler: bus, state: bus.State, changed: bus.Changed, close: bus.Close,
+		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) {
+			return protocol.Ask(ctx, bus, q)
+		},
+	}, nil
+}
+
+// watch logs when the portal comes and goes, until ctx ends. That it stays away for the same reason is one line.
+func (p *portalLink) watch(ctx context.Context, logger *slog.Logger) {
+	was := ""
+	for {
+		changed := p.changed()
+		state := p.state()
+		now := "connected"
+		if !state.Up {
+			now = fmt.Sprint(state.Why)
+		}
+		switch {
+		case now == was:
+		case state.Up:
+			logger.Info("connected to the portal")
+		case errors.Is(state.Why, signal.ErrRefused):
+			logger.Error("the portal refuses the token: it was renewed or the node was removed;"+
+				" make another one with sluice portal", "error", now)
+		case errors.Is(state.Why, signal.ErrFingerprint):
+			logger.Error("what answers at the portal's address has another certificate than the token says:"+
+				" is the token of another portal, or somebody in between?", "error", now)
+		case state.Attempts > 0:
+			logger.Warn("the portal is not reachable; tunnels that are up stay so", "error", now)
+		default:
+			now = was // the first attempt is under way
+		}
+		was = now
+		select {
+		case <-ctx.Done():
+			return
+		case <-changed:
+		}
+	}
+}
+
+// dialer connects beside the tunnel: its packets, and its questions to name servers, carry the mark. If a default route leads
+// into the tunnel, the portal and its name must be found before the tunnel is there. Where names cannot be resolved,
+// the address that served last is tried once more.
+type dialer struct {
+	mark uint32
+
+	mu   sync.Mutex
+	last map[string]string // by host:port, the address that was reached; guarded by mu
+}
+
+func (d *dialer) dial(ctx context.Context, network, address string) (net.Conn, error) {
+	marked := &net.Dialer{Control: host.MarkControl(d.mark)}
+	outer := &net.Dialer{Control: marked.Control, Resolver: &net.Resolver{PreferGo: true, Dial: marked.DialContext}}
+	conn, err := outer.DialContext(ctx, network, address)
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if err == nil {
+		d.last[address] = conn.RemoteAddr().String()
+		return conn, nil
+	}
+	var unresolved *net.DNSError
+	if known := d.last[address]; known != "" && errors.As(err, &unresolved) {
+		return marked.DialContext(ctx, network, known)
+	}
+	return nil, err
+}

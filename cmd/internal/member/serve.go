@@ -1,0 +1,35 @@
+package member
+
+import (
+	"context"
+	"encoding/json"
+	"net"
+	"net/http"
+	"time"
+)
+
+// serve answers on the status socket until the server is closed.
+func (n *node) serve(l net.Listener) *http.Server {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", n.tellStatus)
+	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
+		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
+		mux.HandleFunc("POST /test/private-key", n.changePrivateKey)
+		mux.HandleFunc("POST /test/preshared-key", n.changePresharedKey)
+	}
+	server := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 15 * time.Second, MaxHeaderBytes: 1 << 14}
+	go server.Serve(l) // ends with Close
+	return server
+}
+
+func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	defer cancel()
+	s, err := n.edge.Status(ctx)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(s) // an error means that the reader has gone
+}

@@ -1,0 +1,97 @@
+// Package status is what a person sees of a running node: the socket on which the node tells, and the tables made of it.
+//
+// The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only, and speaks HTTP: GET /status
+// returns edge.Status as JSON.
+package status
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"io/fs"
+	"net"
+	"net/http"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/sluice-vpn/sluice/ice/edge"
+)
+
+// Directory is where the sockets of all nodes of a machine are.
+const Directory = "/run/sluice"
+
+// Path is the socket of the node with that interface.
+func Path(iface string) string { return PathIn(Directory, iface) }
+
+// PathIn is the same in another folder.
+func PathIn(dir, iface string) string { return filepath.Join(dir, iface+suffix) }
+
+// suffix ends the names of sockets.
+const suffix = ".sock"
+
+// maxAnswer bounds what is read of an answer.
+const maxAnswer = 64 << 20
+
+// Sockets lists the sockets in a folder, by name. A folder that is not there has none.
+func Sockets(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir) // sorted
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var list []string
+	for _, e := range entries {
+		if e.Type() == fs.ModeSocket && strings.HasSuffix(e.Name(), suffix) {
+			list = append(list, filepath.Join(dir, e.Name()))
+		}
+	}
+	return list, err
+}
+
+// Node is a running node, by its socket. It is frozen; its methods may be called by any goroutine.
+type Node struct {
+	path   string
+	client *http.Client
+}
+
+// NewNode returns the node behind a socket, which is not asked yet.
+func NewNode(path string) *Node {
+	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return new(net.Dialer).DialContext(ctx, "unix", path)
+	}
+	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
+	return &Node{path, &http.Client{Transport: transport, Timeout: 10 * time.Second}}
+}
+
+// Path is the path of the socket.
+func (n *Node) Path() string { return n.path }
+
+// Get asks for the status. The error says what to do.
+func (n *Node) Get(ctx context.Context) (s edge.Status, err error) {
+	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node/status", nil)
+	if err != nil {
+		return s, err
+	}
+	answer, err := n.client.Do(request)
+	switch {
+	case errors.Is(err, fs.ErrPermission):
+		return s, fmt.Errorf("%s: not allowed; run this as root or as the user that the node runs as", n.path)
+	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errRefused):
+		return s, fmt.Errorf("%s: no node is running there; start one with sluice gateway or sluice client", n.path)
+	case err != nil:
+		return s, fmt.Errorf("%s: %w", n.path, errors.Unwrap(err)) // without the URL
+	}
+	defer answer.Body.Close()
+	body := io.LimitReader(answer.Body, maxAnswer)
+	if answer.StatusCode != http.StatusOK {
+		text, _ := io.ReadAll(io.LimitReader(body, 300))
+		return s, fmt.Errorf("%s: the node answered %s: %s", n.path, answer.Status, strings.TrimSpace(string(text)))
+	}
+	if err := json.NewDecoder(body).Decode(&s); err != nil {
+		return s, fmt.Errorf("%s: the answer is not understood (is the node of another version?): %w", n.path, err)
+	}
+	return s, nil
+}

@@ -1,0 +1,114 @@
+package status
+
+import (
+	"flag"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/ice/edge"
+	"github.com/sluice-vpn/sluice/ice/turn"
+)
+
+var update = flag.Bool("update", false, "write the golden files anew")
+
+var noon = time.Date(2026, 3, 1, 12, 0, 0, 0, time.UTC)
+
+func prefixList(texts ...string) []netip.Prefix {
+	var list []netip.Prefix
+	for _, s := range texts {
+		list = append(list, netip.MustParsePrefix(s))
+	}
+	return list
+}
+
+// busy is a gateway with peers in every state.
+func busy() edge.Status {
+	return edge.Status{
+		Name: "office", Role: "gateway", Interface: "sluice0", ListenPort: 41641, Since: noon.Add(-26 * time.Hour),
+		Addresses: prefixList("100.64.0.1/32", "fd00:2021:1111::1/128"), Routes: prefixList("10.0.0.0/24", "fd09::/64"),
+		Portal: edge.PortalStatus{Up: true, Since: noon.Add(-3 * time.Minute)},
+		Relays: []turn.RelayStatus{
+			{Name: "fra", Server: netip.MustParseAddrPort("203.0.113.5:3478"), State: "allocated", RoundTrip: 12400 * time.Microsecond},
+			{Name: "nyc", Server: netip.MustParseAddrPort("[2001:db8::5]:3478"), State: "waiting", Reason: "no answer"},
+		},
+		Connections: []edge.ConnectionStatus{
+			{Peer: "alice", State: "up", Via: "direct", Endpoint: netip.MustParseAddrPort("198.51.100.7:41234"), RTTms: 23.4,
+				LastHandshake: noon.Add(-12 * time.Second), RxBytes: 1 << 21, TxBytes: 340 << 10,
+				Explanation: "direct to 198.51.100.7:41234 (host - srflx)"},
+			{Peer: "bob-with-a-long-name", State: "idle", Via: "relay", Relay: "fra", Endpoint: netip.MustParseAddrPort("203.0.113.5:3478"),
+				RTTms: 48, LastHandshake: noon.Add(-150 * time.Second), RxBytes: 512, TxBytes: 1536,
+				Explanation: "relayed by fra at 203.0.113.5:3478, since no direct pair of addresses has worked; tries again, idle: keepalives hold the path",
+				LastClose:   &edge.CloseStatus{At: noon.Add(-3 * time.Hour), Reason: "ice_disconnected"}},
+			{Peer: "carol", State: "waiting", NextAttemptS: 5, Explanation: "tries again in 5 s, after handshake_timeout: preshared keys differ",
+				LastClose: &edge.CloseStatus{At: noon.Add(-12 * time.Second), Reason: "handshake_timeout", Cause: "preshared keys differ",
+					PeerReports: "[gen=3 reason=handshake_timeout]"}},
+			{Peer: "dave", State: "up", Via: "relay", Endpoint: netip.MustParseAddrPort("192.0.2.9:50001"), RTTms: 0.35,
+				LastHandshake: noon.Add(-time.Hour), RxBytes: 5 << 40, TxBytes: 3 << 30, Explanation: "relayed by the peer's relay at 192.0.2.9:50001"},
+		},
+	}
+}
+
+func TestWrite(t *testing.T) {
+	later := busy()
+	later.Connections[0].RxBytes += 125_000
+	later.Connections[0].TxBytes += 250_000_000
+	later.Connections[1].TxBytes += 10
+	later.Connections[3].RxBytes = 7 // counted anew
+	for name, tt := range map[string]struct{ now, before Sample }{
+		"busy":  {now: Sample{noon, busy()}},
+		"rates": {now: Sample{noon.Add(time.Second), later}, before: Sample{noon, busy()}},
+		"new": {now: Sample{noon, edge.Status{
+			Name: "laptop", Role: "client", Interface: "sluice0", ListenPort: 5, Since: noon.Add(-2 * time.Second),
+			Portal: edge.PortalStatus{Since: noon.Add(-2 * time.Second), Why: "connecting for the first time"},
+		}}},
+		"problems": {now: Sample{noon, edge.Status{
+			Name: "lap\x1b[31mtop", Role: "client", Interface: "sluice0", Since: noon, Problem: "host: add route: run as root or with CAP_NET_ADMIN",
+			Addresses: prefixList("100.64.0.9/32"), Portal: edge.PortalStatus{Up: true, Since: noon, Refused: "the gateway\u202e offers 0.0.0.0/0", AheadS: -7200},
+			Connections: []edge.ConnectionStatus{{Peer: "office", State: "none", Explanation: "the peer is not connected\nto the portal"}},
+		}}},
+	} {
+		var b strings.Builder
+		if err := Write(&b, tt.now, tt.before); err != nil {
+			t.Fatal(err)
+		}
+		path := "testdata/" + name + ".txt"
+		if *update {
+			if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
+				t.Fatal(err)
+			}
+		}
+		want, err := os.ReadFile(path)
+		if err != nil || b.String() != string(want) {
+			t.Errorf("%s (%v):\n%s\nwant (go test -update writes it):\n%s", name, err, b.String(), want)
+		}
+		for _, r := range b.String() {
+			if r < ' ' && r != '\n' || r == '\u202e' {
+				t.Errorf("%s: %q could steer a terminal", name, r)
+			}
+		}
+	}
+}
+
+func TestUnits(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		-time.Second: "0 s", 350 * time.Microsecond: "0.3 ms", 23 * time.Millisecond: "23 ms", 999 * time.Millisecond: "999 ms",
+		time.Second: "1 s", 119 * time.Second: "119 s", 2 * time.Minute: "2 min", 2 * time.Hour: "2 h", 48 * time.Hour: "2 days",
+	} {
+		if got := span(d); got != want {
+			t.Errorf("%v: %q, want %q", d, got, want)
+		}
+	}
+	for n, want := range map[uint64]string{0: "0 B", 1023: "1023 B", 1024: "1.0 KiB", 1<<20 - 1: "1.0 MiB", 1<<64 - 1: "16384.0 PiB"} {
+		if got := size(n); got != want {
+			t.Errorf("%d: %q, want %q", n, got, want)
+		}
+	}
+	for n, want := range map[float64]string{0: "0 bit/s", 124.9: "999 bit/s", 125: "1 kbit/s", 1.25e8: "1.0 Gbit/s", 1.25e11: "1000.0 Gbit/s"} {
+		if got := rate(n); got != want {
+			t.Errorf("%g: %q, want %q", n, got, want)
+		}
+	}
+}

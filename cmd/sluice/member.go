@@ -1,0 +1,132 @@
+package main
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/member"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/tun/host"
+)
+
+// memberText is what gateway and client have in common.
+const memberText = `
+
+The token comes from -token-file FILE (- is standard input), the variable SLUICE_TOKEN, or the systemd credential
+sluice-token; never from an argument, which every user of the machine can read. Keep its file to yourself: chmod 600.
+
+It runs in the foreground until SIGTERM or SIGINT, then puts addresses, routes and firewall back as they were. SIGHUP
+says that the network has changed. SIGUSR1 writes counters to the file named by SLUICE_STATS. The other switches
+of sluice-wg in the environment (SLUICE_NO_GSO, SLUICE_QUEUES, ...) count here as well. See it with sluice status.
+
+It needs root, or the capability CAP_NET_ADMIN and write access to /run/sluice.`
+
+func gatewayCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "gateway",
+		Usage: "let clients reach the networks behind this machine",
+		Description: "Signs in at the portal, makes the interface, forwards what comes through the tunnel to the networks that it offers," +
+			"\nand hides it behind this machine's own addresses (masquerade), so that nothing there needs a route back.\n\n" +
+			"   sluice gateway -token-file /etc/sluice/token -routes 10.0.0.0/24,fd09::/64" + memberText,
+		Flags: append(memberFlags(),
+			&cli.StringFlag{Name: "routes", Usage: "`PREFIXES` to offer, with commas between; the portal says who may use them"},
+			&cli.BoolFlag{Name: "no-masquerade", Usage: "keep the tunnel's addresses: the networks behind need routes back"},
+		),
+		Before: noArguments,
+		Action: func(ctx context.Context, cmd *cli.Command) error { return runMember(ctx, cmd, protocol.Gateway) },
+	}
+}
+
+func clientCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "client",
+		Usage: "reach gateways and the networks behind them",
+		Description: "Signs in at the portal, makes the interface, and routes what the portal lets it reach through the tunnel. A default route" +
+			"\nthat a gateway offers is taken too; networks on this machine's own links stay reachable.\n\n" +
+			"   sluice client -token-file /etc/sluice/token" + memberText,
+		Flags:  memberFlags(),
+		Before: noArguments,
+		Action: func(ctx context.Context, cmd *cli.Command) error { return runMember(ctx, cmd, protocol.Client) },
+	}
+}
+
+func memberFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "token-file", Usage: "read the token from `FILE`; - is standard input"},
+		&cli.StringFlag{Name: "interface", Usage: "`NAME` of the interface to make", Value: member.DefaultInterface},
+		&cli.IntFlag{Name: "port", Usage: "UDP `PORT`; 0 chooses one"},
+		&cli.IntFlag{Name: "mtu", Usage: "of the interface, in `BYTES`", Value: member.DefaultMTU},
+		&cli.IntFlag{Name: "table", Usage: "routing table `NUMBER` for what goes through the tunnel", Value: host.DefaultTable},
+		&cli.UintFlag{Name: "mark", Usage: "fwmark `NUMBER` of the program's own packets, which never go through the tunnel", Value: host.DefaultMark},
+		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
+		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, error or silent (default: info, or LOG_LEVEL)"},
+	}
+}
+
+func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error {
+	o, err := memberOptions(cmd, role)
+	if err != nil {
+		return err
+	}
+	root := cmd.Root()
+	if o.Token, err = member.ReadToken(cmd.String("token-file"), root.Reader, root.ErrWriter); err != nil {
+		return err
+	}
+	return member.Run(ctx, o)
+}
+
+// Limits of flags. 1280 is the least MTU of IPv6 (RFC 8200, section 5); tables are those that iproute2 leaves to others.
+const (
+	leastMTU, greatestMTU = 1280, 65535 - 84
+	greatestTable         = 1<<31 - 1
+)
+
+func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err error) {
+	o = member.Options{
+		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), LogLevel: cmd.String("log-level"),
+		NoMasquerade: cmd.Bool("no-masquerade"), MTU: cmd.Int("mtu"), Table: cmd.Int("table"), Mark: uint32(cmd.Uint("mark")),
+	}
+	switch port := cmd.Int("port"); {
+	case port < 0 || port > 65535:
+		return o, usageError{fmt.Sprintf("-port %d: want 0 to 65535", port)}
+	case o.MTU < leastMTU || o.MTU > greatestMTU:
+		return o, usageError{fmt.Sprintf("-mtu %d: want %d (IPv6 needs it) to %d", o.MTU, leastMTU, greatestMTU)}
+	case o.Table < 1 || o.Table > greatestTable || o.Table >= 253 && o.Table <= 255:
+		return o, usageError{fmt.Sprintf("-table %d: want 1 or more, and none of the system's (253 to 255)", o.Table)}
+	case cmd.Uint("mark") < 1 || cmd.Uint("mark") > 1<<32-1:
+		return o, usageError{fmt.Sprintf("-mark %d: want 1 to 4294967295", cmd.Uint("mark"))}
+	case o.Interface == "" || strings.ContainsAny(o.Interface, "/%"):
+		return o, usageError{fmt.Sprintf("-interface %q: want a name like sluice0", o.Interface)}
+	default:
+		o.Port = uint16(port)
+	}
+	switch o.LogLevel {
+	case "", "debug", "verbose", "info", "error", "silent":
+	default:
+		return o, usageError{fmt.Sprintf("-log-level %q: want debug, info, error or silent", o.LogLevel)}
+	}
+	o.Routes, err = parseRoutes(cmd.String("routes"))
+	return o, err
+}
+
+func parseRoutes(text string) ([]netip.Prefix, error) {
+	var routes []netip.Prefix
+	for word := range strings.SplitSeq(text, ",") {
+		if word = strings.TrimSpace(word); word == "" {
+			continue
+		}
+		p, err := netip.ParsePrefix(word)
+		if err != nil {
+			return nil, usageError{fmt.Sprintf("-routes: %q is no prefix; want ones like 10.0.0.0/24 or fd09::/64, with commas between", word)}
+		}
+		if p != p.Masked() {
+			return nil, usageError{fmt.Sprintf("-routes: %s has host bits; did you mean %s?", p, p.Masked())}
+		}
+		routes = append(routes, p)
+	}
+	return routes, nil
+}

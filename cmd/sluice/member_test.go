@@ -1,0 +1,76 @@
+package main
+
+import (
+	"net/netip"
+	"os"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+)
+
+func TestMemberUsage(t *testing.T) {
+	t.Setenv("SLUICE_TOKEN", "")
+	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	for _, tt := range []struct {
+		args           string
+		code           int
+		stdout, stderr string // regular expressions
+	}{
+		{"gateway -h", 0, `-routes(?s:.*)-no-masquerade`, `^$`},
+		{"client -h", 0, `-token-file`, `^$`},
+		{"gateway more", 2, `^$`, `sluice gateway takes no argument, not "more"\n$`},
+		{"client -routes 10.0.0.0/24", 2, `^$`, `not defined: -routes; see sluice client -h\n$`},
+		{"client", 1, `^$`, `^sluice: token: there is none: .*-token-file FILE.*\n$`},
+		{"client -token-file /nonexistent/token", 1, `^$`, `^sluice: token: .*no such file.*\n$`},
+		{"client -token-file -", 1, `^$`, `^sluice: token: standard input is empty\n$`},
+		{"client -port 65536", 2, `^$`, `-port 65536: want 0 to 65535\n$`},
+		{"client -port -1", 2, `^$`, `-port -1: want`},
+		{"client -mtu 1000", 2, `^$`, `-mtu 1000: want 1280`},
+		{"client -table 254", 2, `^$`, `-table 254: `},
+		{"client -mark 0", 2, `^$`, `-mark 0: `},
+		{"client -interface=", 2, `^$`, `-interface "": want`},
+		{"client -interface ../x", 2, `^$`, `-interface "../x": want`},
+		{"client -log-level loud", 2, `^$`, `-log-level "loud": want debug, info, error or silent\n$`},
+		{"gateway -routes 10.0.0.0/24,10.1", 2, `^$`, `-routes: "10.1" is no prefix`},
+		{"gateway -routes 10.0.0.7/24", 2, `^$`, `did you mean 10.0.0.0/24\?\n$`},
+		{"client sluice1-abcdef", 2, `^$`, `^sluice: a token on the command line`},
+		{"status -socket=/tmp/sluice1-abcdef", 2, `^$`, `^sluice: a token on the command line`},
+	} {
+		stdout, stderr, code := call("", strings.Fields(tt.args)...)
+		if code != tt.code || !regexp.MustCompile(tt.stdout).MatchString(stdout) || !regexp.MustCompile(tt.stderr).MatchString(stderr) {
+			t.Errorf("%q: code %d, stdout %q, stderr %q", tt.args, code, stdout, stderr)
+		}
+		if strings.Contains(stderr, "abcdef") {
+			t.Errorf("%q: the token is repeated: %q", tt.args, stderr)
+		}
+	}
+}
+
+func TestParseRoutes(t *testing.T) {
+	for text, want := range map[string][]netip.Prefix{
+		"": nil, " , ": nil,
+		"10.0.0.0/24, fd09::/64,": {netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd09::/64")},
+		"0.0.0.0/0":               {netip.MustParsePrefix("0.0.0.0/0")},
+	} {
+		if got, err := parseRoutes(text); err != nil || !slices.Equal(got, want) {
+			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+}
+
+// TestTokenFileMode: advice for a token that others may read comes before anything is done with it.
+func TestTokenFileMode(t *testing.T) {
+	path := filepath.Join(t.TempDir(), "token")
+	if err := os.WriteFile(path, []byte("\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(path, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	_, stderr, code := call("", "client", "-token-file", path)
+	if code != 1 || !strings.Contains(stderr, "chmod 600 "+path) || !strings.Contains(stderr, "is empty") {
+		t.Errorf("code %d, stderr %q", code, stderr)
+	}
+}

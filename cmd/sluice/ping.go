@@ -1,0 +1,215 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/netip"
+	"os"
+	"os/signal"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
+	"github.com/sluice-vpn/sluice/ice/edge"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+)
+
+func pingCommand() *cli.Command {
+	return &cli.Command{
+		Name:      "ping",
+		Usage:     "ask a peer for a sign of life through the tunnel",
+		ArgsUsage: "NAME",
+		Description: "Sends ICMP echoes to the peer's tunnel address and prints the round trip, and the path that the connection had then:" +
+			"\ndirect or over a relay. The first echo also makes a connection, if there is none. Exit status 1: nothing came back.",
+		Flags: append(nodeFlags(),
+			&cli.IntFlag{Name: "count", Usage: "how many `ECHOES` to send, one a second", Value: 5},
+			&cli.BoolFlag{Name: "json", Usage: "print one JSON object at the end"},
+		),
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			if cmd.NArg() != 1 || cmd.Args().First() == "" {
+				return usageError{"sluice ping takes the name of one peer; sluice status lists them"}
+			}
+			if n := cmd.Int("count"); n < 1 || n > maxEchoes {
+				return usageError{fmt.Sprintf("-count %d: want 1 to %d", n, maxEchoes)}
+			}
+			nodes, err := chosenNodes(cmd)
+			if err != nil {
+				return err
+			}
+			ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
+			defer stop()
+			node, peer, err := findPeer(ctx, nodes, cmd.Args().First())
+			if err != nil {
+				return err
+			}
+			out := cmd.Root().Writer
+			if cmd.Bool("json") {
+				out = io.Discard
+			}
+			result, err := ping(ctx, out, node, peer, cmd.Int("count"))
+			if cmd.Bool("json") && err == nil {
+				err = json.NewEncoder(cmd.Root().Writer).Encode(result)
+			}
+			if err == nil && result.Received == 0 {
+				err = fmt.Errorf("%s does not answer: %s", peer.Peer, result.Explanation)
+			}
+			return err
+		},
+	}
+}
+
+// maxEchoes bounds -count; sequence numbers have 16 bits.
+const maxEchoes = 65535
+
+// echoWait is how long an answer may take: the first echo may have to wait for a connection.
+const (
+	echoInterval = time.Second
+	echoWait     = 2 * time.Second
+)
+
+// pingResult is what -json prints.
+type pingResult struct {
+	Peer        string       `json:"peer"`
+	Address     netip.Addr   `json:"address"`
+	Sent        int          `json:"sent"`
+	Received    int          `json:"received"`
+	Replies     []echoResult `json:"replies"`
+	Explanation string       `json:"explanation"` // of the connection, at the end
+}
+
+type echoResult struct {
+	Sequence int     `json:"sequence"`
+	RTTms    float64 `json:"rtt_ms"`
+	Path     string  `json:"path"` // direct ADDRESS or relay NAME
+	State    string  `json:"state"`
+}
+
+// findPeer asks the nodes which of them knows the peer.
+func findPeer(ctx context.Context, nodes []*status.Node, name string) (*status.Node, edge.ConnectionStatus, error) {
+	var found *status.Node
+	var peer edge.ConnectionStatus
+	var known []string
+	var failed []error
+	for _, n := range nodes {
+		s, err := n.Get(ctx)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		for _, c := range s.Connections {
+			known = append(known, c.Peer)
+			if c.Peer != name {
+				continue
+			}
+			if found != nil {
+				return nil, peer, fmt.Errorf("several nodes of this machine know %s; say which one to ask with -interface", name)
+			}
+			found, peer = n, c
+		}
+	}
+	switch {
+	case found != nil:
+		return found, peer, nil
+	case len(failed) == len(nodes):
+		return nil, peer, errors.Join(failed...)
+	case len(known) == 0:
+		return nil, peer, fmt.Errorf("no peer is called %q; the portal lets this node talk to none yet", name)
+	}
+	slices.Sort(known)
+	return nil, peer, fmt.Errorf("no peer is called %q; there are %s", name, strings.Join(slices.Compact(known), ", "))
+}
+
+// tunnelAddress is a peer's own address among its allowed IPs: a single one, of the tunnel's prefixes if it can be.
+func tunnelAddress(allowed []netip.Prefix) (netip.Addr, error) {
+	var first netip.Addr
+	for _, p := range allowed {
+		if !p.IsSingleIP() {
+			continue
+		}
+		if slices.ContainsFunc(protocol.DefaultOverlay(), func(o netip.Prefix) bool { return o.Contains(p.Addr()) }) {
+			return p.Addr(), nil
+		}
+		if !first.IsValid() {
+			first = p.Addr()
+		}
+	}
+	if !first.IsValid() {
+		return first, errors.New("the peer has no tunnel address yet")
+	}
+	return first, nil
+}
+
+// ping sends count echoes and writes a line for each.
+func ping(ctx context.Context, out io.Writer, node *status.Node, peer edge.ConnectionStatus, count int) (pingResult, error) {
+	r := pingResult{Peer: peer.Peer}
+	var err error
+	if r.Address, err = tunnelAddress(peer.AllowedIPs); err != nil {
+		return r, err
+	}
+	e, err := newEchoer(r.Address)
+	if err != nil {
+		return r, err
+	}
+	defer e.Close()
+	fmt.Fprintf(out, "ping %s (%s)\n", r.Peer, r.Address)
+	for sequence := 1; sequence <= count && ctx.Err() == nil; sequence++ {
+		began := time.Now()
+		r.Sent++
+		rtt, err := e.echo(ctx, sequence, echoWait)
+		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
+			if ctx.Err() != nil {
+				break
+			}
+			return r, err
+		}
+		r.note(ctx, out, node, sequence, rtt, err)
+		if sequence == count {
+			break
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(echoInterval - time.Since(began)):
+		}
+	}
+	r.summarize(out)
+	return r, nil
+}
+
+// note adds an echo's result, with the path that the node has now.
+func (r *pingResult) note(ctx context.Context, out io.Writer, node *status.Node, sequence int, rtt time.Duration, lost error) {
+	result := echoResult{Sequence: sequence, RTTms: milliseconds(rtt), Path: "-"}
+	if s, err := node.Get(ctx); err == nil {
+		for i := range s.Connections {
+			if c := &s.Connections[i]; c.Peer == r.Peer {
+				result.Path, result.State, r.Explanation = status.PathOf(c), c.State, c.Explanation
+			}
+		}
+	}
+	if lost != nil {
+		fmt.Fprintf(out, "%d: no answer within %v; %s\n", sequence, echoWait, r.Explanation)
+		return
+	}
+	r.Received++
+	r.Replies = append(r.Replies, result)
+	fmt.Fprintf(out, "%d: %.2f ms, %s\n", sequence, result.RTTms, result.Path)
+}
+
+func (r *pingResult) summarize(out io.Writer) {
+	fmt.Fprintf(out, "%d sent, %d came back", r.Sent, r.Received)
+	if r.Received > 0 {
+		least, greatest, sum := r.Replies[0].RTTms, 0.0, 0.0
+		for _, e := range r.Replies {
+			least, greatest, sum = min(least, e.RTTms), max(greatest, e.RTTms), sum+e.RTTms
+		}
+		fmt.Fprintf(out, "; round trip %.2f ms at least, %.2f on average, %.2f at most", least, sum/float64(r.Received), greatest)
+	}
+	fmt.Fprintln(out)
+}
+
+func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

@@ -1,0 +1,88 @@
+package main
+
+import (
+	"encoding/json"
+	"net/netip"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-vpn/sluice/tun/host"
+)
+
+// inNewNamespace moves the test's thread into a new network namespace until the test ends.
+func inNewNamespace(t *testing.T) {
+	t.Helper()
+	runtime.LockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		runtime.UnlockOSThread()
+		t.Skipf("SKIPPED: ping needs a network namespace of its own (run as root): %v", err)
+	}
+	t.Cleanup(func() {
+		defer unix.Close(home)
+		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+			t.Error(err)
+			return
+		}
+		runtime.UnlockOSThread()
+	})
+}
+
+// TestPing pings addresses of the namespace itself, over both kinds of socket.
+func TestPing(t *testing.T) {
+	inNewNamespace(t)
+	dir := ownSockets(t)
+	s := office()
+	s.Connections[1].AllowedIPs = []netip.Prefix{netip.MustParsePrefix("fd00:2021:1111::77/128")}
+	serveStatus(t, dir, s)
+	for _, err := range []error{
+		host.SetUp("lo"), host.AddAddress("lo", netip.MustParsePrefix("100.64.0.77/32")),
+		host.AddAddress("lo", netip.MustParsePrefix("fd00:2021:1111::77/128")),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, groups := range []string{"0 2147483647", "1 0"} { // who may have ping sockets: all, nobody
+		if err := os.WriteFile("/proc/sys/net/ipv4/ping_group_range", []byte(groups), 0); err != nil {
+			t.Fatal(err)
+		}
+		stdout, stderr, code := call("", "ping", "-count", "1", "alice")
+		if code != 0 || stderr != "" || !strings.Contains(stdout, "ms, direct 198.51.100.7:4\n") || !strings.Contains(stdout, "1 sent, 1 came back;") {
+			t.Errorf("%s: code %d, %q, %q", groups, code, stdout, stderr)
+		}
+		stdout, _, code = call("", "ping", "-count", "2", "-json", "bob")
+		var result pingResult
+		if err := json.Unmarshal([]byte(stdout), &result); err != nil || code != 0 || result.Sent != 2 || result.Received != 2 ||
+			len(result.Replies) != 2 || result.Replies[1].Sequence != 2 || result.Address != netip.MustParseAddr("fd00:2021:1111::77") {
+			t.Errorf("%s: code %d, %q, %v", groups, code, stdout, err)
+		}
+	}
+}
+
+// TestPingSilence: exit status 1, and the reason that the node gives.
+func TestPingSilence(t *testing.T) {
+	inNewNamespace(t)
+	dir := ownSockets(t)
+	serveStatus(t, dir, office())
+	for _, err := range []error{
+		host.SetUp("lo"), host.AddAddress("lo", netip.MustParsePrefix("100.64.0.77/32")),
+		os.WriteFile("/proc/sys/net/ipv4/icmp_echo_ignore_all", []byte("1"), 0),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	stdout, stderr, code := call("", "ping", "-count", "1", "alice")
+	if code != 1 || !strings.Contains(stdout, "1: no answer within 2s; fine\n1 sent, 0 came back\n") ||
+		stderr != "sluice: alice does not answer: fine\n" {
+		t.Errorf("code %d, %q, %q", code, stdout, stderr)
+	}
+}

@@ -1,0 +1,150 @@
+package main
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"time"
+
+	"github.com/urfave/cli/v3"
+	"golang.org/x/term"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
+	"github.com/sluice-vpn/sluice/ice/edge"
+)
+
+// socketDirectory is where running nodes are looked for; tests have their own.
+var socketDirectory = status.Directory
+
+func statusCommand() *cli.Command {
+	return &cli.Command{
+		Name:  "status",
+		Usage: "show how this machine's gateway or client reaches its peers",
+		Description: "For each peer: the state of the connection, whether packets go direct or over a relay, when the last WireGuard handshake" +
+			"\nwas, the round trip, what was carried, and why the latest connection ended. Without -socket and -interface it shows\n" +
+			"   every node that runs on this machine. Exit status 1: no node answered.",
+		Flags: append(nodeFlags(),
+			&cli.BoolFlag{Name: "json", Usage: "print all that is known, as one JSON object a line"},
+			&cli.BoolFlag{Name: "watch", Usage: "again every second, with rates"},
+		),
+		Before: noArguments,
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			nodes, err := chosenNodes(cmd)
+			if err != nil {
+				return err
+			}
+			root := cmd.Root()
+			v := &viewer{nodes: nodes, json: cmd.Bool("json"), out: root.Writer, diagnostics: root.ErrWriter, before: map[string]status.Sample{}}
+			if !cmd.Bool("watch") {
+				return v.show(ctx)
+			}
+			ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
+			defer stop()
+			f, isFile := root.Writer.(*os.File)
+			v.redraw = isFile && !v.json && term.IsTerminal(int(f.Fd()))
+			return v.watch(ctx, time.Second)
+		},
+	}
+}
+
+// nodeFlags say which node is meant.
+func nodeFlags() []cli.Flag {
+	return []cli.Flag{
+		&cli.StringFlag{Name: "socket", Usage: "ask the node at the status socket `PATH`"},
+		&cli.StringFlag{Name: "interface", Usage: "ask the node with the interface `NAME`"},
+	}
+}
+
+// chosenNodes are the node that the flags name, or all of this machine.
+func chosenNodes(cmd *cli.Command) ([]*status.Node, error) {
+	socket, iface := cmd.String("socket"), cmd.String("interface")
+	switch {
+	case socket != "" && iface != "":
+		return nil, usageError{"-socket and -interface name a node both; give one of them"}
+	case socket != "":
+		return []*status.Node{status.NewNode(socket)}, nil
+	case iface != "":
+		return []*status.Node{status.NewNode(status.PathIn(socketDirectory, iface))}, nil
+	}
+	paths, err := status.Sockets(socketDirectory)
+	if err != nil {
+		return nil, err
+	}
+	if len(paths) == 0 {
+		return nil, fmt.Errorf("no node runs on this machine (%s has no socket); start one with sluice gateway or sluice client", socketDirectory)
+	}
+	nodes := make([]*status.Node, len(paths))
+	for i, path := range paths {
+		nodes[i] = status.NewNode(path)
+	}
+	return nodes, nil
+}
+
+// viewer shows nodes once or again and again.
+type viewer struct {
+	nodes            []*status.Node
+	json, redraw     bool
+	out, diagnostics io.Writer
+	before           map[string]status.Sample // by socket
+}
+
+// watch shows until ctx ends. That a node does not answer for a while is shown, not the end.
+func (v *viewer) watch(ctx context.Context, interval time.Duration) error {
+	ticker := time.NewTicker(interval)
+	defer ticker.Stop()
+	for {
+		if v.redraw {
+			io.WriteString(v.out, "\x1b[H\x1b[2J")
+		}
+		if err := v.show(ctx); err != nil && ctx.Err() == nil {
+			fmt.Fprintf(v.diagnostics, "sluice: %v\n", err)
+		}
+		if !v.redraw && !v.json {
+			fmt.Fprintln(v.out)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-ticker.C:
+		}
+	}
+}
+
+// show asks every node once. What one does not answer is told where others do, and is the error if none does.
+func (v *viewer) show(ctx context.Context) error {
+	var failed []error
+	for i, n := range v.nodes {
+		s, err := n.Get(ctx)
+		if err != nil {
+			failed = append(failed, err)
+			continue
+		}
+		if err := v.print(n, s, i > 0); err != nil {
+			return err
+		}
+	}
+	if len(failed) == len(v.nodes) {
+		return errors.Join(failed...)
+	}
+	for _, err := range failed {
+		fmt.Fprintf(v.diagnostics, "sluice: %v\n", err)
+	}
+	return nil
+}
+
+func (v *viewer) print(n *status.Node, s edge.Status, more bool) error {
+	if v.json {
+		return json.NewEncoder(v.out).Encode(s)
+	}
+	if more {
+		fmt.Fprintln(v.out)
+	}
+	now := status.Sample{At: time.Now(), Status: s}
+	before := v.before[n.Path()]
+	v.before[n.Path()] = now
+	return status.Write(v.out, now, before)
+}

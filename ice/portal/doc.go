@@ -1,0 +1,17 @@
+// Package portal is where nodes sign in: it embeds the signaling broker and a relay, and knows of each node its role, key,
+// addresses and routes, and which nodes may reach which.
+//
+//	nodes --TLS--> broker (ice/signal/broker) --offers, answers, byes--> nodes
+//	                  |
+//	                sync requests --> Portal --> answers, at once or when something has changed
+//	                  |                 |
+//	               JetStream KV <-- state        relay (ice/relay): STUN and TURN over UDP
+//
+// All state is in one folder: the certificate and its key, and the broker's JetStream store with one bucket: a record for each
+// node, a preshared key for each pair, and the portal's own settings. Changes are written there first and only then take
+// effect. Tokens are kept as hashes.
+//
+// A node that is removed, or gets another token, is refused from then on and its connection is ended. What a node may do is
+// enforced by the broker's permissions (signal.Permissions): it can write only to nodes that it is linked with, and nobody can
+// write in its name.
+package portal

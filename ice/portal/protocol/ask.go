@@ -1,0 +1,73 @@
+package protocol
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+
+	"github.com/sluice-vpn/sluice/ice/signal"
+)
+
+// MaxAnswer bounds an answer of the portal, in bytes of JSON.
+const MaxAnswer = 2 << 20
+
+// MaxRequest bounds a request to the portal, in bytes of JSON.
+const MaxRequest = 16 << 10
+
+// Ask is one request over the bus. It waits for the answer until ctx ends, which should be more than SyncHold away.
+func Ask(ctx context.Context, bus *signal.Bus, r SyncRequest) (Sync, error) {
+	data, err := json.Marshal(r)
+	if err != nil {
+		return Sync{}, fmt.Errorf("protocol: %w", err)
+	}
+	answer, err := bus.Request(ctx, Verb, data)
+	if err != nil {
+		return Sync{}, err
+	}
+	return DecodeSync(answer)
+}
+
+// DecodeSync parses and validates an answer.
+func DecodeSync(data []byte) (Sync, error) {
+	var s Sync
+	if len(data) > MaxAnswer {
+		return Sync{}, errors.New("protocol: the portal's answer is too long")
+	}
+	if err := decode(data, &s); err != nil {
+		return Sync{}, fmt.Errorf("protocol: the portal's answer: %w", err)
+	}
+	if err := s.Validate(); err != nil {
+		return Sync{}, fmt.Errorf("protocol: the portal's answer: %w", err)
+	}
+	return s, nil
+}
+
+// DecodeRequest parses and validates a request.
+func DecodeRequest(data []byte) (SyncRequest, error) {
+	var r SyncRequest
+	if len(data) > MaxRequest {
+		return SyncRequest{}, errors.New("protocol: the request is too long")
+	}
+	if err := decode(data, &r); err != nil {
+		return SyncRequest{}, fmt.Errorf("protocol: %w", err)
+	}
+	if err := r.Validate(); err != nil {
+		return SyncRequest{}, fmt.Errorf("protocol: %w", err)
+	}
+	return r, nil
+}
+
+// decode reads one JSON object and nothing behind it. Unknown keys are ignored, so that a newer program can say more.
+func decode(data []byte, v any) error {
+	d := json.NewDecoder(bytes.NewReader(data))
+	if err := d.Decode(v); err != nil {
+		return errors.New("not JSON of the right form")
+	}
+	if _, err := d.Token(); err != io.EOF {
+		return errors.New("something follows the JSON object")
+	}
+	return nil
+}

@@ -1,0 +1,110 @@
+package protocol
+
+import (
+	"encoding/base64"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net"
+	"strconv"
+	"strings"
+
+	"github.com/sluice-vpn/sluice/ice/signal"
+)
+
+// TokenPrefix is what every token begins with.
+const TokenPrefix = "sluice1-"
+
+const (
+	maxToken   = 4 << 10
+	maxPortals = 8
+)
+
+// Token is a node's one secret: who it is, where the portal is, and how to know it.
+type Token struct {
+	Name        string
+	Portals     []string // host:port, one at least
+	Fingerprint [32]byte // SHA-256 of the portal's certificate
+	Secret      [32]byte
+}
+
+// tokenJSON is what a token's text encodes.
+type tokenJSON struct {
+	Name        string   `json:"n"`
+	Portals     []string `json:"p"`
+	Fingerprint []byte   `json:"f"`
+	Secret      []byte   `json:"s"`
+}
+
+// Format keeps tokens out of everything that fmt prints.
+func (t Token) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[token]")) }
+
+// Encode returns the token as one word of printable ASCII that begins with TokenPrefix.
+func (t Token) Encode() string {
+	text, err := json.Marshal(tokenJSON{t.Name, t.Portals, t.Fingerprint[:], t.Secret[:]})
+	if err != nil {
+		panic("protocol: " + err.Error()) // strings and bytes always encode
+	}
+	return TokenPrefix + base64.RawURLEncoding.EncodeToString(text)
+}
+
+// ParseToken reads a token; surrounding white space is ignored. Errors say what is wrong without quoting the token.
+func ParseToken(text string) (Token, error) {
+	text = strings.TrimSpace(text)
+	switch {
+	case text == "":
+		return Token{}, errors.New("the token is empty")
+	case len(text) > maxToken:
+		return Token{}, errors.New("this is no token: too long")
+	case !strings.HasPrefix(text, TokenPrefix):
+		return Token{}, fmt.Errorf("this is no token: it does not begin with %s", TokenPrefix)
+	}
+	raw, err := base64.RawURLEncoding.Strict().DecodeString(text[len(TokenPrefix):])
+	if err != nil {
+		return Token{}, errDamaged
+	}
+	var j tokenJSON
+	if err := json.Unmarshal(raw, &j); err != nil || len(j.Fingerprint) != 32 || len(j.Secret) != 32 {
+		return Token{}, errDamaged
+	}
+	t := Token{Name: j.Name, Portals: j.Portals, Fingerprint: [32]byte(j.Fingerprint), Secret: [32]byte(j.Secret)}
+	if !signal.ValidName(t.Name) || len(t.Portals) == 0 || len(t.Portals) > maxPortals {
+		return Token{}, errDamaged
+	}
+	for _, p := range t.Portals {
+		if _, port, err := net.SplitHostPort(p); err != nil || !validPort(port) {
+			return Token{}, errDamaged
+		}
+	}
+	return t, nil
+}
+
+var errDamaged = errors.New("the token is damaged: copy the whole line")
+
+func validPort(text string) bool {
+	n, err := strconv.ParseUint(text, 10, 16)
+	return err == nil && n > 0
+}
+
+// Credential is what the broker knows the node by: its name and its secret.
+func (t Token) Credential() string { return t.Name + ":" + hex.EncodeToString(t.Secret[:]) }
+
+// ParseCredential is the portal's side of Credential. Not ok: it has another form.
+func ParseCredential(text string) (name string, secret [32]byte, ok bool) {
+	name, digits, found := strings.Cut(text, ":")
+	b, err := hex.DecodeString(digits)
+	if !found || !signal.ValidName(name) || err != nil || len(b) != len(secret) {
+		return "", secret, false
+	}
+	return name, [32]byte(b), true
+}
+
+// SignalConfig is how a node with this token reaches the portal.
+func (t Token) SignalConfig() signal.Config {
+	cfg := signal.Config{Self: t.Name, Token: t.Credential(), TLS: signal.Fingerprint(t.Fingerprint).TLSConfig()}
+	for _, p := range t.Portals {
+		cfg.URLs = append(cfg.URLs, "tls://"+p)
+	}
+	return cfg
+}

@@ -1,0 +1,383 @@
+package portal
+
+import (
+	"cmp"
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"crypto/subtle"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+)
+
+// Errors of changes to the list of nodes.
+var (
+	ErrExists  = errors.New("a node of this name exists")
+	ErrUnknown = errors.New("there is no node of this name")
+)
+
+// record is what is kept of a node.
+type record struct {
+	Name      string         `json:"name"`
+	Role      protocol.Role  `json:"role"`
+	TokenHash string         `json:"token_hash"` // SHA-256 of the secret, hexadecimal
+	Index     uint32         `json:"index"`      // of its addresses in the overlay, from 1
+	Allow     []string       `json:"allow,omitempty"`
+	Created   time.Time      `json:"created"`
+	PublicKey protocol.Key   `json:"public_key"`
+	Routes    []netip.Prefix `json:"routes,omitempty"`
+	Program   string         `json:"program,omitempty"`
+}
+
+// settings are the portal's own.
+type settings struct {
+	RelaySecret string `json:"relay_secret"`
+	NextIndex   uint32 `json:"next_index"`
+}
+
+// state is the portal's memory, with a copy in a KV bucket that is written first. Its methods may be called by any goroutine.
+type state struct {
+	kv jetstream.KeyValue
+
+	mu       sync.Mutex
+	settings settings
+	nodes    map[string]*record // records are frozen and replaced as a whole
+	pairs    map[string]protocol.Key
+}
+
+const (
+	keySettings = "settings"
+	prefixNode  = "node."
+	prefixPair  = "pair."
+	// overlaySize is how many addresses the overlay has, but for the first and last.
+	overlaySize = 1<<21 - 2
+)
+
+// loadState reads the bucket; a new one gets its settings.
+func loadState(ctx context.Context, kv jetstream.KeyValue) (*state, error) {
+	s := &state{kv: kv, nodes: map[string]*record{}, pairs: map[string]protocol.Key{}}
+	keys, err := kv.Keys(ctx)
+	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+		return nil, err
+	}
+	for _, key := range keys {
+		entry, err := kv.Get(ctx, key)
+		if err != nil {
+			return nil, err
+		}
+		if err := s.load(key, entry.Value()); err != nil {
+			return nil, fmt.Errorf("the stored %q is damaged: %w", key, err)
+		}
+	}
+	if s.settings.RelaySecret == "" {
+		s.settings = settings{RelaySecret: rand.Text() + rand.Text(), NextIndex: 1}
+		return s, s.put(ctx, keySettings, s.settings)
+	}
+	return s, nil
+}
+
+func (s *state) load(key string, value []byte) error {
+	switch {
+	case key == keySettings:
+		return json.Unmarshal(value, &s.settings)
+	case len(key) > len(prefixNode) && key[:len(prefixNode)] == prefixNode:
+		r := new(record)
+		if err := json.Unmarshal(value, r); err != nil {
+			return err
+		}
+		s.nodes[r.Name] = r
+	case len(key) > len(prefixPair) && key[:len(prefixPair)] == prefixPair:
+		var k protocol.Key
+		if err := json.Unmarshal(value, &k); err != nil {
+			return err
+		}
+		s.pairs[key] = k
+	}
+	return nil
+}
+
+// put writes one value. The lock need not be held.
+func (s *state) put(ctx context.Context, key string, value any) error {
+	text, err := json.Marshal(value)
+	if err == nil {
+		_, err = s.kv.Put(ctx, key, text)
+	}
+	if err != nil {
+		return fmt.Errorf("the state could not be written (is the disk full?): %w", err)
+	}
+	return nil
+}
+
+// add makes a node with a fresh secret.
+func (s *state) add(ctx context.Context, name string, role protocol.Role, allow []string) (secret [32]byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch {
+	case !signal.ValidName(name):
+		return secret, fmt.Errorf("%q cannot be a name; use lower-case letters, digits and hyphens", name)
+	case role != protocol.Client && role != protocol.Gateway:
+		return secret, fmt.Errorf("%q is no role; use client or gateway", string(role))
+	case s.nodes[name] != nil:
+		return secret, fmt.Errorf("%w: %s", ErrExists, name)
+	case len(s.nodes) >= protocol.MaxPeers:
+		return secret, fmt.Errorf("there are %d nodes, which is the limit", len(s.nodes))
+	}
+	for _, other := range allow {
+		if !signal.ValidName(other) {
+			return secret, fmt.Errorf("-allow: %q cannot be a node's name", other)
+		}
+	}
+	next := s.settings
+	index := s.freeIndex()
+	next.NextIndex = index + 1
+	if err := s.put(ctx, keySettings, next); err != nil {
+		return secret, err
+	}
+	s.settings = next
+	if secret, err = newSecret(); err != nil {
+		return secret, err
+	}
+	return secret, s.store(ctx, &record{
+		Name: name, Role: role, TokenHash: hashSecret(secret), Index: index, Allow: allow, Created: time.Now().UTC(),
+	})
+}
+
+// freeIndex is the next address that is not taken: those of removed nodes are used again as late as possible.
+func (s *state) freeIndex() uint32 {
+	taken := map[uint32]bool{}
+	for _, r := range s.nodes {
+		taken[r.Index] = true
+	}
+	index := max(1, s.settings.NextIndex)
+	for index > overlaySize || taken[index] {
+		if index++; index > overlaySize {
+			index = 1
+		}
+	}
+	return index
+}
+
+// store writes a node's record and then lets it count. The lock is held.
+func (s *state) store(ctx context.Context, r *record) error {
+	if err := s.put(ctx, prefixNode+r.Name, r); err != nil {
+		return err
+	}
+	s.nodes[r.Name] = r
+	return nil
+}
+
+// renew gives a node another secret.
+func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.nodes[name]
+	if old == nil {
+		return secret, fmt.Errorf("%w: %s", ErrUnknown, name)
+	}
+	if secret, err = newSecret(); err != nil {
+		return secret, err
+	}
+	next := *old
+	next.TokenHash = hashSecret(secret)
+	return secret, s.store(ctx, &next)
+}
+
+// remove forgets a node and its preshared keys.
+func (s *state) remove(ctx context.Context, name string) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.nodes[name] == nil {
+		return fmt.Errorf("%w: %s", ErrUnknown, name)
+	}
+	if err := s.kv.Purge(ctx, prefixNode+name); err != nil {
+		return fmt.Errorf("the state could not be written: %w", err)
+	}
+	delete(s.nodes, name)
+	for other := range s.nodes {
+		key := pairKey(name, other)
+		if _, ok := s.pairs[key]; ok {
+			delete(s.pairs, key)
+			_ = s.kv.Purge(ctx, key) // a node that comes back under this name has another token, so it does no harm
+		}
+	}
+	return nil
+}
+
+// report takes a node's key and routes. refused says why not, and changes nothing; changed whether anything is other than
+// before.
+func (s *state) report(ctx context.Context, name string, r *protocol.SyncRequest) (changed bool, refused string, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	old := s.nodes[name]
+	if old == nil {
+		return false, "", ErrUnknown
+	}
+	if refused = s.refusal(old, r); refused != "" {
+		return false, refused, nil
+	}
+	next := *old
+	next.PublicKey, next.Routes, next.Program = r.PublicKey, r.Routes, r.Program
+	changed = next.PublicKey != old.PublicKey || !slices.Equal(next.Routes, old.Routes)
+	if !changed && next.Program == old.Program {
+		return false, "", nil
+	}
+	return changed, "", s.store(ctx, &next)
+}
+
+// refusal says what is wrong with a report, "" if nothing is.
+func (s *state) refusal(of *record, r *protocol.SyncRequest) string {
+	if of.Role != protocol.Gateway && len(r.Routes) > 0 {
+		return fmt.Sprintf("%s is a client, and only a gateway may offer routes; make a gateway's token: sluice portal node add NAME -role gateway", of.Name)
+	}
+	for _, route := range r.Routes {
+		for _, overlay := range protocol.DefaultOverlay() {
+			if route.Bits() > 0 && route.Overlaps(overlay) {
+				return fmt.Sprintf("route %s overlaps the tunnel's own addresses %s; leave it out", route, overlay)
+			}
+		}
+	}
+	for _, other := range s.sorted() {
+		if other.Name == of.Name {
+			continue
+		}
+		if other.PublicKey == r.PublicKey {
+			return fmt.Sprintf("node %s has the same public key; restart one of the two", other.Name)
+		}
+		for _, theirs := range other.Routes {
+			for _, route := range r.Routes {
+				if route.Overlaps(theirs) && (route.Bits() == 0) == (theirs.Bits() == 0) {
+					return fmt.Sprintf("route %s overlaps route %s of gateway %s; change one, or remove that gateway", route, theirs, other.Name)
+				}
+			}
+		}
+	}
+	return ""
+}
+
+// authenticate returns the node that a credential stands for, and the nodes it is linked with.
+func (s *state) authenticate(credential string) (name string, linked []string, err error) {
+	name, secret, ok := protocol.ParseCredential(credential)
+	if !ok {
+		return "", nil, errors.New("not a token")
+	}
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	r := s.nodes[name]
+	hash := hashSecret(secret)
+	if r == nil {
+		return "", nil, errors.New("no such node")
+	}
+	if subtle.ConstantTimeCompare([]byte(hash), []byte(r.TokenHash)) != 1 {
+		return "", nil, fmt.Errorf("wrong token for %s", name)
+	}
+	for _, other := range s.sorted() {
+		if mayMeet(r, other) {
+			linked = append(linked, other.Name)
+		}
+	}
+	return name, linked, nil
+}
+
+// mayMeet is the policy: a client meets gateways, all or those it names; two gateways meet if one names the other; two clients
+// never do.
+func mayMeet(a, b *record) bool {
+	switch {
+	case a.Name == b.Name || a.Role == protocol.Client && b.Role == protocol.Client:
+		return false
+	case a.Role == protocol.Gateway && b.Role == protocol.Gateway:
+		return slices.Contains(a.Allow, b.Name) || slices.Contains(b.Allow, a.Name)
+	case a.Role == protocol.Gateway:
+		a, b = b, a
+	}
+	return len(a.Allow) == 0 || slices.Contains(a.Allow, b.Name)
+}
+
+// sorted lists the nodes by name. The lock is held.
+func (s *state) sorted() []*record {
+	return slices.SortedFunc(maps.Values(s.nodes), func(a, b *record) int { return cmp.Compare(a.Name, b.Name) })
+}
+
+// list is sorted for other goroutines.
+func (s *state) list() []*record {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.sorted()
+}
+
+// peers is what a node may know of others.
+func (s *state) peers(ctx context.Context, name string, online func(string) bool) (self *record, peers []protocol.Peer, err error) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if self = s.nodes[name]; self == nil {
+		return nil, nil, ErrUnknown
+	}
+	for _, other := range s.sorted() {
+		if !mayMeet(self, other) {
+			continue
+		}
+		psk, err := s.pair(ctx, name, other.Name)
+		if err != nil {
+			return nil, nil, err
+		}
+		peers = append(peers, protocol.Peer{
+			Name: other.Name, Role: other.Role, PublicKey: other.PublicKey, PresharedKey: psk,
+			AllowedIPs: append(addresses(other.Index), other.Routes...), Online: online(other.Name),
+		})
+	}
+	return self, peers, nil
+}
+
+// pair returns the preshared key of two nodes, making it if there is none. The lock is held.
+func (s *state) pair(ctx context.Context, a, b string) (protocol.Key, error) {
+	key := pairKey(a, b)
+	if k, ok := s.pairs[key]; ok {
+		return k, nil
+	}
+	k, err := newSecret()
+	if err == nil {
+		err = s.put(ctx, key, protocol.Key(k))
+	}
+	if err != nil {
+		return protocol.Key{}, err
+	}
+	s.pairs[key] = k
+	return k, nil
+}
+
+// pairKey is where a preshared key is kept; names have no dots.
+func pairKey(a, b string) string { return prefixPair + min(a, b) + "." + max(a, b) }
+
+// addresses are a node's in the overlay.
+func addresses(index uint32) (list []netip.Prefix) {
+	for _, p := range protocol.DefaultOverlay() {
+		b := p.Addr().AsSlice()
+		for i, rest := len(b)-1, index; rest > 0; i, rest = i-1, rest>>8 {
+			b[i] += byte(rest)
+		}
+		addr, _ := netip.AddrFromSlice(b)
+		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))
+	}
+	return list
+}
+
+func newSecret() (secret [32]byte, err error) {
+	_, err = rand.Read(secret[:])
+	return secret, err
+}
+
+func hashSecret(secret [32]byte) string {
+	sum := sha256.Sum256(secret[:])
+	return hex.EncodeToString(sum[:])
+}

@@ -1,0 +1,28 @@
+package host
+
+// Forward says how a gateway forwards. Interface is required.
+//
+// Two things of the namespace are changed. IP forwarding is switched on for both families (net.ipv4.ip_forward and
+// net.ipv6.conf.all.forwarding; interfaces that take router advertisements go on doing so, accept_ra=2). And there is an
+// nftables table of our own, `inet sluice-INTERFACE`, which clamps the MSS of TCP connections through the interface to the
+// path's MTU, and masquerades what came in by the interface and leaves by another one (Linux 5.7 and newer). A table that a
+// killed process has left is replaced.
+//
+// No other table is touched. So where another one drops forwarded packets, ours cannot help, because a drop is final in
+// nftables: see Forwarding.Obstacles.
+type Forward struct {
+	// Interface is the TUN device's name.
+	Interface string
+	// NoMasquerade leaves addresses as they are: the network behind then needs routes back.
+	NoMasquerade bool
+}
+
+// Obstacle is a chain of somebody else that drops what no rule of it accepts.
+type Obstacle struct {
+	Family string // of the table: ip, ip6, inet
+	Table  string
+	Chain  string
+}
+
+// String names the chain as nft does.
+func (o Obstacle) String() string { return o.Family + " " + o.Table + " " + o.Chain }

@@ -1,0 +1,323 @@
+package host
+
+import (
+	"errors"
+	"fmt"
+	"os"
+	"strings"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+)
+
+// tablePrefix begins the names of our tables; forwardChain is in those of gateways.
+const (
+	tablePrefix  = "sluice-"
+	forwardChain = "forward"
+)
+
+// Chains without a hook, which say in a gateway's table that a setting was off before. The note outlives a killed process.
+const (
+	noteIPv4 = "ipv4-was-off"
+	noteIPv6 = "ipv6-was-off"
+)
+
+// Forwarding is what StartForwarding set up. Its methods act in the namespace of the calling thread: the one where it was
+// started. They belong to one goroutine.
+type Forwarding struct {
+	name  string
+	table *nftables.Table
+	conn  *nftables.Conn
+	// before are the tables that filtered or translated forwarded packets already when we began.
+	before map[string]bool
+	// advertised are the interfaces whose accept_ra was changed.
+	advertised []string
+}
+
+// StartForwarding obeys f. On an error nothing has changed.
+func StartForwarding(f Forward) (*Forwarding, error) {
+	conn, err := nftables.New()
+	if err != nil {
+		return nil, wrap(err, "forward")
+	}
+	fw := &Forwarding{
+		name: f.Interface, conn: conn,
+		table: &nftables.Table{Name: tablePrefix + f.Interface, Family: nftables.TableFamilyINet},
+	}
+	if err := fw.start(f); err != nil {
+		return nil, errors.Join(err, fw.Close())
+	}
+	return fw, nil
+}
+
+func (fw *Forwarding) start(f Forward) error {
+	chains, err := fw.chains()
+	if err != nil {
+		return err
+	}
+	fw.before = fw.forwarders(chains)
+	notes := map[string]bool{}
+	for _, s := range forwardingSettings {
+		value, err := readSetting(s.path)
+		if err != nil {
+			continue // the family is switched off
+		}
+		notes[s.note] = value == "0" || fw.noted(chains, s.note)
+	}
+	fw.writeTable(f, notes)
+	if err := fw.flush("make table " + fw.table.Name); err != nil {
+		return err
+	}
+	return fw.switchOn()
+}
+
+// forwardingSettings are the switches, and the note that one was off.
+var forwardingSettings = []struct{ path, note string }{
+	{"ipv4/ip_forward", noteIPv4},
+	{"ipv6/conf/all/forwarding", noteIPv6},
+}
+
+func (fw *Forwarding) switchOn() error {
+	// A host that forwards IPv6 ignores router advertisements and forgets the default route that it learned from them, unless
+	// accept_ra is 2 (net/ipv6/addrconf.c, addrconf_fixup_forwarding).
+	for _, path := range interfaceSettings("ipv6", "accept_ra") {
+		if changed, err := changeSetting(path, "1", "2"); err == nil && changed {
+			fw.advertised = append(fw.advertised, path)
+		}
+	}
+	for _, s := range forwardingSettings {
+		if _, err := changeSetting(s.path, "0", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return err
+		}
+	}
+	return nil
+}
+
+// Close takes back what was set up. Forwarding is switched off only if it was off before, is on still, and nobody else seems
+// to forward: another gateway of ours inherits the duty, and a new table of somebody else's on the forward hook (a
+// container runtime's) leaves it on. The safe mistake is to leave it on.
+func (fw *Forwarding) Close() error {
+	chains, err := fw.chains()
+	if err != nil {
+		return err
+	}
+	var off []string
+	for _, s := range forwardingSettings {
+		if !fw.noted(chains, s.note) {
+			continue
+		}
+		if heir := fw.otherGateway(chains); heir != nil {
+			fw.conn.AddChain(&nftables.Chain{Name: s.note, Table: heir})
+			continue
+		}
+		if fw.onlyOld(chains) {
+			off = append(off, s.path)
+		}
+	}
+	for _, path := range off { // first, so that nothing leaves with the tunnel's addresses
+		if _, e := changeSetting(path, "1", "0"); e != nil && !errors.Is(e, os.ErrNotExist) {
+			err = errors.Join(err, e)
+		}
+	}
+	if fw.present(chains) {
+		fw.conn.DelTable(fw.table)
+	}
+	err = errors.Join(err, fw.flush("delete table "+fw.table.Name))
+	if len(off) > 0 || len(fw.advertised) > 0 && !fw.stillForwards6() {
+		for _, path := range fw.advertised {
+			changeSetting(path, "2", "1") // the interface may be gone
+		}
+		fw.advertised = nil
+	}
+	return err
+}
+
+func (fw *Forwarding) stillForwards6() bool {
+	value, err := readSetting("ipv6/conf/all/forwarding")
+	return err == nil && value != "0"
+}
+
+// Obstacles lists the chains of others that drop forwarded packets by default, as a container runtime's and some firewalls'
+// do. They must be told to accept what comes and goes by our interface. Those of the legacy iptables are not seen.
+func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
+	chains, err := fw.chains()
+	if err != nil {
+		return nil, err
+	}
+	var list []Obstacle
+	for _, c := range chains {
+		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+		if hooked(c, nftables.ChainHookForward) && drops && !ours(c.Table) {
+			list = append(list, Obstacle{Family: familyName(c.Table.Family), Table: c.Table.Name, Chain: c.Name})
+		}
+	}
+	return list, nil
+}
+
+func familyName(f nftables.TableFamily) string {
+	switch f {
+	case nftables.TableFamilyIPv4:
+		return "ip"
+	case nftables.TableFamilyIPv6:
+		return "ip6"
+	case nftables.TableFamilyINet:
+		return "inet"
+	}
+	return fmt.Sprint("family ", f)
+}
+
+func (fw *Forwarding) chains() ([]*nftables.Chain, error) {
+	chains, err := fw.conn.ListChains()
+	return chains, wrapNFT(err, "list nftables")
+}
+
+func (fw *Forwarding) flush(operation string) error { return wrapNFT(fw.conn.Flush(), operation) }
+
+// wrapNFT is wrap, and says what to do where the kernel has no nftables.
+func wrapNFT(err error, operation string) error {
+	for _, missing := range []error{unix.EOPNOTSUPP, unix.EPROTONOSUPPORT, unix.ENOENT} {
+		if errors.Is(err, missing) {
+			return fmt.Errorf("host: %s: the kernel lacks a part of nftables; load nf_tables and nft_masq (modprobe): %w", operation, err)
+		}
+	}
+	return wrap(err, "%s", operation)
+}
+
+func hooked(c *nftables.Chain, hook *nftables.ChainHook) bool {
+	return c.Hooknum != nil && *c.Hooknum == *hook
+}
+
+func ours(t *nftables.Table) bool {
+	return t.Family == nftables.TableFamilyINet && strings.HasPrefix(t.Name, tablePrefix)
+}
+
+func (fw *Forwarding) mine(c *nftables.Chain) bool {
+	return ours(c.Table) && c.Table.Name == fw.table.Name
+}
+
+func (fw *Forwarding) present(chains []*nftables.Chain) bool {
+	for _, c := range chains {
+		if fw.mine(c) {
+			return true
+		}
+	}
+	return false
+}
+
+func (fw *Forwarding) noted(chains []*nftables.Chain, note string) bool {
+	for _, c := range chains {
+		if fw.mine(c) && c.Name == note {
+			return true
+		}
+	}
+	return false
+}
+
+// otherGateway is the table of another gateway of ours, nil if there is none.
+func (fw *Forwarding) otherGateway(chains []*nftables.Chain) *nftables.Table {
+	for _, c := range chains {
+		if ours(c.Table) && !fw.mine(c) && hooked(c, nftables.ChainHookForward) && c.Name == forwardChain {
+			return c.Table
+		}
+	}
+	return nil
+}
+
+// forwarders are the tables of others that have a say in what is forwarded.
+func (fw *Forwarding) forwarders(chains []*nftables.Chain) map[string]bool {
+	tables := map[string]bool{}
+	for _, c := range chains {
+		if hooked(c, nftables.ChainHookForward) && !ours(c.Table) {
+			tables[familyName(c.Table.Family)+" "+c.Table.Name] = true
+		}
+	}
+	return tables
+}
+
+func (fw *Forwarding) onlyOld(chains []*nftables.Chain) bool {
+	for table := range fw.forwarders(chains) {
+		if !fw.before[table] {
+			return false
+		}
+	}
+	return true
+}
+
+// writeTable queues the replacement of our table, to be made in one step.
+func (fw *Forwarding) writeTable(f Forward, notes map[string]bool) {
+	fw.conn.AddTable(fw.table) // so that there is one to delete
+	fw.conn.DelTable(fw.table)
+	fw.conn.AddTable(fw.table)
+	for _, s := range forwardingSettings {
+		if notes[s.note] {
+			fw.conn.AddChain(&nftables.Chain{Name: s.note, Table: fw.table})
+		}
+	}
+	accept := nftables.ChainPolicyAccept
+	forward := fw.conn.AddChain(&nftables.Chain{
+		Name: forwardChain, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept,
+		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
+	})
+	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
+		fw.rule(forward, matchInterface(key, expr.CmpOpEq, f.Interface), clampMSS())
+	}
+	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
+		fw.rule(forward, matchInterface(key, expr.CmpOpEq, f.Interface), []expr.Any{
+			&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept},
+		})
+	}
+	if f.NoMasquerade {
+		return
+	}
+	postrouting := fw.conn.AddChain(&nftables.Chain{
+		Name: "postrouting", Table: fw.table, Type: nftables.ChainTypeNAT, Policy: &accept,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
+	})
+	fw.rule(postrouting, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, f.Interface),
+		matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, f.Interface), []expr.Any{&expr.Counter{}, &expr.Masq{}})
+}
+
+func (fw *Forwarding) rule(c *nftables.Chain, parts ...[]expr.Any) {
+	r := &nftables.Rule{Table: fw.table, Chain: c}
+	for _, part := range parts {
+		r.Exprs = append(r.Exprs, part...)
+	}
+	fw.conn.AddRule(r)
+}
+
+// matchInterface compares a name that is padded to IFNAMSIZ with zeros.
+func matchInterface(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, name)
+	return []expr.Any{
+		&expr.Meta{Key: key, Register: 1},
+		&expr.Cmp{Op: op, Register: 1, Data: padded},
+	}
+}
+
+// TCP, RFC 9293, section 3.1: the flags are the byte at 13; the option that carries the maximum segment size has kind 2.
+const (
+	tcpFlagsOffset = 13
+	tcpSYN, tcpRST = 0x02, 0x04
+	tcpOptionMSS   = 2
+)
+
+// clampMSS is `tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu`. It only ever makes the size smaller.
+func clampMSS() []expr.Any {
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syscall.IPPROTO_TCP}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: tcpFlagsOffset, Len: 1},
+		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN | tcpRST}, Xor: []byte{0}},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{tcpSYN}},
+		&expr.Rt{Key: expr.RtTCPMSS, Register: 1},
+		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
+		&expr.Exthdr{SourceRegister: 1, Type: tcpOptionMSS, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
+	}
+}
+
+// markBytes is a mark as nftables compares it.
+func markBytes(mark uint32) []byte { return binaryutil.NativeEndian.PutUint32(mark) }

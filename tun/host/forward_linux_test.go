@@ -1,0 +1,363 @@
+package host
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"slices"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/google/gopacket"
+	"github.com/google/gopacket/layers"
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+
+	"github.com/sluice-vpn/sluice/bench/lab"
+)
+
+// gatewayLab is a gateway with a TUN device, whose far end the test holds, and a host behind it that knows no way to the
+// tunnel's addresses.
+type gatewayLab struct {
+	gateway, behind *lab.Namespace
+	tun             *os.File
+}
+
+const tunMTU = 1416
+
+func newGatewayLab(t *testing.T) *gatewayLab {
+	t.Helper()
+	lab.Need(t)
+	l := &gatewayLab{}
+	for name, ns := range map[string]**lab.Namespace{"gateway": &l.gateway, "behind": &l.behind} {
+		made, err := lab.NewNamespace(name)
+		must(t, err)
+		t.Cleanup(func() { made.Close() })
+		*ns = made
+	}
+	must(t, lab.Connect(lab.Cable{MTU: 1500},
+		lab.Plug{Namespace: l.gateway, Device: "eth0", Addrs: prefixes("10.9.0.1/24", "fd09::1/64")},
+		lab.Plug{Namespace: l.behind, Device: "eth0", Addrs: prefixes("10.9.0.2/24", "fd09::2/64")}))
+	l.in(t, func() error {
+		var err error
+		if l.tun, err = openTUN("sluice0"); err != nil {
+			return err
+		}
+		r, err := NewRouting(RoutingConfig{Interface: "sluice0"})
+		return errors.Join(err, SetMTU("sluice0", tunMTU), SetUp("sluice0"),
+			r.SetAddresses(prefixes("100.64.0.1/32", "fd00:2021:1111::1/128")),
+			r.Set(prefixes("100.64.0.0/11", "fd00:2021:1111::/107")))
+	})
+	t.Cleanup(func() { l.tun.Close() })
+	return l
+}
+
+// in runs f in the gateway.
+func (l *gatewayLab) in(t *testing.T, f func() error) {
+	t.Helper()
+	must(t, l.gateway.Run(f))
+}
+
+func prefixes(texts ...string) []netip.Prefix {
+	var list []netip.Prefix
+	for _, s := range texts {
+		list = append(list, netip.MustParsePrefix(s))
+	}
+	return list
+}
+
+// openTUN makes a plain TUN device; reads and writes are IP packets.
+func openTUN(name string) (*os.File, error) {
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_NONBLOCK|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	request, err := unix.NewIfreq(name)
+	if err != nil {
+		return nil, err
+	}
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, request); err != nil {
+		unix.Close(fd)
+		return nil, err
+	}
+	return os.NewFile(uintptr(fd), name), nil
+}
+
+// fromTunnel writes a packet as if a client had sent it.
+func (l *gatewayLab) fromTunnel(t *testing.T, src, dst string, transport gopacket.SerializableLayer) {
+	t.Helper()
+	a, b := net.ParseIP(src), net.ParseIP(dst)
+	protocol := layers.IPProtocolUDP
+	if _, tcp := transport.(*layers.TCP); tcp {
+		protocol = layers.IPProtocolTCP
+	}
+	var network gopacket.SerializableLayer
+	if a.To4() != nil {
+		network = &layers.IPv4{Version: 4, TTL: 64, Protocol: protocol, SrcIP: a, DstIP: b}
+	} else {
+		network = &layers.IPv6{Version: 6, HopLimit: 64, NextHeader: protocol, SrcIP: a, DstIP: b}
+	}
+	switch x := transport.(type) {
+	case *layers.UDP:
+		must(t, x.SetNetworkLayerForChecksum(network.(gopacket.NetworkLayer)))
+	case *layers.TCP:
+		must(t, x.SetNetworkLayerForChecksum(network.(gopacket.NetworkLayer)))
+	}
+	buffer := gopacket.NewSerializeBuffer()
+	must(t, gopacket.SerializeLayers(buffer, gopacket.SerializeOptions{FixLengths: true, ComputeChecksums: true}, network, transport))
+	_, err := l.tun.Write(buffer.Bytes())
+	must(t, err)
+}
+
+// toTunnel reads packets until one fits.
+func (l *gatewayLab) toTunnel(t *testing.T, fits func(gopacket.Packet) bool) gopacket.Packet {
+	t.Helper()
+	must(t, l.tun.SetReadDeadline(time.Now().Add(20*time.Second)))
+	buffer := make([]byte, 2048)
+	for {
+		n, err := l.tun.Read(buffer)
+		if err != nil {
+			t.Fatalf("nothing fitting came out of the tunnel: %v", err)
+		}
+		first := gopacket.LayerType(layers.LayerTypeIPv4)
+		if buffer[0]>>4 == 6 {
+			first = layers.LayerTypeIPv6
+		}
+		if p := gopacket.NewPacket(buffer[:n], first, gopacket.Default); fits(p) {
+			return p
+		}
+	}
+}
+
+var families = []struct{ client, behind, gateway string }{
+	{"100.64.0.2", "10.9.0.2", "10.9.0.1"},
+	{"fd00:2021:1111::2", "fd09::2", "fd09::1"},
+}
+
+// TestMasquerade: a host behind sees the gateway's address, and what it answers finds the client.
+func TestMasquerade(t *testing.T) {
+	l := newGatewayLab(t)
+	var fw *Forwarding
+	l.in(t, func() (err error) { fw, err = StartForwarding(Forward{Interface: "sluice0"}); return err })
+	for _, f := range families {
+		var conn net.PacketConn
+		must(t, l.behind.Run(func() (err error) {
+			conn, err = net.ListenPacket("udp", net.JoinHostPort(f.behind, "4000"))
+			return err
+		}))
+		defer conn.Close()
+		l.fromTunnel(t, f.client, f.behind, &layers.UDP{SrcPort: 1234, DstPort: 4000})
+		must(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+		_, from, err := conn.ReadFrom(make([]byte, 100))
+		must(t, err)
+		if got := from.(*net.UDPAddr).IP.String(); got != f.gateway {
+			t.Errorf("the host behind saw %s, want %s", got, f.gateway)
+		}
+		_, err = conn.WriteTo([]byte("answer"), from)
+		must(t, err)
+		l.toTunnel(t, func(p gopacket.Packet) bool {
+			udp, ok := p.TransportLayer().(*layers.UDP)
+			return ok && udp.DstPort == 1234 && udp.SrcPort == 4000 && p.NetworkLayer().NetworkFlow().Dst().String() == f.client
+		})
+	}
+	l.in(t, fw.Close)
+}
+
+// TestClampMSS: neither side of a TCP connection through the tunnel may send segments longer than fit it.
+func TestClampMSS(t *testing.T) {
+	l := newGatewayLab(t)
+	var fw *Forwarding
+	l.in(t, func() (err error) { fw, err = StartForwarding(Forward{Interface: "sluice0"}); return err })
+	for _, f := range families {
+		want := uint16(tunMTU - 40)
+		if net.ParseIP(f.client).To4() == nil {
+			want -= 20
+		}
+		var server net.Listener
+		must(t, l.behind.Run(func() (err error) { server, err = net.Listen("tcp", net.JoinHostPort(f.behind, "80")); return err }))
+		defer server.Close()
+		l.fromTunnel(t, f.client, f.behind, &layers.TCP{SrcPort: 1234, DstPort: 80, Seq: 1, SYN: true, Window: 65535,
+			Options: []layers.TCPOption{{OptionType: layers.TCPOptionKindMSS, OptionLength: 4, OptionData: []byte{1460 >> 8, 1460 & 255}}}})
+		answer := l.toTunnel(t, func(p gopacket.Packet) bool {
+			tcp, ok := p.TransportLayer().(*layers.TCP)
+			return ok && tcp.SYN && tcp.ACK
+		}).TransportLayer().(*layers.TCP)
+		if mss := answer.Options[0]; mss.OptionType != layers.TCPOptionKindMSS ||
+			uint16(mss.OptionData[0])<<8|uint16(mss.OptionData[1]) != want {
+			t.Errorf("the host behind offers %v, want %d", mss, want)
+		}
+		l.fromTunnel(t, f.client, f.behind, &layers.TCP{SrcPort: 1234, DstPort: 80, Seq: 2, Ack: answer.Seq + 1, ACK: true, Window: 65535})
+		must(t, server.(*net.TCPListener).SetDeadline(time.Now().Add(20*time.Second)))
+		conn, err := server.Accept()
+		must(t, err)
+		defer conn.Close()
+		raw, err := conn.(*net.TCPConn).SyscallConn()
+		must(t, err)
+		must(t, raw.Control(func(fd uintptr) {
+			if got, err := unix.GetsockoptInt(int(fd), unix.IPPROTO_TCP, unix.TCP_MAXSEG); err != nil || got > int(want) {
+				t.Errorf("the host behind sends segments of %d (%v), want at most %d", got, err, want)
+			}
+		}))
+	}
+	l.in(t, fw.Close)
+}
+
+func TestNoMasquerade(t *testing.T) {
+	l := newGatewayLab(t)
+	must(t, l.behind.AddRoute(netip.MustParsePrefix("100.64.0.0/11"), "eth0", netip.MustParseAddr("10.9.0.1")))
+	var fw *Forwarding
+	l.in(t, func() (err error) {
+		fw, err = StartForwarding(Forward{Interface: "sluice0", NoMasquerade: true})
+		return err
+	})
+	var conn net.PacketConn
+	must(t, l.behind.Run(func() (err error) { conn, err = net.ListenPacket("udp", "10.9.0.2:4000"); return err }))
+	defer conn.Close()
+	l.fromTunnel(t, "100.64.0.2", "10.9.0.2", &layers.UDP{SrcPort: 1234, DstPort: 4000})
+	must(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+	if _, from, err := conn.ReadFrom(make([]byte, 100)); err != nil || from.String() != "100.64.0.2:1234" {
+		t.Errorf("the host behind saw %v, %v", from, err)
+	}
+	l.in(t, fw.Close)
+}
+
+// state is what forwarding leaves in a namespace.
+func state(t *testing.T) (v4, v6, acceptRA string, tables []string) {
+	t.Helper()
+	read := func(path string) string {
+		value, err := readSetting(path)
+		must(t, err)
+		return value
+	}
+	conn, err := nftables.New()
+	must(t, err)
+	list, err := conn.ListTables()
+	must(t, err)
+	for _, table := range list {
+		tables = append(tables, table.Name)
+	}
+	return read("ipv4/ip_forward"), read("ipv6/conf/all/forwarding"), read("ipv6/conf/host0/accept_ra"), tables
+}
+
+func wantState(t *testing.T, v4, v6, acceptRA string, tables ...string) {
+	t.Helper()
+	gotV4, gotV6, gotRA, gotTables := state(t)
+	slices.Sort(gotTables)
+	if gotV4 != v4 || gotV6 != v6 || gotRA != acceptRA || !slices.Equal(gotTables, tables) {
+		t.Errorf("ip_forward %s, IPv6 %s, accept_ra %s, tables %q; want %s, %s, %s, %q",
+			gotV4, gotV6, gotRA, gotTables, v4, v6, acceptRA, tables)
+	}
+}
+
+func start(t *testing.T, name string) *Forwarding {
+	t.Helper()
+	fw, err := StartForwarding(Forward{Interface: name})
+	must(t, err)
+	return fw
+}
+
+func off(t *testing.T) {
+	t.Helper()
+	for _, path := range []string{"ipv4/ip_forward", "ipv6/conf/all/forwarding"} {
+		must(t, os.WriteFile(settings+path, []byte("0"), 0))
+	}
+}
+
+func TestForwardingRestored(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	fw := start(t, "host0")
+	wantState(t, "1", "1", "2", "sluice-host0")
+	must(t, fw.Close())
+	wantState(t, "0", "0", "1")
+	must(t, fw.Close())
+
+	must(t, os.WriteFile(settings+"ipv4/ip_forward", []byte("1"), 0))
+	fw = start(t, "host0")
+	must(t, fw.Close())
+	wantState(t, "1", "0", "1")
+}
+
+// TestForwardingKilled: what was switched on by a program that did not live to switch it off is switched off by the next.
+func TestForwardingKilled(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	start(t, "host0")
+	fw := start(t, "host0")
+	wantState(t, "1", "1", "2", "sluice-host0")
+	must(t, fw.Close())
+	if v4, v6, _, tables := state(t); v4 != "0" || v6 != "0" || len(tables) > 0 {
+		t.Errorf("ip_forward %s, IPv6 %s, tables %q", v4, v6, tables)
+	}
+}
+
+// TestForwardingShared: the last gateway switches off what the first has switched on.
+func TestForwardingShared(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	a := start(t, "host0")
+	b := start(t, "host1")
+	must(t, a.Close())
+	wantState(t, "1", "1", "2", "sluice-host1")
+	must(t, b.Close())
+	if v4, v6, _, tables := state(t); v4 != "0" || v6 != "0" || len(tables) > 0 {
+		t.Errorf("ip_forward %s, IPv6 %s, tables %q", v4, v6, tables)
+	}
+}
+
+// TestForwardingOfOthers: a container runtime that came after us needs forwarding, and its chain that drops is told of.
+func TestForwardingOfOthers(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	fw := start(t, "host0")
+	if list, err := fw.Obstacles(); err != nil || len(list) > 0 {
+		t.Errorf("obstacles %v, %v", list, err)
+	}
+	conn, err := nftables.New()
+	must(t, err)
+	drop := nftables.ChainPolicyDrop
+	conn.AddChain(&nftables.Chain{
+		Name: "FORWARD", Table: conn.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4}),
+		Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+	})
+	must(t, conn.Flush())
+	if list, err := fw.Obstacles(); err != nil || len(list) != 1 || list[0].String() != "ip filter FORWARD" {
+		t.Errorf("obstacles %v, %v", list, err)
+	}
+	must(t, fw.Close())
+	wantState(t, "1", "1", "2", "filter")
+}
+
+// TestNoRights: without CAP_NET_ADMIN each change says what is missing.
+func TestNoRights(t *testing.T) {
+	inNewNamespace(t)
+	result := make(chan []error)
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(home)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread has lost its rights and ends with the goroutine
+		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
+			result <- []error{err}
+			return
+		}
+		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+		var none [2]unix.CapUserData
+		if err := unix.Capset(&header, &none[0]); err != nil {
+			result <- []error{err}
+			return
+		}
+		_, forward := StartForwarding(Forward{Interface: "host0"})
+		r := &Routing{cfg: RoutingConfig{Interface: "host0"}.withDefaults()}
+		result <- []error{forward, SetUp("host0"), r.SetAddresses(prefixes("100.64.0.1/32")), r.Set(prefixes("100.64.0.0/11"))}
+	}()
+	for i, err := range <-result {
+		if !errors.Is(err, ErrPermission) || !errors.Is(err, syscall.EPERM) {
+			t.Errorf("%d: %v", i, err)
+		}
+	}
+}

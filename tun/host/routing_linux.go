@@ -1,0 +1,298 @@
+package host
+
+import (
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"syscall"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Routing keeps an interface's addresses, its routes, and the policy rules that lead to them. Its methods act in the namespace
+// of the calling thread, always the same one, and belong to one goroutine.
+type Routing struct {
+	cfg RoutingConfig
+	// validMark: we have set src_valid_mark.
+	validMark bool
+}
+
+// NewRouting takes over what a killed process may have left: rules that lead to an empty table.
+func NewRouting(cfg RoutingConfig) (*Routing, error) {
+	r := &Routing{cfg: cfg.withDefaults()}
+	return r, r.syncRules()
+}
+
+// SetAddresses makes these, and no others but link-local ones, the interface's addresses. IPv6 addresses are left out where
+// the machine has no IPv6.
+func (r *Routing) SetAddresses(want []netip.Prefix) error {
+	link, err := netlink.LinkByName(r.cfg.Interface)
+	if err != nil {
+		return wrap(err, "set addresses of %q", r.cfg.Interface)
+	}
+	have, err := addresses(link)
+	if err != nil {
+		return wrap(err, "list addresses of %q", r.cfg.Interface)
+	}
+	for _, p := range have {
+		if !slices.Contains(want, p) && !p.Addr().IsLinkLocalUnicast() {
+			err = errors.Join(err, DeleteAddress(r.cfg.Interface, p))
+		}
+	}
+	for _, p := range want {
+		if !slices.Contains(have, p) && r.usable(p) {
+			err = errors.Join(err, AddAddress(r.cfg.Interface, p))
+		}
+	}
+	return err
+}
+
+func addresses(link netlink.Link) ([]netip.Prefix, error) {
+	list, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
+	var have []netip.Prefix
+	for _, a := range list {
+		if p, ok := prefixOf(a.IPNet); ok {
+			have = append(have, p)
+		}
+	}
+	return have, err
+}
+
+// retry lists again while the list changes in the hands of the kernel.
+func retry[T any](list func() ([]T, error)) (all []T, err error) {
+	for range 5 {
+		if all, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return all, err
+}
+
+func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
+	if n == nil {
+		return netip.Prefix{}, false
+	}
+	a, ok := netip.AddrFromSlice(n.IP)
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(a.Unmap(), bits), ok
+}
+
+// usable tells whether the interface has the prefix's family.
+func (r *Routing) usable(p netip.Prefix) bool {
+	if p.Addr().Is4() {
+		return true
+	}
+	off, err := readSetting("ipv6/conf/" + r.cfg.Interface + "/disable_ipv6")
+	return err == nil && off == "0"
+}
+
+// Set makes these the routes through the interface: new ones are added, others deleted, those that are there are not
+// touched. The interface must be up. What can be set is set, also if there is an error. Host bits are cleared; routes of a
+// family that the machine lacks are left out.
+func (r *Routing) Set(routes []netip.Prefix) error {
+	want := make([]netip.Prefix, 0, len(routes))
+	for _, p := range routes {
+		if p.IsValid() && r.usable(p) {
+			want = append(want, p.Masked())
+		}
+	}
+	have, err := r.routes()
+	if err != nil {
+		return err
+	}
+	for _, p := range want {
+		if !slices.Contains(have, p) {
+			err = errors.Join(err, AddRoute(r.route(p)))
+		}
+	}
+	for _, p := range have {
+		if !slices.Contains(want, p) {
+			err = errors.Join(err, DeleteRoute(r.route(p)))
+		}
+	}
+	return errors.Join(err, r.syncRules(), r.syncMark(slices.ContainsFunc(want, isDefault)))
+}
+
+// Close deletes the interface's routes, and the rules if nobody else has routes in the table. The interface may be gone.
+func (r *Routing) Close() error {
+	have, err := r.routes()
+	for _, p := range have {
+		err = errors.Join(err, DeleteRoute(r.route(p)))
+	}
+	return errors.Join(err, r.syncRules(), r.syncMark(false))
+}
+
+func isDefault(p netip.Prefix) bool { return p.Bits() == 0 }
+
+func (r *Routing) route(p netip.Prefix) Route {
+	return Route{Interface: r.cfg.Interface, Prefix: p, Table: r.cfg.Table}
+}
+
+// routes are those of our interface in our table.
+func (r *Routing) routes() ([]netip.Prefix, error) {
+	link, err := netlink.LinkByName(r.cfg.Interface)
+	var gone netlink.LinkNotFoundError
+	if errors.As(err, &gone) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, wrap(err, "list routes of %q", r.cfg.Interface)
+	}
+	var have []netip.Prefix
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := tableRoutes(family, r.cfg.Table)
+		if err != nil {
+			return nil, wrap(err, "list routes of table %d", r.cfg.Table)
+		}
+		for _, route := range list {
+			if route.index == link.Attrs().Index {
+				have = append(have, route.prefix)
+			}
+		}
+	}
+	return have, nil
+}
+
+type tableRoute struct {
+	prefix netip.Prefix
+	index  int
+}
+
+func tableRoutes(family, table int) ([]tableRoute, error) {
+	list, err := retry(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(family, &netlink.Route{Table: table}, netlink.RT_FILTER_TABLE)
+	})
+	if errors.Is(err, unix.EAFNOSUPPORT) {
+		return nil, nil
+	}
+	var routes []tableRoute
+	for _, have := range list {
+		p, ok := prefixOf(have.Dst)
+		if !ok { // some versions give the default route no destination
+			p = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+			if family == netlink.FAMILY_V6 {
+				p = netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+			}
+		}
+		routes = append(routes, tableRoute{p, have.LinkIndex})
+	}
+	return routes, err
+}
+
+// syncRules makes the rules what the table needs, whoever has put routes into it.
+func (r *Routing) syncRules() error {
+	var errs error
+	for _, v6 := range []bool{false, true} {
+		family := netlink.FAMILY_V4
+		if v6 {
+			if _, err := os.Stat(settings + "ipv6"); err != nil {
+				continue
+			}
+			family = netlink.FAMILY_V6
+		}
+		list, err := tableRoutes(family, r.cfg.Table)
+		if err != nil {
+			errs = errors.Join(errs, wrap(err, "list routes of table %d", r.cfg.Table))
+			continue
+		}
+		all := slices.ContainsFunc(list, func(t tableRoute) bool { return isDefault(t.prefix) })
+		for i, rule := range r.rules(v6) {
+			switch wanted := len(list) > 0 && (i == 0 || all); {
+			case wanted:
+				errs = errors.Join(errs, AddRule(rule))
+			default:
+				errs = errors.Join(errs, DeleteRule(rule))
+			}
+		}
+	}
+	return errs
+}
+
+func (r *Routing) rules(v6 bool) []Rule {
+	return []Rule{
+		{IPv6: v6, Priority: rulePriority, Mark: r.cfg.Mark, Invert: true, Table: r.cfg.Table, SuppressDefault: true},
+		{IPv6: v6, Priority: rulePriority + 1, Table: unix.RT_TABLE_MAIN, SuppressDefault: true},
+		{IPv6: v6, Priority: rulePriority + 2, Mark: r.cfg.Mark, Invert: true, Table: r.cfg.Table},
+	}
+}
+
+// syncMark lets answers to our own packets pass a strict reverse path filter, which would look for their way back in the
+// tunnel. Without a default route there, main answers as always.
+func (r *Routing) syncMark(all bool) error {
+	conn, err := nftables.New()
+	if err != nil {
+		return wrap(err, "mark answers")
+	}
+	table := &nftables.Table{Name: tablePrefix + r.cfg.Interface + "-mark", Family: nftables.TableFamilyINet}
+	tables, err := conn.ListTablesOfFamily(table.Family)
+	present := slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == table.Name })
+	wanted := all && strictFilter()
+	switch {
+	case !wanted && !present:
+		return r.setValidMark(false) // also where there is no nftables
+	case err != nil:
+		return wrapNFT(err, "list nftables")
+	case wanted && !present:
+		writeMarkTable(conn, table, r.cfg.Mark)
+	case !wanted:
+		conn.DelTable(table)
+	}
+	return errors.Join(wrapNFT(conn.Flush(), "mark answers"), r.setValidMark(wanted))
+}
+
+// strictFilter: the greater of an interface's rp_filter and that of all counts, 1 is strict (ip-sysctl.rst).
+func strictFilter() bool {
+	all, _ := readSetting("ipv4/conf/all/rp_filter")
+	for _, path := range interfaceSettings("ipv4", "rp_filter") {
+		if value, _ := readSetting(path); max(all, value) == "1" {
+			return true
+		}
+	}
+	return false
+}
+
+func (r *Routing) setValidMark(on bool) error {
+	const path = "ipv4/conf/all/src_valid_mark"
+	if on {
+		changed, err := changeSetting(path, "0", "1")
+		r.validMark = r.validMark || changed
+		return err
+	}
+	if !r.validMark {
+		return nil
+	}
+	r.validMark = false
+	_, err := changeSetting(path, "1", "0")
+	return err
+}
+
+// writeMarkTable queues the table: the connection of what leaves with our mark has it, and so what comes back gets it.
+func writeMarkTable(conn *nftables.Conn, table *nftables.Table, mark uint32) {
+	conn.AddTable(table)
+	accept := nftables.ChainPolicyAccept
+	chain := func(name string, hook *nftables.ChainHook) *nftables.Chain {
+		return conn.AddChain(&nftables.Chain{
+			Name: name, Table: table, Type: nftables.ChainTypeFilter, Policy: &accept, Hooknum: hook, Priority: nftables.ChainPriorityMangle,
+		})
+	}
+	isMark := &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: markBytes(mark)}
+	conn.AddRule(&nftables.Rule{Table: table, Chain: chain("postrouting", nftables.ChainHookPostrouting), Exprs: []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, isMark,
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
+	}})
+	conn.AddRule(&nftables.Rule{Table: table, Chain: chain("prerouting", nftables.ChainHookPrerouting), Exprs: []expr.Any{
+		&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, isMark,
+		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
+	}})
+}
+
+func setMark(c syscall.RawConn, mark uint32) error {
+	var err error
+	controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
+	return wrap(errors.Join(controlErr, err), "mark a socket")
+}
