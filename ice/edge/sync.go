@@ -109,8 +109,8 @@ func (e *Edge) ask(ctx context.Context, known uint64, timeout time.Duration) (pr
 
 // handleSync takes the portal's answer to a question that was asked then.
 func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
-	if asked.Before(e.applied) && s.Revision < e.view.Revision {
-		return // another answer has overtaken it
+	if asked.Before(e.applied) && s.Revision != e.view.Revision {
+		return // it may be older than the view, since revisions have no order; follow asks again
 	}
 	e.synced = time.Now()
 	e.noteClock(s.Time)
