@@ -36,7 +36,7 @@ func TestNewUser(t *testing.T) {
 			t.Fatal(err)
 		}
 		m.args = append([]string{role, "-token-file", m.token, "-socket", m.socket}, args...)
-		m.process = v.start(site.Node, name, nil, m.args...)
+		m.sluice = v.start(site.Node, name, nil, m.args...)
 		return m
 	}
 	g := join("gateway", "gateway", found[0], gs, "-routes", network.String())
@@ -56,12 +56,12 @@ func TestNewUser(t *testing.T) {
 	if err != nil || strings.Count(text, "from ") != 2 {
 		t.Errorf("node list: %v\n%s", err, text)
 	}
-	if text := v.logs(g.process, c.process, v.portal); strings.Contains(text, "sluice1-") {
+	if text := v.logs(g.sluice, c.sluice, v.portal); strings.Contains(text, "sluice1-") {
 		t.Error("a log holds a token")
 	}
 }
 
-func (v *vpn) logs(list ...*process) string {
+func (v *vpn) logs(list ...*sluice) string {
 	var b strings.Builder
 	for _, p := range list {
 		text, err := os.ReadFile(p.log)

@@ -44,8 +44,8 @@ var program = sync.OnceValues(func() (string, error) {
 	return path, nil
 })
 
-// process is a sluice that runs in the background.
-type process struct {
+// sluice is one that runs in the background.
+type sluice struct {
 	t    *testing.T
 	name string
 	cmd  *exec.Cmd
@@ -59,14 +59,14 @@ type vpn struct {
 	t        *testing.T
 	dir      string
 	internet *lab.Internet
-	portal   *process
+	portal   *sluice
 	args     []string // of the portal
 	starts   int      // of the portal
 }
 
 // member is a gateway or client.
 type member struct {
-	*process
+	*sluice
 	site   *lab.Site
 	socket string
 	token  string
@@ -96,13 +96,13 @@ func (v *vpn) startPortal() {
 }
 
 // start runs sluice in a namespace until the test ends.
-func (v *vpn) start(ns *lab.Namespace, name string, env []string, args ...string) *process {
+func (v *vpn) start(ns *lab.Namespace, name string, env []string, args ...string) *sluice {
 	v.t.Helper()
 	path, err := program()
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	p := &process{t: v.t, name: name, out: &bytes.Buffer{}, log: filepath.Join(v.dir, name+".log"), done: make(chan struct{})}
+	p := &sluice{t: v.t, name: name, out: &bytes.Buffer{}, log: filepath.Join(v.dir, name+".log"), done: make(chan struct{})}
 	f, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
 		v.t.Fatal(err)
@@ -126,7 +126,7 @@ func (v *vpn) start(ns *lab.Namespace, name string, env []string, args ...string
 }
 
 // end ends the process in order; if it takes too long that is an error.
-func (p *process) end() {
+func (p *sluice) end() {
 	select {
 	case <-p.done:
 		return
@@ -146,7 +146,7 @@ func (p *process) end() {
 	}
 }
 
-func (p *process) kill() {
+func (p *sluice) kill() {
 	_ = p.cmd.Process.Kill()
 	<-p.done
 }
@@ -155,7 +155,7 @@ func (p *process) kill() {
 type line map[string]any
 
 // lines reads the log of a process: each must be a JSON object with the three keys.
-func (p *process) lines() (list []line) {
+func (p *sluice) lines() (list []line) {
 	p.t.Helper()
 	f, err := os.Open(p.log)
 	if err != nil {
@@ -182,7 +182,7 @@ func (l line) at() time.Time {
 }
 
 // find lists the lines with this message and these attributes ("key=value").
-func (p *process) find(message string, attrs ...string) (found []line) {
+func (p *sluice) find(message string, attrs ...string) (found []line) {
 	p.t.Helper()
 next:
 	for _, l := range p.lines() {
@@ -204,7 +204,7 @@ next:
 const patience = 60 * time.Second
 
 // awaitLog waits for the nth line with this message.
-func (p *process) awaitLog(message string, n int, attrs ...string) line {
+func (p *sluice) awaitLog(message string, n int, attrs ...string) line {
 	p.t.Helper()
 	await(p.t, patience, fmt.Sprintf("%s logs %q %v", p.name, message, attrs), func() bool { return len(p.find(message, attrs...)) >= n })
 	return p.find(message, attrs...)[n-1]
@@ -253,7 +253,7 @@ func (v *vpn) add(name, role string, site *lab.Site, args ...string) *member {
 		v.t.Fatal(err)
 	}
 	m.args = append([]string{role, "-token-file", m.token, "-socket", m.socket}, args...)
-	m.process = v.start(site.Node, name, nil, m.args...)
+	m.sluice = v.start(site.Node, name, nil, m.args...)
 	return m
 }
 
@@ -261,7 +261,7 @@ func (v *vpn) add(name, role string, site *lab.Site, args ...string) *member {
 func (v *vpn) restart(m *member) {
 	v.t.Helper()
 	m.end()
-	m.process = v.start(m.site.Node, m.name, nil, m.args...)
+	m.sluice = v.start(m.site.Node, m.name, nil, m.args...)
 }
 
 func (v *vpn) site(name string, kind lab.NAT) *lab.Site {

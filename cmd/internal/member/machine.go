@@ -7,14 +7,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
 )
 
 // machine makes the operating system follow the portal. The goroutine that calls apply owns it, and after that one who calls
-// Close; only known is read by others.
+// Close.
 type machine struct {
 	options    Options
 	logger     *slog.Logger
@@ -23,18 +22,12 @@ type machine struct {
 	routing    *host.Routing
 	forwarding *host.Forwarding
 	shadowed   []netip.Prefix // what was told last
-
-	mu    sync.Mutex
-	known protocol.Sync // the latest answer; guarded by mu
 }
 
 func newMachine(o Options, logger *slog.Logger) *machine { return &machine{options: o, logger: logger} }
 
 // apply sets addresses and routes, and for a gateway forwarding. What fails is tried again with the portal's next answer.
 func (m *machine) apply(answer protocol.Sync) error {
-	m.mu.Lock()
-	m.known = answer
-	m.mu.Unlock()
 	if err := m.begin(); err != nil {
 		return err
 	}
@@ -105,13 +98,6 @@ func (m *machine) Close() error {
 		err = errors.Join(err, m.routing.Close())
 	}
 	return err
-}
-
-// sync is the portal's latest answer. Any goroutine.
-func (m *machine) sync() protocol.Sync {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.known
 }
 
 // routesOf are the prefixes behind the peers, each once and in order, and those that are left out because they overlap with
