@@ -47,6 +47,7 @@ type node struct {
 	memory   *signal.Memory
 	log      *record
 	apply    func(protocol.Sync) error
+	state    func() signal.State
 	stop     context.CancelFunc
 	ran      chan error
 }
@@ -250,7 +251,7 @@ func (n *node) start() {
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			return n.w.portal.sync(ctx, n.name, r)
 		},
-		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} }, Apply: n.apply,
+		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} }, Apply: n.apply, PortalState: n.state,
 	})
 	if err != nil {
 		t.Fatal(err)
