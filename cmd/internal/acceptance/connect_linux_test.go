@@ -2,6 +2,7 @@ package acceptance
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
 	"regexp"
 	"strings"
@@ -59,6 +60,37 @@ func TestNewUser(t *testing.T) {
 	if text := v.logs(g.sluice, c.sluice, v.portal); strings.Contains(text, "sluice1-") {
 		t.Error("a log holds a token")
 	}
+}
+
+// Two networks, each behind a gateway that may reach the other: machines that know nothing of it exchange data.
+func TestTwoNetworks(t *testing.T) {
+	t.Parallel()
+	v := newVPN(t)
+	ws, es := v.site("west-site", lab.Restricted), v.site("east-site", lab.Cone)
+	west, westNet, err := ws.AddHost("west-machine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer west.Close()
+	east, eastNet, err := es.AddHost("east-machine")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer east.Close()
+	everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+	for machine, network := range map[*lab.Namespace]netip.Prefix{west: westNet, east: eastNet} {
+		if err := machine.AddRoute(everywhere, "eth0", network.Addr().Next()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	w := v.add("west", "gateway", ws, "-routes", westNet.String())
+	e := v.addAllowed("east", "gateway", "west", es, "-routes", eastNet.String())
+	machineOf := func(p netip.Prefix) netip.Addr { return p.Addr().Next().Next() }
+	s := openStream(t, west, east, machineOf(eastNet)) // traffic asks for the connection
+	s.awaitProgress(patience, "from west to east")
+	openStream(t, east, west, machineOf(westNet)).awaitProgress(patience, "from east to west")
+	w.awaitConnection(patience, "east", "direct", isUp("direct"))
+	e.awaitConnection(patience, "west", "direct", isUp("direct"))
 }
 
 func (v *vpn) logs(list ...*sluice) string {

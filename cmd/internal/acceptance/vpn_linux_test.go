@@ -241,10 +241,20 @@ func (v *vpn) run(ns *lab.Namespace, args ...string) (stdout string, err error) 
 	return out.String(), nil
 }
 
-// add makes a node at the portal and starts it on a site.
+// add makes a node at the portal, which may reach what the portal lets every node of its role, and starts it on a site.
 func (v *vpn) add(name, role string, site *lab.Site, args ...string) *member {
 	v.t.Helper()
-	token, err := v.run(v.internet.Hub, "portal", "node", "add", "-state", filepath.Join(v.dir, "state"), "-role", role, name)
+	return v.addAllowed(name, role, "", site, args...)
+}
+
+// addAllowed is add with -allow.
+func (v *vpn) addAllowed(name, role, allow string, site *lab.Site, args ...string) *member {
+	v.t.Helper()
+	more := []string{"portal", "node", "add", "-state", filepath.Join(v.dir, "state"), "-role", role}
+	if allow != "" {
+		more = append(more, "-allow", allow)
+	}
+	token, err := v.run(v.internet.Hub, append(more, name)...)
 	if err != nil {
 		v.t.Fatal(err)
 	}
