@@ -239,7 +239,7 @@ func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
 	delete(e.attempts, a.connection)
 	delete(e.named, attemptName{p.Name, a.generation})
 	e.tasks.Go(func() { _ = a.connection.Close() })
-	if reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) {
+	if reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
 		e.pipeline.Load().Want(p.Name)
 	}
 }

@@ -207,3 +207,21 @@ func TestAnnouncedKey(t *testing.T) {
 		}
 	})
 }
+
+// FuzzBye: what a peer says in a bye is taken or left out, and what is taken can be told again.
+func FuzzBye(f *testing.F) {
+	f.Add("handshake_timeout", "initiations", uint64(5))
+	f.Add("of_the_future", "of_the_future", uint64(1<<63))
+	f.Add("", "", uint64(0))
+	f.Fuzz(func(t *testing.T, reason, name string, n uint64) {
+		bye := byeOf(signal.Message{Kind: signal.Bye, Generation: 1, Reason: reason, Counters: map[string]uint64{name: n}})
+		msg := byeMessage(bye)
+		msg.Run = 1
+		if _, err := msg.Encode(); err != nil {
+			t.Errorf("%+v: %v", bye, err)
+		}
+		if again := byeOf(msg); again != bye {
+			t.Errorf("%+v became %+v", bye, again)
+		}
+	})
+}
