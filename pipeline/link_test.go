@@ -452,3 +452,33 @@ func TestLinkKeys(t *testing.T) {
 		w.b.wantNothingLeft()
 	})
 }
+
+// The portal names another key when the attempt is asked for: what waits goes over to the peer with the new key.
+func TestLinkKeyChangeKeepsStaged(t *testing.T) {
+	for _, v := range []variant{plain, queues} {
+		runLinks(t, v, func(w *linkWorld) {
+			w.b.newKey()
+			w.edges(func() { w.a.knows = w.b.key.Public() })
+			w.a.send(1)
+			w.a.send(2)
+			w.sleep(200 * time.Millisecond)
+			w.wantPackets(w.b.node, w.a.packet(1), w.a.packet(2))
+			w.wantUp()
+			w.wantCounter(w.a.node, "drop_staged_expired", 0)
+		})
+	}
+}
+
+// Without an edge there is nobody to find a path for a name, so peers have none.
+func TestLinkWithoutEdge(t *testing.T) {
+	runWorld(t, plain, func(w *world) {
+		_ = w.a.Edit(func(e *Edit) error { e.Peer(w.b.key.Public()).SetName("b"); return nil })
+		w.exchange(t)
+		if s, err := w.a.Status(); err != nil || s.Peers[0].Name != "" || s.Peers[0].Connection != nil {
+			t.Errorf("%+v, %v", s.Peers, err)
+		}
+		if _, err := w.a.Begin("b", 1, true); !errors.Is(err, ErrUnknownPeer) {
+			t.Errorf("Begin: %v", err)
+		}
+	})
+}
