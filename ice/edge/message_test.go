@@ -225,3 +225,23 @@ func FuzzBye(f *testing.F) {
 		}
 	})
 }
+
+// What cannot begin an attempt does not keep ours from beginning, though it comes while the portal is asked.
+func TestOfferInBetween(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		m := w.mute("laptop", protocol.Client)
+		w.await(time.Second, "known", func() bool { return g.connection("laptop").Peer != "" })
+		w.portal.set(func() { w.portal.slow = time.Second })
+		g.pipeline.Want("laptop")
+		time.Sleep(100 * time.Millisecond)
+		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 3, Agent: 2})
+		time.Sleep(2 * time.Second)
+		if byes := m.heard(signal.Bye); len(byes) != 1 || byes[0].Reason != "unknown_connection" {
+			t.Errorf("%+v", byes)
+		}
+		if offers := m.heard(signal.Offer); len(offers) == 0 || offers[0].Generation != 4 {
+			t.Errorf("%+v", offers)
+		}
+	})
+}

@@ -31,6 +31,7 @@ type peer struct {
 	attempt   *attempt        // the one under way or in use, nil if none
 	last      *attempt        // the latest that is over, for the peer's bye
 	beginning bool            // an attempt is being prepared
+	wished    bool            // by control
 	waiting   []signalMessage // came meanwhile
 	absent    bool            // the portal said so at the last message
 	done      finished
