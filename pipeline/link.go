@@ -422,7 +422,9 @@ type ConnectionStatus struct {
 }
 
 func (l *link) status(now time.Duration) *ConnectionStatus {
-	s := &ConnectionStatus{Phase: PhaseClosed, Generation: l.generation, Path: l.peer.path.Load(), Closed: l.closed, ClosedAt: l.closedAt}
+	s := &ConnectionStatus{
+		Phase: PhaseClosed, Generation: l.generation, Path: l.peer.path.Load(), Closed: l.closed, ClosedAt: l.closedAt,
+	}
 	if k := l.connection; k != nil {
 		s.Phase, s.Controlling, s.Age = k.phase, k.controlling, now-k.began
 		if k.upSince != 0 && !k.over() {
