@@ -13,6 +13,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -65,45 +66,101 @@ const (
 	overlaySize = 1<<21 - 2
 )
 
-// loadState reads the bucket; a new one gets its settings.
-func loadState(ctx context.Context, kv jetstream.KeyValue) (*state, error) {
+// loadState reads the bucket. A bucket without settings is a new one if fresh, which it then must be.
+func loadState(ctx context.Context, kv jetstream.KeyValue, fresh bool) (*state, error) {
 	s := &state{kv: kv, nodes: map[string]*record{}, pairs: map[string]protocol.Key{}}
-	keys, err := kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
+	if err := s.read(ctx); err != nil {
 		return nil, err
 	}
-	for _, key := range keys {
-		entry, err := kv.Get(ctx, key)
-		if err != nil {
-			return nil, err
-		}
-		if err := s.load(key, entry.Value()); err != nil {
-			return nil, fmt.Errorf("the stored %q is damaged: %w", key, err)
-		}
-	}
-	if s.settings.RelaySecret == "" {
+	switch settled := s.settings.RelaySecret != ""; {
+	case settled && fresh && len(s.nodes) > 0:
+		return nil, fmt.Errorf("%s is missing, so the tokens of all nodes are useless; restore it from a backup, or begin with another folder",
+			certificateName)
+	case !settled && (!fresh || len(s.nodes) > 0 || len(s.pairs) > 0):
+		return nil, errLost
+	case !settled:
 		s.settings = settings{RelaySecret: rand.Text() + rand.Text(), NextIndex: 1}
 		return s, s.put(ctx, keySettings, s.settings)
 	}
 	return s, nil
 }
 
+var errLost = errors.New("the stored state is lost or damaged; restore the folder from a backup, or begin with another folder and new tokens")
+
+// read takes all that is stored.
+func (s *state) read(ctx context.Context) error {
+	watcher, err := s.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+	if err != nil {
+		return err
+	}
+	defer watcher.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return fmt.Errorf("the stored state could not be read: %w", ctx.Err())
+		case entry, ok := <-watcher.Updates():
+			if !ok {
+				return errors.New("the stored state could not be read: the store has closed")
+			}
+			if entry == nil { // that was all
+				return nil
+			}
+			if err := s.load(entry.Key(), entry.Value()); err != nil {
+				return fmt.Errorf("the stored %q is damaged (%w); restore the folder from a backup, or begin with another folder and new tokens",
+					entry.Key(), err)
+			}
+		}
+	}
+}
+
+// load takes one stored value. Unknown keys are a later version's.
 func (s *state) load(key string, value []byte) error {
 	switch {
 	case key == keySettings:
-		return json.Unmarshal(value, &s.settings)
-	case len(key) > len(prefixNode) && key[:len(prefixNode)] == prefixNode:
+		if err := json.Unmarshal(value, &s.settings); err != nil {
+			return err
+		}
+		if len(s.settings.RelaySecret) < 16 {
+			return errors.New("no relay secret")
+		}
+	case strings.HasPrefix(key, prefixNode):
 		r := new(record)
 		if err := json.Unmarshal(value, r); err != nil {
 			return err
 		}
+		if err := r.check(key[len(prefixNode):]); err != nil {
+			return err
+		}
+		for _, other := range s.nodes {
+			if other.Index == r.Index {
+				return fmt.Errorf("it has the addresses of %s", other.Name)
+			}
+		}
 		s.nodes[r.Name] = r
-	case len(key) > len(prefixPair) && key[:len(prefixPair)] == prefixPair:
+	case strings.HasPrefix(key, prefixPair):
 		var k protocol.Key
 		if err := json.Unmarshal(value, &k); err != nil {
 			return err
 		}
+		if k == (protocol.Key{}) {
+			return errors.New("no key")
+		}
 		s.pairs[key] = k
+	}
+	return nil
+}
+
+// check looks whether a record of that name can be one.
+func (r *record) check(name string) error {
+	switch hash, err := hex.DecodeString(r.TokenHash); {
+	case r.Name != name || !signal.ValidName(name):
+		return errors.New("wrong name")
+	case r.Role != protocol.Client && r.Role != protocol.Gateway:
+		return errors.New("no role")
+	case err != nil || len(hash) != sha256.Size:
+		return errors.New("no hash of a token")
+	case r.Index == 0 || r.Index > overlaySize:
+		return errors.New("no address")
 	}
 	return nil
 }
@@ -149,9 +206,10 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	if secret, err = newSecret(); err != nil {
 		return secret, err
 	}
-	return secret, s.store(ctx, &record{
+	err = s.store(ctx, &record{
 		Name: name, Role: role, TokenHash: hashSecret(secret), Index: index, Allow: allow, Created: time.Now().UTC(),
 	})
+	return secret, err
 }
 
 // freeIndex is the next address that is not taken: those of removed nodes are used again as late as possible.
@@ -216,24 +274,30 @@ func (s *state) remove(ctx context.Context, name string) error {
 }
 
 // report takes a node's key and routes. refused says why not, and changes nothing; changed whether anything is other than
-// before.
-func (s *state) report(ctx context.Context, name string, r *protocol.SyncRequest) (changed bool, refused string, err error) {
+// before. mayChange is asked if so.
+func (s *state) report(ctx context.Context, name string, r *protocol.SyncRequest, mayChange func() bool) (changed bool, refused string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.nodes[name]
 	if old == nil {
 		return false, "", ErrUnknown
 	}
+	changed = r.PublicKey != old.PublicKey || !slices.Equal(r.Routes, old.Routes)
+	if !changed && r.Program == old.Program {
+		return false, "", nil // what was accepted stays so: whoever reports later must not contradict it
+	}
 	if refused = s.refusal(old, r); refused != "" {
 		return false, refused, nil
 	}
+	if !mayChange() {
+		return false, name + " changes its key or routes too often; wait, and see that it does not start again and again", nil
+	}
 	next := *old
 	next.PublicKey, next.Routes, next.Program = r.PublicKey, r.Routes, r.Program
-	changed = next.PublicKey != old.PublicKey || !slices.Equal(next.Routes, old.Routes)
-	if !changed && next.Program == old.Program {
-		return false, "", nil
+	if err := s.store(ctx, &next); err != nil {
+		return false, "", err
 	}
-	return changed, "", s.store(ctx, &next)
+	return changed, "", nil
 }
 
 // refusal says what is wrong with a report, "" if nothing is.
