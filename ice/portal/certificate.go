@@ -40,8 +40,11 @@ func makeCertificate(now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	serial := make([]byte, 16) // at most 20 (RFC 5280, section 4.1.2.2)
+	rand.Read(serial)          // never fails
+	serial[0] = 1              // positive
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "sluice portal"},
+		SerialNumber: new(big.Int).SetBytes(serial), Subject: pkix.Name{CommonName: "sluice portal"},
 		NotBefore: now.AddDate(-1, 0, 0), NotAfter: now.AddDate(100, 0, 0),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

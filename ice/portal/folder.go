@@ -11,6 +11,7 @@ const (
 	certificateName = "portal.pem"
 	storeName       = "store"
 	lockName        = "lock"
+	markName        = "sequence"
 )
 
 // openFolder makes the folder if need be, for its owner only, and locks it.

@@ -73,6 +73,7 @@ func (p *Portal) writeMetrics(w io.Writer) {
 		{"nodes_online", "gauge", "Nodes that are connected.", uint64(online)},
 		{"connections", "gauge", "Connections of nodes; more than nodes: a token is in use twice.", uint64(connections)},
 		{"requests_held", "gauge", "Requests that wait for news.", uint64(held)},
+		{"store_failed", "gauge", "1 if the latest change could not be stored.", p.state.storeFailed()},
 		{"requests_total", "counter", "Requests that came.", p.counters.requests.Load()},
 		{"answers_total", "counter", "Answers that were sent.", p.counters.answers.Load()},
 		{"requests_refused_total", "counter", "Requests of nodes that have to change something.", p.counters.refused.Load()},

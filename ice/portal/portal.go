@@ -187,15 +187,18 @@ func (p *Portal) load(fresh bool) error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), loadTime)
 	defer cancel()
 	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "sluice", History: 1, MaxBytes: 256 << 20})
 	if err != nil {
 		return fmt.Errorf("the store cannot be opened: %w", err)
 	}
-	p.state, err = loadState(ctx, kv, fresh)
+	p.state, err = loadState(ctx, kv, filepath.Join(p.config.Folder, markName), fresh)
 	return err
 }
+
+// loadTime is how long a large state may take on a slow machine.
+const loadTime = 2 * time.Minute
 
 // serve starts what runs until Close.
 func (p *Portal) serve() error {

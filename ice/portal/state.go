@@ -7,13 +7,11 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -50,9 +48,12 @@ type settings struct {
 
 // state is the portal's memory, with a copy in a KV bucket that is written first. Its methods may be called by any goroutine.
 type state struct {
-	kv jetstream.KeyValue
+	kv   jetstream.KeyValue
+	mark string // the file of writeMark
 
 	mu       sync.Mutex
+	failure  error     // of the latest write, nil if it was good
+	failed   time.Time // when that was
 	settings settings
 	nodes    map[string]*record // records are frozen and replaced as a whole
 	pairs    map[string]protocol.Key
@@ -65,117 +66,6 @@ const (
 	// overlaySize is how many addresses the overlay has, but for the first and last.
 	overlaySize = 1<<21 - 2
 )
-
-// loadState reads the bucket. A bucket without settings is a new one if fresh, which it then must be.
-func loadState(ctx context.Context, kv jetstream.KeyValue, fresh bool) (*state, error) {
-	s := &state{kv: kv, nodes: map[string]*record{}, pairs: map[string]protocol.Key{}}
-	if err := s.read(ctx); err != nil {
-		return nil, err
-	}
-	switch settled := s.settings.RelaySecret != ""; {
-	case settled && fresh && len(s.nodes) > 0:
-		return nil, fmt.Errorf("%s is missing, so the tokens of all nodes are useless; restore it from a backup, or begin with another folder",
-			certificateName)
-	case !settled && (!fresh || len(s.nodes) > 0 || len(s.pairs) > 0):
-		return nil, errLost
-	case !settled:
-		s.settings = settings{RelaySecret: rand.Text() + rand.Text(), NextIndex: 1}
-		return s, s.put(ctx, keySettings, s.settings)
-	}
-	return s, nil
-}
-
-var errLost = errors.New("the stored state is lost or damaged; restore the folder from a backup, or begin with another folder and new tokens")
-
-// read takes all that is stored.
-func (s *state) read(ctx context.Context) error {
-	watcher, err := s.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
-	}
-	defer watcher.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return fmt.Errorf("the stored state could not be read: %w", ctx.Err())
-		case entry, ok := <-watcher.Updates():
-			if !ok {
-				return errors.New("the stored state could not be read: the store has closed")
-			}
-			if entry == nil { // that was all
-				return nil
-			}
-			if err := s.load(entry.Key(), entry.Value()); err != nil {
-				return fmt.Errorf("the stored %q is damaged (%w); restore the folder from a backup, or begin with another folder and new tokens",
-					entry.Key(), err)
-			}
-		}
-	}
-}
-
-// load takes one stored value. Unknown keys are a later version's.
-func (s *state) load(key string, value []byte) error {
-	switch {
-	case key == keySettings:
-		if err := json.Unmarshal(value, &s.settings); err != nil {
-			return err
-		}
-		if len(s.settings.RelaySecret) < 16 {
-			return errors.New("no relay secret")
-		}
-	case strings.HasPrefix(key, prefixNode):
-		r := new(record)
-		if err := json.Unmarshal(value, r); err != nil {
-			return err
-		}
-		if err := r.check(key[len(prefixNode):]); err != nil {
-			return err
-		}
-		for _, other := range s.nodes {
-			if other.Index == r.Index {
-				return fmt.Errorf("it has the addresses of %s", other.Name)
-			}
-		}
-		s.nodes[r.Name] = r
-	case strings.HasPrefix(key, prefixPair):
-		var k protocol.Key
-		if err := json.Unmarshal(value, &k); err != nil {
-			return err
-		}
-		if k == (protocol.Key{}) {
-			return errors.New("no key")
-		}
-		s.pairs[key] = k
-	}
-	return nil
-}
-
-// check looks whether a record of that name can be one.
-func (r *record) check(name string) error {
-	switch hash, err := hex.DecodeString(r.TokenHash); {
-	case r.Name != name || !signal.ValidName(name):
-		return errors.New("wrong name")
-	case r.Role != protocol.Client && r.Role != protocol.Gateway:
-		return errors.New("no role")
-	case err != nil || len(hash) != sha256.Size:
-		return errors.New("no hash of a token")
-	case r.Index == 0 || r.Index > overlaySize:
-		return errors.New("no address")
-	}
-	return nil
-}
-
-// put writes one value. The lock need not be held.
-func (s *state) put(ctx context.Context, key string, value any) error {
-	text, err := json.Marshal(value)
-	if err == nil {
-		_, err = s.kv.Put(ctx, key, text)
-	}
-	if err != nil {
-		return fmt.Errorf("the state could not be written (is the disk full?): %w", err)
-	}
-	return nil
-}
 
 // add makes a node with a fresh secret.
 func (s *state) add(ctx context.Context, name string, role protocol.Role, allow []string) (secret [32]byte, err error) {
@@ -209,6 +99,7 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	err = s.store(ctx, &record{
 		Name: name, Role: role, TokenHash: hashSecret(secret), Index: index, Allow: allow, Created: time.Now().UTC(),
 	})
+	s.writeMark(ctx)
 	return secret, err
 }
 
@@ -249,7 +140,9 @@ func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err er
 	}
 	next := *old
 	next.TokenHash = hashSecret(secret)
-	return secret, s.store(ctx, &next)
+	err = s.store(ctx, &next)
+	s.writeMark(ctx)
+	return secret, err
 }
 
 // remove forgets a node and its preshared keys.
@@ -259,10 +152,11 @@ func (s *state) remove(ctx context.Context, name string) error {
 	if s.nodes[name] == nil {
 		return fmt.Errorf("%w: %s", ErrUnknown, name)
 	}
-	if err := s.kv.Purge(ctx, prefixNode+name); err != nil {
-		return fmt.Errorf("the state could not be written: %w", err)
+	if err := s.write(ctx, func(ctx context.Context) error { return s.kv.Purge(ctx, prefixNode+name) }); err != nil {
+		return err
 	}
 	delete(s.nodes, name)
+	s.writeMark(ctx)
 	for other := range s.nodes {
 		key := pairKey(name, other)
 		if _, ok := s.pairs[key]; ok {
