@@ -39,16 +39,18 @@ func (p *Peer) earliest(now time.Duration) time.Duration {
 }
 
 // Retry says that the path has changed: if a series runs and there is no session, the next initiation leaves now, or as soon
-// as one may after the last handshake message. The end of the series stays where it is.
+// as one may after the last handshake message, also when no more were planned. The end of the series stays where it is.
 func (p *Peer) Retry(now time.Duration) {
-	if !p.series.running || p.series.next == 0 || p.usable(now) {
+	if !p.series.running || now >= p.series.deadline || p.usable(now) {
 		return
 	}
-	if at := p.earliest(now); now < at {
-		p.retryAt(min(at, p.series.next))
-		return
+	at := p.earliest(now)
+	switch next := p.series.next; {
+	case now >= at:
+		p.attempt(now, false)
+	case next == 0 || at < next:
+		p.retryAt(at)
 	}
-	p.attempt(now, false)
 }
 
 func (p *Peer) fast(now time.Duration) bool { return p.fastRetry && !p.usable(now) }

@@ -12,7 +12,7 @@ import (
 // (RFC 8445, section 19.5.1).
 const (
 	// checkPace is the time between two checks of an agent (Ta of RFC 8445, section 14.2, is 50 ms with 5 ms as the least).
-	checkPace = 20 * time.Millisecond
+	checkPace = 10 * time.Millisecond
 	// maxUnanswered is how many checks an agent sends to an address that has not answered since.
 	maxUnanswered = 50
 	// The first quickChecks of them leave as pion asks for them. The rest spread over the ICE timeout, so that a peer which

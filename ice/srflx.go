@@ -111,10 +111,11 @@ func (p *Prober) run(ctx context.Context) {
 	open := slices.Clone(p.servers)
 	p.mu.Unlock()
 	var ids []transactionID
+	sent := false
 	for _, wait := range probeWaits {
 		for _, server := range slices.Clone(open) {
 			if id, ok := p.ask(server); ok {
-				ids = append(ids, id)
+				ids, sent = append(ids, id), true
 			} else {
 				open = slices.DeleteFunc(open, func(s netip.AddrPort) bool { return s == server })
 			}
@@ -134,7 +135,10 @@ func (p *Prober) run(ctx context.Context) {
 	if p.round != nil {
 		p.round()
 	}
-	p.round, p.finished = nil, time.Now()
+	p.round = nil
+	if sent { // else there were no sockets, and the next agent asks again
+		p.finished = time.Now()
+	}
 	p.tell()
 }
 

@@ -206,7 +206,7 @@ func Controls(client, peerClient bool, name, peerName string) bool {
 }
 
 // newConnection begins an attempt: its first agent, number 1, is started. The generation is greater than that of all earlier
-// connections with the peer and the same on both sides; see controls for controlling.
+// connections with the peer and the same on both sides; see Controls for controlling.
 func newConnection(now time.Duration, generation uint32, controlling bool) *connection {
 	c := &connection{generation: generation, controlling: controlling, began: now, now: now, newest: 1}
 	c.current = agent{number: 1, started: now}

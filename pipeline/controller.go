@@ -156,14 +156,12 @@ func (c *controller) setUp(now time.Duration, up bool) {
 	}
 	c.up = up
 	for _, p := range c.peers {
-		if !up {
-			c.closeLink(now, p, CloseShutdown)
+		if p.link != nil {
+			c.setLinkUp(now, p, up)
 		}
 		if up {
 			p.core.Up(now)
-			if p.link != nil {
-				c.handleLinkTimeout(now, p)
-			} else if p.hasStaged() { // the device was up a moment before we were, and what lanes wanted was not heard
+			if p.link == nil && p.hasStaged() { // the device was up a moment before we were, and what lanes wanted was not heard
 				p.core.Want(now)
 			}
 		} else {
@@ -204,7 +202,7 @@ func (c *controller) handle(now time.Duration, l *letter) {
 // move publishes a new path to where the peer was authentically heard from.
 func (c *controller) move(p *peer, to *Path) {
 	old := p.path.Load()
-	next := &Path{Dst: to.Dst, Src: to.Src, IfIndex: to.IfIndex, Channel: to.Channel}
+	next := &Path{Dst: to.Dst, Src: to.Src, IfIndex: to.IfIndex, Channel: to.Channel, Relayed: to.Channel != 0}
 	if p.link != nil && !p.link.alive() {
 		return // what comes late must not revive a connection that is over
 	}
@@ -343,7 +341,7 @@ func (c *controller) obey(now time.Duration, p *peer, out crypto.Output) {
 			p.link.connection.handleExpired(out.Expired)
 		}
 		level := slog.LevelDebug
-		if !out.Expired.Quiet {
+		if !out.Expired.Quiet && p.link == nil { // a named peer's connection sees to it
 			c.effects.purge(p)
 			level = slog.LevelInfo
 		}
@@ -388,7 +386,9 @@ func (c *controller) forgetSources() {
 func (p *peer) forgetSource() {
 	path := p.path.Load()
 	if path != nil && !path.Fixed && (path.Src.IsValid() || path.IfIndex != 0) {
-		p.path.Store(&Path{Dst: path.Dst, Generation: path.Generation + 1})
+		next := *path
+		next.Src, next.IfIndex, next.Generation = netip.Addr{}, 0, path.Generation+1
+		p.path.Store(&next)
 	}
 }
 
@@ -435,7 +435,7 @@ func (c *controller) wipe() {
 
 // setPrivateKey changes who we are; a peer that is ourselves goes.
 func (c *controller) setPrivateKey(now time.Duration, k crypto.PrivateKey) {
-	if k != c.local.PrivateKey() {
+	if k.Public() != c.local.PublicKey() { // one key has several forms
 		for _, p := range c.peers {
 			c.keysChanged(now, p)
 		}

@@ -112,7 +112,7 @@ func (pe *PeerEdit) SetPresharedKey(k crypto.PresharedKey) {
 	if pe.peer == nil {
 		return
 	}
-	if k != pe.peer.core.PresharedKey() {
+	if !k.Equal(pe.peer.core.PresharedKey()) {
 		pe.c.controller.keysChanged(pe.c.now, pe.peer)
 	}
 	pe.peer.core.SetPresharedKey(k)
@@ -136,9 +136,10 @@ func (pe *PeerEdit) SetPublicKey(k crypto.PublicKey) {
 	}
 }
 
-// SetEndpoint says where the peer is; roaming may move it later.
+// SetEndpoint says where the peer is; roaming may move it later. It changes nothing for a named peer, whose way the
+// connectivity edge finds.
 func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {
-	if pe.peer == nil {
+	if pe.peer == nil || pe.peer.link != nil {
 		return
 	}
 	next := &Path{Dst: netip.AddrPortFrom(endpoint.Addr().Unmap(), endpoint.Port())}
@@ -148,13 +149,14 @@ func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {
 	pe.peer.path.Store(next)
 }
 
-// SetPersistentKeepalive sets the interval in seconds; 0 switches it off. Switching it on sends one at once.
+// SetPersistentKeepalive sets the interval in seconds; 0 switches it off. Switching it on sends one at once. With a named
+// peer it counts while there is a session.
 func (pe *PeerEdit) SetPersistentKeepalive(seconds uint16) {
 	if pe.peer == nil {
 		return
 	}
 	pe.peer.keepalive = seconds
-	pe.peer.core.SetPersistentKeepalive(pe.c.now, time.Duration(seconds)*time.Second)
+	pe.c.controller.setKeepalive(pe.c.now, pe.peer)
 	pe.c.controller.touch(pe.c.now, pe.peer)
 }
 

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"log/slog"
+	"slices"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -79,16 +80,51 @@ func (c *controller) name(now time.Duration, p *peer, name string) {
 		c.named = make(map[string]*peer)
 	}
 	c.named[name] = p
-	p.path.Store(nil)
-	p.core.SetPersistentKeepalive(now, 0)
+	c.forgetSession(now, p) // a plain peer's, which no connection has made
+	c.effects.purge(p)
+	c.setKeepalive(now, p)
 }
 
-// unlink closes a peer's connection and makes it a plain peer.
+// unlink closes a peer's connection and makes it a plain peer. What waits for an attempt waits no more.
 func (c *controller) unlink(now time.Duration, p *peer, reason CloseReason) {
 	c.closeLink(now, p, reason)
 	delete(c.named, p.link.name)
 	p.link.peer, p.link = nil, nil
-	p.reach.Store(uint32(reachNone))
+	c.setReach(p, reachNone)
+	p.core.SetHandshakeLifetime(c.lifetime, false)
+	c.setKeepalive(now, p)
+}
+
+// forgetSession leaves nothing of a session and its path.
+func (c *controller) forgetSession(now time.Duration, p *peer) {
+	p.core.Clear(now)
+	p.stamps.reset()
+	p.path.Store(nil) // also one that is not ICE's
+	p.moved.Store(nil)
+}
+
+// setReach tells the lanes what to do without a path. Those that have staged by what was said before are told to drop it.
+func (c *controller) setReach(p *peer, next reach) {
+	if old := reach(p.reach.Swap(uint32(next))); old == reachStage && next != reachStage {
+		c.effects.purge(p)
+	}
+}
+
+// setKeepalive gives the core the interval that counts now. A named peer has one while there is a session: it would begin a
+// handshake of its own else.
+func (c *controller) setKeepalive(now time.Duration, p *peer) {
+	interval := time.Duration(p.keepalive) * time.Second
+	if l := p.link; l != nil {
+		switch {
+		case !l.alive() || l.connection.phase < PhaseUp:
+			interval = 0
+		case interval == 0 || l.connection.keepalive != 0 && l.connection.keepalive < interval:
+			interval = l.connection.keepalive
+		}
+	}
+	if interval != p.core.PersistentKeepalive() {
+		p.core.SetPersistentKeepalive(now, interval)
+	}
 }
 
 // closeLink closes the connection of a named peer, if there is one.
@@ -100,13 +136,14 @@ func (c *controller) closeLink(now time.Duration, p *peer, reason CloseReason) {
 	c.follow(now, p)
 }
 
-// keysChanged begins anew with a named peer: another key or preshared key.
+// keysChanged begins anew with a named peer: another key or preshared key. A wish that waits is granted at once.
 func (c *controller) keysChanged(now time.Duration, p *peer) {
 	if p.link == nil {
 		return
 	}
 	c.closeLink(now, p, CloseKeysChanged)
 	p.link.backoff.reset(now)
+	c.grant(now, p.link)
 }
 
 // replaceKey puts a peer with another key in p's place. Nothing happens if that is p's key, another peer's or our own.
@@ -130,15 +167,14 @@ func (c *controller) replaceKey(now time.Duration, p *peer, key crypto.PublicKey
 		p.link, next.link = nil, l
 		l.peer = next
 		c.named[l.name] = next
+		c.setReach(p, reachNone)
 	} else {
 		next.path.Store(p.path.Load())
-		next.core.SetPersistentKeepalive(now, time.Duration(p.keepalive)*time.Second)
 	}
-	for i, q := range c.peers {
-		if q == p { // next, which was added last, takes the place of p
-			c.peers[i], c.peers[len(c.peers)-1] = next, p
-		}
-	}
+	c.setKeepalive(now, next)
+	// next, which was added last, takes the place of p
+	i := slices.Index(c.peers, p)
+	c.peers[i], c.peers[len(c.peers)-1] = next, p
 	c.remove(now, p)
 	c.touch(now, next)
 	return next
@@ -203,8 +239,28 @@ func (c *controller) handleLinkTimeout(now time.Duration, p *peer) {
 		c.effects.purge(p)
 		c.log.Info("no connection attempt: the portal or the peer is not reachable", "peer", l.name)
 	}
+	c.grant(now, l)
+}
+
+// grant has an attempt begin that is wanted and may.
+func (c *controller) grant(now time.Duration, l *link) {
 	if c.up && !l.alive() && l.asked == 0 && l.backoff.due(now) {
 		c.ask(now, l)
+	}
+}
+
+// setLinkUp follows the interface: connections close with it, and what was wanted meanwhile is, when it is up again.
+func (c *controller) setLinkUp(now time.Duration, p *peer, up bool) {
+	l := p.link
+	switch {
+	case !up:
+		c.closeLink(now, p, CloseShutdown)
+		l.backoff.wanted = l.backoff.wanted || l.asked != 0 // the edge cannot begin any more
+		l.asked = 0
+	case p.hasStaged(): // see setUp
+		c.wantLink(now, p)
+	default:
+		c.grant(now, l)
 	}
 }
 
@@ -225,7 +281,8 @@ func (c *controller) follow(now time.Duration, p *peer) {
 		c.drain(now, p)
 	}
 	c.tellUp(now, l)
-	p.reach.Store(uint32(l.reach(now)))
+	c.setReach(p, l.reach(now))
+	c.setKeepalive(now, p)
 }
 
 // tellUp says once that the connection has its first session.
@@ -267,22 +324,17 @@ func (c *controller) fulfil(now time.Duration, p *peer, out connectionOutput) {
 	case connectionClearPath:
 		c.publishPath(now, p, nil)
 	case connectionClearSession:
-		p.core.Clear(now)
-		p.stamps.reset()
-		p.path.Store(nil) // also one that is not ICE's
-		p.moved.Store(nil)
-		c.effects.purge(p)
+		c.forgetSession(now, p)
+		if l.asked == 0 && l.connection.closed.Reason != CloseReplaced { // else what waits does so for the next attempt
+			c.effects.purge(p)
+		}
 	case connectionStartHandshake:
 		p.core.SetHandshakeLifetime(out.lifetime, true)
 		if out.initiate {
 			c.wantSession(now, p)
 		}
 	case connectionKeepalive:
-		interval := out.keepalive
-		if interval == 0 {
-			interval = time.Duration(p.keepalive) * time.Second
-		}
-		p.core.SetPersistentKeepalive(now, interval)
+		c.setKeepalive(now, p)
 	case connectionSendBye:
 		c.request(l, Request{Kind: RequestBye, Bye: out.bye})
 	case connectionClosed:
@@ -338,7 +390,7 @@ func (c *controller) handleLinkVerdict(now time.Duration, p *peer, v crypto.Verd
 	case l.connection != nil:
 		l.connection.handleVerdict(now, v)
 	case v.Roam:
-		p.core.Clear(now)
+		c.forgetSession(now, p)
 	}
 }
 

@@ -460,7 +460,7 @@ func TestChannelsInOneRun(t *testing.T) {
 func TestRelayedArena(t *testing.T) {
 	packet := datagram(laneInner[0], laneInner[1], 1, 100)
 	const size = ChannelHeaderSize + 16 + 128 + 16
-	for spare := range size + 1 {
+	for spare := range 2 * ChannelHeaderSize {
 		l := newLanes(t, 0, tuntest.Packet{Data: packet}, laneInner).relay()
 		o := l.a.shards[0].outbound
 		o.arena = o.arena[: 2*size+spare : 2*size+spare]

@@ -75,26 +75,33 @@ func runWorld(t *testing.T, v variant, test func(w *world)) {
 		w.b.know(w.a, psk)
 		w.settle()
 		test(w)
-		for _, n := range []*node{w.a, w.b} {
-			if err := n.Close(); err != nil {
-				t.Error(err)
-			}
-			if err := <-n.ran; err != nil {
-				t.Error("Run:", err)
-			}
-			for _, s := range n.shards {
-				if s.staged != 0 || s.outbound.full().any() {
-					t.Errorf("shard %d still holds %d staged bytes, or runs to send", s.id, s.staged)
-				}
-			}
-			if made, wiped := n.cipher.made, n.cipher.wiped; made != wiped {
-				t.Errorf("%d ciphers were made, %d wiped", made, wiped)
-			}
-		}
+		w.end()
 	})
 }
 
-func newNode(t *testing.T, network *udptest.Network, v variant, number byte) *node {
+// end checks what must always hold at the end.
+func (w *world) end() {
+	w.t.Helper()
+	for _, n := range []*node{w.a, w.b} {
+		if err := n.Close(); err != nil {
+			w.t.Error(err)
+		}
+		if err := <-n.ran; err != nil {
+			w.t.Error("Run:", err)
+		}
+		for _, s := range n.shards {
+			if s.staged != 0 || s.outbound.full().any() {
+				w.t.Errorf("shard %d still holds %d staged bytes, or runs to send", s.id, s.staged)
+			}
+		}
+		if made, wiped := n.cipher.made, n.cipher.wiped; made != wiped {
+			w.t.Errorf("%d ciphers were made, %d wiped", made, wiped)
+		}
+	}
+}
+
+// newNode makes a node that runs; with may change its configuration.
+func newNode(t *testing.T, network *udptest.Network, v variant, number byte, with ...func(*Config)) *node {
 	rng := rand.NewChaCha8([32]byte{number})
 	n := &node{
 		device: tuntest.New(tuntest.Config{Queues: v.queues, Capabilities: v.offload}),
@@ -113,11 +120,14 @@ func newNode(t *testing.T, network *udptest.Network, v variant, number byte) *no
 		t.Fatal(err)
 	}
 	start := time.Now()
-	n.Pipeline, err = New(Config{
+	cfg := Config{
 		Device: n.device, Listen: n.host.Listen, UDP: udp.Config{Port: n.outer.Port()}, Workers: v.workers,
 		NewCipher: n.cipher.make, Clock: func() time.Duration { return time.Since(start) + time.Hour }, Wall: time.Now, Rand: rng,
-	})
-	if err != nil {
+	}
+	for _, change := range with {
+		change(&cfg)
+	}
+	if n.Pipeline, err = New(cfg); err != nil {
 		t.Fatal(err)
 	}
 	go func() { n.ran <- n.Run(context.Background()) }()

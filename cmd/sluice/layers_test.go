@@ -42,12 +42,14 @@ var layers = map[string][]string{
 	"cmd/internal/environment": {"cmd/internal/logs", "pipeline", "tun", "crypto/aead"},
 	"cmd/internal/node":        {"cmd/internal/environment", "cmd/internal/version", "pipeline", "tun", "crypto/aead"},
 	"cmd/internal/status":      {"ice/edge"},
-	"cmd/internal/member":      {"cmd/internal/environment", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "tun", "tun/host", "crypto"},
-	"cmd/internal/...":         {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
-	"cmd/sluice-wg":            {"cmd/internal/node", "cmd/internal/version"},
-	"cmd/sluice":               {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
-	"ice/edge":                 {"ice/...", "pipeline", "pipeline/udp", "crypto"},
-	"ice/...":                  {"ice/...", "pipeline", "pipeline/udp"},
+	"cmd/internal/member": {
+		"cmd/internal/environment", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "tun", "tun/host", "crypto",
+	},
+	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
+	"cmd/sluice-wg":    {"cmd/internal/node", "cmd/internal/version"},
+	"cmd/sluice":       {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
+	"ice/edge":         {"ice/...", "pipeline", "pipeline/udp", "crypto"},
+	"ice/...":          {"ice/...", "pipeline", "pipeline/udp"},
 }
 
 // forbidden are imports from outside, test files excepted.

@@ -191,7 +191,8 @@ func (e *Edge) begin(p *peer, err error) {
 			if msg.Generation != e.generations.Newest(p.Name) || msg.Agent != 1 {
 				continue
 			}
-			if protocol.Key(msg.PublicKey) != p.PublicKey {
+			if key := protocol.Key(msg.PublicKey); key != p.PublicKey && key != p.announced {
+				p.announced = key
 				e.log.Warn("the peer announces another key than the portal has for it", "peer", p.Name)
 			}
 			if !e.beginAs(p, uint32(msg.Generation), msg.Run) {

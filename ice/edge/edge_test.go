@@ -164,7 +164,8 @@ func TestRoaming(t *testing.T) {
 		})
 		c.number = 2
 		w.carries(c, g)
-		if after := c.connection("gate"); !after.LastHandshake.Equal(before.LastHandshake) || after.Generation != before.Generation {
+		after := c.connection("gate")
+		if !after.LastHandshake.Equal(before.LastHandshake) || after.Generation != before.Generation {
 			t.Errorf("another session: %+v", after)
 		}
 	})

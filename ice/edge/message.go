@@ -64,16 +64,20 @@ func (e *Edge) handleMessage(msg signalMessage) {
 	}
 }
 
-// unknown asks the portal about a node that we do not know of: it may be quicker than the portal's news. The peer repeats its
-// offer.
+// unknown asks the portal about a node that we do not know of: its offer may be quicker than the portal's news.
 func (e *Edge) unknown(msg signalMessage) {
 	now := time.Now()
-	if msg.Kind != signal.Offer || now.Sub(e.synced) < time.Second || !e.strangers.take(now) {
+	if msg.Kind != signal.Offer || !e.strangers.take(now) {
 		return
 	}
 	e.tasks.Go(func() {
 		if answer, err := e.ask(e.ctx, 0, freshTimeout); err == nil {
-			e.post(func() { e.handleSync(now, answer) })
+			e.post(func() {
+				e.handleSync(now, answer)
+				if e.peers[msg.From] != nil {
+					e.handleMessage(msg)
+				}
+			})
 		}
 	})
 }

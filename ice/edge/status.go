@@ -99,8 +99,8 @@ func (e *Edge) Status(ctx context.Context) (Status, error) {
 func (e *Edge) status() Status {
 	s := Status{
 		Name: e.config.Name, Role: e.config.Role, PublicKey: e.key.Public().Encode(), Interface: e.config.Interface,
-		Addresses: e.view.Addresses, Routes: e.config.Routes, Since: e.started, Portal: e.portalStatus(), Relays: e.relays.Status(),
-		Mappings: []MappingStatus{}, Connections: []ConnectionStatus{},
+		Addresses: e.view.Addresses, Routes: e.config.Routes, Since: e.started, Portal: e.portalStatus(),
+		Relays: e.relays.Status(), Mappings: []MappingStatus{}, Connections: []ConnectionStatus{},
 	}
 	for _, m := range e.prober.Mappings() {
 		s.Mappings = append(s.Mappings, MappingStatus{m.Server, m.Mapped})
@@ -126,7 +126,10 @@ func (e *Edge) status() Status {
 }
 
 func (e *Edge) portalStatus() PortalStatus {
-	s := PortalStatus{Up: e.syncError == nil && !e.synced.IsZero(), Since: e.portalSince, Refused: e.lastRefused, AheadS: e.skew.Round(time.Second).Seconds()}
+	s := PortalStatus{
+		Up: e.syncError == nil && !e.synced.IsZero(), Since: e.portalSince, Refused: e.lastRefused,
+		AheadS: e.skew.Round(time.Second).Seconds(),
+	}
 	if e.config.PortalState != nil {
 		state := e.config.PortalState()
 		s.Up, s.Since = state.Up, state.Since
@@ -154,7 +157,7 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) 
 	switch {
 	case k.Phase < pipeline.PhaseClosing:
 		s.State = k.Phase.String()
-	case k.Wanted || k.NextAttempt > 0:
+	case k.Wanted:
 		s.State = "waiting"
 	}
 	if k.Up > 0 {
@@ -187,7 +190,9 @@ func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) 
 }
 
 func closeStatus(k *pipeline.ConnectionStatus) *CloseStatus {
-	c := &CloseStatus{At: k.ClosedAt, Reason: k.Closed.Reason.String(), Cause: k.Closed.Cause.String(), LastedS: k.Closed.Lasted.Seconds()}
+	c := &CloseStatus{
+		At: k.ClosedAt, Reason: k.Closed.Reason.String(), Cause: k.Closed.Cause.String(), LastedS: k.Closed.Lasted.Seconds(),
+	}
 	if k.Closed.PeerReports != nil {
 		c.PeerReports = k.Closed.PeerReports.LogValue().String()
 	}
@@ -237,6 +242,8 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 	return "not connected, since nothing wants it"
 }
 
+const noDirect = "since no direct pair of addresses has worked; tries again"
+
 func (s *ConnectionStatus) explainPath() string {
 	idle := ""
 	if s.State == pipeline.PhaseIdle.String() {
@@ -246,9 +253,9 @@ func (s *ConnectionStatus) explainPath() string {
 	case s.Via == "direct":
 		return fmt.Sprintf("direct to %s (%s - %s)%s", s.Endpoint, s.Local, s.Remote, idle)
 	case s.Relay != "":
-		return fmt.Sprintf("relayed by %s at %s, since no direct pair of addresses has worked; tries again%s", s.Relay, s.Endpoint, idle)
+		return fmt.Sprintf("relayed by %s at %s, %s%s", s.Relay, s.Endpoint, noDirect, idle)
 	case s.Via == "relay":
-		return fmt.Sprintf("relayed by the peer's relay at %s, since no direct pair of addresses has worked; tries again%s", s.Endpoint, idle)
+		return fmt.Sprintf("relayed by the peer's relay at %s, %s%s", s.Endpoint, noDirect, idle)
 	}
 	return "a session is up" + idle
 }

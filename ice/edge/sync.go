@@ -33,7 +33,8 @@ type peer struct {
 	waiting   []signalMessage // came meanwhile
 	absent    bool            // the portal said so at the last message
 	done      finished
-	askError  error // of the question to the portal, while the attempt waits for a relay
+	askError  error        // of the question to the portal, while the attempt waits for a relay
+	announced protocol.Key // not the portal's, and logged
 	farewell  pipeline.Request
 	offers    bucket // of new attempts
 	replies   bucket // to messages that belong to no attempt
@@ -152,7 +153,6 @@ func (e *Edge) apply(s protocol.Sync) {
 	if err := e.pipeline.Load().Edit(func(edit *pipeline.Edit) error { e.edit(edit, peers); return nil }); err != nil {
 		return // it has ended
 	}
-	e.applyRelays(s.Relays)
 	e.view, e.applied = s, time.Now()
 	if host := forHost(s); e.config.Apply != nil && (e.applyError != nil || !reflect.DeepEqual(host, e.host)) {
 		err := e.config.Apply(s)
@@ -160,6 +160,22 @@ func (e *Edge) apply(s protocol.Sync) {
 			e.log.Error("the host could not be configured", "error", err)
 		}
 		e.host, e.applyError = host, err
+	}
+	e.awaitSockets()
+	e.applyRelays(s.Relays)
+}
+
+// socketWait is how long the relays and what they say of our addresses may wait for the interface to come up.
+const socketWait = time.Second
+
+// awaitSockets waits until the pipeline has sockets, which it opens when the interface comes up: what is sent before is lost.
+func (e *Edge) awaitSockets() {
+	for begin := time.Now(); e.pipeline.Load().LocalPort() == 0 && time.Since(begin) < socketWait; {
+		select {
+		case <-time.After(time.Millisecond):
+		case <-e.ctx.Done():
+			return
+		}
 	}
 }
 

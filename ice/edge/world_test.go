@@ -8,11 +8,13 @@ import (
 	"log/slog"
 	"math/rand/v2"
 	"net/netip"
+	"strings"
 	"sync"
 	"testing"
 	"testing/synctest"
 	"time"
 
+	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -29,6 +31,7 @@ type world struct {
 	portal    *portal
 	nodes     []*node
 	start     time.Time
+	ends      []func() // for the end of the test
 }
 
 // node is one whole node: pipeline and edge.
@@ -43,6 +46,7 @@ type node struct {
 	edge     *Edge
 	memory   *signal.Memory
 	log      *record
+	apply    func(protocol.Sync) error
 	stop     context.CancelFunc
 	ran      chan error
 }
@@ -59,6 +63,16 @@ func (r *record) Write(b []byte) (int, error) {
 	return r.text.Write(b)
 }
 
+// count is how many lines have this text in them.
+func (r *record) count(text string) (n int) {
+	for line := range strings.Lines(r.String()) {
+		if strings.Contains(line, text) {
+			n++
+		}
+	}
+	return n
+}
+
 func (r *record) String() string {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -72,6 +86,12 @@ type portal struct {
 	changed  chan struct{}
 	down     error
 	nodes    map[string]*entry
+	relays   []protocol.Relay
+	psk      protocol.Key // of every pair, if not zero
+	overlay  []netip.Prefix
+	asked    int           // answers that were wanted at once
+	slow     time.Duration // before an answer at once
+	ahead    time.Duration // its clock
 }
 
 type entry struct {
@@ -80,6 +100,10 @@ type entry struct {
 	key    protocol.Key
 	lie    *protocol.Key // told to others instead of key
 	psk    protocol.Key  // told to this node alone
+	hidden bool          // not told to others
+	refuse string        // told to this node
+	thief  bool          // its key is not what it reports
+	away   bool          // not online
 }
 
 func newPortal() *portal {
@@ -96,15 +120,40 @@ func (p *portal) change(f func()) {
 	p.changed = make(chan struct{})
 }
 
+// set edits what is no news to anybody.
+func (p *portal) set(f func()) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	f()
+}
+
+// questions is how many answers were wanted at once.
+func (p *portal) questions() int {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.asked
+}
+
 func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) (protocol.Sync, error) {
 	p.mu.Lock()
 	if p.down != nil {
 		defer p.mu.Unlock()
 		return protocol.Sync{}, p.down
 	}
-	if e := p.nodes[self]; e.key != r.PublicKey {
+	if e := p.nodes[self]; e.key != r.PublicKey && !e.thief {
 		p.mu.Unlock()
 		p.change(func() { e.key = r.PublicKey })
+		p.mu.Lock()
+	}
+	if r.Known == 0 {
+		p.asked++
+		slow := p.slow
+		p.mu.Unlock()
+		select {
+		case <-time.After(slow):
+		case <-ctx.Done():
+			return protocol.Sync{}, ctx.Err()
+		}
 		p.mu.Lock()
 	}
 	if r.Known == p.revision {
@@ -120,17 +169,23 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 	}
 	defer p.mu.Unlock()
 	me := p.nodes[self]
-	s := protocol.Sync{Revision: p.revision, Name: self, Role: me.role, Time: time.Now().Unix()}
+	s := protocol.Sync{Revision: p.revision, Name: self, Role: me.role, Time: time.Now().Add(p.ahead).Unix(), Relays: p.relays}
+	s.Refused, s.Overlay = me.refuse, p.overlay
+	s.Addresses = []netip.Prefix{netip.PrefixFrom(inner(me.number), 32)}
 	for name, e := range p.nodes {
-		if name == self || e.role == me.role {
+		if name == self || e.role == me.role || e.hidden {
 			continue
 		}
 		key := e.key
 		if e.lie != nil {
 			key = *e.lie
 		}
+		psk := me.psk
+		if psk == (protocol.Key{}) {
+			psk = p.psk
+		}
 		s.Peers = append(s.Peers, protocol.Peer{
-			Name: name, Role: e.role, PublicKey: key, PresharedKey: me.psk, Online: e.key != protocol.Key{},
+			Name: name, Role: e.role, PublicKey: key, PresharedKey: psk, Online: e.key != protocol.Key{} && !e.away,
 			AllowedIPs: []netip.Prefix{netip.PrefixFrom(inner(e.number), 32)},
 		})
 	}
@@ -141,21 +196,30 @@ func inner(number byte) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, 0, 
 func outer(number byte) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, number}) }
 
 // run runs test in a bubble of virtual time; at its end all nodes end, and nothing may be left.
-func run(t *testing.T, faults signal.Faults, test func(w *world)) {
+func run(t *testing.T, faults signal.Faults, test func(w *world)) { runSeed(t, 1, faults, test) }
+
+func runSeed(t *testing.T, seed uint64, faults signal.Faults, test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
-		w := &world{t: t, network: udptest.New(1), signaling: signal.NewNetwork(1, faults), portal: newPortal(), start: time.Now()}
+		w := &world{
+			t: t, network: udptest.New(seed), signaling: signal.NewNetwork(seed, faults), portal: newPortal(), start: time.Now(),
+		}
 		w.network.Impair(func(_, _ netip.AddrPort) udptest.Impairment {
 			return udptest.Impairment{Delay: 25 * time.Millisecond}
 		})
-		test(w)
-		for _, n := range w.nodes {
-			n.close()
-		}
-		if t.Failed() {
+		defer func() {
 			for _, n := range w.nodes {
-				t.Logf("log of %s:\n%s", n.name, n.log)
+				n.close()
 			}
-		}
+			for _, end := range w.ends {
+				end()
+			}
+			if t.Failed() {
+				for _, n := range w.nodes {
+					t.Logf("log of %s:\n%s", n.name, n.log)
+				}
+			}
+		}()
+		test(w)
 	})
 }
 
@@ -183,7 +247,7 @@ func (n *node) start() {
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			return n.w.portal.sync(ctx, n.name, r)
 		},
-		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} },
+		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} }, Apply: n.apply,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -220,6 +284,66 @@ func (n *node) close() {
 	n.stop = nil
 }
 
+// owner runs f on the goroutine that owns n's edge.
+func (n *node) owner(f func(e *Edge)) {
+	done := make(chan struct{})
+	n.edge.posts <- func() { defer close(done); f(n.edge) }
+	<-done
+}
+
+// mute is a node that the portal knows and that says only what the test sends.
+type mute struct {
+	w    *world
+	name string
+	*signal.Memory
+	got []signal.Msg
+}
+
+func (w *world) mute(name string, role protocol.Role) *mute {
+	w.t.Helper()
+	memory, err := w.signaling.Join(name, signal.Filter{})
+	if err != nil {
+		w.t.Fatal(err)
+	}
+	w.ends = append(w.ends, func() { _ = memory.Close() })
+	w.portal.change(func() {
+		w.portal.nodes[name] = &entry{role: role, number: 200, key: protocol.Key{200, 1}}
+	})
+	return &mute{w: w, name: name, Memory: memory}
+}
+
+// say sends a message that is complete but for what msg says.
+func (m *mute) say(to string, msg signal.Message) {
+	m.w.t.Helper()
+	if msg.Kind != signal.Bye {
+		msg.PublicKey, msg.Agent = crypto.PrivateKey{200}.Public(), max(msg.Agent, 1)
+		msg.Ufrag, msg.Pwd = "abcdefgh", "abcdefghijklmnopqrstuvwxyz"
+	}
+	if err := m.Send(context.Background(), to, msg); err != nil && !errors.Is(err, signal.ErrUnanswered) {
+		m.w.t.Fatal(err)
+	}
+}
+
+// heard are the messages of a kind that have come so far.
+func (m *mute) heard(kind signal.Kind) (list []signal.Msg) {
+	synctest.Wait()
+	for {
+		select {
+		case msg := <-m.Recv():
+			m.got = append(m.got, msg)
+			continue
+		default:
+		}
+		break
+	}
+	for _, msg := range m.got {
+		if msg.Kind == kind {
+			list = append(list, msg)
+		}
+	}
+	return list
+}
+
 // connection is what n's status says of a peer.
 func (n *node) connection(peer string) ConnectionStatus {
 	n.w.t.Helper()
@@ -241,9 +365,6 @@ func (w *world) await(limit time.Duration, what string, f func() bool) time.Dura
 	begin := time.Now()
 	for !f() {
 		if time.Since(begin) > limit {
-			for _, n := range w.nodes {
-				w.t.Logf("log of %s:\n%s", n.name, n.log)
-			}
 			w.t.Fatalf("not within %v: %s", limit, what)
 		}
 		time.Sleep(10 * time.Millisecond)
@@ -251,6 +372,9 @@ func (w *world) await(limit time.Duration, what string, f func() bool) time.Dura
 	}
 	return time.Since(begin)
 }
+
+// generation is that of n's newest attempt with a peer.
+func (n *node) generation(peer string) uint64 { return uint64(n.connection(peer).Generation) }
 
 // up reports whether both nodes say that they are connected.
 func up(a, b *node) bool {
@@ -265,6 +389,28 @@ func (w *world) carries(a, b *node) {
 		packet := ipPacket(inner(d.from.number), inner(d.to.number), "hello")
 		d.from.device.InjectData(packet)
 		w.await(20*time.Second, fmt.Sprintf("a packet from %s to %s", d.from.name, d.to.name), func() bool {
+			for _, got := range d.to.device.TakeSegments() {
+				if bytes.Equal(got, packet) {
+					return true
+				}
+			}
+			return false
+		})
+	}
+}
+
+// carriesAgain is carries for a path that may just be found dead: packets are repeated for a minute.
+func (w *world) carriesAgain(a, b *node) {
+	w.t.Helper()
+	for _, d := range []struct{ from, to *node }{{a, b}, {b, a}} {
+		d.to.device.Take()
+		packet := ipPacket(inner(d.from.number), inner(d.to.number), "hello again")
+		var sent time.Time
+		w.await(time.Minute, fmt.Sprintf("a packet from %s to %s", d.from.name, d.to.name), func() bool {
+			if time.Since(sent) > time.Second {
+				sent = time.Now()
+				d.from.device.InjectData(packet)
+			}
 			for _, got := range d.to.device.TakeSegments() {
 				if bytes.Equal(got, packet) {
 					return true

@@ -117,15 +117,15 @@ func (fw *Forwarding) Close() error {
 			off = append(off, s.path)
 		}
 	}
-	if fw.present(chains) {
-		fw.conn.DelTable(fw.table)
-	}
-	err = fw.flush("delete table " + fw.table.Name)
-	for _, path := range off {
+	for _, path := range off { // first, so that nothing leaves with the tunnel's addresses
 		if _, e := changeSetting(path, "1", "0"); e != nil && !errors.Is(e, os.ErrNotExist) {
 			err = errors.Join(err, e)
 		}
 	}
+	if fw.present(chains) {
+		fw.conn.DelTable(fw.table)
+	}
+	err = errors.Join(err, fw.flush("delete table "+fw.table.Name))
 	if len(off) > 0 || len(fw.advertised) > 0 && !fw.stillForwards6() {
 		for _, path := range fw.advertised {
 			changeSetting(path, "2", "1") // the interface may be gone

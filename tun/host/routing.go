@@ -20,7 +20,8 @@ const (
 //	5190: not fwmark MARK lookup TABLE                            and only then all the rest
 //
 // With a default route, and where reverse path filtering is strict (rp_filter=1), the mark is also put on what answers
-// marked packets (conntrack, in a table of ours `inet sluice-INTERFACE-mark`), and src_valid_mark is set.
+// marked packets (conntrack, in a table of ours `inet sluice-INTERFACE-mark`), and src_valid_mark is set; a killed
+// program leaves that on, which does no harm.
 //
 // Several programs may share Table and Mark; the last one to leave deletes the rules.
 type RoutingConfig struct {

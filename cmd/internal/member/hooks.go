@@ -20,14 +20,19 @@ func (n *node) changePrivateKey(w http.ResponseWriter, _ *http.Request) {
 
 func (n *node) changePresharedKey(w http.ResponseWriter, r *http.Request) {
 	name := r.URL.Query().Get("peer")
-	for _, peer := range n.machine.sync().Peers {
+	of, err := n.pipeline.Status()
+	if err != nil {
+		answer(w, err)
+		return
+	}
+	for _, peer := range of.Peers {
 		if peer.Name != name {
 			continue
 		}
 		k, err := crypto.GeneratePresharedKey(rand.Reader)
 		if err == nil {
 			err = n.pipeline.Edit(func(e *pipeline.Edit) error {
-				if p := e.Peer(crypto.PublicKey(peer.PublicKey)); p != nil {
+				if p := e.Peer(peer.PublicKey); p != nil {
 					p.SetPresharedKey(k)
 					return nil
 				}

@@ -7,14 +7,13 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"sync"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
 )
 
 // machine makes the operating system follow the portal. The goroutine that calls apply owns it, and after that one who calls
-// Close; only known is read by others.
+// Close.
 type machine struct {
 	options    Options
 	logger     *slog.Logger
@@ -23,34 +22,28 @@ type machine struct {
 	routing    *host.Routing
 	forwarding *host.Forwarding
 	shadowed   []netip.Prefix // what was told last
-
-	mu    sync.Mutex
-	known protocol.Sync // the latest answer; guarded by mu
 }
 
 func newMachine(o Options, logger *slog.Logger) *machine { return &machine{options: o, logger: logger} }
 
 // apply sets addresses and routes, and for a gateway forwarding. What fails is tried again with the portal's next answer.
-func (m *machine) apply(sync protocol.Sync) error {
-	m.mu.Lock()
-	m.known = sync
-	m.mu.Unlock()
+func (m *machine) apply(answer protocol.Sync) error {
 	if err := m.begin(); err != nil {
 		return err
 	}
 	m.begun = true
-	routes, shadowed := routesOf(sync, m.options.Routes)
+	routes, shadowed := routesOf(answer, m.options.Routes)
 	if !slices.Equal(shadowed, m.shadowed) {
 		m.shadowed = shadowed
 		m.logger.Warn("routes of other gateways overlap with what this one offers, and are not used", "routes", texts(shadowed))
 	}
-	if err := errors.Join(m.routing.SetAddresses(sync.Addresses), m.routing.Set(routes)); err != nil {
+	if err := errors.Join(m.routing.SetAddresses(answer.Addresses), m.routing.Set(routes)); err != nil {
 		return err
 	}
 	if !m.up {
 		m.up = true
-		m.logger.Info(fmt.Sprintf("%s %s is up", m.options.Role, sync.Name), "interface", m.options.Interface,
-			"addresses", texts(sync.Addresses), "routes", texts(routes), "peers", len(sync.Peers))
+		m.logger.Info(fmt.Sprintf("%s %s is up", m.options.Role, answer.Name), "interface", m.options.Interface,
+			"addresses", texts(answer.Addresses), "routes", texts(routes), "peers", len(answer.Peers))
 	}
 	return nil
 }
@@ -107,27 +100,27 @@ func (m *machine) Close() error {
 	return err
 }
 
-// sync is the portal's latest answer. Any goroutine.
-func (m *machine) sync() protocol.Sync {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.known
-}
-
 // routesOf are the prefixes behind the peers, each once and in order, and those that are left out because they overlap with
 // what this node itself offers: they would lead the network behind it into the tunnel.
-func routesOf(sync protocol.Sync, own []netip.Prefix) (routes, shadowed []netip.Prefix) {
-	for i := range sync.Peers {
-		for _, p := range sync.Peers[i].AllowedIPs {
+func routesOf(answer protocol.Sync, own []netip.Prefix) (routes, shadowed []netip.Prefix) {
+	for i := range answer.Peers {
+		for _, p := range answer.Peers[i].AllowedIPs {
 			p = p.Masked()
-			if slices.ContainsFunc(own, p.Overlaps) && p.Bits() > 0 {
+			if slices.ContainsFunc(own, func(o netip.Prefix) bool { return shadows(o, p) }) {
 				shadowed = append(shadowed, p)
-				continue
+			} else {
+				routes = append(routes, p)
 			}
-			routes = append(routes, p)
 		}
 	}
 	return unique(routes), unique(shadowed)
+}
+
+// shadows tells whether the offered prefix keeps a peer's out. A default route says nothing about the network behind this node,
+// and tunnel addresses are never there.
+func shadows(own, p netip.Prefix) bool {
+	inTunnel := func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) }
+	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !slices.ContainsFunc(protocol.DefaultOverlay(), inTunnel)
 }
 
 func unique(list []netip.Prefix) []netip.Prefix {

@@ -15,6 +15,7 @@ import (
 	"net/netip"
 	"os"
 	"os/signal"
+	"runtime"
 	"sync"
 	"time"
 
@@ -93,6 +94,9 @@ type node struct {
 
 // Run runs a node until ctx ends, a signal comes, or something fails. Errors are one line that says what to do.
 func Run(ctx context.Context, o Options) error {
+	if runtime.GOOS != "linux" {
+		return fmt.Errorf("a %s needs Linux for its routes; on this system there is sluice-wg", o.Role)
+	}
 	o = o.withDefaults()
 	s := environment.Read(o.Getenv)
 	if s.Err != nil {

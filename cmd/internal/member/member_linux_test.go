@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
-	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -35,14 +34,6 @@ func must(t *testing.T, err error) {
 	if err != nil {
 		t.Fatal(err)
 	}
-}
-
-func prefixes(list ...string) []netip.Prefix {
-	var all []netip.Prefix
-	for _, s := range list {
-		all = append(all, netip.MustParsePrefix(s))
-	}
-	return all
 }
 
 // fakePortal answers sync requests with what the test says, and holds those that know it already.
@@ -269,6 +260,31 @@ func TestRoleMismatch(t *testing.T) {
 		}
 	case <-time.After(30 * time.Second):
 		t.Fatalf("the node goes on; log:\n%s", n.log)
+	}
+}
+
+// TestInterfaceDeleted: a node without its interface ends, and says why.
+func TestInterfaceDeleted(t *testing.T) {
+	n := startNode(t, Options{Role: protocol.Client, Interface: "cl3", Table: 778}, protocol.Sync{
+		Name: "laptop", Role: protocol.Client, Addresses: prefixes("100.64.0.2/32"),
+		Peers: []protocol.Peer{{Name: "office", Role: protocol.Gateway, PublicKey: key(1), AllowedIPs: prefixes("100.64.0.1/32")}},
+	}, nil)
+	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "client laptop is up") })
+	link, err := netlink.LinkByName("cl3")
+	must(t, err)
+	must(t, netlink.LinkDel(link))
+	select {
+	case err := <-n.ended:
+		n.ended <- nil
+		if err == nil || err.Error() != "interface cl3 is gone" {
+			t.Errorf("error %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatalf("the node goes on; log:\n%s", n.log)
+	}
+	rules, err := netlink.RuleListFiltered(netlink.FAMILY_V4, &netlink.Rule{Table: 778}, netlink.RT_FILTER_TABLE)
+	if err != nil || len(rules) > 0 {
+		t.Errorf("rules were left: %v, %v", rules, err)
 	}
 }
 

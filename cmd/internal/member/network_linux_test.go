@@ -10,6 +10,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -24,6 +25,9 @@ import (
 
 // programVariable makes this test binary a portal or a node, in the lab.
 const programVariable = "SLUICE_MEMBER_TEST"
+
+// routesVariable is what the gateway offers.
+const routesVariable = "SLUICE_MEMBER_ROUTES"
 
 func TestMain(m *testing.M) {
 	var err error
@@ -66,7 +70,7 @@ func runNode(role protocol.Role) error {
 	}
 	o := Options{Role: role, Token: token, Socket: os.Args[1]}
 	if role == protocol.Gateway {
-		o.Routes = prefixes("10.9.0.0/24")
+		o.Routes = prefixes(os.Getenv(routesVariable))
 	}
 	return Run(context.Background(), o)
 }
@@ -168,22 +172,9 @@ func connection(t *testing.T, socket, peer, what string, fits func(edge.Connecti
 	t.Fatalf("%s: not within 60 s: %s", what, last)
 }
 
-// TestNetwork: with nothing but two tokens a client reaches a host behind a gateway, and all is as before in the end.
-func TestNetwork(t *testing.T) {
-	n := newNetwork(t)
-	dir := t.TempDir()
-	tokens := n.tokens(t, dir)
-	gateSocket, laptopSocket := filepath.Join(dir, "gate.sock"), filepath.Join(dir, "laptop.sock")
-	gate := program(t, "gateway", gateSocket, tokens["gate"])
-	must(t, n.gate.Start(gate))
-	laptop := program(t, "client", laptopSocket, tokens["laptop"])
-	counters := filepath.Join(dir, "counters.json")
-	laptop.Env = append(laptop.Env, "SLUICE_STATS="+counters)
-	must(t, n.laptop.Start(laptop))
-	connection(t, laptopSocket, "gate", "the client connects", func(c edge.ConnectionStatus) bool {
-		return c.State == "up" && c.Via == "direct" && !c.LastHandshake.IsZero()
-	})
-
+// exchange has the client ask a host behind the gateway, which sees the gateway's address.
+func (n *network) exchange(t *testing.T) {
+	t.Helper()
 	var server net.PacketConn
 	must(t, n.behind.Run(func() (err error) { server, err = net.ListenPacket("udp", "10.9.0.2:7"); return err }))
 	defer server.Close()
@@ -201,13 +192,31 @@ func TestNetwork(t *testing.T) {
 	_, err = server.WriteTo([]byte("back"), from)
 	must(t, err)
 	must(t, client.SetReadDeadline(time.Now().Add(20*time.Second)))
-	if answer := make([]byte, 100); true {
-		size, err := client.Read(answer)
-		if err != nil || string(answer[:size]) != "back" {
-			t.Errorf("%q, %v", answer[:size], err)
-		}
+	answer := make([]byte, 100)
+	size, err := client.Read(answer)
+	if err != nil || string(answer[:size]) != "back" {
+		t.Errorf("%q, %v", answer[:size], err)
 	}
+}
 
+// TestNetwork: with nothing but two tokens a client reaches a host behind a gateway, and all is as before in the end.
+func TestNetwork(t *testing.T) {
+	n := newNetwork(t)
+	dir := t.TempDir()
+	tokens := n.tokens(t, dir)
+	gateSocket, laptopSocket := filepath.Join(dir, "gate.sock"), filepath.Join(dir, "laptop.sock")
+	gate := program(t, "gateway", gateSocket, tokens["gate"])
+	gate.Env = append(gate.Env, routesVariable+"=10.9.0.0/24")
+	must(t, n.gate.Start(gate))
+	laptop := program(t, "client", laptopSocket, tokens["laptop"])
+	counters := filepath.Join(dir, "counters.json")
+	laptop.Env = append(laptop.Env, "SLUICE_STATS="+counters)
+	must(t, n.laptop.Start(laptop))
+	connection(t, laptopSocket, "gate", "the client connects", func(c edge.ConnectionStatus) bool {
+		return c.State == "up" && c.Via == "direct" && !c.LastHandshake.IsZero()
+	})
+
+	n.exchange(t)
 	must(t, laptop.Process.Signal(syscall.SIGUSR1))
 	must(t, laptop.Process.Signal(syscall.SIGHUP))
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
@@ -253,4 +262,49 @@ func TestRefused(t *testing.T) {
 		time.Sleep(10 * time.Millisecond)
 	}
 	terminate(t, laptop)
+}
+
+// TestDefaultRoute: with all of the client's traffic in the tunnel, and a strict reverse path filter, the tunnel's own packets
+// and the connection to the portal still go beside it, also when the gateway is killed and comes back.
+func TestDefaultRoute(t *testing.T) {
+	n := newNetwork(t)
+	dir := t.TempDir()
+	tokens := n.tokens(t, dir)
+	must(t, n.laptop.Run(func() error { return os.WriteFile("/proc/sys/net/ipv4/conf/all/rp_filter", []byte("1"), 0) }))
+	gateSocket, laptopSocket := filepath.Join(dir, "gate.sock"), filepath.Join(dir, "laptop.sock")
+	startGate := func() *exec.Cmd {
+		gate := program(t, "gateway", gateSocket, tokens["gate"])
+		gate.Env = append(gate.Env, routesVariable+"=0.0.0.0/0")
+		must(t, n.gate.Start(gate))
+		return gate
+	}
+	gate := startGate()
+	laptop := program(t, "client", laptopSocket, tokens["laptop"])
+	must(t, n.laptop.Start(laptop))
+	up := func(c edge.ConnectionStatus) bool {
+		return c.State == "up" && slices.Contains(c.AllowedIPs, netip.MustParsePrefix("0.0.0.0/0"))
+	}
+	connection(t, laptopSocket, "gate", "the client connects", up)
+	n.exchange(t)
+	first, err := status.NewNode(laptopSocket).Get(context.Background())
+	must(t, err)
+
+	must(t, gate.Process.Kill())
+	gate.Wait()
+	gate = startGate()
+	connection(t, laptopSocket, "gate", "the client connects to the gateway's next run", func(c edge.ConnectionStatus) bool {
+		return up(c) && c.PublicKey != first.Connections[0].PublicKey
+	})
+	n.exchange(t)
+	if s, err := status.NewNode(laptopSocket).Get(context.Background()); err != nil || !s.Portal.Up {
+		t.Errorf("portal %+v, %v", s.Portal, err)
+	}
+	terminate(t, laptop)
+	terminate(t, gate)
+	must(t, n.gate.Run(func() error {
+		if got := setting(t, "ipv4/ip_forward"); got != "0" {
+			t.Errorf("ip_forward is %s after the second run, which took over from the killed one", got)
+		}
+		return nil
+	}))
 }

@@ -53,11 +53,11 @@ func (p *portalLink) watch(ctx context.Context, logger *slog.Logger) {
 		case state.Up:
 			logger.Info("connected to the portal")
 		case errors.Is(state.Why, signal.ErrRefused):
-			logger.Error("the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal",
-				"error", now)
+			logger.Error("the portal refuses the token: it was renewed or the node was removed;"+
+				" make another one with sluice portal", "error", now)
 		case errors.Is(state.Why, signal.ErrFingerprint):
-			logger.Error("what answers at the portal's address has another certificate than the token says: is the token of another"+
-				" portal, or somebody in between?", "error", now)
+			logger.Error("what answers at the portal's address has another certificate than the token says:"+
+				" is the token of another portal, or somebody in between?", "error", now)
 		case state.Attempts > 0:
 			logger.Warn("the portal is not reachable; tunnels that are up stay so", "error", now)
 		default:

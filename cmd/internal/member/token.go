@@ -15,8 +15,8 @@ import (
 const maxToken = 16 << 10
 
 // Advice on where a token may come from.
-const Advice = "write it to a file that only you can read and give -token-file FILE (- is standard input), or set SLUICE_TOKEN," +
-	" or pass the systemd credential sluice-token"
+const Advice = "write it to a file that only you can read and give -token-file FILE (- is standard input)," +
+	" or set SLUICE_TOKEN, or pass the systemd credential sluice-token"
 
 // ErrTokenArgument: there is a token among the arguments.
 var ErrTokenArgument = errors.New("a token on the command line can be read by every user of this machine, so it is not taken" +

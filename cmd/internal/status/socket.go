@@ -62,7 +62,8 @@ func NewNode(path string) *Node {
 	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", path)
 	}
-	return &Node{path, &http.Client{Transport: &http.Transport{DialContext: dial, DisableKeepAlives: true}, Timeout: 10 * time.Second}}
+	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
+	return &Node{path, &http.Client{Transport: transport, Timeout: 10 * time.Second}}
 }
 
 // Path is the path of the socket.

@@ -92,7 +92,8 @@ func writePortal(b *strings.Builder, p edge.PortalStatus, now time.Time) {
 		fmt.Fprintf(b, "PROBLEM: the portal refuses this node: %s\n", clean(p.Refused))
 	}
 	if p.AheadS >= clockAhead || p.AheadS <= -clockAhead {
-		fmt.Fprintf(b, "PROBLEM: the portal's clock and ours are %s apart\n", span(time.Duration(max(p.AheadS, -p.AheadS)*float64(time.Second))))
+		apart := time.Duration(max(p.AheadS, -p.AheadS) * float64(time.Second))
+		fmt.Fprintf(b, "PROBLEM: the portal's clock and ours are %s apart\n", span(apart))
 	}
 }
 
@@ -108,7 +109,9 @@ func writePeers(b *strings.Builder, now, before Sample) {
 	fmt.Fprintln(t, strings.Join(header, "\t"))
 	for i := range now.Status.Connections {
 		p := &now.Status.Connections[i]
-		row := []string{clean(p.Peer), clean(p.State), PathOf(p), age(p.LastHandshake, now.At), rtt(p.RTTms), size(p.RxBytes), size(p.TxBytes)}
+		row := []string{
+			clean(p.Peer), clean(p.State), PathOf(p), age(p.LastHandshake, now.At), rtt(p.RTTms), size(p.RxBytes), size(p.TxBytes),
+		}
 		if rated {
 			in, out := rates(p, now, before)
 			row = append(row, in, out)

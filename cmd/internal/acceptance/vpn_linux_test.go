@@ -1,0 +1,448 @@
+package acceptance
+
+import (
+	"bufio"
+	"bytes"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"sync"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/bench/lab"
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
+	"github.com/sluice-vpn/sluice/ice/edge"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
+
+// program builds sluice once.
+var program = sync.OnceValues(func() (string, error) {
+	dir, err := os.MkdirTemp("", "sluice-acceptance")
+	if err != nil {
+		return "", err
+	}
+	path := filepath.Join(dir, "sluice")
+	args := []string{"build", "-o", path}
+	if race {
+		args = append(args, "-race")
+	}
+	out, err := exec.Command("go", append(args, "github.com/sluice-vpn/sluice/cmd/sluice")...).CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("go build: %w: %s", err, out)
+	}
+	return path, nil
+})
+
+// sluice is one that runs in the background.
+type sluice struct {
+	t    *testing.T
+	name string
+	cmd  *exec.Cmd
+	out  *bytes.Buffer // complete only when it has ended
+	log  string        // path
+	done chan struct{}
+}
+
+// vpn is a portal in the hub, and nodes on sites.
+type vpn struct {
+	t        *testing.T
+	dir      string
+	internet *lab.Internet
+	portal   *sluice
+	args     []string // of the portal
+	starts   int      // of the portal
+}
+
+// member is a gateway or client.
+type member struct {
+	*sluice
+	site   *lab.Site
+	socket string
+	token  string
+	args   []string
+}
+
+func newVPN(t *testing.T, portalArgs ...string) *vpn {
+	t.Helper()
+	lab.Need(t)
+	v := &vpn{t: t, dir: t.TempDir()}
+	var err error
+	if v.internet, err = lab.NewInternet(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { v.internet.Close() })
+	v.args = append([]string{"portal", "-public", lab.HubAddr.String(), "-state", filepath.Join(v.dir, "state"),
+		"-relay-allow", lab.PublicNet.String()}, portalArgs...)
+	v.startPortal()
+	return v
+}
+
+func (v *vpn) startPortal() {
+	v.t.Helper()
+	v.portal = v.start(v.internet.Hub, "portal", nil, v.args...)
+	v.starts++
+	v.portal.awaitLog("portal is ready", v.starts)
+}
+
+// start runs sluice in a namespace until the test ends.
+func (v *vpn) start(ns *lab.Namespace, name string, env []string, args ...string) *sluice {
+	v.t.Helper()
+	path, err := program()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	p := &sluice{t: v.t, name: name, out: &bytes.Buffer{}, log: filepath.Join(v.dir, name+".log"), done: make(chan struct{})}
+	f, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	defer f.Close()
+	p.cmd = exec.Command(path, args...)
+	p.cmd.Stdout, p.cmd.Stderr = p.out, f
+	p.cmd.Env = append(append(os.Environ(), "SLUICE_TEST_HOOKS=1", "GORACE=halt_on_error=1 atexit_sleep_ms=0"), env...)
+	if err := ns.Start(p.cmd); err != nil {
+		v.t.Fatal(err)
+	}
+	go func() { defer close(p.done); p.cmd.Wait() }()
+	v.t.Cleanup(func() {
+		p.end()
+		if v.t.Failed() {
+			text, _ := os.ReadFile(p.log)
+			v.t.Logf("log of %s:\n%s", name, text)
+		}
+	})
+	return p
+}
+
+// end ends the process in order; if it takes too long that is an error.
+func (p *sluice) end() {
+	select {
+	case <-p.done:
+		return
+	default:
+	}
+	_ = p.cmd.Process.Signal(syscall.SIGTERM)
+	select {
+	case <-p.done:
+		if code := p.cmd.ProcessState.ExitCode(); code != 0 {
+			p.t.Errorf("%s ended with status %d", p.name, code)
+		}
+	case <-time.After(30 * time.Second):
+		p.t.Errorf("%s does not end", p.name)
+		_ = p.cmd.Process.Signal(syscall.SIGQUIT)
+		time.Sleep(time.Second)
+		p.kill()
+	}
+}
+
+func (p *sluice) kill() {
+	_ = p.cmd.Process.Kill()
+	<-p.done
+}
+
+// line is one line of a log.
+type line map[string]any
+
+// lines reads the log of a process: each must be a JSON object with the three keys.
+func (p *sluice) lines() (list []line) {
+	p.t.Helper()
+	f, err := os.Open(p.log)
+	if err != nil {
+		p.t.Fatal(err)
+	}
+	defer f.Close()
+	s := bufio.NewScanner(f)
+	s.Buffer(nil, 1<<20)
+	for s.Scan() {
+		l := line{}
+		if err := json.Unmarshal(s.Bytes(), &l); err != nil {
+			continue // the last may not be complete; others are seen by who reads the test's output
+		}
+		list = append(list, l)
+	}
+	return list
+}
+
+func (l line) text(key string) string { s, _ := l[key].(string); return s }
+
+func (l line) at() time.Time {
+	t, _ := time.Parse(time.RFC3339Nano, l.text("time"))
+	return t
+}
+
+// find lists the lines with this message and these attributes ("key=value").
+func (p *sluice) find(message string, attrs ...string) (found []line) {
+	p.t.Helper()
+next:
+	for _, l := range p.lines() {
+		if l.text("message") != message {
+			continue
+		}
+		for _, a := range attrs {
+			key, want, _ := strings.Cut(a, "=")
+			if fmt.Sprint(l[key]) != want {
+				continue next
+			}
+		}
+		found = append(found, l)
+	}
+	return found
+}
+
+// patience is how long tests wait for what should be there at once, on a machine that may be busy.
+const patience = 60 * time.Second
+
+// awaitLog waits for the nth line with this message.
+func (p *sluice) awaitLog(message string, n int, attrs ...string) line {
+	p.t.Helper()
+	await(p.t, patience, fmt.Sprintf("%s logs %q %v", p.name, message, attrs), func() bool { return len(p.find(message, attrs...)) >= n })
+	return p.find(message, attrs...)[n-1]
+}
+
+func await(t *testing.T, limit time.Duration, what string, f func() bool) time.Duration {
+	t.Helper()
+	begin := time.Now()
+	for !f() {
+		if time.Since(begin) > limit {
+			t.Fatalf("not within %v: %s", limit, what)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	return time.Since(begin)
+}
+
+// run runs sluice to its end.
+func (v *vpn) run(ns *lab.Namespace, args ...string) (stdout string, err error) {
+	v.t.Helper()
+	path, err := program()
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	cmd := exec.Command(path, args...)
+	var out, errs bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &out, &errs
+	if err := ns.Start(cmd); err != nil {
+		return "", err
+	}
+	if err := cmd.Wait(); err != nil {
+		return out.String(), fmt.Errorf("%w: %s", err, errs.String())
+	}
+	return out.String(), nil
+}
+
+// add makes a node at the portal, which may reach what the portal lets every node of its role, and starts it on a site.
+func (v *vpn) add(name, role string, site *lab.Site, args ...string) *member {
+	v.t.Helper()
+	return v.addAllowed(name, role, "", site, args...)
+}
+
+// addAllowed is add with -allow.
+func (v *vpn) addAllowed(name, role, allow string, site *lab.Site, args ...string) *member {
+	v.t.Helper()
+	more := []string{"portal", "node", "add", "-state", filepath.Join(v.dir, "state"), "-role", role}
+	if allow != "" {
+		more = append(more, "-allow", allow)
+	}
+	token, err := v.run(v.internet.Hub, append(more, name)...)
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	m := &member{site: site, socket: filepath.Join(v.dir, name+".sock"), token: filepath.Join(v.dir, name+".token")}
+	if err := os.WriteFile(m.token, []byte(token), 0o600); err != nil {
+		v.t.Fatal(err)
+	}
+	m.args = append([]string{role, "-token-file", m.token, "-socket", m.socket}, args...)
+	m.sluice = v.start(site.Node, name, nil, m.args...)
+	return m
+}
+
+// restart ends a node and starts it again.
+func (v *vpn) restart(m *member) {
+	v.t.Helper()
+	m.end()
+	m.sluice = v.start(m.site.Node, m.name, nil, m.args...)
+}
+
+func (v *vpn) site(name string, kind lab.NAT) *lab.Site {
+	v.t.Helper()
+	s, err := v.internet.AddSite(name, kind, lab.Cable{})
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	return s
+}
+
+// pair is the usual case: a gateway and a client, each behind its NAT.
+func (v *vpn) pair(gateway, client lab.NAT, args ...string) (g, c *member) {
+	v.t.Helper()
+	gs, cs := v.site("gate-site", gateway), v.site("client-site", client)
+	return v.add("gate", "gateway", gs, args...), v.add("laptop", "client", cs)
+}
+
+// connection is what a node's status says of its peer.
+func (m *member) connection(peer string) (c edge.ConnectionStatus) {
+	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
+	defer cancel()
+	s, err := status.NewNode(m.socket).Get(ctx)
+	if err != nil {
+		return c
+	}
+	for _, c := range s.Connections {
+		if c.Peer == peer {
+			return c
+		}
+	}
+	return c
+}
+
+// awaitConnection waits until the status of a connection fits.
+func (m *member) awaitConnection(limit time.Duration, peer, what string, fits func(edge.ConnectionStatus) bool) time.Duration {
+	m.t.Helper()
+	var last edge.ConnectionStatus
+	begin := time.Now()
+	for {
+		if last = m.connection(peer); fits(last) {
+			return time.Since(begin)
+		}
+		if time.Since(begin) > limit {
+			m.t.Fatalf("%s not within %v: %s; last %+v", m.name, limit, what, last)
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func isUp(via string) func(edge.ConnectionStatus) bool {
+	return func(c edge.ConnectionStatus) bool { return c.State == "up" && (via == "" || c.Via == via) }
+}
+
+// hook asks for a test hook of a node.
+func (m *member) hook(path string) {
+	m.t.Helper()
+	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
+		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+			return new(net.Dialer).DialContext(ctx, "unix", m.socket)
+		},
+	}}
+	defer client.CloseIdleConnections()
+	r, err := client.Post("http://node"+path, "", nil)
+	if err != nil {
+		m.t.Fatal(err)
+	}
+	defer r.Body.Close()
+	if text, _ := io.ReadAll(r.Body); r.StatusCode >= 300 {
+		m.t.Fatalf("%s: %s", path, text)
+	}
+}
+
+// overlay is a node's IPv4 address in the tunnel.
+func (m *member) overlay() netip.Addr {
+	m.t.Helper()
+	var addr netip.Addr
+	await(m.t, patience, m.name+" has an address", func() bool {
+		s, err := status.NewNode(m.socket).Get(context.Background())
+		if err != nil || len(s.Addresses) == 0 {
+			return false
+		}
+		addr = s.Addresses[0].Addr()
+		return true
+	})
+	return addr
+}
+
+// stream is a TCP connection through the tunnel that sends a number every 50 ms and checks what the other end says.
+type stream struct {
+	t      *testing.T
+	conn   net.Conn
+	mu     sync.Mutex
+	echoed int
+	last   time.Time
+	gap    time.Duration // the longest between two echoes
+	err    error
+}
+
+// stream opens one from a node to an address in the given namespace.
+func openStream(t *testing.T, from *lab.Namespace, to *lab.Namespace, at netip.Addr) *stream {
+	t.Helper()
+	var listener net.Listener
+	err := to.Run(func() (err error) { listener, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String()); return err })
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { listener.Close() })
+	go func() {
+		for {
+			conn, err := listener.Accept()
+			if err != nil {
+				return
+			}
+			go func() { defer conn.Close(); io.Copy(conn, conn) }()
+		}
+	}()
+	s := &stream{t: t}
+	await(t, patience, "a TCP connection through the tunnel", func() bool {
+		err := from.Run(func() (err error) {
+			s.conn, err = net.DialTimeout("tcp", listener.Addr().String(), 2*time.Second)
+			return err
+		})
+		return err == nil
+	})
+	t.Cleanup(func() { s.conn.Close() })
+	s.last = time.Now()
+	go s.send()
+	go s.receive()
+	return s
+}
+
+func (s *stream) send() {
+	for n := 0; ; n++ {
+		if _, err := fmt.Fprintln(s.conn, n); err != nil {
+			return
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+}
+
+func (s *stream) receive() {
+	r := bufio.NewScanner(s.conn)
+	for n := 0; r.Scan(); n++ {
+		s.mu.Lock()
+		if r.Text() != fmt.Sprint(n) {
+			s.err = fmt.Errorf("echo %q, want %d", r.Text(), n)
+		}
+		now := time.Now()
+		s.gap = max(s.gap, now.Sub(s.last))
+		s.echoed, s.last = n+1, now
+		s.mu.Unlock()
+	}
+}
+
+// count is how many echoes came.
+func (s *stream) count() int {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.echoed
+}
+
+// awaitProgress waits until echoes come again.
+func (s *stream) awaitProgress(limit time.Duration, what string) time.Duration {
+	s.t.Helper()
+	from := s.count()
+	took := await(s.t, limit, "TCP goes on: "+what, func() bool { return s.count() >= from+3 })
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.err != nil {
+		s.t.Error(s.err)
+	}
+	return took
+}

@@ -1,0 +1,399 @@
+package edge
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"math/rand/v2"
+	"net/netip"
+	"os"
+	"strconv"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
+)
+
+// crossing is signaling whose messages take so long that offers of both sides cross.
+var crossing = signal.Faults{Reorder: 1, Delay: 40 * time.Millisecond}
+
+// end ends the attempts of two nodes with each other at one moment.
+func end(a, b *node, reason pipeline.CloseReason) {
+	for _, side := range [][2]*node{{a, b}, {b, a}} {
+		side[0].owner(func(e *Edge) {
+			if k := e.peers[side[1].name].attempt; k != nil {
+				k.handle.Close(reason)
+			}
+			e.obey()
+		})
+	}
+}
+
+// Both sides begin at once with the same generation: one connection comes of it.
+func TestGlare(t *testing.T) {
+	run(t, crossing, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		end(c, g, pipeline.CloseReplaced) // without a bye
+		g.pipeline.Want("laptop")
+		c.pipeline.Want("gate")
+		time.Sleep(20 * time.Millisecond)
+		for _, side := range [][2]*node{{c, g}, {g, c}} {
+			side[0].owner(func(e *Edge) {
+				if a := e.peers[side[1].name].attempt; a == nil || a.generation != 2 || a.run != 0 {
+					t.Errorf("%s has not begun by itself: %+v", side[0].name, a)
+				}
+			})
+		}
+		w.await(5*time.Second, "connected again", func() bool { return up(c, g) })
+		if n, k := c.generation("gate"), g.generation("laptop"); n != 2 || k != 2 {
+			t.Errorf("generations %d and %d", n, k)
+		}
+		w.carries(c, g)
+		if s := c.connection("gate"); s.LastClose.Reason != "replaced" {
+			t.Errorf("%+v", s.LastClose)
+		}
+	})
+}
+
+// Both begin at once with different generations: the greater one wins on both sides.
+func TestGlareOfGenerations(t *testing.T) {
+	for name, ahead := range map[string]string{"client ahead": "laptop", "gateway ahead": "gate"} {
+		t.Run(name, func(t *testing.T) {
+			run(t, crossing, func(w *world) {
+				g := w.node("gate", protocol.Gateway)
+				c := w.node("laptop", protocol.Client)
+				w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+				end(c, g, pipeline.CloseReplaced)
+				for _, n := range []*node{g, c} {
+					if n.name == ahead {
+						n.owner(func(e *Edge) {
+							for range 5 {
+								e.generations.Next(map[string]string{"laptop": "gate", "gate": "laptop"}[ahead])
+							}
+						})
+					}
+				}
+				g.pipeline.Want("laptop")
+				c.pipeline.Want("gate")
+				w.await(5*time.Second, "connected again", func() bool { return up(c, g) })
+				w.carries(c, g)
+				if n, k := c.generation("gate"), g.generation("laptop"); n != 7 || k != 7 {
+					t.Errorf("generations %d and %d", n, k)
+				}
+			})
+		})
+	}
+}
+
+// A newer attempt of the peer replaces a connection that is up; the back-off does not count that.
+func TestReplaced(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		g.owner(func(e *Edge) {
+			p := e.peers["laptop"]
+			e.beginAs(p, uint32(e.generations.Next("laptop")), 0)
+		})
+		took := w.await(5*time.Second, "connected again", func() bool { return c.generation("gate") == 2 && up(c, g) })
+		if took > time.Second {
+			t.Error("connected after", took)
+		}
+		for _, n := range []*node{c, g} {
+			n.owner(func(e *Edge) {
+				if len(e.attempts) != 1 || len(e.named) != 1 {
+					t.Errorf("%s keeps %d attempts, %d names", n.name, len(e.attempts), len(e.named))
+				}
+			})
+		}
+		if s := c.connection("gate"); s.LastClose == nil || s.LastClose.Reason != "replaced" {
+			t.Errorf("%+v", s.LastClose)
+		}
+		w.carries(c, g)
+	})
+}
+
+// A bye ends the other side at once, tells why, and the client comes back after the back-off.
+func TestBye(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(pipeline.CloseICEDisconnected) })
+		w.await(time.Second, "closed", func() bool { return c.connection("gate").LastClose != nil })
+		s := c.connection("gate").LastClose
+		if s.Reason != "peer_closed" || !strings.Contains(s.PeerReports, "ice_disconnected") {
+			t.Errorf("%+v", s)
+		}
+		if s := c.connection("gate"); s.State != "waiting" || !strings.Contains(s.Explanation, "tries again in") {
+			t.Errorf("%+v", s)
+		}
+		w.await(5*time.Second, "connected again", func() bool { return up(c, g) })
+	})
+}
+
+// A bye that is lost: the peer's next agent is answered with it.
+func TestLostBye(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		w.signaling.SetDown(errAway)
+		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(pipeline.CloseICEDisconnected) })
+		time.Sleep(100 * time.Millisecond)
+		w.signaling.SetDown(nil)
+		if c.connection("gate").State != "up" {
+			t.Fatal("the bye was not lost")
+		}
+		c.edge.NetworkChanged()
+		w.await(time.Second, "closed", func() bool { return c.connection("gate").LastClose != nil })
+		if s := c.connection("gate").LastClose; s.Reason != "peer_closed" || !strings.Contains(s.PeerReports, "ice_disconnected") {
+			t.Errorf("%+v", s)
+		}
+		w.await(5*time.Second, "connected again", func() bool { return up(c, g) })
+		w.carries(c, g)
+	})
+}
+
+// Second agents come and go, wanted by either side or both at once, with signaling that loses, repeats and reorders; the
+// session stays and nothing is left of the agents before.
+func TestManyAgents(t *testing.T) {
+	run(t, signal.Faults{Loss: 0.2, LostAck: 0.2, Repeat: 0.2, Reorder: 0.3, Delay: 100 * time.Millisecond}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(time.Minute, "connected", func() bool { return up(c, g) })
+		before := c.connection("gate")
+		newest := func(n *node, peer string) (number uint32) {
+			n.owner(func(e *Edge) {
+				if a := e.peers[peer].attempt; a != nil {
+					number = a.newest
+				}
+			})
+			return number
+		}
+		for i := range 12 {
+			if i%3 != 0 {
+				c.edge.NetworkChanged()
+			}
+			if i%3 != 1 {
+				g.edge.NetworkChanged()
+			}
+			time.Sleep(2500 * time.Millisecond)
+			w.carries(c, g)
+		}
+		after := c.connection("gate")
+		if after.Generation != before.Generation || !after.LastHandshake.Equal(before.LastHandshake) {
+			t.Errorf("another session: %+v", after)
+		}
+		if a, b := newest(c, "gate"), newest(g, "laptop"); a < 8 || a != b {
+			t.Errorf("agents %d and %d", a, b)
+		}
+		time.Sleep(15 * time.Second)
+		for _, n := range []*node{c, g} {
+			n.owner(func(e *Edge) {
+				for _, a := range e.attempts {
+					if len(a.agents) > 1 || len(a.pending) > 0 {
+						t.Errorf("%s keeps %d agents, %d messages", n.name, len(a.agents), len(a.pending))
+					}
+				}
+			})
+		}
+	})
+}
+
+// Fifty clients of one gateway, all at once and over bad signaling; then the gateway restarts, and all come back.
+func TestFiftyPeers(t *testing.T) {
+	run(t, signal.Faults{Loss: 0.05, Repeat: 0.05, Reorder: 0.1}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		var clients []*node
+		for i := range 50 {
+			clients = append(clients, w.node(fmt.Sprintf("c%02d", i), protocol.Client))
+		}
+		all := func() bool {
+			s, err := g.edge.Status(context.Background())
+			if err != nil || len(s.Connections) != len(clients) {
+				return false
+			}
+			for _, k := range s.Connections {
+				if k.State != "up" && k.State != "idle" {
+					return false
+				}
+			}
+			for _, c := range clients {
+				if state := c.connection("gate").State; state != "up" && state != "idle" {
+					return false
+				}
+			}
+			return true
+		}
+		t.Log("connected after", w.await(time.Minute, "all connected", all))
+		for _, c := range clients[:5] {
+			w.carries(c, g)
+		}
+		g.close()
+		g.start()
+		t.Log("connected again after", w.await(2*time.Minute, "all connected again", all))
+		for _, c := range clients[45:] {
+			w.carries(c, g)
+		}
+	})
+}
+
+// Whenever a node ends, it ends soon, and nothing is left: the bubble fails if a goroutine is.
+func TestEnds(t *testing.T) {
+	for wait := time.Duration(0); wait < 400*time.Millisecond; wait += 23 * time.Millisecond {
+		run(t, crossing, func(w *world) {
+			one, _ := w.relayNamed("north", 1)
+			w.portal.relays = []protocol.Relay{one}
+			w.node("gate", protocol.Gateway)
+			c := w.node("laptop", protocol.Client)
+			time.Sleep(wait)
+			begin := time.Now()
+			c.close()
+			if took := time.Since(begin); took > closeWait+time.Second {
+				t.Errorf("after %v it took %v to end", wait, took)
+			}
+			if _, err := c.edge.Status(context.Background()); !errors.Is(err, pipeline.ErrClosed) {
+				t.Errorf("Status: %v", err)
+			}
+			c.edge.NetworkChanged()
+			c.edge.Request(pipeline.Request{})
+			c.edge.Stray(pipeline.Stray{Data: []byte("late")})
+		})
+	}
+}
+
+// A pipeline that has ended cannot be configured: Run says so and leaves nothing.
+func TestRunWithoutPipeline(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		c := w.node("laptop", protocol.Client)
+		c.close()
+		e, err := New(Config{Name: "other", Role: protocol.Client, Signaler: c.memory, Sync: c.edge.config.Sync})
+		if err != nil {
+			t.Fatal(err)
+		}
+		if err := e.Run(context.Background(), c.pipeline); !errors.Is(err, pipeline.ErrClosed) {
+			t.Errorf("Run: %v", err)
+		}
+		ctx, cancel := context.WithCancel(context.Background())
+		cancel()
+		unused, _ := New(c.edge.config)
+		if _, err := unused.Status(ctx); !errors.Is(err, context.Canceled) {
+			t.Errorf("Status: %v", err)
+		}
+	})
+}
+
+func TestConfig(t *testing.T) {
+	for name, cfg := range map[string]Config{
+		"no name": {}, "bad name": {Name: "a.b", Signaler: &signal.Memory{}}, "no signaler": {Name: "a"},
+	} {
+		if _, err := New(cfg); err == nil {
+			t.Errorf("%s: accepted", name)
+		}
+	}
+}
+
+// Whatever happens, and in whatever order, when all is well again all are connected soon, and nothing is left of what was.
+func TestTrouble(t *testing.T) {
+	seeds := uint64(4)
+	if n, err := strconv.ParseUint(os.Getenv("EDGE_SEEDS"), 10, 32); err == nil {
+		seeds = n
+	}
+	for seed := range seeds {
+		t.Run(fmt.Sprint(seed), func(t *testing.T) {
+			faults := signal.Faults{Loss: 0.1, LostAck: 0.1, Repeat: 0.1, Reorder: 0.2, Delay: 60 * time.Millisecond}
+			runSeed(t, seed, faults, func(w *world) {
+				trouble(w, rand.New(rand.NewPCG(seed, 1)))
+			})
+		})
+	}
+}
+
+func trouble(w *world, random *rand.Rand) {
+	one, _ := w.relayNamed("north", 1)
+	two, _ := w.relayNamed("south", 2)
+	w.portal.relays = []protocol.Relay{one, two}
+	gates := []*node{w.node("east", protocol.Gateway), w.node("west", protocol.Gateway)}
+	clients := []*node{w.node("ann", protocol.Client), w.node("bob", protocol.Client), w.node("cyd", protocol.Client)}
+	all := append(append([]*node{}, gates...), clients...)
+	loss := 0.0
+	w.network.Impair(func(_, _ netip.AddrPort) udptest.Impairment {
+		return udptest.Impairment{Delay: 25 * time.Millisecond, Loss: loss}
+	})
+	for range 40 {
+		n, g, c := all[random.IntN(len(all))], gates[random.IntN(2)], clients[random.IntN(3)]
+		switch random.IntN(10) {
+		case 0:
+			n.edge.NetworkChanged()
+		case 1:
+			w.direct(random.IntN(2) == 0)
+		case 2:
+			n.close()
+			time.Sleep(time.Duration(random.IntN(3000)) * time.Millisecond)
+			n.start()
+		case 3:
+			down := []error{nil, errAway}[random.IntN(2)]
+			w.portal.set(func() { w.portal.down = down })
+		case 4:
+			w.signaling.SetDown([]error{nil, errAway}[random.IntN(2)])
+		case 5:
+			g.pipeline.Want(c.name)
+			c.pipeline.Want(g.name)
+		case 6:
+			key := protocol.Key{byte(random.Uint32())}
+			w.portal.change(func() { w.portal.psk = key })
+		case 7:
+			w.portal.change(func() { w.portal.relays = [][]protocol.Relay{{one}, {two}, {one, two}, nil}[random.IntN(4)] })
+		case 8:
+			w.network.Impair(nil)
+			loss = []float64{0, 0.2}[random.IntN(2)]
+			w.network.Impair(func(_, _ netip.AddrPort) udptest.Impairment {
+				return udptest.Impairment{Delay: 25 * time.Millisecond, Loss: loss}
+			})
+		case 9:
+			c.device.InjectData(ipPacket(inner(c.number), inner(g.number), "hello"))
+			g.device.InjectData(ipPacket(inner(g.number), inner(c.number), "hello"))
+		}
+		time.Sleep(time.Duration(random.IntN(4000)) * time.Millisecond)
+	}
+	w.network.Impair(nil)
+	w.direct(true)
+	w.signaling.SetDown(nil)
+	w.portal.change(func() { w.portal.down = nil })
+	w.await(3*time.Minute, "all connected", func() bool {
+		for _, g := range gates {
+			for _, c := range clients {
+				for _, s := range []ConnectionStatus{c.connection(g.name), g.connection(c.name)} {
+					if s.State != "up" && s.State != "idle" {
+						return false
+					}
+				}
+			}
+		}
+		return true
+	})
+	for _, c := range clients { // the path of an idle connection may have died unnoticed, which costs the first packets
+		w.carriesAgain(c, gates[0])
+		w.carriesAgain(c, gates[1])
+	}
+	time.Sleep(time.Minute)
+	for _, n := range all {
+		n.owner(func(e *Edge) {
+			if len(e.attempts) > len(e.peers) || len(e.named) != len(e.attempts) || len(e.held) != 0 {
+				w.t.Errorf("%s keeps %d attempts, %d names, %d held", n.name, len(e.attempts), len(e.named), len(e.held))
+			}
+			for _, a := range e.attempts {
+				if a.peer.attempt != a || len(a.agents) > 1 {
+					w.t.Errorf("%s keeps an old attempt with %s, or %d agents", n.name, a.peer.Name, len(a.agents))
+				}
+			}
+		})
+	}
+}

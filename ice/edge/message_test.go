@@ -1,0 +1,209 @@
+package edge
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+// A bye keeps its reason and counters on the way, and what comes from a later version does no harm.
+func TestByeMessage(t *testing.T) {
+	bye := pipeline.Bye{
+		Generation: 7, Reason: pipeline.CloseHandshakeTimeout,
+		Counters: pipeline.HandshakeCounters{Initiations: 5, Mac1Mismatch: 3, UnknownStatic: 1<<32 - 1},
+	}
+	msg := byeMessage(bye)
+	msg.Run = 1
+	text, err := msg.Encode()
+	if err != nil {
+		t.Fatal(err)
+	}
+	back, err := signal.Decode(text)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := byeOf(back); got != bye {
+		t.Errorf("%+v became %+v", bye, got)
+	}
+	back.Reason, back.Counters = "of_the_future", map[string]uint64{"initiations": 1 << 40, "of_the_future": 1}
+	got := byeOf(back)
+	if got.Reason != pipeline.CloseUnspecified || got.Counters.Initiations != 1<<32-1 {
+		t.Errorf("%+v", got)
+	}
+	if got := byeOf(signal.Message{Generation: 1}); got.Generation != 1 || got.Counters != (pipeline.HandshakeCounters{}) {
+		t.Errorf("%+v", got)
+	}
+}
+
+func TestBucket(t *testing.T) {
+	var b bucket
+	now, taken := time.Unix(1e9, 0), 0
+	for range 100 {
+		if b.take(now) {
+			taken++
+		}
+	}
+	if taken != burst {
+		t.Errorf("%d at once", taken)
+	}
+	for range 1000 {
+		now = now.Add(10 * time.Millisecond)
+		if b.take(now) {
+			taken++
+		}
+	}
+	if taken < burst+9 || taken > burst+10 {
+		t.Errorf("%d in 10 s", taken)
+	}
+	if b.take(now.Add(-time.Hour)) {
+		t.Error("a clock that goes back fills the bucket")
+	}
+}
+
+// What belongs to no attempt is answered with a bye, so that the peer need not wait, but not as often as the peer likes.
+func TestUnknownAttempt(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		m := w.mute("laptop", protocol.Client)
+		w.await(time.Second, "known", func() bool { return g.connection("laptop").Peer != "" })
+		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 3, Agent: 2})
+		byes := m.heard(signal.Bye)
+		if len(byes) != 1 || byes[0].Reason != "unknown_connection" || byes[0].Generation != 3 {
+			t.Fatalf("%+v", byes)
+		}
+		for range 100 {
+			m.say("gate", signal.Message{Kind: signal.Answer, Generation: 3})
+		}
+		if n := len(m.heard(signal.Bye)); n != burst {
+			t.Errorf("%d byes", n)
+		}
+		if s := g.connection("laptop"); s.Generation != 0 {
+			t.Errorf("an attempt began: %+v", s)
+		}
+	})
+}
+
+// A node whose peer knows nothing of the attempt any more learns why it ended, again if need be.
+func TestByeAgain(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		m := w.mute("laptop", protocol.Client)
+		w.await(time.Second, "known", func() bool { return g.connection("laptop").Peer != "" })
+		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 1})
+		w.await(15*time.Second, "given up", func() bool { return g.connection("laptop").LastClose != nil })
+		if n := len(m.heard(signal.Answer)); n == 0 {
+			t.Error("no answer")
+		}
+		for i, kind := range []signal.Kind{signal.Answer, signal.Offer} {
+			m.say("gate", signal.Message{Kind: kind, Generation: 1, Agent: uint32(i + 1)})
+			byes := m.heard(signal.Bye)
+			if len(byes) != 2+i || byes[1+i].Reason != "no_candidates" {
+				t.Fatalf("%+v", byes)
+			}
+		}
+		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 1}) // a late copy
+		time.Sleep(time.Second)
+		if s := g.connection("laptop"); s.State != "none" {
+			t.Errorf("a late offer began an attempt anew: %+v", s)
+		}
+	})
+}
+
+// However many attempts a peer begins, few are followed, and the portal is asked no oftener.
+func TestOfferFlood(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		m := w.mute("laptop", protocol.Client)
+		w.await(time.Second, "known", func() bool { return g.connection("laptop").Peer != "" })
+		before := w.portal.questions()
+		for generation := range uint64(1000) {
+			m.say("gate", signal.Message{Kind: signal.Offer, Generation: generation + 1})
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := w.portal.questions() - before; n < 10 || n > burst+11 {
+			t.Errorf("%d questions to the portal", n)
+		}
+		if n := len(m.heard(signal.Answer)); n > 2*(burst+11) {
+			t.Errorf("%d answers", n)
+		}
+		if g.log.count("announces another key") != 1 {
+			t.Error("the key is to be mentioned once")
+		}
+		time.Sleep(2 * time.Second)
+		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 1000})
+		w.await(time.Second, "begun", func() bool { return g.generation("laptop") == 1000 })
+		m.say("gate", signal.Message{Kind: signal.Bye, Generation: g.generation("laptop"), Reason: "shutdown"})
+		w.await(time.Second, "closed by the bye", func() bool {
+			s := g.connection("laptop")
+			return s.LastClose != nil && s.LastClose.Reason == "peer_closed" && s.State != "candidates"
+		})
+		if s := g.connection("laptop"); s.LastClose.PeerReports == "" {
+			t.Errorf("%+v", s.LastClose)
+		}
+	})
+}
+
+// Nobody whom the portal does not name is answered, and the portal is not asked about him oftener than a known peer may ask.
+func TestStranger(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		m := w.mute("laptop", protocol.Client)
+		w.portal.change(func() { w.portal.nodes["laptop"].hidden = true })
+		w.await(time.Second, "unknown", func() bool { return g.connection("laptop").Peer == "" })
+		before := w.portal.questions()
+		for generation := range uint64(1000) {
+			m.say("gate", signal.Message{Kind: signal.Offer, Generation: generation + 1})
+			time.Sleep(10 * time.Millisecond)
+		}
+		if n := w.portal.questions() - before; n < 5 || n > burst+11 {
+			t.Errorf("%d questions to the portal", n)
+		}
+		if m.heard(signal.Answer); len(m.got) != 0 {
+			t.Errorf("%d messages to a stranger", len(m.got))
+		}
+	})
+}
+
+// Candidates of an agent that ours does not match yet are not forgotten because an older message comes late.
+func TestNewer(t *testing.T) {
+	one := signal.Message{Ufrag: "a", Candidates: []string{"x"}}
+	two := signal.Message{Ufrag: "a", Candidates: []string{"x", "y"}}
+	other := signal.Message{Ufrag: "b"}
+	for i, tt := range []struct{ old, msg, want signal.Message }{
+		{signal.Message{}, one, one}, {one, two, two}, {two, one, two}, {two, other, other},
+	} {
+		if got := newer(tt.old, tt.msg); fmt.Sprint(got) != fmt.Sprint(tt.want) {
+			t.Errorf("%d: %+v", i, got)
+		}
+	}
+	var p peer
+	for i := range uint32(100) {
+		p.keep(signalMessage{Message: signal.Message{Kind: signal.Offer, Generation: uint64(i/10) + 1, Agent: 1}})
+	}
+	if len(p.waiting) != maxPending {
+		t.Errorf("%d messages wait", len(p.waiting))
+	}
+}
+
+// The key to use is the portal's, whatever the peer's offer says.
+func TestAnnouncedKey(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		m := w.mute("laptop", protocol.Client)
+		w.await(time.Second, "known", func() bool { return g.connection("laptop").Peer != "" })
+		was := g.connection("laptop").PublicKey
+		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 1})
+		w.await(time.Second, "answered", func() bool { return len(m.heard(signal.Answer)) > 0 })
+		if now := g.connection("laptop").PublicKey; now != was || now == (crypto.PrivateKey{200}).Public().Encode() {
+			t.Errorf("the key became %s", now)
+		}
+		if g.log.count("announces another key") != 1 {
+			t.Error("no word about it")
+		}
+	})
+}

@@ -1,0 +1,323 @@
+package edge
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+// A node that reports another's key gets nothing of the other's, neither at once nor when it changes the key again.
+func TestStolenKey(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		before := c.connection("gate")
+		thief := func(key protocol.Key) {
+			w.portal.change(func() {
+				w.portal.nodes["a-thief"] = &entry{role: protocol.Gateway, number: 66, key: key, thief: true, away: true}
+			})
+			time.Sleep(time.Second)
+		}
+		stolen := protocol.Key(g.edge.PublicKey())
+		for _, key := range []protocol.Key{stolen, {5}, stolen, protocol.Key(c.edge.PublicKey()), {6}} {
+			thief(key)
+			s := c.connection("gate")
+			if s.PublicKey != before.PublicKey || !s.LastHandshake.Equal(before.LastHandshake) || s.State != "up" {
+				t.Fatalf("with key %x..: %+v", key[0], s)
+			}
+			w.carries(c, g)
+		}
+		w.portal.change(func() { delete(w.portal.nodes, "a-thief") })
+		time.Sleep(time.Second)
+		w.carries(c, g)
+		if c.log.count("has the key of another node") == 0 {
+			t.Error("no word about it")
+		}
+	})
+}
+
+// A node that goes by another name with the same key is reached under it.
+func TestRenamed(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		for _, name := range []string{"zebra", "ape"} { // behind and before in the order of names
+			w.portal.change(func() {
+				e := *w.portal.nodes["gate"]
+				e.hidden, w.portal.nodes["gate"].hidden = false, true
+				w.portal.nodes["zebra"], w.portal.nodes["ape"] = &entry{hidden: true}, &entry{hidden: true}
+				e.away = true // so that nobody calls it
+				w.portal.nodes[name] = &e
+			})
+			time.Sleep(time.Second)
+			s := c.connection(name)
+			if s.PublicKey != g.edge.PublicKey().Encode() || c.connection("gate").Peer != "" {
+				t.Fatalf("%s: %+v", name, s)
+			}
+			var of []string
+			status, err := c.pipeline.Status()
+			for _, p := range status.Peers {
+				of = append(of, fmt.Sprint(p.Name, p.AllowedIPs))
+			}
+			if err != nil || strings.Join(of, " ") != name+"[100.64.0.1/32]" {
+				t.Errorf("the pipeline has %s, %v", of, err)
+			}
+		}
+	})
+}
+
+// After an outage of the network and the portal a client connects again by itself, though the portal has no news.
+func TestEverythingBack(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		w.portal.set(func() { w.portal.down = errAway })
+		w.signaling.SetDown(errAway)
+		w.direct(false)
+		w.await(3*time.Minute, "closed", func() bool { return c.connection("gate").LastClose != nil })
+		time.Sleep(5 * time.Minute)
+		if s := c.connection("gate"); s.State == "up" || strings.Contains(s.Explanation, "direct") {
+			t.Errorf("%+v", s)
+		}
+		w.portal.set(func() { w.portal.down = nil })
+		w.signaling.SetDown(nil)
+		w.direct(true)
+		took := w.await(2*time.Minute, "connected again", func() bool { return up(c, g) })
+		t.Log("connected again after", took)
+		w.carries(c, g)
+		for text, n := range map[string]int{"the portal does not answer": 1, "the portal answers again": 1} {
+			if got := c.log.count(text); got != n {
+				t.Errorf("%q is logged %d times", text, got)
+			}
+		}
+	})
+}
+
+// A portal that takes too long does not keep nodes apart that know each other.
+func TestSlowPortal(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		w.portal.set(func() { w.portal.slow = time.Minute })
+		c.owner(func(e *Edge) { e.peers["gate"].attempt.handle.Close(pipeline.CloseICETimeout) })
+		took := w.await(10*time.Second, "connected again", func() bool {
+			return c.generation("gate") == 2 && up(c, g)
+		})
+		if took > freshTimeout+2*time.Second {
+			t.Error("connected after", took)
+		}
+		w.portal.set(func() { w.portal.slow = 0 })
+	})
+}
+
+// An answer of the portal that another has overtaken changes nothing, but a portal that begins to count anew is believed.
+func TestOvertaken(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		c := w.node("laptop", protocol.Client)
+		time.Sleep(time.Second)
+		list := func(names ...string) (peers []protocol.Peer) {
+			for _, name := range names {
+				peers = append(peers, protocol.Peer{Name: name, Role: protocol.Gateway, PublicKey: protocol.Key{name[0]}})
+			}
+			return peers
+		}
+		early := time.Now()
+		time.Sleep(time.Second)
+		for i, tt := range []struct {
+			asked    time.Time
+			revision uint64
+			peers    []protocol.Peer
+			want     string
+		}{
+			{time.Now(), 10, list("a", "b"), "a b"},
+			{early, 9, list("a"), "a b"},
+			{early, 11, list("a", "b", "c"), "a b c"},
+			{time.Now().Add(time.Second), 2, list("c"), "c"},
+		} {
+			var got []string
+			c.owner(func(e *Edge) {
+				e.handleSync(tt.asked, protocol.Sync{Revision: tt.revision, Peers: tt.peers})
+				for _, k := range e.status().Connections {
+					got = append(got, k.Peer)
+				}
+			})
+			if strings.Join(got, " ") != tt.want {
+				t.Errorf("%d: %s", i, got)
+			}
+			time.Sleep(time.Millisecond)
+		}
+	})
+}
+
+// A hundred thousand peers are too many.
+func TestAdmit(t *testing.T) {
+	e := &Edge{peers: map[string]*peer{}, log: slog.New(slog.DiscardHandler)}
+	e.config.Name = "self"
+	var list []protocol.Peer
+	for i := range 3 * maxPeers {
+		key := protocol.Key{1, byte(i), byte(i >> 8), byte(i >> 16)}
+		list = append(list, protocol.Peer{Name: fmt.Sprint("n", i/2), PublicKey: key})
+	}
+	list[4].PublicKey = protocol.Key{}
+	list = append([]protocol.Peer{{Name: "self", PublicKey: protocol.Key{9}}}, list...)
+	got, names := e.admit(list), map[string]bool{}
+	for _, p := range got {
+		if names[p.Name] || p.Name == "self" || p.PublicKey == (protocol.Key{}) {
+			t.Fatal("not to be admitted: ", p.Name)
+		}
+		names[p.Name] = true
+	}
+	if len(got) != maxPeers {
+		t.Errorf("%d peers", len(got))
+	}
+}
+
+// What is refused is said once, and what is connected stays.
+func TestRefused(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		w.portal.change(func() { w.portal.nodes["laptop"].refuse = "the token was withdrawn: ask for another" })
+		time.Sleep(2 * time.Minute)
+		w.carries(c, g)
+		s, err := c.edge.Status(context.Background())
+		if err != nil || s.Portal.Refused == "" || len(s.Connections) != 1 {
+			t.Errorf("%+v, %v", s.Portal, err)
+		}
+		if n := c.log.count("refuses this node"); n != 1 {
+			t.Errorf("logged %d times", n)
+		}
+		w.portal.change(func() { w.portal.nodes["laptop"].refuse = "" })
+		time.Sleep(time.Minute)
+		if s, _ := c.edge.Status(context.Background()); s.Portal.Refused != "" {
+			t.Error("still refused")
+		}
+	})
+}
+
+func TestClock(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		w.portal.ahead = -2 * time.Hour
+		c := w.node("laptop", protocol.Client)
+		time.Sleep(5 * time.Minute)
+		s, _ := c.edge.Status(context.Background())
+		if s.Portal.AheadS > -7190 || s.Portal.AheadS < -7210 {
+			t.Errorf("ahead by %v", s.Portal.AheadS)
+		}
+		w.portal.change(func() { w.portal.ahead = 0 })
+		time.Sleep(time.Minute)
+		for text, n := range map[string]int{"ours differ": 1, "ours agree again": 1} {
+			if got := c.log.count(text); got != n {
+				t.Errorf("%q is logged %d times", text, got)
+			}
+		}
+	})
+}
+
+// The host is configured when what it depends on has changed, and again after an error.
+func TestApply(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		w.portal.change(func() {
+			w.portal.nodes["gate"] = &entry{role: protocol.Gateway, number: 9, key: protocol.Key{9}, away: true}
+		})
+		c := &node{w: w, name: "laptop", role: protocol.Client, number: 1, log: &record{}}
+		w.portal.nodes["laptop"] = &entry{role: protocol.Client, number: 1}
+		var calls []protocol.Sync
+		fail := errors.New("no such device")
+		c.apply = func(s protocol.Sync) error { calls = append(calls, s); return fail }
+		c.host = w.network.Host(outer(1))
+		w.nodes = append(w.nodes, c)
+		c.start()
+		time.Sleep(time.Second)
+		n := 0
+		c.owner(func(e *Edge) {
+			n = len(calls)
+			if s := e.status(); n == 0 || s.Problem != fail.Error() || len(calls[0].Addresses) != 1 {
+				t.Errorf("%d calls, problem %q", n, s.Problem)
+			}
+		})
+		time.Sleep(time.Minute)
+		c.owner(func(*Edge) { n, fail = len(calls), nil })
+		if n < 3 || c.log.count("could not be configured") != 1 {
+			t.Errorf("%d calls, %d log lines", n, c.log.count("could not be configured"))
+		}
+		time.Sleep(time.Minute)
+		c.owner(func(*Edge) { n = len(calls) })
+		w.portal.change(func() { w.portal.nodes["gate"].away = false })
+		time.Sleep(time.Minute)
+		c.owner(func(*Edge) {
+			if len(calls) != n {
+				t.Errorf("%d calls for nothing", len(calls)-n)
+			}
+		})
+		w.portal.change(func() { w.portal.nodes["gate"].number = 10 })
+		time.Sleep(time.Second)
+		c.owner(func(*Edge) {
+			if len(calls) != n+1 {
+				t.Errorf("%d calls for a change", len(calls)-n)
+			}
+		})
+		if s, _ := c.edge.Status(context.Background()); s.Problem != "" {
+			t.Error(s.Problem)
+		}
+	})
+}
+
+// Addresses that lead through a tunnel are neither offered nor checked, whatever prefixes the portal takes them from.
+func TestOverlay(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		w.portal.overlay = []netip.Prefix{netip.MustParsePrefix("198.51.100.64/26")}
+		c := w.node("laptop", protocol.Client)
+		time.Sleep(time.Second)
+		c.owner(func(e *Edge) { e.config.Addresses = func() []netip.Addr { return []netip.Addr{outer(1), outer(70)} } })
+		if got := c.edge.offered(); len(got) != 1 || got[0] != outer(1) {
+			t.Errorf("offered: %v", got)
+		}
+		c.owner(func(e *Edge) {
+			list := []string{"1 1 udp 1 198.51.100.70 1000 typ host", "1 1 udp 1 198.51.100.7 1000 typ host"}
+			if got := e.usable(list); len(got) != 1 || got[0] != list[1] || !strings.Contains(list[0], "100.70") {
+				t.Errorf("usable: %v", got)
+			}
+		})
+	})
+}
+
+// Status holds what is public only.
+func TestStatusHoldsNoSecret(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		one, _ := w.relayNamed("north", 1)
+		one.Password = "password"
+		w.portal.relays = []protocol.Relay{one}
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		s, err := c.edge.Status(context.Background())
+		if err != nil {
+			t.Fatal(err)
+		}
+		text, err := json.Marshal(s)
+		if err != nil || len(s.Relays) != 1 || len(s.Mappings) != 0 && s.Mappings[0].Server != one.Addrs[0] {
+			t.Errorf("%v %s", err, text)
+		}
+		for _, secret := range []string{"password", "psk", "private", c.edge.key.Encode()} {
+			if strings.Contains(string(text), secret) {
+				t.Errorf("%q is in %s", secret, text)
+			}
+		}
+	})
+}
