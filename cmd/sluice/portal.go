@@ -34,15 +34,24 @@ func portalCommand() *cli.Command {
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "state", Value: defaultState, Usage: "`FOLDER` of the portal's state"}, // of node too
 			&cli.StringFlag{Local: true, Name: "public", Usage: "`ADDRESS` under which nodes reach this machine (needed)"},
-			&cli.StringFlag{Local: true, Name: "listen", Value: fmt.Sprintf(":%d", portal.DefaultPort), Usage: "`ADDRESS` for sign-in and signaling, TCP"},
-			&cli.StringFlag{Local: true, Name: "relay-listen", Value: fmt.Sprintf(":%d", relay.DefaultPort), Usage: "`ADDRESS` for STUN and TURN, UDP; none: no relay here"},
+			&cli.StringFlag{
+				Local: true, Name: "listen", Value: fmt.Sprintf(":%d", portal.DefaultPort), Usage: "`ADDRESS` for sign-in and signaling, TCP",
+			},
+			&cli.StringFlag{
+				Local: true, Name: "relay-listen", Value: fmt.Sprintf(":%d", relay.DefaultPort),
+				Usage: "`ADDRESS` for STUN and TURN, UDP; none: no relay here",
+			},
 			&cli.StringSliceFlag{Local: true, Name: "relay-allow", Usage: "let the relay reach peers in `NETWORK` although it is private"},
-			&cli.StringSliceFlag{Local: true, Name: "relay", Usage: "another relay, `NAME=ADDRESS:PORT,FILE`, the file holding its shared secret (sluice portal or coturn)"},
+			&cli.StringSliceFlag{
+				Local: true, Name: "relay",
+				Usage: "another relay, `NAME=ADDRESS:PORT,FILE`, the file holding its shared secret (sluice portal or coturn)",
+			},
 			&cli.StringFlag{Local: true, Name: "ops", Usage: "serve /healthz, /readyz and /metrics by HTTP at `ADDRESS`, such as 127.0.0.1:9090"},
 			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "debug, info, warn or error"},
 		},
-		Commands: []*cli.Command{portalNodeCommand()},
-		Action:   runPortal,
+		DisableSliceFlagSeparator: true, // -relay has a comma of its own
+		Commands:                  []*cli.Command{portalNodeCommand()},
+		Action:                    runPortal,
 	}
 }
 
@@ -65,7 +74,7 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) 
 	} else if cfg.Relay.Listen, err = relayListen(at, addrs); err != nil {
 		return cfg, err
 	}
-	for _, text := range cmd.StringSlice("relay-allow") {
+	for _, text := range strings.FieldsFunc(strings.Join(cmd.StringSlice("relay-allow"), ","), func(r rune) bool { return r == ',' }) {
 		prefix, err := netip.ParsePrefix(text)
 		if err != nil {
 			return cfg, usageError{fmt.Sprintf("-relay-allow %q is no network; use one like 10.0.0.0/8", text)}

@@ -97,7 +97,9 @@ func portalNodeCommand() *cli.Command {
 				Name: "add", Usage: "make a node and print its token, once", ArgsUsage: "NAME",
 				Flags: []cli.Flag{
 					&cli.StringFlag{Name: "role", Value: "client", Usage: "client or gateway"},
-					&cli.StringSliceFlag{Name: "allow", Usage: "`NAMES` of the gateways that it may reach; a client without it reaches all, a gateway none"},
+					&cli.StringSliceFlag{
+						Name: "allow", Usage: "`NAMES` of the gateways that it may reach; a client without it reaches all, a gateway none",
+					},
 				},
 				Action: func(ctx context.Context, cmd *cli.Command) error {
 					return withName(cmd, func(name string) error {
@@ -193,7 +195,8 @@ func listNodes(ctx context.Context, cmd *cli.Command) error {
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tROLE\tADDRESSES\tONLINE\tROUTES\tPROGRAM\tREMARKS")
 	for _, n := range nodes {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n", n.Name, n.Role, joined(n.Addresses), onlineText(n), joined(n.Routes), n.Program, remarks(n))
+		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
+			n.Name, n.Role, joined(n.Addresses), onlineText(n), joined(n.Routes), n.Program, remarks(n))
 	}
 	return w.Flush()
 }

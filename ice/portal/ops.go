@@ -83,6 +83,7 @@ func (p *Portal) writeMetrics(w io.Writer) {
 		{"requests_misaddressed_total", "counter", "Requests dropped because the answer was to go elsewhere.", p.counters.misaddressed.Load()},
 		{"failures_total", "counter", "Requests that the portal could not serve.", p.counters.failed.Load()},
 	} {
-		fmt.Fprintf(w, "# HELP sluice_portal_%s %s\n# TYPE sluice_portal_%s %s\nsluice_portal_%s %d\n", m.name, m.help, m.name, m.kind, m.name, m.value)
+		name := "sluice_portal_" + m.name
+		fmt.Fprintf(w, "# HELP %s %s\n# TYPE %s %s\n%s %d\n", name, m.help, name, m.kind, name, m.value)
 	}
 }

@@ -133,7 +133,8 @@ func (cfg *Config) check() error {
 	}
 	for _, r := range cfg.Relays {
 		if err := protocol.ValidateRelayAddrs(r.Addrs); err != nil || !signal.ValidName(r.Name) || r.Secret == "" {
-			return fmt.Errorf("portal: relay %q: it needs a name of lower-case letters, digits and hyphens, one address of a family, and a secret", r.Name)
+			return fmt.Errorf("portal: relay %q: it needs a name of lower-case letters, digits and hyphens,"+
+				" one address of a family, and a secret", r.Name)
 		}
 	}
 	return nil

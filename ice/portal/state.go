@@ -169,7 +169,9 @@ func (s *state) remove(ctx context.Context, name string) error {
 
 // report takes a node's key and routes. refused says why not, and changes nothing; changed whether anything is other than
 // before. mayChange is asked if so.
-func (s *state) report(ctx context.Context, name string, r *protocol.SyncRequest, mayChange func() bool) (changed bool, refused string, err error) {
+func (s *state) report(
+	ctx context.Context, name string, r *protocol.SyncRequest, mayChange func() bool,
+) (changed bool, refused string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.nodes[name]
@@ -197,7 +199,7 @@ func (s *state) report(ctx context.Context, name string, r *protocol.SyncRequest
 // refusal says what is wrong with a report, "" if nothing is.
 func (s *state) refusal(of *record, r *protocol.SyncRequest) string {
 	if of.Role != protocol.Gateway && len(r.Routes) > 0 {
-		return fmt.Sprintf("%s is a client, and only a gateway may offer routes; make a gateway's token: sluice portal node add NAME -role gateway", of.Name)
+		return of.Name + " is a client, and only a gateway may offer routes; make a gateway's token: sluice portal node add NAME -role gateway"
 	}
 	for _, route := range r.Routes {
 		for _, overlay := range protocol.DefaultOverlay() {

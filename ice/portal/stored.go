@@ -38,7 +38,8 @@ func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bo
 	return s, s.checkMark(ctx)
 }
 
-var errLost = errors.New("the stored state is lost or damaged; restore the folder from a backup, or begin with another folder and new tokens")
+var errLost = errors.New("the stored state is lost or damaged; restore the folder from a backup," +
+	" or begin with another folder and new tokens")
 
 // read takes all that is stored.
 func (s *state) read(ctx context.Context) error {
@@ -98,8 +99,8 @@ func (s *state) checkMark(ctx context.Context) error {
 	}
 	last, err := s.sequence(ctx)
 	if err == nil && last < mark {
-		return fmt.Errorf("the latest changes are lost (%d of %d are there); restore the folder from a backup, or remove %s to go on with what is left:"+
-			" nodes may be missing, and removed ones be back", last, mark, s.mark)
+		return fmt.Errorf("the latest changes are lost (%d of %d are there); restore the folder from a backup, or remove %s"+
+			" to go on with what is left: nodes may be missing, and removed ones be back", last, mark, s.mark)
 	}
 	return err
 }
