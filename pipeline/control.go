@@ -261,6 +261,15 @@ func (c *control) release(p *peer) { c.tell(p, commandRelease) }
 // purge tells them that it got none.
 func (c *control) purge(p *peer) { c.tell(p, commandPurge) }
 
+// inherit tells them that p has become heir.
+func (c *control) inherit(p, heir *peer) {
+	for i, s := range c.pipeline.shards {
+		if p.outbound[i].count.Load() > 0 || s.epoch.Load()%2 == 1 {
+			s.post(command{kind: commandInherit, peer: p, heir: heir})
+		}
+	}
+}
+
 // tell tells the shards that hold packets for p, and those in a batch: they may be about to, by what was published before.
 func (c *control) tell(p *peer, kind commandKind) {
 	for i, s := range c.pipeline.shards {

@@ -24,6 +24,8 @@ type effects interface {
 	// release tells the shards that the peer has a session, purge that none came about.
 	release(p *peer)
 	purge(p *peer)
+	// inherit tells them that what waits for p waits for heir from now on.
+	inherit(p, heir *peer)
 	// letGo returns a test that becomes true when no lane uses anything that was unpublished before the call.
 	letGo() func() bool
 }

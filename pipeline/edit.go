@@ -120,7 +120,7 @@ func (pe *PeerEdit) SetPresharedKey(k crypto.PresharedKey) {
 }
 
 // SetName gives the peer its name and leaves it to the connectivity edge (Config.Edge) how it is reached. Names are unique; ""
-// makes it a plain peer again and closes its connection (CloseRemoved).
+// makes it a plain peer again and closes its connection (CloseRemoved). Without an edge peers have no names.
 func (pe *PeerEdit) SetName(name string) {
 	if pe.peer != nil {
 		pe.c.controller.name(pe.c.now, pe.peer, name)

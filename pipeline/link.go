@@ -68,7 +68,7 @@ func (c *controller) name(now time.Duration, p *peer, name string) {
 		}
 		c.unlink(now, p, CloseRemoved)
 	}
-	if name == "" {
+	if name == "" || c.edge == nil {
 		return
 	}
 	if other := c.named[name]; other != nil {
@@ -167,6 +167,7 @@ func (c *controller) replaceKey(now time.Duration, p *peer, key crypto.PublicKey
 		p.link, next.link = nil, l
 		l.peer = next
 		c.named[l.name] = next
+		c.effects.inherit(p, next)
 		c.setReach(p, reachNone)
 	} else {
 		next.path.Store(p.path.Load())
@@ -207,9 +208,7 @@ func (c *controller) request(l *link, r Request) {
 	if l.connection != nil && r.Kind != RequestAttempt {
 		r.Generation = l.connection.generation
 	}
-	if c.edge != nil {
-		c.edge(r)
-	}
+	c.edge(r)
 }
 
 // begin is Pipeline.Begin.
@@ -423,7 +422,9 @@ type ConnectionStatus struct {
 }
 
 func (l *link) status(now time.Duration) *ConnectionStatus {
-	s := &ConnectionStatus{Phase: PhaseClosed, Generation: l.generation, Path: l.peer.path.Load(), Closed: l.closed, ClosedAt: l.closedAt}
+	s := &ConnectionStatus{
+		Phase: PhaseClosed, Generation: l.generation, Path: l.peer.path.Load(), Closed: l.closed, ClosedAt: l.closedAt,
+	}
 	if k := l.connection; k != nil {
 		s.Phase, s.Controlling, s.Age = k.phase, k.controlling, now-k.began
 		if k.upSince != 0 && !k.over() {

@@ -49,6 +49,9 @@ func (s *side) wantTimeout(cause CloseCause) {
 	if got := closed[0].at.Sub(paths[0].at); got != handshakeLifetime {
 		t.Errorf("%s: closed after %v", s.name, got)
 	}
+	if got := s.status().Connection; !got.ClosedAt.Equal(closed[0].at) || got.Closed == nil || got.Closed.Reason != c.Reason {
+		t.Errorf("%s: the status says %+v", s.name, got)
+	}
 	s.wantKinds(RequestAgent, RequestPath, RequestPath, RequestCloseAgent, RequestBye, RequestClosed)
 	if lines := s.log.lines("level=INFO", `msg="connection closed"`, "peer="+s.other.name, "generation=1",
 		"reason=handshake_timeout", `cause="`+cause.String()+`"`); len(lines) != 1 {
@@ -128,7 +131,7 @@ func TestLinkLateBye(t *testing.T) {
 		if got == nil || got.Cause != CauseWeHaveOldKey || got.PeerReports == nil || got.PeerReports.Counters.Mac1Mismatch == 0 {
 			t.Errorf("%+v", got)
 		}
-		if lines := w.a.log.lines("level=INFO", "peer=b", "peer_reports.reason=handshake_timeout", "peer_reports.mac1_mismatch="); len(lines) != 1 {
+		if lines := w.a.log.lines("level=INFO", "peer=b", "peer_reports.reason=handshake_timeout", "reports.mac1_mismatch="); len(lines) != 1 {
 			t.Errorf("%d lines of what the peer reports", len(lines))
 		}
 		w.a.wantNothingLeft()
@@ -222,6 +225,38 @@ func TestLinkKeyChangesUnderSession(t *testing.T) {
 		w.a.send(1)
 		w.sleep(200 * time.Millisecond)
 		w.wantPackets(w.b.node, w.a.packet(1))
+		w.wantUp()
+	})
+}
+
+// An initiation of a connection that is over here does not cost the packets that wait for the next attempt.
+func TestLinkLateHandshakeKeepsStaged(t *testing.T) {
+	runLinks(t, plain, func(w *linkWorld) {
+		w.connect()
+		w.edges(func() {
+			w.signaling, w.a.deaf = false, true
+			w.a.attempt.Close(CloseShutdown) // b does not hear of it
+		})
+		w.a.device.TakeSegments()
+		before := w.a.counter("handshake_accepted")
+		w.b.send(1)
+		for i := range 16 { // b misses an answer for 15 s; STUN goes on, else it would end before it asks
+			w.sleep(time.Second)
+			w.edges(func() { w.b.attempt.Heard() })
+			if i == 10 {
+				w.a.send(2)
+			}
+		}
+		if w.a.counter("handshake_accepted") == before {
+			t.Fatal("no late initiation")
+		}
+		w.edges(func() {
+			w.signaling = true
+			w.generation++
+			w.a.begin(w.generation)
+		})
+		w.sleep(200 * time.Millisecond)
+		w.wantPackets(w.b.node, w.a.packet(2))
 		w.wantUp()
 	})
 }

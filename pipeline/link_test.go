@@ -32,10 +32,11 @@ func TestLinkComesUp(t *testing.T) {
 				for _, s := range []*side{w.a, w.b} {
 					s.wantKinds(RequestAgent, RequestPath, RequestUp)
 					c := s.status().Connection
-					if c.Generation != 1 || c.Controlling != (s == w.a) || c.Path == nil || c.Path.Dst != s.other.outer || c.Up == 0 || c.Wanted {
+					if c.Generation != 1 || c.Controlling != (s == w.a) || c.Path == nil || c.Path.Dst != s.other.outer || c.Up == 0 ||
+						c.Wanted {
 						t.Errorf("%s: %+v", s.name, c)
 					}
-					if up := s.log.lines("level=INFO", `msg="connection up"`, "peer="+s.other.name, "via=direct", "generation=1"); len(up) != 1 {
+					if up := s.log.lines("level=INFO", `msg="connection up"`, "peer="+s.other.name, "via=direct"); len(up) != 1 {
 						t.Errorf("%s: %d lines say that it is up", s.name, len(up))
 					}
 				}
@@ -377,20 +378,23 @@ func TestLinkLateHandshake(t *testing.T) {
 				})
 				w.sleep(time.Second)
 			}
-			sent := 0
+			sent, before := 0, w.a.counter("handshake_accepted")
 			w.network.Hook(func(d *udptest.Datagram) bool {
 				if d.Src == w.a.outer {
 					sent++
 				}
 				return true
 			})
-			for i := range 200 {
+			for i := range 20 {
 				w.b.send(i)
-				w.sleep(100 * time.Millisecond)
+				w.sleep(time.Second)
+				if !never {
+					w.edges(func() { w.b.attempt.Heard() }) // else it ends before it asks for another session
+				}
 			}
 			w.network.Hook(nil)
-			if got := w.a.counter("handshake_accepted"); got == 0 || sent != 0 {
-				t.Errorf("%d initiations were accepted, %d datagrams sent", got, sent)
+			if got := w.a.counter("handshake_accepted"); got == before || sent != 0 {
+				t.Errorf("%d initiations were accepted, %d datagrams sent", got-before, sent)
 			}
 			w.a.wantNothingLeft()
 			w.wantPackets(w.a.node)
@@ -450,5 +454,35 @@ func TestLinkKeys(t *testing.T) {
 		w.sleep(100 * time.Millisecond)
 		w.a.wantNothingLeft()
 		w.b.wantNothingLeft()
+	})
+}
+
+// The portal names another key when the attempt is asked for: what waits goes over to the peer with the new key.
+func TestLinkKeyChangeKeepsStaged(t *testing.T) {
+	for _, v := range []variant{plain, queues} {
+		runLinks(t, v, func(w *linkWorld) {
+			w.b.newKey()
+			w.edges(func() { w.a.knows = w.b.key.Public() })
+			w.a.send(1)
+			w.a.send(2)
+			w.sleep(200 * time.Millisecond)
+			w.wantPackets(w.b.node, w.a.packet(1), w.a.packet(2))
+			w.wantUp()
+			w.wantCounter(w.a.node, "drop_staged_expired", 0)
+		})
+	}
+}
+
+// Without an edge there is nobody to find a path for a name, so peers have none.
+func TestLinkWithoutEdge(t *testing.T) {
+	runWorld(t, plain, func(w *world) {
+		_ = w.a.Edit(func(e *Edit) error { e.Peer(w.b.key.Public()).SetName("b"); return nil })
+		w.exchange(t)
+		if s, err := w.a.Status(); err != nil || s.Peers[0].Name != "" || s.Peers[0].Connection != nil {
+			t.Errorf("%+v, %v", s.Peers, err)
+		}
+		if _, err := w.a.Begin("b", 1, true); !errors.Is(err, ErrUnknownPeer) {
+			t.Errorf("Begin: %v", err)
+		}
 	})
 }

@@ -51,7 +51,8 @@ type shard struct {
 // command is what control asks of a shard, between two batches.
 type command struct {
 	kind commandKind
-	peer *peer         // release, purge
+	peer *peer         // release, purge, inherit
+	heir *peer         // inherit
 	pair udp.Pair      // sockets
 	done chan struct{} // sockets: closed when obeyed
 }
@@ -61,6 +62,7 @@ type commandKind uint8
 const (
 	commandRelease commandKind = iota // a session is up: send what was staged
 	commandPurge                      // no session came about: drop what was staged
+	commandInherit                    // the peer has another key: what was staged waits for a session of heir
 	commandSockets                    // use other sockets from now on
 	commandStop
 )
@@ -138,16 +140,12 @@ func (s *shard) obey() error {
 	for _, c := range commands {
 		switch c.kind {
 		case commandRelease:
-			lane := &c.peer.outbound[s.id]
-			path, kp := c.peer.path.Load(), c.peer.sending(s.now)
-			if path != nil && kp != nil {
-				if !s.outbound.release(s.now, c.peer, lane, path, kp) {
-					s.outbound.want(s.now, c.peer, lane)
-				}
-				s.outbound.flush()
-			}
+			s.release(c.peer)
 		case commandPurge:
 			s.purge(c.peer)
+		case commandInherit:
+			s.inherit(c.peer, c.heir)
+			s.release(c.heir) // who may have a session by now
 		case commandSockets:
 			s.pair = c.pair
 			s.waiter.sockets(c.pair)
@@ -177,6 +175,25 @@ func (s *shard) empty(peers []*peer) {
 		}
 	}
 	s.commands = nil
+}
+
+// release sends what is staged for the peer, if it has a session.
+func (s *shard) release(p *peer) {
+	lane, path, kp := &p.outbound[s.id], p.path.Load(), p.sending(s.now)
+	if path == nil || kp == nil {
+		return
+	}
+	if !s.outbound.release(s.now, p, lane, path, kp) {
+		s.outbound.want(s.now, p, lane)
+	}
+	s.outbound.flush()
+}
+
+// inherit gives what is staged for p to heir.
+func (s *shard) inherit(p, heir *peer) {
+	dropped, bytes := heir.outbound[s.id].inherit(&p.outbound[s.id].staged)
+	s.staged -= bytes
+	s.stats.drop(dropStagedFull, dropped)
 }
 
 // purge drops what is staged for the peer.

@@ -21,13 +21,26 @@ func (q *staged) push(p *tun.Superpacket) (dropped, grown int) {
 	copied := tun.Superpacket{Data: append([]byte(nil), p.Data...), Offload: p.Offload}
 	q.packets = append(q.packets, copied)
 	q.count.Add(int64(segmentCount(p)))
-	grown = len(copied.Data)
+	dropped, bytes := q.trim()
+	return dropped, len(copied.Data) - bytes
+}
+
+// trim drops the oldest packets until no more are left than may be, and returns their segments and bytes.
+func (q *staged) trim() (dropped, shrunk int) {
 	for q.count.Load() > crypto.MaxStagedPackets && len(q.packets) > 1 {
 		segments, bytes := q.pop()
 		dropped += segments
-		grown -= bytes
+		shrunk += bytes
 	}
-	return dropped, grown
+	return dropped, shrunk
+}
+
+// inherit takes the packets of older, which come before those there are, and returns what had to be dropped.
+func (q *staged) inherit(older *staged) (dropped, shrunk int) {
+	q.packets = append(older.packets, q.packets...)
+	q.count.Add(older.count.Swap(0))
+	older.packets = nil
+	return q.trim()
 }
 
 // pop removes the oldest packet and returns its segments and bytes.

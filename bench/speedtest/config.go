@@ -52,6 +52,16 @@ const (
 // Limits are the names that Config.Limits may hold.
 func Limits() []string { return []string{ImplBare, ImplNull} }
 
+// The topologies: two nodes on one cable, or a client and a gateway that find each other through a portal.
+const (
+	TopologyDirect = "direct" // a cable; the nodes are told everything, as by `wg`
+	TopologyNAT    = "nat"    // each behind a NAT; ICE finds a direct path
+	TopologyRelay  = "relay"  // each behind a symmetric NAT; all goes over the portal's relay
+)
+
+// Topologies are the values of Config.Topology.
+func Topologies() []string { return []string{TopologyDirect, TopologyNAT, TopologyRelay} }
+
 // Profiles are the values of Config.Profile.
 func Profiles() []string { return []string{"cpu", "mem", "mutex", "block", "trace"} }
 
@@ -73,6 +83,7 @@ type Config struct {
 	Duration time.Duration // of one measurement, default 3 s
 	WarmUp   time.Duration // before each, default a fifteenth of Duration
 	Rounds   int           // default 1
+	Topology string        // one of Topologies, default direct
 	Segment  bool          // switch tx-udp-segmentation and TSO off on the cable
 	Profile  string        // one of Profiles: our node is started with -profile
 	Perf     bool          // perf record -g on both nodes
@@ -112,6 +123,18 @@ func (c Config) Normalize() (Config, error) {
 	}
 	if c.Profile != "" && !slices.Contains(Profiles(), c.Profile) {
 		return c, fmt.Errorf("no profile %q; use one of %s", c.Profile, strings.Join(Profiles(), ", "))
+	}
+	if c.Topology == "" {
+		c.Topology = TopologyDirect
+	}
+	if !slices.Contains(Topologies(), c.Topology) {
+		return c, fmt.Errorf("no topology %q; use one of %s", c.Topology, strings.Join(Topologies(), ", "))
+	}
+	if c.Topology != TopologyDirect {
+		if len(c.Against) > 0 || c.Profile != "" {
+			return c, fmt.Errorf("topology %s has a portal, a client and a gateway of ours: leave out -against and -profile", c.Topology)
+		}
+		c.Limits = []string{} // neither goes through a NAT
 	}
 	if c.OutDir == "" {
 		c.OutDir = "speedtest-out"

@@ -42,7 +42,7 @@ func (m *measurement) run(ctx context.Context) (Result, error) {
 			return r, err
 		}
 		defer t.stop()
-		a.addr, b.addr = side(0).inner(), side(1).inner()
+		a.addr, b.addr = t.inner[0], t.inner[1]
 		r.NodeReceiveBuffer, r.NodeSendBuffer = udpBuffers(m.bed.ends[0], listenPort)
 		if m.impl.ours && m.config.Profile != "" {
 			r.Files = append(r.Files, out)

@@ -68,13 +68,18 @@ func (t *tail) lastLine() string {
 
 // tunnel is the two nodes of one implementation.
 type tunnel struct {
-	nodes [2]*node
+	nodes  [2]*node
+	inner  [2]netip.Addr // of the ends, in the tunnel
+	portal *node         // nil: the nodes need none
 }
 
 // startTunnel starts two nodes, configures them and waits until a packet came back through the tunnel. dir is for the files of
 // their counters. profile is the -profile of our nodes, its files go to profileDir.
 func startTunnel(ctx context.Context, bed *testbed, impl implementation, dir, profile, profileDir string) (*tunnel, error) {
-	t := &tunnel{}
+	if bed.internet != nil {
+		return startMembers(ctx, bed, impl, dir)
+	}
+	t := &tunnel{inner: [2]netip.Addr{side(0).inner(), side(1).inner()}}
 	for i := range t.nodes {
 		n, err := startNode(bed.ends[i], side(i), impl, dir, profile, profileDir)
 		if err != nil {
@@ -97,14 +102,20 @@ func startTunnel(ctx context.Context, bed *testbed, impl implementation, dir, pr
 }
 
 func startNode(ns *lab.Namespace, s side, impl implementation, dir, profile, profileDir string) (*node, error) {
-	n := &node{side: s, device: "speed" + sideNames[s], stderr: &tail{}, ended: make(chan struct{})}
-	n.stats = filepath.Join(dir, "stats-"+sideNames[s]+".json")
-	_ = os.Remove(n.stats) // of the measurement before
 	args := impl.command[1:len(impl.command):len(impl.command)]
 	if impl.ours && profile != "" {
 		args = append(args, "-profile", profile, "-profile-dir", filepath.Join(profileDir, sideNames[s]))
 	}
-	n.cmd = exec.Command(impl.command[0], append(args, n.device)...)
+	device := "speed" + sideNames[s]
+	return startProgram(ns, s, device, impl, dir, append(args, device)...)
+}
+
+// startProgram starts the program of an implementation with these arguments.
+func startProgram(ns *lab.Namespace, s side, device string, impl implementation, dir string, args ...string) (*node, error) {
+	n := &node{side: s, device: device, stderr: &tail{}, ended: make(chan struct{})}
+	n.stats = filepath.Join(dir, "stats-"+device+".json")
+	_ = os.Remove(n.stats) // of the measurement before
+	n.cmd = exec.Command(impl.command[0], args...)
 	// boringtun gives up root only to become a user that may not open the TUN; WG_SUDO=1 keeps it as it is.
 	n.cmd.Env = append(os.Environ(), "WG_PROCESS_FOREGROUND=1", "LOG_LEVEL=error", "WG_SUDO=1", "SLUICE_STATS="+n.stats)
 	n.cmd.Env = append(n.cmd.Env, impl.env...)
@@ -228,7 +239,7 @@ func portIsBound(ns *lab.Namespace, port uint16) bool {
 
 // awaitRoundTrip sends datagrams from A to B and back until one came through.
 func (t *tunnel) awaitRoundTrip(ctx context.Context, bed *testbed) error {
-	a, b, err := openUDP(endpoint{bed.ends[0], side(0).inner()}, endpoint{bed.ends[1], side(1).inner()})
+	a, b, err := openUDP(endpoint{bed.ends[0], t.inner[0]}, endpoint{bed.ends[1], t.inner[1]})
 	if err != nil {
 		return err
 	}
@@ -253,13 +264,14 @@ func (t *tunnel) awaitRoundTrip(ctx context.Context, bed *testbed) error {
 
 // stop ends both nodes and waits for them.
 func (t *tunnel) stop() {
-	for _, n := range t.nodes {
+	all := append(t.nodes[:len(t.nodes):len(t.nodes)], t.portal)
+	for _, n := range all {
 		if n != nil {
 			_ = n.cmd.Process.Signal(unix.SIGTERM)
 		}
 	}
 	limit := time.After(nodeStopLimit)
-	for _, n := range t.nodes {
+	for _, n := range all {
 		if n == nil {
 			continue
 		}

@@ -24,6 +24,7 @@ type Settings struct {
 	OuterMTU  int     `json:"outer_mtu"`   // of the cable, bytes
 	InnerMTU  int     `json:"inner_mtu"`   // of the tunnels, bytes
 	Segmented bool    `json:"segmented"`   // offloads of the cable are off
+	Topology  string  `json:"topology"`    // direct, nat or relay
 	RTTEveryS float64 `json:"rtt_every_s"` // interval of round-trip probes, seconds
 }
 

@@ -178,6 +178,12 @@ func (r *Report) notes() []string {
 		fmt.Sprintf("socket buffers: a program of this lab that asks for 8 MiB gets %s to receive and %s to send, as the kernel counts",
 			bufferSize(m.SocketReceiveBuffer), bufferSize(m.SocketSendBuffer)),
 	}
+	switch s.Topology {
+	case TopologyNAT:
+		notes = append(notes, "a client and a gateway, each behind a NAT, on the direct path that ICE found")
+	case TopologyRelay:
+		notes = append(notes, "a client and a gateway, each behind a symmetric NAT, over the portal's relay on the same machine")
+	}
 	if s.Segmented {
 		notes = append(notes, "TCP and UDP segmentation offload of the cable are off")
 	}

@@ -43,7 +43,7 @@ func Run(ctx context.Context, c Config, programs []Program) (*Report, error) {
 	if err != nil {
 		return nil, err
 	}
-	bed, err := newTestbed(c.Segment)
+	bed, err := newTestbed(c.Topology, c.Segment)
 	if err != nil {
 		return nil, err
 	}
@@ -56,10 +56,14 @@ func Run(ctx context.Context, c Config, programs []Program) (*Report, error) {
 
 	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(loadThreads, runtime.NumCPU())))
 	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	mtu := innerMTU
+	if c.Topology != TopologyDirect {
+		mtu = memberMTU
+	}
 	impls := implementations(c, programs)
 	report := &Report{Schema: ReportSchema, Started: time.Now().UTC().Truncate(time.Second), Machine: readMachine(bed.ends[0]),
 		Settings: Settings{DurationS: c.Duration.Seconds(), WarmUpS: c.WarmUp.Seconds(), Rounds: c.Rounds, OuterMTU: outerMTU,
-			InnerMTU: innerMTU, Segmented: c.Segment, RTTEveryS: rttEvery.Seconds()},
+			InnerMTU: mtu, Segmented: c.Segment, Topology: c.Topology, RTTEveryS: rttEvery.Seconds()},
 		Programs: programFiles(c, programs)}
 	show := &progress{w: c.Progress, terminal: c.Terminal, total: c.Rounds * len(cases) * len(impls)}
 	defer show.clear()

@@ -143,7 +143,7 @@ func TestProgramThatFails(t *testing.T) {
 
 func TestSegmentedCable(t *testing.T) {
 	lab.Need(t)
-	bed, err := newTestbed(true)
+	bed, err := newTestbed(TopologyDirect, true)
 	if err != nil {
 		t.Fatal(err)
 	}

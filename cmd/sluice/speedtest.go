@@ -36,6 +36,8 @@ func speedtestCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "against", Usage: "measure `PROGRAM` too: " + strings.Join(speedtest.Peers(), ", ") +
 				" (built by go install, once) or the path of one that is started as PROGRAM -f IFNAME; may be repeated"},
 			&cli.IntFlag{Name: "rounds", Value: 1, Usage: "measure everything `N` times, interleaved, and take medians"},
+			&cli.StringFlag{Name: "topology", Value: speedtest.TopologyDirect,
+				Usage: "direct: a cable; nat: a client and a gateway behind NATs; relay: the same over a relay, with a portal of their own"},
 			&cli.BoolFlag{Name: "segment", Usage: "switch TSO and tx-udp-segmentation off on the cable, as most real ones are"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object instead of the table"},
 			&cli.StringFlag{Name: "html", Usage: "write a report with charts to `FILE`"},
@@ -76,7 +78,8 @@ func speedtestConfig(cmd *cli.Command) (speedtest.Config, error) {
 	c := speedtest.Config{
 		Against: cmd.StringSlice("against"), Limits: cmd.StringSlice("limits"), Cases: cmd.StringSlice("cases"),
 		Duration: cmd.Duration("duration"), Rounds: cmd.Int("rounds"), Segment: cmd.Bool("segment"),
-		Profile: cmd.String("profile"), Perf: cmd.Bool("perf"), OutDir: cmd.String("out"),
+		Topology: cmd.String("topology"),
+		Profile:  cmd.String("profile"), Perf: cmd.Bool("perf"), OutDir: cmd.String("out"),
 	}
 	if slices.Equal(c.Limits, []string{"none"}) {
 		c.Limits = []string{}

@@ -48,6 +48,40 @@ func skipWithoutLab(t *testing.T, errs string) {
 	}
 }
 
+// The load also goes between a client and a gateway, over the path that ICE finds; over the relay the nodes frame ChannelData.
+func TestSpeedtestTopologies(t *testing.T) {
+	for topology, relayed := range map[string]bool{speedtest.TopologyNAT: false, speedtest.TopologyRelay: true} {
+		cmd, out, errs := speedtestProcess(t, "-topology", topology, "-duration", "200ms", "-cases", "tcp-1,rtt-idle", "-json")
+		if err := cmd.Run(); err != nil {
+			skipWithoutLab(t, errs.String())
+			t.Fatalf("%s: %v: %s", topology, err, errs)
+		}
+		var report speedtest.Report
+		if err := json.Unmarshal(out.Bytes(), &report); err != nil {
+			t.Fatal(err)
+		}
+		if report.Settings.Topology != topology || len(report.Results) != 2 {
+			t.Fatalf("%s: %+v", topology, report.Settings)
+		}
+		for _, r := range report.Results {
+			if r.BytesReceived+r.PacketsReceived == 0 {
+				t.Errorf("%s: %s carried nothing", topology, r.Case)
+			}
+			var framed uint64
+			for _, c := range r.Counters {
+				framed += c["channel_sent"]
+			}
+			if (framed > 0) != relayed {
+				t.Errorf("%s: %s sent %d packets as ChannelData", topology, r.Case, framed)
+			}
+		}
+	}
+	cmd, _, errs := speedtestProcess(t, "-topology", "nat", "-against", "wireguard-go")
+	if err := cmd.Run(); err == nil || !strings.Contains(errs.String(), "leave out -against") {
+		t.Errorf("-against with a topology: %v: %s", err, errs)
+	}
+}
+
 func TestSpeedtestEndToEnd(t *testing.T) {
 	page := filepath.Join(t.TempDir(), "report.html")
 	cmd, out, errs := speedtestProcess(t, "-duration", "150ms", "-cases", "tcp-1,udp-1200,rtt-idle", "-json", "-html", page)

@@ -71,6 +71,7 @@ func (e *Edge) obey() {
 	for _, r := range e.take() {
 		if r.Kind == pipeline.RequestAttempt {
 			if p := e.peers[r.Peer]; p != nil {
+				p.wished = true
 				e.prepare(p, nil)
 			}
 			continue
@@ -175,17 +176,9 @@ func newer(old, msg signal.Message) signal.Message {
 
 // begin begins the attempt that was prepared: the newest offer's, else one of ours.
 func (e *Edge) begin(p *peer, err error) {
-	waiting := p.waiting
-	p.waiting = nil
-	if len(waiting) == 0 {
-		if err != nil && !e.signaling() {
-			return // nothing can be signaled either. The wish fails, and comes again when the portal is back
-		}
-		if p.attempt == nil {
-			e.beginAs(p, uint32(e.generations.Next(p.Name)), 0)
-		}
-		return
-	}
+	waiting, wished := p.waiting, p.wished
+	p.waiting, p.wished = nil, false
+	taken := false
 	for _, msg := range waiting {
 		if p.attempt == nil || p.attempt.generation != uint32(msg.Generation) || p.attempt.run != msg.Run && p.attempt.run != 0 {
 			if msg.Generation != e.generations.Newest(p.Name) || msg.Agent != 1 {
@@ -199,7 +192,12 @@ func (e *Edge) begin(p *peer, err error) {
 				return
 			}
 		}
+		taken = true
 		e.feed(p.attempt, msg.Message)
+	}
+	// If nothing can be signaled the wish fails, and comes again when the portal is back.
+	if wished && !taken && p.attempt == nil && (err == nil || e.signaling()) {
+		e.beginAs(p, uint32(e.generations.Next(p.Name)), 0)
 	}
 }
 
@@ -239,7 +237,7 @@ func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
 	delete(e.attempts, a.connection)
 	delete(e.named, attemptName{p.Name, a.generation})
 	e.tasks.Go(func() { _ = a.connection.Close() })
-	if reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) {
+	if reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
 		e.pipeline.Load().Want(p.Name)
 	}
 }

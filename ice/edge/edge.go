@@ -31,7 +31,8 @@ type Config struct {
 	// Signaler exchanges messages with peers; Sync asks the portal. Sync may block until ctx ends.
 	Signaler signal.Signaler
 	Sync     func(context.Context, protocol.SyncRequest) (protocol.Sync, error)
-	// PortalState tells whether the portal is reachable, for Status; nil: not known.
+	// PortalState tells whether the portal is reachable: while it is not, nothing is attempted. It is called by any goroutine
+	// and must not block. Nil: not known but by Sync's errors.
 	PortalState func() signal.State
 	// Apply configures the host by what the portal says: addresses, routes. It is called on the Edge's goroutine after the
 	// pipeline was configured. An error is logged and shown by Status, and Apply is called again with the next answer. Nil:
@@ -96,6 +97,7 @@ type Edge struct {
 	synced      time.Time     // the latest answer
 	strangers   bucket        // questions to the portal because of nodes that we do not know
 	syncError   error
+	portalMute  bool      // syncError was logged
 	portalSince time.Time // when syncError became an error, or none
 	applyError  error
 	lastRefused string

@@ -2,6 +2,7 @@ package edge
 
 import (
 	"encoding/json"
+	"slices"
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice/signal"
@@ -51,7 +52,7 @@ func (e *Edge) handleMessage(msg signalMessage) {
 		e.feed(a, msg.Message)
 	case msg.Kind == signal.Bye:
 		e.lateBye(p, msg)
-	case p.beginning && msg.Kind == signal.Offer:
+	case p.beginning && msg.Kind == signal.Offer && (msg.Agent == 1 || p.awaits(msg)):
 		e.prepare(p, &msg)
 	case msg.Kind == signal.Answer || msg.Agent > 1:
 		if p.replies.take(time.Now()) {
@@ -87,6 +88,13 @@ func (e *Edge) lateBye(p *peer, msg signalMessage) {
 	if p.last != nil && p.last.generation == uint32(msg.Generation) {
 		p.last.handle.Bye(byeOf(msg.Message))
 	}
+}
+
+// awaits reports whether the offer of the attempt that a message is about waits for the portal.
+func (p *peer) awaits(msg signalMessage) bool {
+	return slices.ContainsFunc(p.waiting, func(w signalMessage) bool {
+		return w.Generation == msg.Generation && w.Run == msg.Run
+	})
 }
 
 // reply is the bye for a message about an attempt that is over, or never was.

@@ -207,3 +207,41 @@ func TestAnnouncedKey(t *testing.T) {
 		}
 	})
 }
+
+// FuzzBye: what a peer says in a bye is taken or left out, and what is taken can be told again.
+func FuzzBye(f *testing.F) {
+	f.Add("handshake_timeout", "initiations", uint64(5))
+	f.Add("of_the_future", "of_the_future", uint64(1<<63))
+	f.Add("", "", uint64(0))
+	f.Fuzz(func(t *testing.T, reason, name string, n uint64) {
+		bye := byeOf(signal.Message{Kind: signal.Bye, Generation: 1, Reason: reason, Counters: map[string]uint64{name: n}})
+		msg := byeMessage(bye)
+		msg.Run = 1
+		if _, err := msg.Encode(); err != nil {
+			t.Errorf("%+v: %v", bye, err)
+		}
+		if again := byeOf(msg); again != bye {
+			t.Errorf("%+v became %+v", bye, again)
+		}
+	})
+}
+
+// What cannot begin an attempt does not keep ours from beginning, though it comes while the portal is asked.
+func TestOfferInBetween(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		m := w.mute("laptop", protocol.Client)
+		w.await(time.Second, "known", func() bool { return g.connection("laptop").Peer != "" })
+		w.portal.set(func() { w.portal.slow = time.Second })
+		g.pipeline.Want("laptop")
+		time.Sleep(100 * time.Millisecond)
+		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 3, Agent: 2})
+		time.Sleep(2 * time.Second)
+		if byes := m.heard(signal.Bye); len(byes) != 1 || byes[0].Reason != "unknown_connection" {
+			t.Errorf("%+v", byes)
+		}
+		if offers := m.heard(signal.Offer); len(offers) == 0 || offers[0].Generation != 4 {
+			t.Errorf("%+v", offers)
+		}
+	})
+}

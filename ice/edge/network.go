@@ -1,9 +1,12 @@
 package edge
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/turn"
 )
 
 // This file is what the edge does when the network or the relays are not what they were.
@@ -70,7 +73,11 @@ func (e *Edge) followRelays() {
 
 // logRelays tells which allocations came up or are gone.
 func (e *Edge) logRelays() {
-	for _, r := range e.relays.Status() {
+	list := e.relays.Status()
+	maps.DeleteFunc(e.relaysUp, func(server netip.AddrPort, _ bool) bool {
+		return !slices.ContainsFunc(list, func(r turn.RelayStatus) bool { return r.Server == server })
+	})
+	for _, r := range list {
 		up := r.Relayed.IsValid()
 		switch {
 		case up == e.relaysUp[r.Server]:

@@ -234,6 +234,8 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 		return text
 	}
 	switch {
+	case !portal:
+		return "not connected; the portal cannot be reached"
 	case !s.Online:
 		return "the peer is not connected to the portal"
 	case last != "":

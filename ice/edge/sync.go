@@ -18,7 +18,8 @@ const (
 	freshTimeout = 3 * time.Second
 	syncRetry    = time.Second
 	syncRetryMax = 15 * time.Second
-	syncGap      = 50 * time.Millisecond // between an answer and the next question at least
+	syncLook     = 250 * time.Millisecond // between looks at whether the portal is back
+	syncGap      = 50 * time.Millisecond  // between an answer and the next question at least
 	maxPeers     = 4096
 	// clockSkew is from when on a difference between our clock and the portal's is worth a warning.
 	clockSkew = time.Hour
@@ -30,6 +31,7 @@ type peer struct {
 	attempt   *attempt        // the one under way or in use, nil if none
 	last      *attempt        // the latest that is over, for the peer's bye
 	beginning bool            // an attempt is being prepared
+	wished    bool            // by control
 	waiting   []signalMessage // came meanwhile
 	absent    bool            // the portal said so at the last message
 	done      finished
@@ -58,6 +60,8 @@ func (e *Edge) follow(ctx context.Context) {
 			e.notePortal(err)
 			if err == nil {
 				e.handleSync(asked, answer)
+			} else {
+				e.wantPeers() // what is known will do, if peers can be told
 			}
 			known = e.view.Revision // not the answer's, if that was overtaken
 		})
@@ -73,10 +77,23 @@ func (e *Edge) follow(ctx context.Context) {
 			wait = retry + rand.N(retry/4)
 			known, retry = 0, min(2*retry, syncRetryMax)
 		}
-		select {
-		case <-time.After(wait):
-		case <-ctx.Done():
+		e.pause(ctx, wait)
+	}
+}
+
+// pause waits before the next question, no longer than until the portal is back.
+func (e *Edge) pause(ctx context.Context, wait time.Duration) {
+	for end, down := time.Now().Add(wait), !e.signaling(); ctx.Err() == nil; {
+		left := time.Until(end)
+		if left <= 0 || down && e.signaling() {
 			return
+		}
+		if down {
+			left = min(left, syncLook)
+		}
+		select {
+		case <-time.After(left):
+		case <-ctx.Done():
 		}
 	}
 }
@@ -86,17 +103,26 @@ func (e *Edge) notePortal(err error) {
 	if was := e.syncError; (was == nil) != (err == nil) || e.portalSince.IsZero() {
 		e.portalSince = time.Now()
 	}
-	switch was := e.syncError; {
-	case err != nil && was == nil:
+	switch {
+	case err != nil && !e.signaling(): // who gives PortalState tells
+	case err != nil && !e.portalMute:
+		e.portalMute = true
 		e.log.Warn("the portal does not answer; connections that are up stay up", "error", err)
-	case err == nil && was != nil:
+	case err == nil && e.portalMute:
+		e.portalMute = false
 		e.log.Info("the portal answers again")
 	}
 	e.syncError = err
 }
 
-// signaling reports whether messages may reach peers.
+// signaling reports whether messages may reach peers, as far as is known. Any goroutine.
 func (e *Edge) signaling() bool { return e.config.PortalState == nil || e.config.PortalState().Up }
+
+// reachable reports whether it makes sense to want peers. While it does not, no wish fails, so that no back-off grows, and
+// all comes back with the portal.
+func (e *Edge) reachable() bool {
+	return e.signaling() && (e.config.PortalState != nil || e.syncError == nil)
+}
 
 // ask is one request to the portal. Any goroutine.
 func (e *Edge) ask(ctx context.Context, known uint64, timeout time.Duration) (protocol.Sync, error) {
@@ -109,8 +135,8 @@ func (e *Edge) ask(ctx context.Context, known uint64, timeout time.Duration) (pr
 
 // handleSync takes the portal's answer to a question that was asked then.
 func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
-	if asked.Before(e.applied) && s.Revision < e.view.Revision {
-		return // another answer has overtaken it
+	if asked.Before(e.applied) && s.Revision != e.view.Revision {
+		return // it may be older than the view, since revisions have no order; follow asks again
 	}
 	e.synced = time.Now()
 	e.noteClock(s.Time)
@@ -168,7 +194,8 @@ func (e *Edge) apply(s protocol.Sync) {
 // socketWait is how long the relays and what they say of our addresses may wait for the interface to come up.
 const socketWait = time.Second
 
-// awaitSockets waits until the pipeline has sockets, which it opens when the interface comes up: what is sent before is lost.
+// awaitSockets waits until the pipeline has sockets, which it opens when the interface comes up: what is sent before that is
+// lost.
 func (e *Edge) awaitSockets() {
 	for begin := time.Now(); e.pipeline.Load().LocalPort() == 0 && time.Since(begin) < socketWait; {
 		select {
@@ -305,6 +332,9 @@ func (e *Edge) editPeer(edit *pipeline.Edit, p *peer, next protocol.Peer) {
 
 // wantPeers has a client connect to the gateways that are there.
 func (e *Edge) wantPeers() {
+	if !e.reachable() {
+		return
+	}
 	for name, p := range e.peers {
 		if e.wants(p) && p.attempt == nil && !p.beginning {
 			e.pipeline.Load().Want(name)

@@ -47,6 +47,7 @@ type node struct {
 	memory   *signal.Memory
 	log      *record
 	apply    func(protocol.Sync) error
+	state    func() signal.State
 	stop     context.CancelFunc
 	ran      chan error
 }
@@ -127,6 +128,9 @@ func (p *portal) set(f func()) {
 	f()
 }
 
+// name is that of the present revision: like the real portal's it has no order.
+func (p *portal) name() uint64 { return p.revision*0x9E3779B97F4A7C15 | 1 }
+
 // questions is how many answers were wanted at once.
 func (p *portal) questions() int {
 	p.mu.Lock()
@@ -156,7 +160,7 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 		}
 		p.mu.Lock()
 	}
-	if r.Known == p.revision {
+	if r.Known == p.name() {
 		changed := p.changed
 		p.mu.Unlock()
 		select {
@@ -169,7 +173,7 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 	}
 	defer p.mu.Unlock()
 	me := p.nodes[self]
-	s := protocol.Sync{Revision: p.revision, Name: self, Role: me.role, Time: time.Now().Add(p.ahead).Unix(), Relays: p.relays}
+	s := protocol.Sync{Revision: p.name(), Name: self, Role: me.role, Time: time.Now().Add(p.ahead).Unix(), Relays: p.relays}
 	s.Refused, s.Overlay = me.refuse, p.overlay
 	s.Addresses = []netip.Prefix{netip.PrefixFrom(inner(me.number), 32)}
 	for name, e := range p.nodes {
@@ -247,7 +251,7 @@ func (n *node) start() {
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			return n.w.portal.sync(ctx, n.name, r)
 		},
-		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} }, Apply: n.apply,
+		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} }, Apply: n.apply, PortalState: n.state,
 	})
 	if err != nil {
 		t.Fatal(err)
