@@ -40,8 +40,9 @@ func TestPortalProgram(t *testing.T) {
 type runningPortal struct {
 	cmd    *exec.Cmd
 	folder string
-	out    bytes.Buffer // to be read after stop
+	out    bytes.Buffer // to be read once ended is closed
 	log    string
+	ended  chan struct{}
 }
 
 // startPortal runs a portal on loopback and returns when it answers on its socket.
@@ -53,7 +54,7 @@ func startPortal(t *testing.T, folder string, more ...string) *runningPortal {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &runningPortal{folder: folder, log: filepath.Join(t.TempDir(), "log")}
+	p := &runningPortal{folder: folder, log: filepath.Join(t.TempDir(), "log"), ended: make(chan struct{})}
 	log, err := os.Create(p.log)
 	if err != nil {
 		t.Fatal(err)
@@ -65,9 +66,8 @@ func startPortal(t *testing.T, folder string, more ...string) *runningPortal {
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
-	ended := make(chan struct{})
-	t.Cleanup(func() { p.cmd.Process.Kill(); <-ended })
-	go func() { p.cmd.Wait(); close(ended) }()
+	t.Cleanup(func() { p.cmd.Process.Kill(); <-p.ended })
+	go func() { p.cmd.Wait(); close(p.ended) }()
 	p.until(t, "is ready", func() bool { return strings.Contains(p.logged(), "portal is ready") })
 	return p
 }
@@ -92,13 +92,20 @@ func (p *runningPortal) stop(t *testing.T) string {
 	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
 		t.Fatal(err)
 	}
-	p.until(t, "has ended", func() bool { _, err := os.Stat(filepath.Join(p.folder, deskName)); return os.IsNotExist(err) })
-	for deadline := time.Now().Add(time.Minute); p.cmd.Process.Signal(syscall.Signal(0)) == nil; time.Sleep(20 * time.Millisecond) {
-		if time.Now().After(deadline) {
-			t.Fatal("the portal does not end")
-		}
+	p.awaitEnd(t)
+	if _, err := os.Stat(filepath.Join(p.folder, deskName)); !os.IsNotExist(err) {
+		t.Errorf("the socket is still there: %v", err)
 	}
 	return p.out.String()
+}
+
+func (p *runningPortal) awaitEnd(t *testing.T) {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(time.Minute):
+		t.Fatalf("the portal does not end\n%s", p.logged())
+	}
 }
 
 // node runs sluice portal node.
@@ -295,11 +302,10 @@ func TestPortalTwice(t *testing.T) {
 	if err := p.cmd.Process.Kill(); err != nil {
 		t.Fatal(err)
 	}
-	p.until(t, "is dead", func() bool { _, _, code := p.node("list"); return code == 1 })
+	p.awaitEnd(t)
 	if _, stderr, _ := p.node("list"); !strings.Contains(stderr, "no portal runs with -state "+folder+"; start it: sluice portal") {
 		t.Errorf("%q", stderr)
 	}
-	p.until(t, "has left the folder", func() bool { return p.cmd.Process.Signal(syscall.Signal(0)) != nil })
 	if again := startPortal(t, folder); len(again.list(t)) != 2 {
 		t.Error("nodes are gone after a kill")
 	}
