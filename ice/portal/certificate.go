@@ -16,24 +16,22 @@ import (
 	"time"
 )
 
-// loadCertificate reads the portal's certificate, or makes it at the first start. Nodes know it by its fingerprint, which is in
-// their tokens: names and dates in it mean nothing, and a new one would make every token useless.
-func loadCertificate(folder string, now time.Time) (tls.Certificate, error) {
-	path := filepath.Join(folder, "portal.pem")
-	text, err := os.ReadFile(path)
+// loadCertificate reads the portal's certificate, or makes one and leaves it to the caller to write text, which is nil otherwise.
+// Nodes know the certificate by its fingerprint, which is in their tokens: names and dates in it mean nothing, and a new one
+// would make every token useless.
+func loadCertificate(path string, now time.Time) (certificate tls.Certificate, text []byte, err error) {
+	stored, err := os.ReadFile(path)
 	if errors.Is(err, os.ErrNotExist) {
-		if text, err = makeCertificate(now); err == nil {
-			err = writeSecret(path, text)
-		}
+		text, err = makeCertificate(now)
+		stored = text
 	}
 	if err != nil {
-		return tls.Certificate{}, err
+		return certificate, nil, err
 	}
-	certificate, err := tls.X509KeyPair(text, text)
-	if err != nil {
-		return tls.Certificate{}, fmt.Errorf("%s is damaged; restore it from a backup (without it all tokens are useless): %w", path, err)
+	if certificate, err = tls.X509KeyPair(stored, stored); err != nil {
+		return certificate, nil, fmt.Errorf("%s is damaged; restore it from a backup (without it all tokens are useless): %w", path, err)
 	}
-	return certificate, nil
+	return certificate, text, nil
 }
 
 // makeCertificate returns certificate and key in PEM.
@@ -42,8 +40,11 @@ func makeCertificate(now time.Time) ([]byte, error) {
 	if err != nil {
 		return nil, err
 	}
+	serial := make([]byte, 16) // at most 20 (RFC 5280, section 4.1.2.2)
+	rand.Read(serial)          // never fails
+	serial[0] = 1              // positive
 	template := &x509.Certificate{
-		SerialNumber: big.NewInt(now.UnixNano()), Subject: pkix.Name{CommonName: "sluice portal"},
+		SerialNumber: new(big.Int).SetBytes(serial), Subject: pkix.Name{CommonName: "sluice portal"},
 		NotBefore: now.AddDate(-1, 0, 0), NotAfter: now.AddDate(100, 0, 0),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
 	}

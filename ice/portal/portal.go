@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -12,6 +13,7 @@ import (
 	"path/filepath"
 	"strconv"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -55,6 +57,7 @@ type OtherRelay struct {
 type Portal struct {
 	config      Config
 	log         *slog.Logger
+	folder      io.Closer // its lock
 	fingerprint signal.Fingerprint
 	broker      *broker.Broker
 	conn        *nats.Conn
@@ -65,22 +68,19 @@ type Portal struct {
 	cancel context.CancelFunc
 	failed chan error
 
-	mu     sync.Mutex
-	held   map[string]*hold   // requests that wait for news, by node
-	online map[string]bool    // nodes that are connected
-	seen   map[string]visitor // the latest request of each
-}
+	news     chan struct{} // of one slot: an answer may be another one now
+	broken   atomic.Bool   // a part has failed
+	counters counters
 
-// visitor is a node's latest request.
-type visitor struct {
-	at      time.Time
-	refused string
+	// Lock order: state.mu, then mu.
+	mu       sync.Mutex
+	visitors map[string]*visitor // by node
 }
 
 // Start opens the state and serves. Errors are one line that says what to do.
 func Start(cfg Config) (_ *Portal, err error) {
-	if cfg.Folder == "" || cfg.Public == "" {
-		return nil, errors.New("portal: Config.Folder or Config.Public is missing")
+	if err := cfg.check(); err != nil {
+		return nil, err
 	}
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
@@ -89,50 +89,97 @@ func Start(cfg Config) (_ *Portal, err error) {
 		cfg.Listen = netip.AddrPortFrom(netip.IPv6Unspecified(), DefaultPort)
 	}
 	p := &Portal{
-		config: cfg, log: cfg.Logger, failed: make(chan error, 1), held: map[string]*hold{}, online: map[string]bool{},
-		seen: map[string]visitor{}, cancel: func() {},
+		config: cfg, log: cfg.Logger, failed: make(chan error, 1), news: make(chan struct{}, 1), visitors: map[string]*visitor{},
+		cancel: func() {},
 	}
 	defer func() {
 		if err != nil {
 			_ = p.Close()
 		}
 	}()
-	if err := os.MkdirAll(cfg.Folder, 0o700); err != nil {
+	if p.folder, err = openFolder(cfg.Folder); err != nil {
 		return nil, fmt.Errorf("portal: %w", err)
 	}
-	certificate, err := loadCertificate(cfg.Folder, time.Now())
+	path := filepath.Join(cfg.Folder, certificateName)
+	certificate, made, err := loadCertificate(path, time.Now())
 	if err != nil {
 		return nil, fmt.Errorf("portal: %w", err)
 	}
 	p.fingerprint = signal.FingerprintOf(certificate.Certificate[0])
-	var ready sync.WaitGroup
-	ready.Add(1) // nodes wait until the state is loaded
-	authenticate := func(token string) (string, []string, error) {
-		ready.Wait()
-		if p.state == nil {
-			return "", nil, errors.New("not ready")
-		}
-		return p.state.authenticate(token)
+	if err := p.open(certificate, made != nil); err != nil {
+		return nil, fmt.Errorf("portal: state in %s: %w", cfg.Folder, err)
 	}
-	p.broker, err = broker.Start(broker.Config{
-		Listen: cfg.Listen, TLS: &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13},
-		Authenticate: authenticate, Store: filepath.Join(cfg.Folder, "store"), MaxPayload: protocol.MaxAnswer + 1024, MaxPending: 4 * protocol.MaxAnswer,
-		Log: cfg.Logger,
-	})
-	if err != nil {
-		ready.Done()
+	if made != nil { // last, so that where it is the state is whole
+		if err := writeSecret(path, made); err != nil {
+			return nil, fmt.Errorf("portal: %w", err)
+		}
+	}
+	if err := p.serve(); err != nil {
 		return nil, fmt.Errorf("portal: %w", err)
 	}
-	err = p.open()
-	ready.Done()
-	if err != nil {
-		return nil, fmt.Errorf("portal: %s: %w", cfg.Folder, err)
-	}
-	return p, p.serve()
+	return p, nil
 }
 
-// open loads the state from the broker's store.
-func (p *Portal) open() error {
+// check says which field is wrong.
+func (cfg *Config) check() error {
+	if cfg.Folder == "" || cfg.Public == "" {
+		return errors.New("portal: Config.Folder or Config.Public is missing")
+	}
+	if !protocol.ValidAddress(net.JoinHostPort(cfg.Public, "1")) {
+		return fmt.Errorf("portal: %q is no host name or address; give one without a port, such as 203.0.113.7", cfg.Public)
+	}
+	if len(cfg.Relays)+1 > protocol.MaxRelays {
+		return fmt.Errorf("portal: more than %d further relays", protocol.MaxRelays-1)
+	}
+	for _, r := range cfg.Relays {
+		if err := protocol.ValidateRelayAddrs(r.Addrs); err != nil || !signal.ValidName(r.Name) || r.Secret == "" {
+			return fmt.Errorf("portal: relay %q: it needs a name of lower-case letters, digits and hyphens,"+
+				" one address of a family, and a secret", r.Name)
+		}
+	}
+	return nil
+}
+
+// open starts the broker and loads the state from its store. Nodes that sign in meanwhile wait.
+func (p *Portal) open(certificate tls.Certificate, fresh bool) (err error) {
+	store := filepath.Join(p.config.Folder, storeName)
+	if err := os.MkdirAll(store, 0o700); err != nil {
+		return err
+	}
+	loaded := make(chan struct{})
+	defer close(loaded)
+	p.broker, err = broker.Start(broker.Config{
+		Listen: listenable(p.config.Listen), TLS: &tls.Config{Certificates: []tls.Certificate{certificate}, MinVersion: tls.VersionTLS13},
+		Authenticate: func(token string) (string, []string, error) {
+			<-loaded
+			if p.state == nil {
+				return "", nil, errors.New("not ready")
+			}
+			return p.state.authenticate(token)
+		},
+		Store: store, MaxPayload: protocol.MaxAnswer + 1024, MaxPending: 4 * protocol.MaxAnswer, Log: p.log,
+	})
+	if err != nil {
+		return err
+	}
+	return p.load(fresh)
+}
+
+// listenable is addr, or every IPv4 address in place of every address if the machine has no IPv6.
+func listenable(addr netip.AddrPort) netip.AddrPort {
+	if addr.Addr() != netip.IPv6Unspecified() {
+		return addr
+	}
+	probe, err := net.Listen("tcp6", "[::]:0")
+	if err != nil {
+		return netip.AddrPortFrom(netip.IPv4Unspecified(), addr.Port())
+	}
+	probe.Close()
+	return addr
+}
+
+// load loads the state from the broker's store.
+func (p *Portal) load(fresh bool) error {
 	var err error
 	if p.conn, err = p.broker.Connect(); err != nil {
 		return err
@@ -141,15 +188,18 @@ func (p *Portal) open() error {
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
+	ctx, cancel := context.WithTimeout(context.Background(), loadTime)
 	defer cancel()
 	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "sluice", History: 1, MaxBytes: 256 << 20})
 	if err != nil {
 		return fmt.Errorf("the store cannot be opened: %w", err)
 	}
-	p.state, err = loadState(ctx, kv)
+	p.state, err = loadState(ctx, kv, filepath.Join(p.config.Folder, markName), fresh)
 	return err
 }
+
+// loadTime is how long a large state may take on a slow machine.
+const loadTime = 2 * time.Minute
 
 // serve starts what runs until Close.
 func (p *Portal) serve() error {
@@ -163,7 +213,7 @@ func (p *Portal) serve() error {
 		}
 		server, err := relay.New(cfg)
 		if err != nil {
-			return fmt.Errorf("portal: %w", err)
+			return err
 		}
 		p.relay = server
 		p.tasks.Go(func() {
@@ -172,15 +222,37 @@ func (p *Portal) serve() error {
 			}
 		})
 	}
-	if _, err := p.conn.Subscribe(signal.PortalSubject("*", protocol.Verb), func(m *nats.Msg) { p.handle(ctx, m) }); err != nil {
-		return fmt.Errorf("portal: %w", err)
+	// In a group, so that several portals could share the work.
+	subject := signal.PortalSubject("*", protocol.Verb)
+	if _, err := p.conn.QueueSubscribe(subject, "portal", func(m *nats.Msg) { p.handle(ctx, m) }); err != nil {
+		return err
 	}
 	p.tasks.Go(func() { p.watch(ctx) })
+	return p.waitForRelay()
+}
+
+// waitForRelay returns when the relay serves, or has failed.
+func (p *Portal) waitForRelay() error {
+	ticker, late := time.NewTicker(5*time.Millisecond), time.After(relayTime)
+	defer ticker.Stop()
+	for p.relay != nil && !p.relay.Ready() {
+		select {
+		case err := <-p.failed:
+			return err
+		case <-late:
+			return errors.New("the relay does not become ready")
+		case <-ticker.C:
+		}
+	}
 	return nil
 }
 
+// relayTime is how long the relay may take to open its sockets.
+const relayTime = 20 * time.Second
+
 // fail ends Wait with an error; the first one counts.
 func (p *Portal) fail(err error) {
+	p.broken.Store(true)
 	select {
 	case p.failed <- err:
 	default:
@@ -197,131 +269,29 @@ func (p *Portal) Wait(ctx context.Context) error {
 	}
 }
 
-// Close ends, in this order: the relay and our own work, our connection to the broker, the broker and its store.
+// Close ends, in this order: the relay and our own work, our connection to the broker, the broker and its store, the lock of the
+// folder.
 func (p *Portal) Close() error {
 	p.cancel()
 	p.tasks.Wait()
 	if p.conn != nil {
 		p.conn.Close()
 	}
+	var err error
 	if p.broker != nil {
-		return p.broker.Close()
+		err = p.broker.Close()
 	}
-	return nil
+	if p.folder != nil {
+		_ = p.folder.Close() // again, if Close is called twice
+	}
+	return err
 }
 
 // Addr is where nodes connect.
 func (p *Portal) Addr() netip.AddrPort { return p.broker.Addr() }
 
-// RelayReady reports whether the relay serves; true without one.
-func (p *Portal) RelayReady() bool { return p.relay == nil || p.relay.Ready() }
-
-// RelayServer is the portal's relay, nil if there is none.
-func (p *Portal) RelayServer() *relay.Server { return p.relay }
-
 // token makes a node's token.
 func (p *Portal) token(name string, secret [32]byte) protocol.Token {
 	at := net.JoinHostPort(p.config.Public, strconv.Itoa(int(p.Addr().Port())))
 	return protocol.Token{Name: name, Portals: []string{at}, Fingerprint: p.fingerprint, Secret: secret}
-}
-
-// AddNode makes a node and returns its token, which is not kept. allow names the gateways that a client may reach, empty: all;
-// and those that a gateway may reach, empty: none.
-func (p *Portal) AddNode(ctx context.Context, name string, role protocol.Role, allow []string) (protocol.Token, error) {
-	secret, err := p.state.add(ctx, name, role, allow)
-	if err != nil {
-		return protocol.Token{}, err
-	}
-	p.log.Info("node added", "node", name, "role", string(role))
-	p.permissionsChanged(name)
-	return p.token(name, secret), nil
-}
-
-// RenewToken gives a node another token; the old one is refused from now on.
-func (p *Portal) RenewToken(ctx context.Context, name string) (protocol.Token, error) {
-	secret, err := p.state.renew(ctx, name)
-	if err != nil {
-		return protocol.Token{}, err
-	}
-	p.broker.Kick(name)
-	p.log.Info("node has another token", "node", name)
-	return p.token(name, secret), nil
-}
-
-// RemoveNode forgets a node and ends its connections. Its tunnels end when its peers hear of it, which is at once.
-func (p *Portal) RemoveNode(ctx context.Context, name string) error {
-	linked := p.linked(name)
-	if err := p.state.remove(ctx, name); err != nil {
-		return err
-	}
-	p.broker.Kick(name)
-	for _, other := range linked {
-		p.broker.Kick(other)
-	}
-	p.log.Info("node removed", "node", name)
-	p.changed()
-	return nil
-}
-
-// permissionsChanged has the nodes that are linked with name come back with what they may do now.
-func (p *Portal) permissionsChanged(name string) {
-	for _, other := range p.linked(name) {
-		p.broker.Kick(other)
-	}
-	p.changed()
-}
-
-// linked names the nodes that may meet name.
-func (p *Portal) linked(name string) (list []string) {
-	nodes := p.state.list()
-	for _, self := range nodes {
-		if self.Name != name {
-			continue
-		}
-		for _, other := range nodes {
-			if mayMeet(self, other) {
-				list = append(list, other.Name)
-			}
-		}
-	}
-	return list
-}
-
-// NodeStatus describes a node to the operator.
-type NodeStatus struct {
-	Name        string         `json:"name"`
-	Role        protocol.Role  `json:"role"`
-	Addresses   []netip.Prefix `json:"addresses"`
-	Routes      []netip.Prefix `json:"routes,omitempty"`
-	Allow       []string       `json:"allow,omitempty"`
-	Online      bool           `json:"online"`
-	From        []string       `json:"from,omitempty"` // host:port of each connection; two: its token is in use twice
-	Seen        time.Time      `json:"seen,omitzero"`  // its latest request
-	Program     string         `json:"program,omitempty"`
-	Refused     string         `json:"refused,omitempty"`
-	Created     time.Time      `json:"created"`
-	PublicKey   string         `json:"public_key,omitempty"`
-	Connections int            `json:"connections"`
-}
-
-// Nodes lists all nodes by name.
-func (p *Portal) Nodes() []NodeStatus {
-	var list []NodeStatus
-	for _, r := range p.state.list() {
-		s := NodeStatus{
-			Name: r.Name, Role: r.Role, Addresses: addresses(r.Index), Routes: r.Routes, Allow: r.Allow, Program: r.Program, Created: r.Created,
-		}
-		if text, _ := r.PublicKey.MarshalText(); r.PublicKey != (protocol.Key{}) {
-			s.PublicKey = string(text)
-		}
-		for _, c := range p.broker.Clients(r.Name) {
-			s.From = append(s.From, c.Addr)
-		}
-		s.Connections, s.Online = len(s.From), len(s.From) > 0
-		p.mu.Lock()
-		s.Seen, s.Refused = p.seen[r.Name].at, p.seen[r.Name].refused
-		p.mu.Unlock()
-		list = append(list, s)
-	}
-	return list
 }

@@ -7,7 +7,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"encoding/hex"
-	"encoding/json"
 	"errors"
 	"fmt"
 	"maps"
@@ -49,9 +48,12 @@ type settings struct {
 
 // state is the portal's memory, with a copy in a KV bucket that is written first. Its methods may be called by any goroutine.
 type state struct {
-	kv jetstream.KeyValue
+	kv   jetstream.KeyValue
+	mark string // the file of writeMark
 
 	mu       sync.Mutex
+	failure  error     // of the latest write, nil if it was good
+	failed   time.Time // when that was
 	settings settings
 	nodes    map[string]*record // records are frozen and replaced as a whole
 	pairs    map[string]protocol.Key
@@ -64,61 +66,6 @@ const (
 	// overlaySize is how many addresses the overlay has, but for the first and last.
 	overlaySize = 1<<21 - 2
 )
-
-// loadState reads the bucket; a new one gets its settings.
-func loadState(ctx context.Context, kv jetstream.KeyValue) (*state, error) {
-	s := &state{kv: kv, nodes: map[string]*record{}, pairs: map[string]protocol.Key{}}
-	keys, err := kv.Keys(ctx)
-	if err != nil && !errors.Is(err, jetstream.ErrNoKeysFound) {
-		return nil, err
-	}
-	for _, key := range keys {
-		entry, err := kv.Get(ctx, key)
-		if err != nil {
-			return nil, err
-		}
-		if err := s.load(key, entry.Value()); err != nil {
-			return nil, fmt.Errorf("the stored %q is damaged: %w", key, err)
-		}
-	}
-	if s.settings.RelaySecret == "" {
-		s.settings = settings{RelaySecret: rand.Text() + rand.Text(), NextIndex: 1}
-		return s, s.put(ctx, keySettings, s.settings)
-	}
-	return s, nil
-}
-
-func (s *state) load(key string, value []byte) error {
-	switch {
-	case key == keySettings:
-		return json.Unmarshal(value, &s.settings)
-	case len(key) > len(prefixNode) && key[:len(prefixNode)] == prefixNode:
-		r := new(record)
-		if err := json.Unmarshal(value, r); err != nil {
-			return err
-		}
-		s.nodes[r.Name] = r
-	case len(key) > len(prefixPair) && key[:len(prefixPair)] == prefixPair:
-		var k protocol.Key
-		if err := json.Unmarshal(value, &k); err != nil {
-			return err
-		}
-		s.pairs[key] = k
-	}
-	return nil
-}
-
-// put writes one value. The lock need not be held.
-func (s *state) put(ctx context.Context, key string, value any) error {
-	text, err := json.Marshal(value)
-	if err == nil {
-		_, err = s.kv.Put(ctx, key, text)
-	}
-	if err != nil {
-		return fmt.Errorf("the state could not be written (is the disk full?): %w", err)
-	}
-	return nil
-}
 
 // add makes a node with a fresh secret.
 func (s *state) add(ctx context.Context, name string, role protocol.Role, allow []string) (secret [32]byte, err error) {
@@ -149,9 +96,11 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	if secret, err = newSecret(); err != nil {
 		return secret, err
 	}
-	return secret, s.store(ctx, &record{
+	err = s.store(ctx, &record{
 		Name: name, Role: role, TokenHash: hashSecret(secret), Index: index, Allow: allow, Created: time.Now().UTC(),
 	})
+	s.writeMark(ctx)
+	return secret, err
 }
 
 // freeIndex is the next address that is not taken: those of removed nodes are used again as late as possible.
@@ -191,7 +140,9 @@ func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err er
 	}
 	next := *old
 	next.TokenHash = hashSecret(secret)
-	return secret, s.store(ctx, &next)
+	err = s.store(ctx, &next)
+	s.writeMark(ctx)
+	return secret, err
 }
 
 // remove forgets a node and its preshared keys.
@@ -201,10 +152,11 @@ func (s *state) remove(ctx context.Context, name string) error {
 	if s.nodes[name] == nil {
 		return fmt.Errorf("%w: %s", ErrUnknown, name)
 	}
-	if err := s.kv.Purge(ctx, prefixNode+name); err != nil {
-		return fmt.Errorf("the state could not be written: %w", err)
+	if err := s.write(ctx, func(ctx context.Context) error { return s.kv.Purge(ctx, prefixNode+name) }); err != nil {
+		return err
 	}
 	delete(s.nodes, name)
+	s.writeMark(ctx)
 	for other := range s.nodes {
 		key := pairKey(name, other)
 		if _, ok := s.pairs[key]; ok {
@@ -216,30 +168,38 @@ func (s *state) remove(ctx context.Context, name string) error {
 }
 
 // report takes a node's key and routes. refused says why not, and changes nothing; changed whether anything is other than
-// before.
-func (s *state) report(ctx context.Context, name string, r *protocol.SyncRequest) (changed bool, refused string, err error) {
+// before. mayChange is asked if so.
+func (s *state) report(
+	ctx context.Context, name string, r *protocol.SyncRequest, mayChange func() bool,
+) (changed bool, refused string, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	old := s.nodes[name]
 	if old == nil {
 		return false, "", ErrUnknown
 	}
+	changed = r.PublicKey != old.PublicKey || !slices.Equal(r.Routes, old.Routes)
+	if !changed && r.Program == old.Program {
+		return false, "", nil // what was accepted stays so: whoever reports later must not contradict it
+	}
 	if refused = s.refusal(old, r); refused != "" {
 		return false, refused, nil
 	}
+	if !mayChange() {
+		return false, name + " changes its key or routes too often; wait, and see that it does not start again and again", nil
+	}
 	next := *old
 	next.PublicKey, next.Routes, next.Program = r.PublicKey, r.Routes, r.Program
-	changed = next.PublicKey != old.PublicKey || !slices.Equal(next.Routes, old.Routes)
-	if !changed && next.Program == old.Program {
-		return false, "", nil
+	if err := s.store(ctx, &next); err != nil {
+		return false, "", err
 	}
-	return changed, "", s.store(ctx, &next)
+	return changed, "", nil
 }
 
 // refusal says what is wrong with a report, "" if nothing is.
 func (s *state) refusal(of *record, r *protocol.SyncRequest) string {
 	if of.Role != protocol.Gateway && len(r.Routes) > 0 {
-		return fmt.Sprintf("%s is a client, and only a gateway may offer routes; make a gateway's token: sluice portal node add NAME -role gateway", of.Name)
+		return of.Name + " is a client, and only a gateway may offer routes; make a gateway's token: sluice portal node add NAME -role gateway"
 	}
 	for _, route := range r.Routes {
 		for _, overlay := range protocol.DefaultOverlay() {

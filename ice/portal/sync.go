@@ -6,14 +6,12 @@ import (
 	"encoding/binary"
 	"encoding/json"
 	"net/netip"
-	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/relay"
-	"github.com/sluice-vpn/sluice/ice/signal"
 )
 
 const (
@@ -25,168 +23,129 @@ const (
 	watchEvery = 500 * time.Millisecond
 	// requestTime bounds the work on one request.
 	requestTime = 5 * time.Second
+	// answerSpare is room for the numbers that are set last.
+	answerSpare = 128
+	// settleTime is how long the portal lets changes gather before it tells of them; settleMost the same if telling takes long.
+	settleTime = 50 * time.Millisecond
+	settleMost = 2 * time.Second
 )
 
-// hold is a request that waits for news.
-type hold struct {
-	known uint64
-	reply *nats.Msg
-	until time.Time
-}
-
-// handle takes a node's request. The subject is what the broker vouches for.
+// handle takes a node's request. It answers, or holds the request until there is news.
 func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
-	parts := strings.Split(m.Subject, ".")
-	if len(parts) != 3 || !signal.ValidName(parts[1]) {
+	p.counters.requests.Add(1)
+	name, session, ok := origin(m)
+	if !ok {
+		p.counters.misaddressed.Add(1)
 		return
 	}
-	name := parts[1]
-	if !strings.HasPrefix(m.Reply, signal.InboxPrefix(name)+".") {
-		return // the answer holds keys: it goes to nobody else
+	now := time.Now()
+	displaced, ok := p.admit(name, session, now)
+	if !ok {
+		p.counters.limited.Add(1)
+		return
+	}
+	if displaced {
+		p.counters.displaced.Add(1)
+		p.respond(m, refuse(displacedText(name)))
+		return
 	}
 	request, err := protocol.DecodeRequest(m.Data)
 	if err != nil {
-		p.respond(m, protocol.Sync{Refused: "the portal does not understand this program: " + err.Error()})
+		p.counters.malformed.Add(1)
+		p.respond(m, refuse("the portal does not understand this program: "+err.Error()))
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
 	defer cancel()
-	changed, refused, err := p.state.report(ctx, name, &request)
+	if refused := p.report(ctx, name, &request, now); refused != "" {
+		p.counters.refused.Add(1)
+		p.respond(m, refuse(refused))
+		return
+	}
+	p.answer(ctx, name, &hold{known: request.Known, session: session, reply: m, until: now.Add(protocol.SyncHold)})
+}
+
+// report takes what a node says of itself; not "" is what it must change.
+func (p *Portal) report(ctx context.Context, name string, r *protocol.SyncRequest, now time.Time) (refused string) {
+	changed, refused, err := p.state.report(ctx, name, r, func() bool { return p.mayChange(name, now) })
 	if err != nil {
-		p.log.Error("a node's report was not taken", "node", name, "error", err)
+		p.counters.failed.Add(1)
 		refused = "the portal cannot take the report: " + err.Error()
 	}
-	p.visit(name, refused)
+	p.visit(name, refused, now)
 	if changed {
-		p.log.Info("node reports", "node", name, "routes", request.Routes)
-		defer p.changed()
+		p.log.Info("node reports", "node", name, "routes", r.Routes)
+		p.changed()
 	}
-	if refused != "" {
-		p.respond(m, protocol.Sync{Refused: refused})
-		return
-	}
-	view := p.view(ctx, name)
-	if view.Refused != "" || view.Revision != request.Known {
-		p.respond(m, view)
-		return
-	}
-	p.wait(name, &hold{known: request.Known, reply: m, until: time.Now().Add(protocol.SyncHold)})
+	return refused
 }
 
-// visit notes a node's request.
-func (p *Portal) visit(name, refused string) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if refused != "" && refused != p.seen[name].refused {
-		p.log.Warn("node refused", "node", name, "reason", refused)
+// answer answers now if the node does not know the answer. The request is held before the view is made: a change that comes after
+// that finds it.
+func (p *Portal) answer(ctx context.Context, name string, h *hold) {
+	if old := p.wait(name, h); old != nil {
+		p.respond(old.reply, p.view(ctx, name)) // the node has given it up
 	}
-	p.seen[name] = visitor{time.Now().UTC(), refused}
-}
-
-// wait keeps a request; an older one of the node is answered.
-func (p *Portal) wait(name string, h *hold) {
-	p.mu.Lock()
-	old := p.held[name]
-	p.held[name] = h
-	p.mu.Unlock()
-	if old != nil {
-		p.release(name, old)
+	if view := p.view(ctx, name); (view.Refused != "" || view.Revision != h.known) && p.take(name, h) {
+		p.respond(h.reply, view)
 	}
 }
 
-// release answers a request that was held.
-func (p *Portal) release(name string, h *hold) {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTime)
-	defer cancel()
-	p.respond(h.reply, p.view(ctx, name))
-}
-
-// changed answers the requests whose answer is another one now.
+// changed lets the requests that wait look whether their answer is another one now, soon.
 func (p *Portal) changed() {
-	ctx, cancel := context.WithTimeout(context.Background(), requestTime)
-	defer cancel()
-	for name, h := range p.waiting(func(*hold) bool { return true }) {
-		if view := p.view(ctx, name); view.Revision != h.known && p.take(name, h) {
+	select {
+	case p.news <- struct{}{}:
+	default:
+	}
+}
+
+// tell answers the requests whose answer is another one now, and those that were held for long enough.
+func (p *Portal) tell(ctx context.Context, of func(*hold) bool) {
+	for name, h := range p.waiting(of) {
+		if view := p.view(ctx, name); (view.Revision != h.known || time.Now().After(h.until)) && p.take(name, h) {
 			p.respond(h.reply, view)
 		}
 	}
 }
 
-// expire answers those that were held for long enough.
-func (p *Portal) expire(now time.Time) {
-	for name, h := range p.waiting(func(h *hold) bool { return now.After(h.until) }) {
-		if p.take(name, h) {
-			p.release(name, h)
-		}
-	}
-}
-
-// waiting lists the requests that are held and of which that holds.
-func (p *Portal) waiting(of func(*hold) bool) map[string]*hold {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	list := make(map[string]*hold)
-	for name, h := range p.held {
-		if of(h) {
-			list[name] = h
-		}
-	}
-	return list
-}
-
-// take reports whether the request is still to be answered, by the caller.
-func (p *Portal) take(name string, h *hold) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	if p.held[name] != h {
-		return false
-	}
-	delete(p.held, name)
-	return true
-}
-
-// watch notices nodes that come and go, and answers requests that were held for long enough.
+// watch notices nodes that come and go, and answers what was held.
 func (p *Portal) watch(ctx context.Context) {
 	ticker := time.NewTicker(watchEvery)
 	defer ticker.Stop()
+	pause := settleTime
 	for {
 		select {
 		case <-ctx.Done():
 			return
 		case now := <-ticker.C:
-			if p.look() {
+			if p.look(now) {
 				p.changed()
 			}
-			p.expire(now)
+			p.tell(ctx, func(h *hold) bool { return now.After(h.until) })
+		case <-p.news:
+			// Changes come in swarms: each is a reason to look at every request that waits, all together need but one look.
+			select {
+			case <-ctx.Done():
+				return
+			case <-time.After(pause):
+			}
+			select {
+			case <-p.news:
+			default:
+			}
+			begin := time.Now()
+			p.tell(ctx, func(*hold) bool { return true })
+			pause = min(max(settleTime, 4*time.Since(begin)), settleMost)
 		}
 	}
-}
-
-// look compares who is connected with who was.
-func (p *Portal) look() (changed bool) {
-	for _, r := range p.state.list() {
-		online := len(p.broker.Clients(r.Name)) > 0
-		p.mu.Lock()
-		if p.online[r.Name] != online {
-			p.online[r.Name], changed = online, true
-			p.log.Info("node", "node", r.Name, "online", online)
-		}
-		p.mu.Unlock()
-	}
-	return changed
-}
-
-func (p *Portal) isOnline(name string) bool {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	return p.online[name]
 }
 
 // view is the answer to a node.
 func (p *Portal) view(ctx context.Context, name string) protocol.Sync {
 	self, peers, err := p.state.peers(ctx, name, p.isOnline)
 	if err != nil {
-		return protocol.Sync{Refused: "the portal cannot answer: " + err.Error()}
+		p.counters.failed.Add(1)
+		return refuse("the portal cannot answer: " + err.Error())
 	}
 	now := time.Now()
 	s := protocol.Sync{
@@ -194,8 +153,13 @@ func (p *Portal) view(ctx context.Context, name string) protocol.Sync {
 		Relays: p.relays(now, name),
 	}
 	text, err := json.Marshal(s)
-	if err != nil {
-		return protocol.Sync{Refused: "the portal cannot answer: " + err.Error()}
+	switch {
+	case err != nil:
+		p.counters.failed.Add(1)
+		return refuse("the portal cannot answer: " + err.Error())
+	case len(text) > protocol.MaxAnswer-answerSpare || len(peers) > protocol.MaxPeers:
+		p.counters.failed.Add(1)
+		return refuse("there are too many nodes and routes to reach from " + name + "; add it anew with -allow and fewer names")
 	}
 	sum := sha256.Sum256(text)
 	s.Revision = max(1, binary.BigEndian.Uint64(sum[:])) // differs where the view does
@@ -249,6 +213,9 @@ func (p *Portal) respond(m *nats.Msg, s protocol.Sync) {
 		err = m.Respond(text)
 	}
 	if err != nil {
-		p.log.Warn("an answer was not sent", "error", err)
+		p.counters.failed.Add(1)
+		p.log.Debug("an answer was not sent", "error", err)
+		return
 	}
+	p.counters.answers.Add(1)
 }

@@ -8,7 +8,10 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"strings"
 	"time"
+	"unicode"
+	"unicode/utf8"
 
 	"github.com/sluice-vpn/sluice/ice/signal"
 )
@@ -107,7 +110,8 @@ const (
 	MaxPeers      = 4096
 	MaxRelays     = 8
 	maxAllowedIPs = MaxRoutes + 4
-	maxText       = 256 // bytes of a program's name, a credential, a refusal
+	MaxRefusal    = 2 * maxText // bytes
+	maxText       = 256         // bytes of a program's name, a credential
 )
 
 // Validate checks a request as the portal must.
@@ -115,17 +119,29 @@ func (r *SyncRequest) Validate() error {
 	switch {
 	case r.PublicKey == Key{}:
 		return errors.New("no public key")
-	case len(r.Program) > maxText:
-		return errors.New("the program's name is too long")
+	case !printable(r.Program, maxText):
+		return errors.New("the program's name is too long, or not one line")
+	}
+	for _, p := range r.Routes {
+		if p.Bits() > 0 && (p.Addr().IsLoopback() || p.Addr().Is6() && p.Addr().IsLinkLocalUnicast()) {
+			return fmt.Errorf("%v has a meaning on one machine or link only; leave it out", p)
+		}
 	}
 	return validatePrefixes(r.Routes, MaxRoutes)
 }
 
+// printable reports whether text is one line of at most most bytes that a terminal may show.
+func printable(text string, most int) bool {
+	return len(text) <= most && utf8.ValidString(text) && !strings.ContainsFunc(text, unprintable)
+}
+
+func unprintable(r rune) bool { return !unicode.IsPrint(r) }
+
 // Validate checks an answer as a node must.
 func (s *Sync) Validate() error {
 	switch {
-	case len(s.Refused) > 2*maxText:
-		return errors.New("the refusal is too long")
+	case !printable(s.Refused, MaxRefusal):
+		return errors.New("the refusal is too long, or not one line")
 	case s.Refused != "":
 		return nil
 	case !signal.ValidName(s.Name):
@@ -137,15 +153,18 @@ func (s *Sync) Validate() error {
 	case len(s.Relays) > MaxRelays:
 		return errors.New("too many relays")
 	}
-	for _, list := range [][]netip.Prefix{s.Addresses, s.Overlay} {
-		if err := validatePrefixes(list, 4); err != nil {
-			return err
-		}
+	if err := s.validateAddresses(); err != nil {
+		return err
 	}
+	names := map[string]bool{s.Name: true}
 	for i := range s.Peers {
 		if err := s.Peers[i].validate(); err != nil {
 			return err
 		}
+		if names[s.Peers[i].Name] {
+			return errors.New("a peer is named twice, or is the node itself")
+		}
+		names[s.Peers[i].Name] = true
 	}
 	for i := range s.Relays {
 		if err := s.Relays[i].validate(); err != nil {
@@ -153,6 +172,24 @@ func (s *Sync) Validate() error {
 		}
 	}
 	return nil
+}
+
+func (s *Sync) validateAddresses() error {
+	if len(s.Addresses) == 0 || len(s.Addresses) == 2 && s.Addresses[0].Addr().Is4() == s.Addresses[1].Addr().Is4() {
+		return errors.New("no tunnel address, or two of one family")
+	}
+	if len(s.Overlay) == 0 {
+		return errors.New("no overlay")
+	}
+	for _, p := range s.Addresses {
+		if !p.IsSingleIP() {
+			return fmt.Errorf("%v is not one tunnel address", p)
+		}
+	}
+	if err := validatePrefixes(s.Addresses, 2); err != nil {
+		return err
+	}
+	return validatePrefixes(s.Overlay, 4)
 }
 
 func (p *Peer) validate() error {
@@ -163,11 +200,22 @@ func (p *Peer) validate() error {
 }
 
 func (r *Relay) validate() error {
-	if len(r.Addrs) == 0 || len(r.Addrs) > 2 || len(r.Name) > maxText || len(r.Username) > maxText || len(r.Password) > maxText {
-		return errors.New("an invalid relay")
+	for _, text := range []string{r.Name, r.Username, r.Password} {
+		if text == "" || !printable(text, maxText) {
+			return errors.New("an invalid relay")
+		}
 	}
-	for _, a := range r.Addrs {
-		if !a.IsValid() || a.Port() == 0 || a.Addr().IsUnspecified() || a.Addr().IsMulticast() || a.Addr().Is4In6() {
+	return ValidateRelayAddrs(r.Addrs)
+}
+
+// ValidateRelayAddrs checks the addresses of one relay: one or two, of different families, each a host's.
+func ValidateRelayAddrs(list []netip.AddrPort) error {
+	if len(list) == 0 || len(list) > 2 || len(list) == 2 && list[0].Addr().Is4() == list[1].Addr().Is4() {
+		return errors.New("a relay without address, or with two of one family")
+	}
+	for _, a := range list {
+		addr := a.Addr()
+		if !a.IsValid() || a.Port() == 0 || addr.IsUnspecified() || addr.IsMulticast() || addr.Is4In6() || addr.Zone() != "" {
 			return errors.New("an invalid address of a relay")
 		}
 	}

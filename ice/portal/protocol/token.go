@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"strings"
 
@@ -19,6 +20,7 @@ const TokenPrefix = "sluice1-"
 const (
 	maxToken   = 4 << 10
 	maxPortals = 8
+	maxHost    = 254 // a DNS name in text, with the dot at its end (RFC 1035, section 2.3.4)
 )
 
 // Token is a node's one secret: who it is, where the portal is, and how to know it.
@@ -73,7 +75,7 @@ func ParseToken(text string) (Token, error) {
 		return Token{}, errDamaged
 	}
 	for _, p := range t.Portals {
-		if _, port, err := net.SplitHostPort(p); err != nil || !validPort(port) {
+		if !ValidAddress(p) {
 			return Token{}, errDamaged
 		}
 	}
@@ -82,9 +84,20 @@ func ParseToken(text string) (Token, error) {
 
 var errDamaged = errors.New("the token is damaged: copy the whole line")
 
-func validPort(text string) bool {
-	n, err := strconv.ParseUint(text, 10, 16)
-	return err == nil && n > 0
+// ValidAddress reports whether text can be a portal's: host:port, the host being a DNS name or an address without zone.
+func ValidAddress(text string) bool {
+	host, port, err := net.SplitHostPort(text)
+	n, err2 := strconv.ParseUint(port, 10, 16)
+	if err != nil || err2 != nil || n == 0 {
+		return false
+	}
+	if addr, err := netip.ParseAddr(host); err == nil {
+		return addr.Zone() == ""
+	}
+	// Brackets are for addresses of IPv6.
+	return host != "" && len(host) <= maxHost && text[0] != '[' && !strings.ContainsFunc(host, func(r rune) bool {
+		return !(r >= 'a' && r <= 'z' || r >= 'A' && r <= 'Z' || r >= '0' && r <= '9' || r == '-' || r == '.' || r == '_')
+	})
 }
 
 // Credential is what the broker knows the node by: its name and its secret.

@@ -107,6 +107,7 @@ func options(cfg *Config, auth *authenticator) *server.Options {
 		o.JetStream, o.StoreDir = true, cfg.Store
 		o.JetStreamMaxMemory, o.JetStreamMaxStore = or(cfg.MaxMemory, 64<<20), or(cfg.MaxStore, 1<<30)
 		o.DisableJetStreamBanner = true
+		o.SyncAlways = true // what was stored, a revoked token for example, stays so when the power fails
 	}
 	return o
 }

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"strings"
 	"sync"
 	"time"
 )
@@ -78,9 +79,11 @@ func (l *serverLog) Debugf(string, ...any) {}
 // Tracef implements server.Logger.
 func (l *serverLog) Tracef(string, ...any) {}
 
-// Warnf implements server.Logger.
+// Warnf implements server.Logger. That clients must begin with TLS is as it should be, and no warning.
 func (l *serverLog) Warnf(format string, v ...any) {
-	l.write(slog.LevelWarn, fmt.Sprintf(format, v...))
+	if text := fmt.Sprintf(format, v...); !strings.Contains(text, "TLS Handshake First") {
+		l.write(slog.LevelWarn, text)
+	}
 }
 
 // Errorf implements server.Logger. Most are about what a stranger sent, so they are no errors of ours.

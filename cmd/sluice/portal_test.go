@@ -1,0 +1,370 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/ice/portal"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+)
+
+// portalArguments has the test binary be the program, so that a portal is a process and ends by a signal.
+const portalArguments = "SLUICE_TEST_PORTAL"
+
+func TestPortalProgram(t *testing.T) {
+	text := os.Getenv(portalArguments)
+	if text == "" {
+		t.Skip("only for the other tests")
+	}
+	var args []string
+	if err := json.Unmarshal([]byte(text), &args); err != nil {
+		t.Fatal(err)
+	}
+	os.Exit(run(args, os.Stdin, os.Stdout, os.Stderr))
+}
+
+// runningPortal is a portal that runs as a process.
+type runningPortal struct {
+	cmd    *exec.Cmd
+	folder string
+	out    bytes.Buffer // to be read once ended is closed
+	log    string
+	ended  chan struct{}
+}
+
+// startPortal runs a portal on loopback and returns when it answers on its socket.
+func startPortal(t *testing.T, folder string, more ...string) *runningPortal {
+	t.Helper()
+	args, err := json.Marshal(append([]string{
+		"sluice", "portal", "-public", "127.0.0.1", "-listen", "127.0.0.1:0", "-relay-listen", "127.0.0.1:0", "-state", folder,
+	}, more...))
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := &runningPortal{folder: folder, log: filepath.Join(t.TempDir(), "log"), ended: make(chan struct{})}
+	log, err := os.Create(p.log)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	p.cmd = exec.Command(os.Args[0], "-test.run=^TestPortalProgram$")
+	p.cmd.Env = append(os.Environ(), portalArguments+"="+string(args))
+	p.cmd.Stdout, p.cmd.Stderr = &p.out, log
+	if err := p.cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { p.cmd.Process.Kill(); <-p.ended })
+	go func() { p.cmd.Wait(); close(p.ended) }()
+	p.until(t, "is ready", func() bool { return strings.Contains(p.logged(), "portal is ready") })
+	return p
+}
+
+func (p *runningPortal) logged() string {
+	text, _ := os.ReadFile(p.log)
+	return string(text)
+}
+
+func (p *runningPortal) until(t *testing.T, what string, ok func() bool) {
+	t.Helper()
+	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("not in time: %s\n%s", what, p.logged())
+		}
+	}
+}
+
+// stop ends the portal as systemd would and returns what it printed.
+func (p *runningPortal) stop(t *testing.T) string {
+	t.Helper()
+	if err := p.cmd.Process.Signal(syscall.SIGTERM); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitEnd(t)
+	if _, err := os.Stat(filepath.Join(p.folder, deskName)); !os.IsNotExist(err) {
+		t.Errorf("the socket is still there: %v", err)
+	}
+	return p.out.String()
+}
+
+func (p *runningPortal) awaitEnd(t *testing.T) {
+	t.Helper()
+	select {
+	case <-p.ended:
+	case <-time.After(time.Minute):
+		t.Fatalf("the portal does not end\n%s", p.logged())
+	}
+}
+
+// node runs sluice portal node.
+func (p *runningPortal) node(args ...string) (stdout, stderr string, code int) {
+	return call("", append([]string{"portal", "node", args[0], "-state", p.folder}, args[1:]...)...)
+}
+
+func (p *runningPortal) list(t *testing.T) map[string]portal.NodeStatus {
+	t.Helper()
+	stdout, stderr, code := p.node("list", "-json")
+	var list []portal.NodeStatus
+	if err := json.Unmarshal([]byte(stdout), &list); err != nil || code != 0 || stderr != "" {
+		t.Fatalf("%v, %q, code %d", err, stderr, code)
+	}
+	byName := map[string]portal.NodeStatus{}
+	for _, n := range list {
+		byName[n.Name] = n
+	}
+	return byName
+}
+
+// tokenOf reads the one token that text is.
+func tokenOf(t *testing.T, text string) protocol.Token {
+	t.Helper()
+	token, err := protocol.ParseToken(text)
+	if err != nil || strings.TrimSpace(text) != token.Encode() || strings.Count(text, "\n") != 1 {
+		t.Fatalf("%d bytes are no token on one line: %v", len(text), err)
+	}
+	return token
+}
+
+// signIn connects a node and reports a key.
+func signIn(t *testing.T, token protocol.Token, k protocol.Key) (*signal.Bus, protocol.Sync) {
+	t.Helper()
+	bus, err := signal.Connect(token.SignalConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { bus.Close() })
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	s, err := protocol.Ask(ctx, bus, protocol.SyncRequest{PublicKey: k, Program: "test 1.2"})
+	if err != nil || s.Refused != "" {
+		t.Fatalf("%v %s", err, s.Refused)
+	}
+	return bus, s
+}
+
+// TestPortalFirstStart: the first start prints lines that work, later ones print none, and no secret is in the log or open to others.
+func TestPortalFirstStart(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "state")
+	p := startPortal(t, folder)
+	p.until(t, "two nodes", func() bool { return len(p.list(t)) == 2 })
+	err := filepath.WalkDir(folder, func(path string, d os.DirEntry, err error) error {
+		if err != nil {
+			return err
+		}
+		st, err := d.Info()
+		rel, _ := filepath.Rel(folder, path)
+		// The store is behind a folder that only the owner may enter.
+		if err == nil && st.Mode().Perm()&0o077 != 0 && !strings.HasPrefix(rel, "store"+string(filepath.Separator)) {
+			t.Errorf("%s has mode %v", rel, st.Mode())
+		}
+		return err
+	})
+	if err != nil {
+		t.Error(err)
+	}
+	out := p.stop(t)
+	tokens := regexp.MustCompile(protocol.TokenPrefix+`[\w-]+`).FindAllString(out, -1)
+	if len(tokens) != 2 || !strings.Contains(out, "sluice gateway -token-file gateway.token") || !strings.Contains(out, "sluice client -token-file client.token") {
+		t.Fatalf("%d tokens in %d bytes", len(tokens), len(out))
+	}
+	again := startPortal(t, folder)
+	for i, name := range []string{"gateway", "client"} {
+		token := tokenOf(t, tokens[i]+"\n")
+		if token.Name != name {
+			t.Errorf("the token of %s is for %s", name, token.Name)
+		}
+		now := tokenOf(t, first(again.node("token", name))) // for the port, which is another one
+		if now.Fingerprint != token.Fingerprint || now.Secret == token.Secret {
+			t.Errorf("%s: another certificate, or the same secret", name)
+		}
+		if strings.Contains(p.logged(), tokens[i]) || strings.Contains(p.logged(), token.Credential()) {
+			t.Error("a token is in the log")
+		}
+	}
+	if out := again.stop(t); out != "" {
+		t.Errorf("a later start prints %d bytes", len(out))
+	}
+	for _, line := range strings.Split(strings.TrimSpace(p.logged()), "\n") {
+		if !json.Valid([]byte(line)) || strings.Contains(line, `"WARN"`) || strings.Contains(line, `"ERROR"`) {
+			t.Errorf("log: %s", line)
+		}
+	}
+}
+
+func first(stdout, _ string, _ int) string { return stdout }
+
+func TestPortalNode(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("a shared secret of coturn\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	p := startPortal(t, filepath.Join(t.TempDir(), "state"), "-relay", "coturn=203.0.113.1:3478,"+secret,
+		"-relay-allow", "127.0.0.0/8,10.0.0.0/8", "-relay-allow", "192.168.0.0/16")
+	p.until(t, "two nodes", func() bool { return len(p.list(t)) == 2 })
+	stdout, stderr, code := p.node("add", "-role", "gateway", "-allow", "gateway,client", "g2")
+	if token := tokenOf(t, stdout); code != 0 || stderr != "" || token.Name != "g2" {
+		t.Errorf("add: %q, code %d", stderr, code)
+	}
+	stdout, stderr, code = p.node("add", "laptop", "-role", "client", "-allow", "g2") // flags may follow
+	laptop := tokenOf(t, stdout)
+	if code != 0 || stderr != "" {
+		t.Errorf("add: %q, code %d", stderr, code)
+	}
+	k := protocol.Key{1}
+	_, s := signIn(t, laptop, k)
+	if len(s.Peers) != 1 || s.Peers[0].Name != "g2" || len(s.Relays) != 2 || s.Relays[1].Name != "coturn" {
+		t.Errorf("%d peers, %d relays", len(s.Peers), len(s.Relays))
+	}
+	p.until(t, "the node is online", func() bool { return !p.list(t)["laptop"].Since.IsZero() })
+	list := p.list(t)
+	if n := list["laptop"]; len(list) != 4 || !n.Online || n.Program != "test 1.2" || len(n.From) != 1 || len(n.Addresses) != 2 || n.Role != protocol.Client {
+		t.Errorf("%+v", n)
+	}
+	signIn(t, laptop, k) // its token is in use twice
+	table, _, _ := p.node("list")
+	for _, want := range []string{`^NAME +ROLE +ADDRESSES +ONLINE +ROUTES`, `\nlaptop +client +100\.64\.\d+\.\d+/32 fd00:\S+ +since \S+ \S+ from 127.* test 1\.2 +2 connections`} {
+		if !regexp.MustCompile(want).MatchString(table) {
+			t.Errorf("no %s in\n%s", want, table)
+		}
+	}
+	renewed := tokenOf(t, first(p.node("token", "laptop")))
+	if renewed.Secret == laptop.Secret || renewed.Name != laptop.Name {
+		t.Error("the token is the old one")
+	}
+	signIn(t, renewed, k)
+	if stdout, stderr, code = p.node("remove", "laptop"); stdout != "" || stderr != "" || code != 0 {
+		t.Errorf("remove: %q %q %d", stdout, stderr, code)
+	}
+	if _, there := p.list(t)["laptop"]; there {
+		t.Error("the node is still there")
+	}
+	for _, tt := range []struct {
+		args   string
+		code   int
+		stderr string
+	}{
+		{"add g2", 1, "a node of this name exists: g2"}, {"add G2", 1, "cannot be a name"}, {"add -role boss x", 1, "no role; use client or gateway"},
+		{"add -allow No x", 1, `"No" cannot be a node's name`}, {"remove laptop", 1, "no node of this name: laptop"}, {"token laptop", 1, "no node of this name"},
+		{"add", 2, "takes one NAME"}, {"add a b", 2, "takes one NAME"}, {"add a/b", 2, "takes one NAME"}, {"remove", 2, "takes one NAME"}, {"list x", 2, "takes no argument"},
+	} {
+		stdout, stderr, code := p.node(strings.Fields(tt.args)...)
+		if stdout != "" || code != tt.code || !strings.Contains(stderr, tt.stderr) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%s: stdout %q, stderr %q, code %d", tt.args, stdout, stderr, code)
+		}
+	}
+}
+
+// TestPortalOps: what operators ask is served, also without a relay.
+func TestPortalOps(t *testing.T) {
+	free, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := free.Addr().String()
+	free.Close()
+	p := startPortal(t, filepath.Join(t.TempDir(), "state"), "-relay-listen", "none", "-ops", at)
+	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ready", "/metrics": "sluice_portal_nodes"} {
+		answer, err := http.Get("http://" + at + path)
+		if err != nil {
+			t.Fatalf("%v\n%s", err, p.logged())
+		}
+		text, err := io.ReadAll(answer.Body)
+		answer.Body.Close()
+		if err != nil || answer.StatusCode != 200 || !strings.Contains(string(text), want) {
+			t.Errorf("%s: %d %s", path, answer.StatusCode, text)
+		}
+	}
+}
+
+// TestPortalTwice: a second portal leaves the state of the first alone; one that was killed leaves nothing in the way.
+func TestPortalTwice(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "state")
+	p := startPortal(t, folder)
+	_, stderr, code := call("", "portal", "-public", "127.0.0.1", "-listen", "127.0.0.1:0", "-relay-listen", "none", "-state", folder)
+	if code != 1 || !strings.Contains(stderr, "a portal runs already") || strings.Count(stderr, "\n") != 1 {
+		t.Errorf("a second portal: %q, code %d", stderr, code)
+	}
+	if len(p.list(t)) != 2 {
+		t.Error("the first one is hurt")
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitEnd(t)
+	if _, stderr, _ := p.node("list"); !strings.Contains(stderr, "no portal runs with -state "+folder+"; start it: sluice portal") {
+		t.Errorf("%q", stderr)
+	}
+	if again := startPortal(t, folder); len(again.list(t)) != 2 {
+		t.Error("nodes are gone after a kill")
+	}
+}
+
+func TestPortalUsage(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "state")
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("a shared secret of coturn\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for _, tt := range []struct {
+		args   string
+		code   int
+		stderr string
+	}{
+		{"", 2, "-public is missing"},
+		{"-public 127.0.0.1 x", 2, "takes no argument"},
+		{"-public 127.0.0.1:1", 1, "-public 127.0.0.1:1"},
+		{"-public 127.0.0.1 -listen x", 2, "-listen"},
+		{"-public 127.0.0.1 -listen 127.0.0.1:99999", 2, "-listen"},
+		{"-public 127.0.0.1 -relay-listen 3478", 2, "-relay-listen"},
+		{"-public 127.0.0.1 -relay-allow 10.0.0.0", 2, "-relay-allow"},
+		{"-public 127.0.0.1 -relay a", 2, "-relay"},
+		{"-public 127.0.0.1 -relay a=127.0.0.1:0," + secret, 2, "-relay"},
+		{"-public 127.0.0.1 -relay a=127.0.0.1:1," + secret + ".not", 1, "-relay a"},
+		{"-public 127.0.0.1 -relay A=127.0.0.1:1," + secret, 1, `relay "A"`},
+		{"-public 127.0.0.1 -log-level loud", 2, "-log-level"},
+		{"-public 127.0.0.1 -nope", 2, "-nope"},
+	} {
+		stdout, stderr, code := call("", append([]string{"portal", "-state", folder}, strings.Fields(tt.args)...)...)
+		if stdout != "" || code != tt.code || !strings.Contains(stderr, tt.stderr) || strings.Count(stderr, "\n") != 1 {
+			t.Errorf("%q: stdout %q, stderr %q, code %d", tt.args, stdout, stderr, code)
+		}
+	}
+	if _, err := os.Stat(folder); !os.IsNotExist(err) {
+		t.Errorf("what was refused has made a folder: %v", err)
+	}
+	for args, want := range map[string]string{
+		"portal -h": "-relay-listen", "portal node -h": "token", "portal node add -h": "-role", "portal node list -h": "-json",
+	} {
+		if stdout, stderr, code := call("", strings.Fields(args)...); code != 0 || stderr != "" || !strings.Contains(stdout, want) {
+			t.Errorf("%s: %q %q %d", args, stdout, stderr, code)
+		}
+	}
+}
+
+func TestOtherRelay(t *testing.T) {
+	secret := filepath.Join(t.TempDir(), "secret")
+	if err := os.WriteFile(secret, []byte("a shared secret\n"), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for at, want := range map[string]string{"203.0.113.1:3478": "203.0.113.1:3478", "[2001:db8::1]:3478": "[2001:db8::1]:3478", "[::ffff:203.0.113.1]:1": "203.0.113.1:1"} {
+		r, err := otherRelay("coturn=" + at + "," + secret)
+		if err != nil || r.Name != "coturn" || r.Secret != "a shared secret" || len(r.Addrs) != 1 || r.Addrs[0].String() != want {
+			t.Errorf("%s: %v, %v", at, r.Addrs, err)
+		}
+	}
+	if r, err := otherRelay("local=localhost:3478," + secret); err != nil || len(r.Addrs) == 0 || !r.Addrs[0].Addr().IsLoopback() {
+		t.Errorf("a name: %v, %v", r.Addrs, err)
+	}
+}

@@ -1,0 +1,219 @@
+package portal
+
+import (
+	"context"
+	"crypto/rand"
+	"crypto/sha256"
+	"encoding/hex"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/nats-io/nats.go/jetstream"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+)
+
+// loadState reads the bucket. A bucket without settings is a new one if fresh, which it then must be.
+func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bool) (*state, error) {
+	s := &state{kv: kv, mark: mark, nodes: map[string]*record{}, pairs: map[string]protocol.Key{}}
+	if err := s.read(ctx); err != nil {
+		return nil, err
+	}
+	switch settled := s.settings.RelaySecret != ""; {
+	case settled && fresh && len(s.nodes) > 0:
+		return nil, fmt.Errorf("%s is missing, so the tokens of all nodes are useless; restore it from a backup, or begin with another folder",
+			certificateName)
+	case !settled && (!fresh || len(s.nodes) > 0 || len(s.pairs) > 0):
+		return nil, errLost
+	case !settled:
+		s.settings = settings{RelaySecret: rand.Text() + rand.Text(), NextIndex: 1}
+		return s, s.put(ctx, keySettings, s.settings)
+	}
+	return s, s.checkMark(ctx)
+}
+
+var errLost = errors.New("the stored state is lost or damaged; restore the folder from a backup," +
+	" or begin with another folder and new tokens")
+
+// read takes all that is stored.
+func (s *state) read(ctx context.Context) error {
+	watcher, err := s.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+	if err != nil {
+		return err
+	}
+	defer watcher.Stop()
+	// A damaged store may stop in the middle, and say nothing.
+	idle := time.NewTimer(readTime)
+	defer idle.Stop()
+	for {
+		select {
+		case <-idle.C:
+			return fmt.Errorf("%w (nothing could be read for %v)", errLost, readTime)
+		case <-ctx.Done():
+			return fmt.Errorf("the stored state could not be read: %w", ctx.Err())
+		case entry, ok := <-watcher.Updates():
+			idle.Reset(readTime)
+			if !ok {
+				return errors.New("the stored state could not be read: the store has closed")
+			}
+			if entry == nil { // that was all
+				return nil
+			}
+			if err := s.load(entry.Key(), entry.Value()); err != nil {
+				return fmt.Errorf("the stored %q is damaged (%w); restore the folder from a backup, or begin with another folder and new tokens",
+					entry.Key(), err)
+			}
+		}
+	}
+}
+
+// readTime is how long the store may take for one value.
+const readTime = 10 * time.Second
+
+// writeMark notes how long the store's log is, in a file beside it. The store drops the end of a log that it cannot read, and
+// says nothing: a node that was added would be gone, and one that was removed be back. The lock is held.
+func (s *state) writeMark(ctx context.Context) {
+	if last, err := s.sequence(ctx); err == nil {
+		_ = writeSecret(s.mark, strconv.AppendUint(nil, last, 10)) // an older mark is true as well
+	}
+}
+
+// checkMark compares the store with the latest mark.
+func (s *state) checkMark(ctx context.Context) error {
+	text, err := os.ReadFile(s.mark)
+	if errors.Is(err, os.ErrNotExist) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	mark, err := strconv.ParseUint(string(text), 10, 64)
+	if err != nil {
+		return fmt.Errorf("%s is damaged; remove it, and see with sluice portal node list whether all nodes are there", s.mark)
+	}
+	last, err := s.sequence(ctx)
+	if err == nil && last < mark {
+		return fmt.Errorf("the latest changes are lost (%d of %d are there); restore the folder from a backup, or remove %s"+
+			" to go on with what is left: nodes may be missing, and removed ones be back", last, mark, s.mark)
+	}
+	return err
+}
+
+// sequence is the length of the store's log.
+func (s *state) sequence(ctx context.Context) (uint64, error) {
+	status, err := s.kv.Status(ctx)
+	if err != nil {
+		return 0, err
+	}
+	bucket, ok := status.(*jetstream.KeyValueBucketStatus)
+	if !ok {
+		return 0, errors.New("the store does not tell its length")
+	}
+	return bucket.StreamInfo().State.LastSeq, nil
+}
+
+// load takes one stored value. Unknown keys are a later version's.
+func (s *state) load(key string, value []byte) error {
+	switch {
+	case key == keySettings:
+		if err := json.Unmarshal(value, &s.settings); err != nil {
+			return err
+		}
+		if len(s.settings.RelaySecret) < 16 {
+			return errors.New("no relay secret")
+		}
+	case strings.HasPrefix(key, prefixNode):
+		r := new(record)
+		if err := json.Unmarshal(value, r); err != nil {
+			return err
+		}
+		if err := r.check(key[len(prefixNode):]); err != nil {
+			return err
+		}
+		for _, other := range s.nodes {
+			if other.Index == r.Index {
+				return fmt.Errorf("it has the addresses of %s", other.Name)
+			}
+		}
+		s.nodes[r.Name] = r
+	case strings.HasPrefix(key, prefixPair):
+		var k protocol.Key
+		if err := json.Unmarshal(value, &k); err != nil {
+			return err
+		}
+		if k == (protocol.Key{}) {
+			return errors.New("no key")
+		}
+		s.pairs[key] = k
+	}
+	return nil
+}
+
+// check looks whether a record of that name can be one.
+func (r *record) check(name string) error {
+	switch hash, err := hex.DecodeString(r.TokenHash); {
+	case r.Name != name || !signal.ValidName(name):
+		return errors.New("wrong name")
+	case r.Role != protocol.Client && r.Role != protocol.Gateway:
+		return errors.New("no role")
+	case err != nil || len(hash) != sha256.Size:
+		return errors.New("no hash of a token")
+	case r.Index == 0 || r.Index > overlaySize:
+		return errors.New("no address")
+	}
+	return nil
+}
+
+// put writes one value. The lock is held.
+func (s *state) put(ctx context.Context, key string, value any) error {
+	text, err := json.Marshal(value)
+	if err != nil {
+		return err
+	}
+	return s.write(ctx, func(ctx context.Context) error {
+		_, err := s.kv.Put(ctx, key, text)
+		return err
+	})
+}
+
+const (
+	// writeTime is how long a write may take. A store whose disk is full does not answer, nor when there is room again.
+	writeTime = 3 * time.Second
+	// writePause is for how long nothing is tried after a write that failed, so that nodes which change nothing are served: the
+	// lock is held meanwhile.
+	writePause = 10 * time.Second
+)
+
+// write runs a write to the store. The lock is held.
+func (s *state) write(ctx context.Context, write func(context.Context) error) error {
+	if s.failure != nil && time.Since(s.failed) < writePause {
+		return s.failure
+	}
+	ctx, cancel := context.WithTimeout(ctx, writeTime)
+	defer cancel()
+	s.failure = nil
+	if err := write(ctx); err != nil {
+		s.failure, s.failed = notWritten(err), time.Now()
+	}
+	return s.failure
+}
+
+// storeFailed is 1 if the latest write failed.
+func (s *state) storeFailed() uint64 {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.failure != nil {
+		return 1
+	}
+	return 0
+}
+
+func notWritten(err error) error {
+	return fmt.Errorf("the state could not be written (if the disk is full, make room and restart the portal): %w", err)
+}
