@@ -14,6 +14,7 @@ type agent struct {
 	checks   time.Duration // when the peer named its first candidate; 0: not yet
 	selected time.Duration // when the first pair was selected; 0: not yet
 	failed   bool          // it has given up by itself
+	silent   bool          // it says that its pair is, sooner than we would
 }
 
 // deadline returns when an agent that has selected nothing is given up, and what for.
@@ -76,6 +77,14 @@ func (c *connection) promote() {
 func (c *connection) handleAgentFailed(number uint32) {
 	if a := c.agent(number); a != nil {
 		a.failed = true
+	}
+}
+
+// handleAgentSilent notes that an agent has not heard its pair for some seconds, or hears it again. That ends nothing, but
+// while data flows another path is looked for at once.
+func (c *connection) handleAgentSilent(number uint32, silent bool) {
+	if a := c.agent(number); a != nil {
+		a.silent = silent
 	}
 }
 
@@ -154,11 +163,14 @@ func (c *connection) followAgents() (reason CloseReason, lost bool) {
 	if quiet && !c.live() {
 		return CloseICEDisconnected, true
 	}
-	if (quiet || c.suspect() || c.current.failed) && c.second.number == 0 && !c.wanted {
+	if (quiet || c.suspect() || c.current.failed || c.current.silent && c.busy()) && c.second.number == 0 && !c.wanted {
 		c.wanted, c.wantedAt = true, max(c.now, c.retries.earliest)
 	}
 	return 0, false
 }
+
+// busy reports whether data flows, or tries to. A peer that is idle has no agent, so its silence means nothing.
+func (c *connection) busy() bool { return c.view.lastData != 0 && c.now < c.view.lastData+suspectAfter }
 
 // lostAt is when the current agent counts as lost, unless it hears something.
 func (c *connection) lostAt() time.Duration {

@@ -106,6 +106,11 @@ func (a *Attempt) AgentFailed(agent uint32) {
 	a.tell(func(_ time.Duration, c *connection) { c.handleAgentFailed(agent) })
 }
 
+// AgentSilent notes that nothing is heard on the pair that the agent has selected, since some seconds, or that it is again.
+func (a *Attempt) AgentSilent(agent uint32, silent bool) {
+	a.tell(func(_ time.Duration, c *connection) { c.handleAgentSilent(agent, silent) })
+}
+
 // AgentGone notes that nothing is left of an agent that was to be closed.
 func (a *Attempt) AgentGone(agent uint32) {
 	a.tell(func(_ time.Duration, c *connection) { c.handleAgentGone(agent) })

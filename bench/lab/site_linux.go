@@ -10,6 +10,7 @@ import (
 // them.
 type Internet struct {
 	Hub   *Namespace
+	void  *Namespace // where the hub's default route ends: nobody is there
 	sites []*Site
 }
 
@@ -46,10 +47,22 @@ func NewInternet() (*Internet, error) {
 			return nil, errors.Join(err, net.Close())
 		}
 	}
-	if err := hub.translate(NoNAT, "", netip.Addr{}); err != nil {
+	if err := errors.Join(hub.translate(NoNAT, "", netip.Addr{}), net.addVoid()); err != nil {
 		return nil, errors.Join(err, net.Close())
 	}
 	return net, nil
+}
+
+// addVoid gives the hub a default route, so that what goes to nobody is lost on the way and no error of the sender's.
+func (i *Internet) addVoid() (err error) {
+	if i.void, err = NewNamespace("void"); err != nil {
+		return err
+	}
+	beyond := netip.MustParseAddr("198.19.255.2")
+	if err := Connect(Cable{}, plug(i.void, "eth0", beyond), plug(i.Hub, "void", netip.MustParseAddr("198.19.255.1"))); err != nil {
+		return err
+	}
+	return i.Hub.AddRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), "void", beyond)
 }
 
 // AddSite joins a site. The node has 192.168.N.2 behind its router, which has 198.18.N.2; without NAT the node's address is
@@ -119,6 +132,9 @@ func (s *Site) AddHost(name string) (machine *Namespace, network netip.Prefix, e
 // Close frees all namespaces, but for the machines of AddHost.
 func (i *Internet) Close() error {
 	errs := []error{i.Hub.Close()}
+	if i.void != nil {
+		errs = append(errs, i.void.Close())
+	}
 	for _, s := range i.sites {
 		if s.Line != nil {
 			errs = append(errs, s.Line.Close())

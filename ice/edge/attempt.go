@@ -62,6 +62,7 @@ type agent struct {
 	seen       []string        // the peer's candidates
 	answers    bool            // the peer began it
 	settled    bool            // it has selected a pair or failed
+	silent     bool            // its pair is, for some seconds
 	sendAt     time.Time       // zero: nothing to send
 	sending    bool
 }
@@ -322,11 +323,15 @@ func (e *Edge) handleEvent(event ice.Event) {
 	}
 	if agent := a.agents[event.Generation]; agent != nil {
 		agent.note(event)
+		if silent := event.State == ice.StateDisconnected; silent != agent.silent {
+			agent.silent = silent
+			if silent {
+				e.relays.Probe() // is it a relay that is gone?
+			}
+			a.handle.AgentSilent(event.Generation, silent)
+		}
 	}
-	switch event.State {
-	case ice.StateDisconnected:
-		e.relays.Probe() // is it a relay that is gone?
-	case ice.StateFailed:
+	if event.State == ice.StateFailed {
 		a.handle.AgentFailed(event.Generation)
 	}
 	if event.Path != nil && event.Path.Generation > a.found {

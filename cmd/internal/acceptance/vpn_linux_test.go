@@ -20,14 +20,26 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
+	_ "github.com/sluice-vpn/sluice/cmd/internal/member" // so that a change of it makes the tests run again
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/ice/edge"
+	_ "github.com/sluice-vpn/sluice/ice/portal" // likewise
 )
 
 func TestMain(m *testing.M) { lab.Main(m) }
 
 // program builds sluice once.
 var program = sync.OnceValues(func() (string, error) {
+	// go test reuses a result unless a file that was read has changed.
+	sources, err := filepath.Glob("../../sluice/*.go")
+	if err != nil || len(sources) == 0 {
+		return "", fmt.Errorf("no sources: %w", err)
+	}
+	for _, name := range sources {
+		if _, err := os.ReadFile(name); err != nil {
+			return "", err
+		}
+	}
 	dir, err := os.MkdirTemp("", "sluice-acceptance")
 	if err != nil {
 		return "", err
@@ -75,6 +87,12 @@ type member struct {
 
 func newVPN(t *testing.T, portalArgs ...string) *vpn {
 	t.Helper()
+	return newVPNWith(t, func(*vpn) []string { return portalArgs })
+}
+
+// newVPNWith is newVPN where something must be there before the portal starts.
+func newVPNWith(t *testing.T, before func(v *vpn) (portalArgs []string)) *vpn {
+	t.Helper()
 	lab.Need(t)
 	v := &vpn{t: t, dir: t.TempDir()}
 	var err error
@@ -83,7 +101,7 @@ func newVPN(t *testing.T, portalArgs ...string) *vpn {
 	}
 	t.Cleanup(func() { v.internet.Close() })
 	v.args = append([]string{"portal", "-public", lab.HubAddr.String(), "-state", filepath.Join(v.dir, "state"),
-		"-relay-allow", lab.PublicNet.String()}, portalArgs...)
+		"-relay-allow", lab.PublicNet.String()}, before(v)...)
 	v.startPortal()
 	return v
 }
