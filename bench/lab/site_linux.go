@@ -28,7 +28,9 @@ type Site struct {
 	// Addr is the node's own address, on device eth0; Public is the router's on device wan.
 	Addr, Public netip.Addr
 	// Port is the device of the hub that leads to the site.
-	Port   string
+	Port string
+	// Line is its uplink if it was joined by AddDistantSite; direction 0 leads to the hub.
+	Line   *Line
 	number byte
 }
 
@@ -53,6 +55,20 @@ func NewInternet() (*Internet, error) {
 // AddSite joins a site. The node has 192.168.N.2 behind its router, which has 198.18.N.2; without NAT the node's address is
 // 198.19.N.2. uplink is the cable between router and hub.
 func (i *Internet) AddSite(name string, kind NAT, uplink Cable) (*Site, error) {
+	return i.addSite(name, kind, func(_ *Site, router, hub Plug) error { return Connect(uplink, router, hub) })
+}
+
+// AddDistantSite is AddSite with an uplink that can be impaired.
+func (i *Internet) AddDistantSite(name string, kind NAT, both Impairment) (*Site, error) {
+	return i.addSite(name, kind, func(s *Site, router, hub Plug) (err error) {
+		if s.Line, err = ConnectLine(Cable{}, router, hub); err == nil {
+			s.Line.ImpairBoth(both)
+		}
+		return err
+	})
+}
+
+func (i *Internet) addSite(name string, kind NAT, connect func(s *Site, router, hub Plug) error) (*Site, error) {
 	s := &Site{number: byte(len(i.sites) + 1)}
 	s.Port = fmt.Sprintf("site%d", s.number)
 	i.sites = append(i.sites, s)
@@ -73,7 +89,7 @@ func (i *Internet) AddSite(name string, kind NAT, uplink Cable) (*Site, error) {
 	if err := Connect(Cable{}, plug(s.Router, "lan", host(lan, 1)), plug(s.Node, "eth0", s.Addr)); err != nil {
 		return nil, err
 	}
-	if err := Connect(uplink, plug(s.Router, "wan", s.Public), plug(i.Hub, s.Port, host(wan, 1))); err != nil {
+	if err := connect(s, plug(s.Router, "wan", s.Public), plug(i.Hub, s.Port, host(wan, 1))); err != nil {
 		return nil, err
 	}
 	everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
@@ -104,6 +120,9 @@ func (s *Site) AddHost(name string) (machine *Namespace, network netip.Prefix, e
 func (i *Internet) Close() error {
 	errs := []error{i.Hub.Close()}
 	for _, s := range i.sites {
+		if s.Line != nil {
+			errs = append(errs, s.Line.Close())
+		}
 		for _, ns := range []*Namespace{s.Node, s.Router} {
 			if ns != nil {
 				errs = append(errs, ns.Close())

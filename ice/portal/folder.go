@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -16,7 +17,11 @@ const (
 
 // openFolder makes the folder if need be, for its owner only, and locks it.
 func openFolder(folder string) (lock io.Closer, err error) {
-	if err := os.MkdirAll(folder, 0o700); err != nil {
+	err = os.MkdirAll(folder, 0o700)
+	if errors.Is(err, os.ErrPermission) {
+		return nil, fmt.Errorf("%w; run this as root (sudo), or give another folder with -state", err)
+	}
+	if err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(folder)

@@ -20,6 +20,9 @@ var errRefused error = unix.ECONNREFUSED
 // Listen makes a socket for the owner only, and its folder if need be. A socket that nobody serves any more is replaced.
 func Listen(path string) (net.Listener, error) {
 	if err := os.MkdirAll(filepath.Dir(path), 0o755); err != nil {
+		if errors.Is(err, fs.ErrPermission) {
+			return nil, fmt.Errorf("status socket: %w; run this as root (sudo)", err)
+		}
 		return nil, fmt.Errorf("status socket: %w; choose another with -socket", err)
 	}
 	if err := removeStale(path); err != nil {
