@@ -80,6 +80,11 @@ func (p *runningPortal) logged() string {
 func (p *runningPortal) until(t *testing.T, what string, ok func() bool) {
 	t.Helper()
 	for deadline := time.Now().Add(time.Minute); !ok(); time.Sleep(20 * time.Millisecond) {
+		select {
+		case <-p.ended:
+			t.Fatalf("the portal has ended before it %s\n%s", what, p.logged())
+		default:
+		}
 		if time.Now().After(deadline) {
 			t.Fatalf("not in time: %s\n%s", what, p.logged())
 		}

@@ -179,6 +179,9 @@ func TestHostileRequests(t *testing.T) {
 	if r := p.state.list()[0]; r.PublicKey != (protocol.Key{}) || len(r.Routes) > 0 {
 		t.Errorf("the state has %+v", r)
 	}
+	if n := p.Nodes(); n[0].Refused == "" || n[0].Seen.IsZero() {
+		t.Errorf("the operator is told %+v", n)
+	}
 }
 
 // A node that floods the portal is dropped; others are served.

@@ -161,7 +161,8 @@ func (s *state) remove(ctx context.Context, name string) error {
 		key := pairKey(name, other)
 		if _, ok := s.pairs[key]; ok {
 			delete(s.pairs, key)
-			_ = s.kv.Purge(ctx, key) // a node that comes back under this name has another token, so it does no harm
+			// If this fails: a node that comes back under this name has another token, so it does no harm.
+			_ = s.write(ctx, func(ctx context.Context) error { return s.kv.Purge(ctx, key) })
 		}
 	}
 	return nil

@@ -184,7 +184,7 @@ func (s *state) put(ctx context.Context, key string, value any) error {
 
 const (
 	// writeTime is how long a write may take. A store whose disk is full does not answer, nor when there is room again.
-	writeTime = 3 * time.Second
+	writeTime = 5 * time.Second
 	// writePause is for how long nothing is tried after a write that failed, so that nodes which change nothing are served: the
 	// lock is held meanwhile.
 	writePause = 10 * time.Second

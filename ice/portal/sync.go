@@ -52,7 +52,9 @@ func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
 	request, err := protocol.DecodeRequest(m.Data)
 	if err != nil {
 		p.counters.malformed.Add(1)
-		p.respond(m, refuse("the portal does not understand this program: "+err.Error()))
+		answer := refuse("the portal does not understand this program: " + err.Error())
+		p.visit(name, answer.Refused, now)
+		p.respond(m, answer)
 		return
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTime)
@@ -83,10 +85,12 @@ func (p *Portal) report(ctx context.Context, name string, r *protocol.SyncReques
 // answer answers now if the node does not know the answer. The request is held before the view is made: a change that comes after
 // that finds it.
 func (p *Portal) answer(ctx context.Context, name string, h *hold) {
-	if old := p.wait(name, h); old != nil {
-		p.respond(old.reply, p.view(ctx, name)) // the node has given it up
+	old := p.wait(name, h)
+	view := p.view(ctx, name)
+	if old != nil {
+		p.respond(old.reply, view) // one request of a node waits
 	}
-	if view := p.view(ctx, name); (view.Refused != "" || view.Revision != h.known) && p.take(name, h) {
+	if (view.Refused != "" || view.Revision != h.known) && p.take(name, h) {
 		p.respond(h.reply, view)
 	}
 }

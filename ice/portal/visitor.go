@@ -120,6 +120,7 @@ func (p *Portal) admit(name, session string, now time.Time) (displaced, ok bool)
 	v := p.visitor(name)
 	v.asked = now
 	if !v.requests.take(now, requestsPerSecond, requestsAtOnce) {
+		v.refused = "it asks too often"
 		p.warn(v, now, "node asks too often", "node", name)
 		p.mu.Unlock()
 		return false, false

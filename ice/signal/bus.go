@@ -214,8 +214,9 @@ func (b *Bus) settle(id uint64, to string, err error) {
 }
 
 // Request asks the portal and returns its answer, which the caller owns. verb is one or more labels with dots between; the
-// answer's form is between the caller and the portal. Errors are those of Send; ErrAbsent means that no portal
-// serves this verb.
+// answer's form is between the caller and the portal. It waits for the connection for at most Config.Wait, and for the answer until
+// ctx's deadline, or, if ctx has none, within Config.Wait too. Errors are those of Send; ErrAbsent means that no portal serves this
+// verb.
 func (b *Bus) Request(ctx context.Context, verb string, data []byte) ([]byte, error) {
 	answer, err := b.request(ctx, verb, data)
 	if err != nil {

@@ -201,6 +201,54 @@ func TestBusRequest(t *testing.T) {
 	}
 }
 
+// TestRequestHeld: the portal may hold a request for longer than Wait, if the caller's context has a deadline that allows it.
+func TestRequestHeld(t *testing.T) {
+	p := newPortal(t, nil)
+	cfg := p.config("a")
+	cfg.Wait = 100 * time.Millisecond
+	a := connect(t, cfg)
+	own, err := p.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	held := make(chan *nats.Msg, 2)
+	if _, err = own.Subscribe("portal.a.news", func(m *nats.Msg) { held <- m }); err == nil {
+		err = own.Flush()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	awaitUp(t, a)
+	if _, err := a.Request(context.Background(), "news", nil); !errors.Is(err, signal.ErrUnanswered) {
+		t.Errorf("without a deadline: %v", err)
+	}
+	<-held
+	ctx, cancel := context.WithTimeout(context.Background(), 60*time.Second)
+	defer cancel()
+	go func() {
+		m := <-held
+		time.Sleep(3 * cfg.Wait) // held for longer than Wait
+		m.Respond([]byte("late"))
+	}()
+	if got, err := a.Request(ctx, "news", nil); err != nil || string(got) != "late" {
+		t.Errorf("%q, %v", got, err)
+	}
+	soon, cancel2 := context.WithTimeout(context.Background(), cfg.Wait)
+	defer cancel2()
+	if _, err := a.Request(soon, "news", nil); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("after the caller's deadline: %v", err)
+	}
+	<-held
+	go func() {
+		<-held
+		a.Close()
+	}()
+	if _, err := a.Request(ctx, "news", nil); !errors.Is(err, signal.ErrClosed) {
+		t.Errorf("closed: %v", err)
+	}
+}
+
 // hostile connects as a node without a Bus around, to do what a Bus does not.
 func hostile(t *testing.T, p *portal, name string) (conn *nats.Conn, violations chan string) {
 	t.Helper()

@@ -131,6 +131,8 @@ func (b *Broker) Addr() netip.AddrPort {
 
 // Connect connects the portal itself, inside the process and with all permissions. The caller closes the connection.
 func (b *Broker) Connect(options ...nats.Option) (*nats.Conn, error) {
+	// A machine that is busy, as many are at their start, does not answer within NATS's 2 s.
+	options = append([]nats.Option{nats.Timeout(readyTime)}, options...)
 	options = append(options, nats.InProcessServer(b.server), nats.Token(b.auth.own))
 	return nats.Connect("", options...)
 }
