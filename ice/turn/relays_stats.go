@@ -19,7 +19,7 @@ type relayCounts struct {
 // Counters returns what was counted, by name: drops as drop_turn_REASON, the rest with the prefix turn_.
 func (r *Relays) Counters() []pipeline.Counter {
 	c := &r.counts
-	facades := c.facadeLost.Load()
+	facades, agents := c.facadeLost.Load(), 0
 	var drops [DropCount]uint64
 	for d := range DropCount {
 		drops[d] = c.clientDrops[d].Load()
@@ -29,6 +29,7 @@ func (r *Relays) Counters() []pipeline.Counter {
 		for d := range DropCount {
 			drops[d] += s.client.Dropped(d)
 		}
+		agents += len(s.tenants)
 		for t := range s.tenants {
 			facades += t.facade.Lost()
 		}
@@ -40,6 +41,7 @@ func (r *Relays) Counters() []pipeline.Counter {
 		{Name: "turn_delivered", Value: c.delivered.Load()},
 		{Name: "turn_allocations", Value: c.allocations.Load()},
 		{Name: "turn_allocations_lost", Value: c.losses.Load()},
+		{Name: "turn_agents", Value: uint64(agents)}, // now
 		{Name: "drop_turn_inbox_full", Value: c.inboxFull.Load()},
 		{Name: "drop_turn_too_long", Value: c.tooLong.Load()},
 		{Name: "drop_turn_server_gone", Value: c.unknownServer.Load()},
