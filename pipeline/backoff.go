@@ -57,8 +57,8 @@ func (b *backoff) ended(now, up time.Duration, random uint32) {
 	b.earliest = now + delay + (delay/4>>16)*time.Duration(random>>16)
 }
 
-// reset forgets the failures: a key or preshared key has changed, so the next attempt is another one. A wish that waits is
-// due at once.
+// reset forgets the failures: a key or preshared key has changed, or the peer is back, so the next attempt is another one. A
+// wish that waits is due at once.
 func (b *backoff) reset(now time.Duration) {
 	b.failures, b.earliest = 0, now
 }

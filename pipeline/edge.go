@@ -89,7 +89,7 @@ func (p *Pipeline) Want(name string) {
 
 // Heard notes that a valid STUN message was heard for the agent in use. It never blocks: it may be called by any goroutine
 // and under locks.
-func (a *Attempt) Heard() { a.heard.Store(int64(a.pipeline.clock())) }
+func (a *Attempt) Heard() { a.heard.Store(int64(a.pipeline.Now())) }
 
 // RemoteCandidate notes that the peer has named a candidate for that agent.
 func (a *Attempt) RemoteCandidate(agent uint32) {
@@ -106,11 +106,6 @@ func (a *Attempt) AgentFailed(agent uint32) {
 	a.tell(func(_ time.Duration, c *connection) { c.handleAgentFailed(agent) })
 }
 
-// AgentSilent notes that nothing is heard on the pair that the agent has selected, since some seconds, or that it is again.
-func (a *Attempt) AgentSilent(agent uint32, silent bool) {
-	a.tell(func(_ time.Duration, c *connection) { c.handleAgentSilent(agent, silent) })
-}
-
 // AgentGone notes that nothing is left of an agent that was to be closed.
 func (a *Attempt) AgentGone(agent uint32) {
 	a.tell(func(_ time.Duration, c *connection) { c.handleAgentGone(agent) })
@@ -121,7 +116,8 @@ func (a *Attempt) RemoteAgent(agent uint32) {
 	a.tell(func(now time.Duration, c *connection) { c.handleRemoteAgent(now, agent) })
 }
 
-// WantAgent asks for a second agent beside the one in use: the network has changed, or a relayed path is to be made direct.
+// WantAgent asks for another agent, beside the one in use or in the place of one that has found nothing yet: the network has
+// changed, or a relayed path is to be made direct.
 func (a *Attempt) WantAgent() {
 	a.tell(func(now time.Duration, c *connection) { c.wantAgent(now) })
 }

@@ -110,17 +110,12 @@ func (c *controller) setReach(p *peer, next reach) {
 	}
 }
 
-// setKeepalive gives the core the interval that counts now. A named peer has one while there is a session: it would begin a
+// setKeepalive gives the core the configured interval. With a named peer it counts while there is a session: it would begin a
 // handshake of its own else.
 func (c *controller) setKeepalive(now time.Duration, p *peer) {
 	interval := time.Duration(p.keepalive) * time.Second
-	if l := p.link; l != nil {
-		switch {
-		case !l.alive() || l.connection.phase < PhaseUp:
-			interval = 0
-		case interval == 0 || l.connection.keepalive != 0 && l.connection.keepalive < interval:
-			interval = l.connection.keepalive
-		}
+	if l := p.link; l != nil && (!l.alive() || l.connection.phase < PhaseUp) {
+		interval = 0
 	}
 	if interval != p.core.PersistentKeepalive() {
 		p.core.SetPersistentKeepalive(now, interval)
@@ -136,12 +131,17 @@ func (c *controller) closeLink(now time.Duration, p *peer, reason CloseReason) {
 	c.follow(now, p)
 }
 
-// keysChanged begins anew with a named peer: another key or preshared key. A wish that waits is granted at once.
+// keysChanged begins anew with a named peer: another key or preshared key.
 func (c *controller) keysChanged(now time.Duration, p *peer) {
 	if p.link == nil {
 		return
 	}
 	c.closeLink(now, p, CloseKeysChanged)
+	c.retry(now, p)
+}
+
+// retry lets the next attempt begin as if none had failed. A wish that waits is granted at once.
+func (c *controller) retry(now time.Duration, p *peer) {
 	p.link.backoff.reset(now)
 	c.grant(now, p.link)
 }
@@ -333,7 +333,7 @@ func (c *controller) fulfil(now time.Duration, p *peer, out connectionOutput) {
 			c.wantSession(now, p)
 		}
 	case connectionKeepalive:
-		c.setKeepalive(now, p)
+		c.sendKeepalive(now, p)
 	case connectionSendBye:
 		c.request(l, Request{Kind: RequestBye, Bye: out.bye})
 	case connectionClosed:

@@ -36,6 +36,7 @@ type attempt struct {
 	connection  *ice.Connection
 	agents      map[uint32]*agent
 	newest      uint32                    // agent that was asked for
+	heard       uint32                    // the newest of the peer's agents that ours has met
 	pending     map[uint32]signal.Message // of the peer's agents that ours do not match yet
 
 	path          *pipeline.Path // as control has published it, nil: none
@@ -57,12 +58,11 @@ type agent struct {
 	local      ice.Credentials
 	candidates []string
 	end        bool
-	relays     int             // that it was made with
+	relays     int             // that it was made with, without those that were lost since
 	remote     ice.Credentials // zero: not known yet
 	seen       []string        // the peer's candidates
 	answers    bool            // the peer began it
 	settled    bool            // it has selected a pair or failed
-	silent     bool            // its pair is, for some seconds
 	sendAt     time.Time       // zero: nothing to send
 	sending    bool
 }
@@ -234,7 +234,7 @@ func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
 func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
 	p := a.peer
 	a.release()
-	p.attempt, p.last, p.done = nil, a, finished{a.run, uint64(a.generation)}
+	p.attempt, p.last = nil, ended{a.handle, a.run, a.generation}
 	delete(e.attempts, a.connection)
 	delete(e.named, attemptName{p.Name, a.generation})
 	e.tasks.Go(func() { _ = a.connection.Close() })
@@ -246,6 +246,7 @@ func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
 // startAgent starts an agent that control wants.
 func (e *Edge) startAgent(a *attempt, number uint32) {
 	a.newest = max(a.newest, number)
+	e.probeRelays()
 	local, err := a.connection.Restart(number)
 	if err != nil {
 		e.log.Warn("no ICE agent could be made", "peer", a.peer.Name, "error", err)
@@ -270,8 +271,12 @@ func (e *Edge) feed(a *attempt, msg signal.Message) {
 		e.connect(a, agent, msg)
 		return
 	}
-	if msg.Agent <= a.newest {
-		return // ours is closed
+	if msg.Agent <= a.newest { // ours is closed
+		if msg.Kind == signal.Offer && msg.Agent > a.heard && !a.checking() {
+			a.heard = msg.Agent
+			a.handle.WantAgent() // the peer's waits for one that we gave up before it came
+		}
+		return
 	}
 	if old, known := a.pending[msg.Agent]; known || len(a.pending) < maxPending {
 		a.pending[msg.Agent] = newer(old, msg)
@@ -288,7 +293,7 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 			e.log.Debug("the peer's credentials are refused", "peer", a.peer.Name, "error", err)
 			return
 		}
-		agent.remote = remote
+		agent.remote, a.heard = remote, max(a.heard, agent.number)
 		agent.answers = msg.Kind == signal.Offer
 	case agent.remote != remote:
 		return // of an agent that is no more
@@ -323,13 +328,6 @@ func (e *Edge) handleEvent(event ice.Event) {
 	}
 	if agent := a.agents[event.Generation]; agent != nil {
 		agent.note(event)
-		if silent := event.State == ice.StateDisconnected; silent != agent.silent {
-			agent.silent = silent
-			if silent {
-				e.relays.Probe() // is it a relay that is gone?
-			}
-			a.handle.AgentSilent(event.Generation, silent)
-		}
 	}
 	if event.State == ice.StateFailed {
 		a.handle.AgentFailed(event.Generation)
@@ -347,7 +345,7 @@ func (g *agent) note(event ice.Event) {
 			g.candidates = append(g.candidates, text)
 		}
 	}
-	g.settled = event.State == ice.StateConnected || event.State == ice.StateFailed
+	g.settled = g.settled || event.State == ice.StateConnected || event.State == ice.StateFailed
 	done := event.Gathered && !g.end
 	g.end = g.end || event.Gathered
 	switch {
@@ -405,10 +403,21 @@ func (e *Edge) sendBye(ctx context.Context, limit time.Duration, r pipeline.Requ
 	}
 }
 
-// lacksRelay reports whether an agent that still looks for a path was made when fewer relays were up.
+// checking reports whether an agent still looks for a path.
+func (a *attempt) checking() bool {
+	for _, g := range a.agents {
+		if !g.settled {
+			return true
+		}
+	}
+	return false
+}
+
+// lacksRelay reports whether an agent that still looks for a path has fewer relays than are up now. While there is no path it
+// must have none at all: one that may be about to find a path is not given up for a second relay.
 func (a *attempt) lacksRelay(up int) bool {
 	for _, g := range a.agents {
-		if !g.settled && g.relays < up {
+		if !g.settled && g.relays < up && (a.path != nil || g.relays == 0) {
 			return true
 		}
 	}

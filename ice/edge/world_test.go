@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,6 +33,10 @@ type world struct {
 	nodes     []*node
 	start     time.Time
 	ends      []func() // for the end of the test
+	off       sync.Map // names of nodes that are cut off from the portal
+	relayOnly bool     // see direct
+	severed   map[*node]bool
+	relayless *node // whose datagrams no relay takes
 }
 
 // node is one whole node: pipeline and edge.
@@ -40,6 +45,7 @@ type node struct {
 	name     string
 	role     protocol.Role
 	number   byte
+	place    atomic.Uint32 // its outer address is outer(place)
 	host     *udptest.Host
 	device   *tuntest.Device
 	pipeline *pipeline.Pipeline
@@ -48,6 +54,7 @@ type node struct {
 	log      *record
 	apply    func(protocol.Sync) error
 	state    func() signal.State
+	slept    atomic.Int64 // how much of its clock it was not there to see
 	stop     context.CancelFunc
 	ran      chan error
 }
@@ -233,7 +240,8 @@ func (w *world) node(name string, role protocol.Role) *node {
 	n := &node{w: w, name: name, role: role, number: byte(len(w.nodes) + 1), log: &record{}}
 	w.nodes = append(w.nodes, n)
 	w.portal.change(func() { w.portal.nodes[name] = &entry{role: role, number: n.number} })
-	n.host = w.network.Host(outer(n.number))
+	n.place.Store(uint32(n.number))
+	n.host = w.network.Host(n.outer())
 	n.start()
 	return n
 }
@@ -247,11 +255,11 @@ func (n *node) start() {
 	}
 	logger := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	n.edge, err = New(Config{
-		Name: n.name, Role: n.role, Signaler: n.memory, Logger: logger,
+		Name: n.name, Role: n.role, Signaler: line{n.memory, n}, Logger: logger,
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			return n.w.portal.sync(ctx, n.name, r)
 		},
-		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} }, Apply: n.apply, PortalState: n.state,
+		Addresses: func() []netip.Addr { return []netip.Addr{n.outer()} }, Apply: n.apply, PortalState: n.state,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -259,8 +267,7 @@ func (n *node) start() {
 	n.device = tuntest.New(tuntest.Config{})
 	n.pipeline, err = pipeline.New(pipeline.Config{
 		Device: n.device, Listen: n.host.Listen, UDP: udp.Config{}, Logger: logger, Stray: n.edge.Stray, Edge: n.edge.Request,
-		Clock: func() time.Duration { return time.Since(n.w.start) + time.Hour }, Wall: time.Now,
-		Rand: rand.NewChaCha8([32]byte{n.number}),
+		Clock: n.clock, Wall: time.Now, Rand: rand.NewChaCha8([32]byte{n.number}),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -269,6 +276,54 @@ func (n *node) start() {
 	n.stop, n.ran = cancel, make(chan error, 2)
 	go func() { n.ran <- n.pipeline.Run(context.Background()) }()
 	go func() { n.ran <- n.edge.Run(ctx, n.pipeline) }()
+}
+
+// clock is what the node's clock says, which also runs while the node sleeps.
+func (n *node) clock() time.Duration {
+	return time.Since(n.w.start) + time.Hour + time.Duration(n.slept.Load())
+}
+
+func (n *node) outer() netip.Addr { return outer(byte(n.place.Load())) }
+
+// move gives the node another address on the network, which it notices.
+func (n *node) move(place byte) {
+	old := n.outer()
+	n.host.AddAddress(outer(place))
+	n.place.Store(uint32(place))
+	n.host.RemoveAddress(old)
+	n.w.lay()
+	n.edge.NetworkChanged()
+}
+
+// crash ends the node without a word to anybody.
+func (n *node) crash() {
+	_ = n.memory.Close()
+	n.close()
+}
+
+// line is a node's Signaler as long as it is not cut off.
+type line struct {
+	*signal.Memory
+	node *node
+}
+
+// cutOff cuts a node off from the portal or connects it again.
+func (w *world) cutOff(name string, off bool) { w.off.Store(name, off) }
+
+func (w *world) isOff(name string) bool {
+	off, _ := w.off.Load(name)
+	return off == true
+}
+
+// Send fails as it does at a real portal.
+func (l line) Send(ctx context.Context, to string, msg signal.Message) error {
+	switch {
+	case l.node.w.isOff(l.node.name):
+		return fmt.Errorf("cut off: %w", signal.ErrDown)
+	case l.node.w.isOff(to):
+		return fmt.Errorf("%s is cut off: %w", to, signal.ErrAbsent)
+	}
+	return l.Memory.Send(ctx, to, msg)
 }
 
 // close ends the node in order: byes leave, then the pipeline ends.
@@ -379,6 +434,20 @@ func (w *world) await(limit time.Duration, what string, f func() bool) time.Dura
 
 // generation is that of n's newest attempt with a peer.
 func (n *node) generation(peer string) uint64 { return uint64(n.connection(peer).Generation) }
+
+// agent is the number of the newest agent of n's that has found a path to the peer, 0 if there is none.
+func (n *node) agent(peer string) (number uint32) {
+	n.owner(func(e *Edge) {
+		if a := e.peers[peer].attempt; a != nil {
+			for _, g := range a.agents {
+				if g.settled {
+					number = max(number, g.number)
+				}
+			}
+		}
+	})
+	return number
+}
 
 // up reports whether both nodes say that they are connected.
 func up(a, b *node) bool {
