@@ -37,7 +37,7 @@ type Config struct {
 	AllowedPeers []netip.Prefix
 	// Allocations is how many allocations there may be at once. 0: 4096.
 	Allocations int
-	// AllocationsPerUser is how many of them one credential may have. 0: 32.
+	// AllocationsPerUser is how many of them one user may have, see [Credential]. 0: 32.
 	AllocationsPerUser int
 	// PeersPerAllocation is how many permissions, and how many channels, one allocation may have. 0: 256.
 	PeersPerAllocation int

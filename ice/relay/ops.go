@@ -84,7 +84,7 @@ func (s *Server) metrics() string {
 	p.one("sluice_relay_allocations_created_total", "counter", "Allocations made.", s.stats.created.Load())
 	allocations, users := s.quota.count()
 	p.one("sluice_relay_allocations", "gauge", "Allocations there are.", allocations)
-	p.one("sluice_relay_users", "gauge", "Credentials that have an allocation.", users)
+	p.one("sluice_relay_users", "gauge", "Users that have an allocation.", users)
 	ready := 0
 	if s.Ready() { // then the gates are frozen
 		ready = 1

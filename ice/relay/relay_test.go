@@ -280,6 +280,27 @@ func TestExpiryEndsAllocation(t *testing.T) {
 	})
 }
 
+// TestRenewedCredential: a later credential of the same user goes on with what an earlier one has made, also when that has
+// expired.
+func TestRenewedCredential(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.user, c.password = s.Credential(time.Now().Add(2*time.Second), "x")
+	relayed := c.allocate()
+	eventually(t, "the credential to expire", func() bool {
+		_, code := c.call(methodRefresh)
+		return code == codeUnauthorized
+	})
+	c.user, c.password = s.Credential(time.Now().Add(time.Hour), "x")
+	if _, code := c.call(methodRefresh); code != 0 {
+		t.Fatalf("Refresh with the renewed credential: %d", code)
+	}
+	_, at := peer(t, loopback4)
+	if code := c.bind(0x4001, at); code != 0 || c.find(t, s).relayed != relayed {
+		t.Errorf("ChannelBind with the renewed credential: %d", code)
+	}
+}
+
 // TestCoturnVector: the credential is what coturn computes: made with
 // printf %s 1700000000:alice | openssl dgst -sha1 -hmac north -binary | base64
 func TestCoturnVector(t *testing.T) {
@@ -292,13 +313,13 @@ func TestCoturnVector(t *testing.T) {
 func TestQuotas(t *testing.T) {
 	s := start(t, func(c *Config) { c.AllocationsPerUser, c.Allocations, c.PeersPerAllocation = 2, 3, 2 })
 	a := []*client{dial(t, s, 0, "a"), dial(t, s, 0, "a"), dial(t, s, 0, "a")}
-	for _, c := range a { // one credential
-		c.user, c.password = a[0].user, a[0].password
+	for i, c := range a { // credentials of one user
+		c.user, c.password = s.Credential(time.Now().Add(time.Duration(i+1)*time.Hour), "a")
 	}
 	a[0].allocate()
 	a[1].allocate()
 	if _, code := a[2].call(methodAllocate, udpTransport); code != codeQuota {
-		t.Fatalf("third of one credential: %d, want 486", code)
+		t.Fatalf("third of one user: %d, want 486", code)
 	}
 	dial(t, s, 0, "b").allocate()
 	if _, code := dial(t, s, 0, "c").call(methodAllocate, udpTransport); code != codeQuota {

@@ -35,7 +35,7 @@ type Server struct {
 	stats stats
 	ready atomic.Bool
 
-	allocations sync.WaitGroup // allocations that pion has not ended
+	allocations sync.WaitGroup // goroutines that read what peers send
 
 	mu     sync.Mutex
 	state  runState
@@ -135,7 +135,7 @@ func (s *Server) serve(ctx context.Context) error {
 	}
 }
 
-// shut closes the gates and waits until pion has ended their allocations.
+// shut closes the gates, with which pion closes their allocations, and waits until nobody reads any more.
 func (s *Server) shut() {
 	for _, g := range s.gates {
 		g.Close()

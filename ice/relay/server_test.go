@@ -1,6 +1,7 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"net/http"
@@ -263,4 +264,50 @@ func TestAllocationEnds(t *testing.T) {
 		return err == nil
 	})
 	c.allocate()
+}
+
+// TestAllocationRemade: an allocation that is made while the one before it on the same 5-tuple comes to its end is not ended
+// with it.
+func TestAllocationRemade(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.challenge()
+	zero := attr{attrLifetime, make([]byte, 4)}
+	for i := range 300 {
+		c.send(c.signed(methodAllocate, newID(), udpTransport))
+		c.send(c.signed(methodRefresh, newID(), zero))
+		c.allocate()
+		if i%10 == 0 { // else the next request gives the end its time
+			time.Sleep(2 * time.Millisecond)
+		}
+		if _, code := c.call(methodRefresh); code != 0 {
+			t.Fatalf("the %dth allocation is gone: %d", i, code)
+		}
+		if _, code := c.call(methodRefresh, zero); code != 0 {
+			t.Fatalf("Refresh with lifetime 0: %d", code)
+		}
+	}
+}
+
+// TestRepeatedAllocate: an Allocate that is repeated has the same answer and prolongs nothing, also not in our books: by them
+// a permission in the last second of an allocation is refused.
+func TestRepeatedAllocate(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.challenge()
+	id := newID()
+	two := attr{attrLifetime, []byte{0, 0, 0, 2}}
+	first, _ := c.callID(methodAllocate, id, udpTransport, two)
+	a := c.find(t, s)
+	time.Sleep(1100 * time.Millisecond)
+	if again, _ := c.callID(methodAllocate, id, udpTransport, two); !bytes.Equal(first, again) {
+		t.Errorf("the answers differ:\n%x\n%x", first, again)
+	}
+	if late := newID(); c.exchange(c.signed(methodCreatePermission, late, peerAttr(c.addr(), &late)), 50*time.Millisecond) != nil {
+		t.Error("a permission in the last second")
+	}
+	eventually(t, "the allocation to expire", func() bool { return c.find(t, s) == nil })
+	if count, _ := a.permissionCount(c.addr().Addr()); count != 0 {
+		t.Errorf("%d permissions", count)
+	}
 }
