@@ -15,8 +15,8 @@ import (
 )
 
 const (
-	// credentialLife is how long a relay credential is good, at least; a new one is given every credentialStep. An allocation
-	// keeps the credential that it was made with, so sessions of days need a long life.
+	// credentialLife is how long a relay credential is good, at least; a new one is given every credentialStep, and takes the
+	// place of the old one in the allocations that there are. So it is for how long relayed connections outlive the portal.
 	credentialLife = 7 * 24 * time.Hour
 	credentialStep = 24 * time.Hour
 	// watchEvery is how often the portal looks who is connected.

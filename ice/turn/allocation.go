@@ -9,15 +9,29 @@ import (
 
 // allocate begins an attempt, with the newest credentials.
 func (c *Client) allocate(now time.Duration) {
-	if c.inUse != c.next {
-		c.inUse = c.next
-		if c.key != nil {
-			c.key = stun.NewLongTermIntegrity(c.inUse.Username, c.realm, c.inUse.Password)
-		}
-	}
+	c.use(c.next)
 	c.state = stateAllocating
 	c.allocation.begin()
 	c.request(now, &c.allocation, stun.MethodAllocate)
+}
+
+// use takes credentials into use.
+func (c *Client) use(login Credentials) {
+	if c.inUse == login {
+		return
+	}
+	c.inUse = login
+	if c.key != nil {
+		c.key = stun.NewLongTermIntegrity(login.Username, c.realm, login.Password)
+	}
+}
+
+// login is what a request is to be signed with, once there is a key.
+func (c *Client) login(method stun.Method) (Credentials, stun.MessageIntegrity) {
+	if c.state != stateAllocated || method != stun.MethodRefresh || c.tied || c.next == c.inUse {
+		return c.inUse, c.key
+	}
+	return c.next, stun.NewLongTermIntegrity(c.next.Username, c.realm, c.next.Password)
 }
 
 // refresh asks for another lifetime.
@@ -70,6 +84,7 @@ func (c *Client) allocationAnswered(now time.Duration) {
 	case c.state == stateConfirming:
 		c.allocated(now, lifetime) // it is ours still, with its addresses
 	default:
+		c.use(c.allocation.login)
 		c.live(now, lifetime)
 	}
 }
@@ -77,7 +92,7 @@ func (c *Client) allocationAnswered(now time.Duration) {
 // allocated reports the allocation and binds what is held.
 func (c *Client) allocated(now, lifetime time.Duration) {
 	c.state, c.allocatedAt = stateAllocated, now
-	c.doubtful, c.deleted = false, false
+	c.doubtful, c.deleted, c.tied = false, false, false
 	c.live(now, lifetime)
 	c.schedule(&c.keepalive, now+KeepaliveEvery, WhyKeepalive)
 	c.emit(Output{Kind: Allocated, Relayed: c.relayed, Mapped: c.mapped})
@@ -147,10 +162,17 @@ func (c *Client) allocateRefused(now time.Duration, code stun.ErrorCode) {
 	}
 }
 
-// refreshRefused: an error that may pass is lived with until the allocation runs out.
+// refreshRefused: newer credentials are not taken, and those in use go on. Any other error that may pass is lived with until
+// the allocation runs out.
 func (c *Client) refreshRefused(now time.Duration, code stun.ErrorCode) {
-	switch reason := reasonOf(code); reason {
-	case ReasonMismatch, ReasonCredentials:
+	switch reason := reasonOf(code); {
+	case reason == ReasonMismatch:
+		c.lose(now, reason, code)
+	case c.allocation.login != c.inUse:
+		c.tied = true
+		c.allocation.begin()
+		c.refresh(now)
+	case reason == ReasonCredentials:
 		c.lose(now, reason, code)
 	default:
 		if now >= c.expires {

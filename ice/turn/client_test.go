@@ -166,17 +166,21 @@ func TestWrongCredentials(t *testing.T) {
 	}
 }
 
-// TestRotation: the allocation keeps the credentials that it was made with, and when these are refused the newer are tried.
+// TestRotation: the allocation keeps the credentials that it was made with where the server wants those, and when they are
+// refused the newer are tried.
 func TestRotation(t *testing.T) {
 	w := up(t)
 	w.s.logins = append(w.s.logins, otherLogin)
 	if err := w.c.SetCredentials(w.now, otherLogin); err != nil {
 		t.Fatal(err)
 	}
-	w.run(20 * time.Minute)
+	w.run(12 * time.Minute)
 	w.expect()
 	if w.s.allocatedFor != goodLogin.Username {
 		t.Error("the user changed")
+	}
+	if n := w.s.sent[stun.MethodRefresh]; n != 3 { // the newer ones were tried once
+		t.Errorf("%d Refresh requests, want 3", n)
 	}
 	w.s.logins = w.s.logins[1:] // the old ones expire
 	w.c.Probe(w.now)
@@ -184,6 +188,48 @@ func TestRotation(t *testing.T) {
 	last := w.events[len(w.events)-1]
 	if w.events[0] != "lost:credentials" || last != "allocated" || w.s.allocatedFor != otherLogin.Username {
 		t.Error(w.events)
+	}
+}
+
+// TestRenewal: with a server that knows the newer credentials for the same user's, the allocation and its channels outlive the
+// older ones, again and again.
+func TestRenewal(t *testing.T) {
+	w := up(t)
+	bindBoth(w)
+	w.s.ofUser = true
+	for i := range 5 {
+		next := Credentials{Username: fmt.Sprint(1800000000+i, ":salt"), Password: "n3w-password"}
+		w.s.logins = append(w.s.logins, next)
+		if err := w.c.SetCredentials(w.now, next); err != nil {
+			t.Fatal(err)
+		}
+		for range 8 { // refreshed at half of 10 minutes
+			w.run(time.Minute)
+			w.c.MarkUsed(w.now, peerA)
+			w.c.MarkUsed(w.now, peerB)
+		}
+		w.s.logins = w.s.logins[1:] // the old ones expire
+	}
+	w.run(4 * time.Minute)
+	w.expect()
+	if w.s.sent[stun.MethodAllocate] != 2 { // with and without credentials
+		t.Errorf("%d Allocate requests", w.s.sent[stun.MethodAllocate])
+	}
+}
+
+// TestRenewalRefused: newer credentials that the server does not know end nothing.
+func TestRenewalRefused(t *testing.T) {
+	for _, renew := range []bool{false, true} {
+		w := up(t)
+		w.s.ofUser, w.s.renew = true, renew
+		if err := w.c.SetCredentials(w.now, Credentials{Username: "1800000000:salt", Password: "of another secret"}); err != nil {
+			t.Fatal(err)
+		}
+		w.run(30 * time.Minute)
+		w.expect()
+		if w.s.allocatedFor != goodLogin.Username {
+			t.Error("the credentials changed")
+		}
 	}
 }
 
