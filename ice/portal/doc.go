@@ -8,7 +8,7 @@
 //	               JetStream KV <-- state        relay (ice/relay): STUN and TURN over UDP
 //
 // All state is in one folder: the certificate and its key, and the broker's JetStream store with one bucket: a record for each
-// node, a preshared key for each pair, and the portal's own settings. Changes are written there first and only then take
+// node, and the portal's own settings. Changes are written there first and only then take
 // effect. Tokens are kept as hashes. One process uses the folder at a time. A state that is not whole is an error at the start, and
 // never an empty portal.
 //
