@@ -45,8 +45,8 @@ type Config struct {
 	// having authenticated: Binding requests, and requests that end in an error. Five seconds' worth may come at once.
 	// 0: 100 and 10.
 	BindingsPerSecond, RefusalsPerSecond int
-	// ReceiveBuffer and SendBuffer are the sizes in bytes of the socket buffers of a listening socket; a relayed address gets
-	// a quarter. 0: 4 MiB (10 ms at 3 Gbit/s) and 1 MiB. The kernel may grant less; that is logged.
+	// ReceiveBuffer and SendBuffer are the sizes in bytes of the socket buffers; a relayed address has a quarter of the latter.
+	// 0: 4 MiB (10 ms at 3 Gbit/s) and 1 MiB. The kernel may grant less; that is logged.
 	ReceiveBuffer, SendBuffer int
 	// NoOffload switches UDP_GRO and UDP_SEGMENT off.
 	NoOffload bool

@@ -211,7 +211,7 @@ func (s *Server) open() error {
 func (s *Server) socketConfig(listening bool) socketConfig {
 	c := socketConfig{s.offloads, s.cfg.ReceiveBuffer, s.cfg.SendBuffer, listening}
 	if !listening {
-		c.receiveBuffer, c.sendBuffer = c.receiveBuffer/4, c.sendBuffer/4
+		c.sendBuffer /= 4 // only one client fills it
 	}
 	return c
 }
