@@ -158,6 +158,7 @@ func (p *Portal) open(certificate tls.Certificate, fresh bool) (err error) {
 			return p.state.authenticate(token)
 		},
 		Store: store, MaxPayload: protocol.MaxAnswer + 1024, MaxPending: 4 * protocol.MaxAnswer, Log: p.log,
+		MaxConnections: 2 * protocol.MaxPeers, // as many as nodes, and then those of strangers and those that have died unnoticed
 	})
 	if err != nil {
 		return err
