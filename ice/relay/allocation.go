@@ -133,8 +133,7 @@ func (a *allocation) toChannel(number uint16, data []byte, segment int, oob []by
 		} else {
 			failed = a.sock.send(data, segment, peer, netip.Addr{}, oob)
 		}
-		a.gate.server.stats.dropN(dropSendFailed, failed)
-		a.gate.server.stats.relayed(toPeer, datagrams-failed, len(data))
+		a.gate.server.stats.sent(toPeer, datagrams, failed, len(data), segment)
 	}
 }
 
@@ -214,9 +213,7 @@ func (a *allocation) fromPeer(r received) {
 	switch {
 	case !a.checked(permission, r.src, datagrams):
 	case bound:
-		failed := a.frame(number, r)
-		a.gate.server.stats.dropN(dropSendFailed, failed)
-		a.gate.server.stats.relayed(toClient, datagrams-failed, len(r.data))
+		a.gate.server.stats.sent(toClient, datagrams, a.frame(number, r), len(r.data), r.segment)
 	case len(r.data) > 0:
 		a.train = r
 	default: // an empty datagram: pion's ReadFrom could not tell it from none

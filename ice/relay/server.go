@@ -37,9 +37,8 @@ type Server struct {
 
 	allocations sync.WaitGroup // goroutines that read what peers send
 
-	mu     sync.Mutex
-	state  runState
-	failed bool // Run returned an error
+	mu    sync.Mutex
+	state runState
 }
 
 // runState is how far a Server has come.
@@ -102,9 +101,6 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.ready.Store(false)
 	s.shut()
-	s.mu.Lock()
-	s.failed = err != nil
-	s.mu.Unlock()
 	return err
 }
 
