@@ -15,7 +15,8 @@
 // Requests of nodes are bounded: one of each node waits, and who asks or changes too often is dropped or told to wait. Where two
 // programs use one token, the one that connected last is served and the other is told.
 //
-// A node that is removed, or gets another token, is refused from then on and its connection is ended. What a node may do is
+// A node that is removed, or gets another token, is refused from then on, by the portal's own relay too, and its connection is
+// ended. What a node may do is
 // enforced by the broker's permissions (signal.Permissions): it can write only to nodes that it is linked with, and nobody can
 // write in its name.
 package portal

@@ -14,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -58,6 +59,8 @@ type state struct {
 	failed   time.Time // when that was
 	settings settings
 	nodes    map[string]*record // records are frozen and replaced as a whole
+
+	users atomic.Pointer[map[string]bool] // of the relay; frozen and replaced
 }
 
 const (
@@ -99,6 +102,7 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	err = s.store(ctx, &record{
 		Name: name, Role: role, TokenHash: hashSecret(secret), Index: index, Allow: allow, Created: time.Now().UTC(),
 	})
+	s.publishUsers()
 	s.writeMark(ctx)
 	return secret, err
 }
@@ -141,6 +145,7 @@ func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err er
 	next := *old
 	next.TokenHash, next.PublicKey = hashSecret(secret), protocol.Key{}
 	err = s.store(ctx, &next)
+	s.publishUsers()
 	s.writeMark(ctx)
 	return secret, err
 }
@@ -156,6 +161,7 @@ func (s *state) remove(ctx context.Context, name string) error {
 		return err
 	}
 	delete(s.nodes, name)
+	s.publishUsers()
 	s.writeMark(ctx)
 	return nil
 }
@@ -300,6 +306,21 @@ func (s *settings) pair(a, b *record) protocol.Key {
 	}
 	return protocol.Key(mac.Sum(nil))
 }
+
+// relayUser is whom the relay knows a node by: another one with each token, so that credentials end with the token.
+func (r *record) relayUser() string { return r.Name + "-" + r.TokenHash[:8] }
+
+// publishUsers lets the relay see who is known. The lock is held.
+func (s *state) publishUsers() {
+	users := make(map[string]bool, len(s.nodes))
+	for _, r := range s.nodes {
+		users[r.relayUser()] = true
+	}
+	s.users.Store(&users)
+}
+
+// knowsUser is the relay's question. It does not wait for the lock, which is held while the store is written.
+func (s *state) knowsUser(user string) bool { return (*s.users.Load())[user] }
 
 // addresses are a node's in the overlay.
 func addresses(index uint32) (list []netip.Prefix) {

@@ -25,6 +25,7 @@ func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bo
 	if err := s.read(ctx); err != nil {
 		return nil, err
 	}
+	s.publishUsers()
 	switch settled := s.settings.RelaySecret != ""; {
 	case settled && fresh && len(s.nodes) > 0:
 		return nil, fmt.Errorf("%s is missing, so the tokens of all nodes are useless; restore it from a backup, or begin with another folder",

@@ -426,7 +426,7 @@ func TestRelays(t *testing.T) {
 	}
 	for i, key := range []string{p.state.settings.RelaySecret, secret} {
 		r := s.Relays[i]
-		username, password := relay.Credential(key, time.Unix(r.Expires, 0), "laptop")
+		username, password := relay.Credential(key, time.Unix(r.Expires, 0), p.state.nodes["laptop"].relayUser())
 		if r.Username != username || r.Password != password || r.Expires < time.Now().Add(24*time.Hour).Unix() || r.Expires >= 1<<31 {
 			t.Errorf("%s: %q until %v", r.Name, r.Username, time.Unix(r.Expires, 0))
 		}

@@ -150,7 +150,7 @@ func (p *Portal) view(name string) protocol.Sync {
 	now := time.Now()
 	s := protocol.Sync{
 		Name: name, Role: self.Role, Addresses: addresses(self.Index), Overlay: protocol.DefaultOverlay(), Peers: peers,
-		Relays: p.relays(now, name),
+		Relays: p.relays(now, self.relayUser()),
 	}
 	text, err := json.Marshal(s)
 	switch {
@@ -167,15 +167,15 @@ func (p *Portal) view(name string) protocol.Sync {
 	return s
 }
 
-// relays lists the relays with credentials for a node, which change once a day.
-func (p *Portal) relays(now time.Time, name string) (list []protocol.Relay) {
+// relays lists the relays with credentials for a user, which change once a day.
+func (p *Portal) relays(now time.Time, user string) (list []protocol.Relay) {
 	expiry := now.Truncate(credentialStep).Add(credentialStep + credentialLife)
-	add := func(relayName, secret string, addrs []netip.AddrPort) {
+	add := func(name, secret string, addrs []netip.AddrPort) {
 		if len(addrs) == 0 {
 			return
 		}
-		username, password := relay.Credential(secret, expiry, name)
-		list = append(list, protocol.Relay{Name: relayName, Addrs: addrs, Username: username, Password: password, Expires: expiry.Unix()})
+		username, password := relay.Credential(secret, expiry, user)
+		list = append(list, protocol.Relay{Name: name, Addrs: addrs, Username: username, Password: password, Expires: expiry.Unix()})
 	}
 	if p.relay != nil {
 		add("portal", p.state.settings.RelaySecret, p.relayAddrs())

@@ -29,6 +29,9 @@ type Config struct {
 	// Secret is what credentials are made from; whoever knows it can issue them. Empty: a random one, and only
 	// [Server.Credential] can.
 	Secret string
+	// Knows reports whether a user is still known, see [Credential]; who is not is refused as if his credential had expired, so
+	// what he has ends within minutes. It is called for each request and must not block. Nil: whoever has a credential is.
+	Knows func(user string) bool
 	// DeniedPeers are denied beside those that are always: all that is not a public unicast address, see the package
 	// comment. NAT64 prefixes of the network the relay is in belong here.
 	DeniedPeers []netip.Prefix

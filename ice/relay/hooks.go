@@ -52,7 +52,7 @@ func (g *gate) serve() (err error) {
 func (g *gate) authenticate(ra *turn.RequestAttributes) (user string, key []byte, ok bool) {
 	cfg := &g.server.cfg
 	g.now.judged = true
-	if user, ok = userOf(ra.Username, g.server.clock()); !ok || ra.Realm != cfg.Realm {
+	if user, ok = userOf(ra.Username, g.server.clock()); !ok || ra.Realm != cfg.Realm || cfg.Knows != nil && !cfg.Knows(user) {
 		return "", nil, false
 	}
 	g.now.user = user

@@ -2,7 +2,9 @@ package relay
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -188,6 +190,38 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestLifetimes: nobody keeps an allocation for longer than an hour without a word.
+func TestLifetimes(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	seconds := func(r []byte) (n uint32) {
+		eachAttr(r, func(kind uint16, value, _ []byte) {
+			if kind == attrLifetime {
+				n = binary.BigEndian.Uint32(value)
+			}
+		})
+		return n
+	}
+	for i, asked := range []uint32{600, 60, 3599, 3600, 1<<31 - 1, 1 << 31, 1<<32 - 1} {
+		want := asked
+		if want >= 3600 {
+			want = 600
+		}
+		method, attrs := methodRefresh, []attr{{attrLifetime, binary.BigEndian.AppendUint32(nil, asked)}}
+		if i == 0 {
+			method, attrs = methodAllocate, append(attrs, udpTransport)
+		}
+		r, code := c.call(method, attrs...)
+		if code != 0 || seconds(r) != want {
+			t.Errorf("%d s: granted %d s, error %d", asked, seconds(r), code)
+		}
+		left := time.Duration(c.find(t, s).expires - s.since())
+		if left > time.Duration(want)*time.Second || left < time.Duration(want-30)*time.Second {
+			t.Errorf("%d s: %v by our books", asked, left)
+		}
+	}
+}
+
 // TestOneFamily: a relay without an IPv6 address answers 440 (RFC 8656 section 7.2).
 func TestOneFamily(t *testing.T) {
 	s := start(t, func(c *Config) { c.Listen = c.Listen[:1] })
@@ -298,6 +332,31 @@ func TestRenewedCredential(t *testing.T) {
 	_, at := peer(t, loopback4)
 	if code := c.bind(0x4001, at); code != 0 || c.find(t, s).relayed != relayed {
 		t.Errorf("ChannelBind with the renewed credential: %d", code)
+	}
+}
+
+// TestForgottenUser: who is not known any more gets nothing more out of a credential that is good for an hour.
+func TestForgottenUser(t *testing.T) {
+	var forgotten atomic.Bool
+	s := start(t, func(c *Config) {
+		c.Knows = func(user string) bool { return user == "other" || user == "x" && !forgotten.Load() }
+	})
+	_, at := peer(t, loopback4)
+	c, other := dial(t, s, 0, "x"), dial(t, s, 0, "other")
+	c.allocate()
+	other.allocate()
+	forgotten.Store(true)
+	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+		t.Errorf("Refresh: %d, want 401", code)
+	}
+	if code := c.bind(0x4001, at); code != codeUnauthorized {
+		t.Errorf("ChannelBind: %d, want 401", code)
+	}
+	if _, code := dial(t, s, 0, "x").call(methodAllocate, udpTransport); code != codeUnauthorized {
+		t.Errorf("Allocate: %d, want 401", code)
+	}
+	if code := other.bind(0x4001, at); code != 0 {
+		t.Errorf("another user's ChannelBind: %d", code)
 	}
 }
 
