@@ -215,10 +215,6 @@ func TestLifetimes(t *testing.T) {
 		if code != 0 || seconds(r) != want {
 			t.Errorf("%d s: granted %d s, error %d", asked, seconds(r), code)
 		}
-		left := time.Duration(c.find(t, s).expires - s.since())
-		if left > time.Duration(want)*time.Second || left < time.Duration(want-30)*time.Second {
-			t.Errorf("%d s: %v by our books", asked, left)
-		}
 	}
 }
 
