@@ -207,6 +207,31 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// A node that goes on asking is disconnected.
+func TestFloodEnds(t *testing.T) {
+	p := open(t, filepath.Join(t.TempDir(), "state"))
+	evil := add(t, p, "evil", protocol.Client)
+	conn, err := nats.Connect("tls://"+p.Addr().String(), nats.Token(evil.Credential()), nats.Secure(evil.SignalConfig().TLS),
+		nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(patience),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for sent := 0; !conn.IsClosed(); sent++ {
+		if sent > 10_000_000 {
+			t.Fatal("it may go on for ever")
+		}
+		_ = conn.PublishRequest(signal.PortalSubject("evil", protocol.Verb), signal.InboxPrefix("evil")+".s.1", nil)
+	}
+	until(t, "what had come is through", func() bool {
+		before := p.counters.requests.Load()
+		time.Sleep(200 * time.Millisecond)
+		return p.counters.requests.Load() == before
+	})
+	ask(t, sign(t, evil), protocol.SyncRequest{PublicKey: key(t)}) // he may come back
+}
+
 // A node that changes its key again and again is told to wait, and its peers are not.
 func TestChangesTooOften(t *testing.T) {
 	p := open(t, filepath.Join(t.TempDir(), "state"))
