@@ -37,10 +37,10 @@ func (c *Client) login(method stun.Method) (Credentials, stun.MessageIntegrity) 
 // refresh asks for another lifetime.
 func (c *Client) refresh(now time.Duration) { c.request(now, &c.allocation, stun.MethodRefresh) }
 
-// allocationDue: the back-off is over, or half of the life.
+// allocationDue: a wait is over, or half of the life.
 func (c *Client) allocationDue(now time.Duration) {
 	switch {
-	case c.state == stateWaiting:
+	case c.state == stateWaiting, c.state == stateRefused:
 		c.allocate(now)
 	case c.state == stateAllocated && now >= c.expires:
 		c.lose(now, ReasonExpired, 0)
@@ -218,7 +218,8 @@ func (c *Client) fail(now time.Duration, code stun.ErrorCode) {
 	c.retry(now)
 }
 
-// refuse stops asking, unless there are newer credentials to ask with.
+// refuse stops asking for a while, unless there are newer credentials to ask with. A server that has a wrong clock or secret
+// may be put right without a word.
 func (c *Client) refuse(now time.Duration, reason Reason, code stun.ErrorCode) {
 	again := c.inUse != c.next
 	c.emit(Output{Kind: Failed, Reason: reason, Code: int(code), Final: !again})
@@ -228,16 +229,21 @@ func (c *Client) refuse(now time.Duration, reason Reason, code stun.ErrorCode) {
 	}
 	c.state, c.doubtful = stateRefused, false
 	c.unschedule(&c.silence)
+	c.schedule(&c.allocation, now+c.jitter(refusedRetry), WhyRetry)
 }
 
-// retry waits for 1, 2, 4 .. 60 s, and up to a quarter more so that many clients of one server do not march in step.
+// retry waits for 1, 2, 4 .. 60 s.
 func (c *Client) retry(now time.Duration) {
 	c.state, c.deleted = stateWaiting, false
 	wait := min(time.Second<<min(c.failures, 6), maxBackoff)
 	c.failures++
+	c.unschedule(&c.silence)
+	c.schedule(&c.allocation, now+c.jitter(wait), WhyRetry)
+}
+
+// jitter adds up to a quarter, so that many clients of one server do not march in step.
+func (c *Client) jitter(wait time.Duration) time.Duration {
 	var b [2]byte
 	c.read(b[:])
-	wait += wait / 4 * time.Duration(binary.BigEndian.Uint16(b[:])) / 65536
-	c.unschedule(&c.silence)
-	c.schedule(&c.allocation, now+wait, WhyRetry)
+	return wait + wait/4*time.Duration(binary.BigEndian.Uint16(b[:]))/65536
 }

@@ -67,7 +67,7 @@ const (
 	stateConfirming              // 437 to Allocate after silence: is it ours, still?
 	stateDeleting                // 437 to Allocate: an allocation of an earlier process is given back
 	stateAllocated
-	stateRefused   // nothing will change before SetCredentials or Start
+	stateRefused   // nothing is likely to change before SetCredentials
 	stateReleasing // Refresh with lifetime 0 is in flight, or will be
 	stateReleased
 )

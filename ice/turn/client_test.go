@@ -145,7 +145,7 @@ func TestWrongCredentials(t *testing.T) {
 		w.s.likePion = likePion
 		w.s.logins = []Credentials{otherLogin}
 		w.c.Start(w.now)
-		w.run(time.Hour)
+		w.run(refusedRetry)
 		want := Output{Kind: Failed, Reason: ReasonCredentials, Code: 401, Final: true}
 		if likePion {
 			want.Reason, want.Code = ReasonRefused, 400
@@ -154,8 +154,8 @@ func TestWrongCredentials(t *testing.T) {
 			t.Errorf("told %+v", w.told)
 		}
 		w.asked("Allocate Allocate+")
-		if at, why := w.c.NextTimeout(); at != 0 || why != WhyNothing {
-			t.Error(at, why)
+		if at, why := w.c.NextTimeout(); at < w.now || at > w.now+refusedRetry/4 || why != WhyRetry {
+			t.Error(at-w.now, why)
 		}
 		w.events, w.told = nil, nil
 		if err := w.c.SetCredentials(w.now, otherLogin); err != nil {
@@ -237,11 +237,26 @@ func TestRevoked(t *testing.T) {
 	w := up(t)
 	w.s.logins = nil
 	w.c.Probe(w.now)
-	w.run(time.Hour)
+	w.run(refusedRetry)
 	w.expect("lost:credentials", "failed:credentials")
 	if w.c.State() != "refused" {
 		t.Error(w.c)
 	}
+}
+
+// TestServerPutRight: a server that refused good credentials, for a wrong clock or secret of its own, is found to take them again.
+func TestServerPutRight(t *testing.T) {
+	w := up(t)
+	w.s.logins = nil
+	w.c.Probe(w.now)
+	w.run(time.Hour)
+	if n := w.s.sent[stun.MethodAllocate]; n > 20 {
+		t.Errorf("%d requests in an hour", n)
+	}
+	w.events, w.told = nil, nil
+	w.s.logins = []Credentials{goodLogin}
+	w.run(2 * refusedRetry)
+	w.expect("allocated")
 }
 
 // TestRestartedServer: it knows nothing any more, and says so.
