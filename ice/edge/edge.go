@@ -67,7 +67,7 @@ type Edge struct {
 	byes    chan struct{} // holds a value for each bye that is being sent
 
 	pipeline atomic.Pointer[pipeline.Pipeline]
-	receiver atomic.Pointer[turn.Relays]    // relays, for the shards; nil before Run
+	receiver atomic.Pointer[turn.Relays]    // relays, for other goroutines; nil before Run
 	overlay  atomic.Pointer[[]netip.Prefix] // what tunnel addresses come from, as the portal says
 
 	mu           sync.Mutex // a leaf; guards what follows
@@ -199,6 +199,15 @@ func (e *Edge) rouse() {
 	}
 }
 
+// Counters returns what was counted of ICE and of the relays, by name. It also works after Run has ended.
+func (e *Edge) Counters() []pipeline.Counter {
+	list := e.mux.Counters()
+	if relays := e.receiver.Load(); relays != nil {
+		list = append(list, relays.Counters()...)
+	}
+	return list
+}
+
 // NetworkChanged has every connection look for another path, as a change of addresses or routes does.
 func (e *Edge) NetworkChanged() {
 	select {
@@ -309,7 +318,6 @@ func (e *Edge) close() error {
 		_ = connection.Close()
 	}
 	e.tasks.Wait()
-	e.receiver.Store(nil)
 	return errors.Join(e.prober.Close(), e.relays.Close(), e.mux.Close())
 }
 
