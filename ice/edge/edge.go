@@ -34,6 +34,9 @@ type Config struct {
 	// PortalState tells whether the portal is reachable: while it is not, nothing is attempted. It is called by any goroutine
 	// and must not block. Nil: not known but by Sync's errors.
 	PortalState func() signal.State
+	// CheckPortal is called when the network has changed, before other paths are looked for: what is signaled would be lost with a
+	// connection to the portal that belongs to the old network. It must not block. Nil: there is nothing to check.
+	CheckPortal func()
 	// Apply configures the host by what the portal says: addresses, routes. It is called on the Edge's goroutine after the
 	// pipeline was configured. An error is logged and shown by Status, and Apply is called again with the next answer. Nil:
 	// nothing to configure.

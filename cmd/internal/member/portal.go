@@ -20,6 +20,7 @@ type portalLink struct {
 	state    func() signal.State
 	counters func() signal.Counters
 	changed  func() <-chan struct{} // closed when state changes next
+	check    func()
 	close    func() error
 }
 
@@ -32,7 +33,7 @@ func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
 		return nil, err
 	}
 	return &portalLink{
-		signaler: bus, state: bus.State, counters: bus.Counters, changed: bus.Changed, close: bus.Close,
+		signaler: bus, state: bus.State, counters: bus.Counters, changed: bus.Changed, check: bus.Check, close: bus.Close,
 		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) {
 			return protocol.Ask(ctx, bus, q)
 		},
