@@ -42,7 +42,7 @@ type record struct {
 
 // settings are the portal's own.
 type settings struct {
-	RelaySecret string `json:"relay_secret"`
+	RelaySecret string `json:"relay_secret"` // frozen once loaded
 	NextIndex   uint32 `json:"next_index"`
 }
 
@@ -92,7 +92,7 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	if err := s.put(ctx, keySettings, next); err != nil {
 		return secret, err
 	}
-	s.settings = next
+	s.settings.NextIndex = next.NextIndex
 	if secret, err = newSecret(); err != nil {
 		return secret, err
 	}
