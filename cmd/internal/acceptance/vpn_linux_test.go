@@ -375,6 +375,13 @@ func isUp(via string) func(edge.ConnectionStatus) bool {
 	return func(c edge.ConnectionStatus) bool { return c.State == "up" && (via == "" || c.Via == via) }
 }
 
+// sessionsLost lists the closes of connections that had a session. An attempt may fail before: the portal has nodes connect to it anew
+// when others are added.
+func (m *member) sessionsLost() []line {
+	m.t.Helper()
+	return append(m.find("connection closed", "phase=up"), m.find("connection closed", "phase=idle")...)
+}
+
 // hook asks for a test hook of a node.
 func (m *member) hook(path string) {
 	m.t.Helper()
