@@ -35,14 +35,6 @@ func (b *backoff) due(now time.Duration) bool {
 	return true
 }
 
-// nextTimeout returns when due is to be asked, 0 if nothing is wanted. It may be in the past after reset.
-func (b *backoff) nextTimeout() time.Duration {
-	if !b.wanted {
-		return 0
-	}
-	return b.earliest
-}
-
 // ended notes that an attempt, or the connection it became, is over. up is for how long there was a session since, random
 // any number.
 func (b *backoff) ended(now, up time.Duration, random uint32) {

@@ -72,6 +72,7 @@ const (
 //			case connectionStartHandshake: p.core.SetHandshakeLifetime(out.lifetime, true)
 //			                               if out.initiate { p.core.Want(now) }
 //			case connectionKeepalive:      // send one
+//			case connectionUp:             // log
 //			case connectionSendBye:        // edge: signal out.bye
 //			case connectionClearSession:   p.core.Clear(now); p.stamps.reset(); c.effects.purge(p)
 //			case connectionClosed:         // log
@@ -156,13 +157,14 @@ func (w connectionWhy) String() string { return nameOf(connectionWhyNames[:], in
 type connectionOutputKind uint8
 
 const (
-	connectionStartAgent     connectionOutputKind = iota // agent, controlling
+	connectionStartAgent     connectionOutputKind = iota // agent
 	connectionCloseAgent                                 // agent
 	connectionPublishPath                                // path
 	connectionClearPath                                  // the peer cannot be sent to any more
 	connectionClearSession                               // forget the core's sessions, what waits for one, and the stamps
 	connectionStartHandshake                             // initiate, lifetime
 	connectionKeepalive                                  // send one
+	connectionUp                                         // the first session is up; emitted once
 	connectionSendBye                                    // bye
 	connectionClosed                                     // closed; emitted once, nothing follows but PeerReports
 	connectionPeerReports                                // closed, with the bye that came late
@@ -170,10 +172,9 @@ const (
 
 // connectionOutput is one thing that a connection wants done. Which fields are set depends on kind.
 type connectionOutput struct {
-	kind        connectionOutputKind
-	agent       uint32
-	controlling bool
-	path        *Path // frozen
+	kind  connectionOutputKind
+	agent uint32
+	path  *Path // frozen
 	// initiate: the first initiation is ours and due now. Either role bounds its series by the lifetime and retries fast.
 	initiate bool
 	lifetime time.Duration
@@ -217,7 +218,7 @@ func Controls(client, peerClient bool, name, peerName string) bool {
 func newConnection(now time.Duration, generation uint32, controlling bool) *connection {
 	c := &connection{generation: generation, controlling: controlling, began: now, now: now, newest: 1}
 	c.current = agent{number: 1, started: now}
-	c.emit(connectionOutput{kind: connectionStartAgent, agent: 1, controlling: controlling})
+	c.emit(connectionOutput{kind: connectionStartAgent, agent: 1})
 	return c
 }
 
@@ -374,6 +375,7 @@ func (c *connection) followSession() {
 		}
 		if c.upSince == 0 {
 			c.upSince = c.now
+			c.emit(connectionOutput{kind: connectionUp})
 		}
 	case c.view.usable:
 	case c.phase == PhaseHandshake:

@@ -228,7 +228,7 @@ func (c *connection) startWanted() {
 	c.newest = max(c.newest+1, c.remoteAgent)
 	next.number = c.newest
 	*a = next
-	c.emit(connectionOutput{kind: connectionStartAgent, agent: c.newest, controlling: c.controlling})
+	c.emit(connectionOutput{kind: connectionStartAgent, agent: c.newest})
 }
 
 // agentTimeout is when the current agent needs looking after.

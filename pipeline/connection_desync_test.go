@@ -100,7 +100,9 @@ func (w *desync) next() (at time.Duration) {
 		sooner(p.at)
 	}
 	for _, p := range []*party{w.a, w.b} {
-		sooner(p.backoff.nextTimeout())
+		if p.backoff.wanted {
+			sooner(p.backoff.earliest)
+		}
 		if p.connection != nil {
 			due, why := p.connection.nextTimeout()
 			if due != 0 && due <= w.now() {

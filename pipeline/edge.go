@@ -24,7 +24,7 @@ const (
 	// RequestAttempt: the peer is wanted and its back-off allows it. Ask the portal for the peer's present keys, apply them
 	// (Pipeline.Edit), then call Pipeline.Begin. If that does not follow within 10 s the wish has failed, as an attempt does.
 	RequestAttempt RequestKind = iota
-	// RequestAgent: start ICE agent number Agent in the role Controlling: gather, signal, check.
+	// RequestAgent: start ICE agent number Agent, in the role that Begin was given: gather, signal, check.
 	RequestAgent
 	// RequestCloseAgent: close it; then call Attempt.AgentGone.
 	RequestCloseAgent
@@ -40,14 +40,13 @@ const (
 
 // Request is one thing that control asks of the edge. It is frozen.
 type Request struct {
-	Kind        RequestKind
-	Peer        string // its name
-	Generation  uint32 // of the attempt
-	Agent       uint32
-	Controlling bool
-	Path        *Path
-	Bye         Bye
-	Closed      Closed
+	Kind       RequestKind
+	Peer       string // its name
+	Generation uint32 // of the attempt
+	Agent      uint32
+	Path       *Path
+	Bye        Bye
+	Closed     Closed
 }
 
 // Attempt is the edge's handle on one attempt to reach a peer. Its methods may be called by any goroutine but a shard's and

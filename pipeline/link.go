@@ -18,10 +18,8 @@ type link struct {
 	peer       *peer // nil once it was removed
 	backoff    backoff
 	asked      time.Duration // when RequestAttempt was made and no attempt has begun yet; 0: not
-	generation uint32        // of the newest attempt
 	connection *connection   // the newest, also when it is over; nil before the first
 	attempt    *Attempt
-	up         bool    // RequestUp was made
 	closed     *Closed // of the latest that ended; nil: none. Frozen.
 	closedAt   time.Time
 }
@@ -222,7 +220,7 @@ func (c *controller) begin(now time.Duration, name string, generation uint32, co
 	}
 	c.closeLink(now, p, CloseReplaced)
 	l := p.link
-	l.generation, l.asked, l.backoff.wanted, l.up = generation, 0, false, false
+	l.asked, l.backoff.wanted = 0, false
 	l.connection, l.attempt, a.link = newConnection(now, generation, controlling), a, l
 	c.log.Debug("connection attempt", "peer", l.name, "generation", generation, "controlling", controlling)
 	c.touch(now, p)
@@ -279,17 +277,12 @@ func (c *controller) follow(now time.Duration, p *peer) {
 		}
 		c.drain(now, p)
 	}
-	c.tellUp(now, l)
 	c.setReach(p, l.reach(now))
 	c.setKeepalive(now, p)
 }
 
-// tellUp says once that the connection has its first session.
-func (c *controller) tellUp(now time.Duration, l *link) {
-	if l.up || !l.alive() || l.connection.upSince == 0 {
-		return
-	}
-	l.up = true
+// noteUp says that the connection has its first session.
+func (c *controller) noteUp(now time.Duration, l *link) {
 	attrs := []slog.Attr{
 		slog.String("peer", l.name), slog.Uint64("generation", uint64(l.connection.generation)),
 		slog.Duration("after", now-l.connection.began),
@@ -315,7 +308,7 @@ func (c *controller) fulfil(now time.Duration, p *peer, out connectionOutput) {
 	l := p.link
 	switch out.kind {
 	case connectionStartAgent:
-		c.request(l, Request{Kind: RequestAgent, Agent: out.agent, Controlling: out.controlling})
+		c.request(l, Request{Kind: RequestAgent, Agent: out.agent})
 	case connectionCloseAgent:
 		c.request(l, Request{Kind: RequestCloseAgent, Agent: out.agent})
 	case connectionPublishPath:
@@ -334,6 +327,8 @@ func (c *controller) fulfil(now time.Duration, p *peer, out connectionOutput) {
 		}
 	case connectionKeepalive:
 		c.sendKeepalive(now, p)
+	case connectionUp:
+		c.noteUp(now, l)
 	case connectionSendBye:
 		c.request(l, Request{Kind: RequestBye, Bye: out.bye})
 	case connectionClosed:
@@ -355,7 +350,7 @@ func (c *controller) publishPath(now time.Duration, p *peer, path *Path) {
 			c.paths = make(map[pathKey]*peer)
 		}
 		c.paths[path.key()] = p
-		attrs := append([]slog.Attr{slog.String("peer", p.link.name), slog.Uint64("generation", uint64(p.link.generation))},
+		attrs := append([]slog.Attr{slog.String("peer", p.link.name), slog.Uint64("generation", uint64(p.link.connection.generation))},
 			path.attrs()...)
 		c.log.LogAttrs(context.Background(), slog.LevelDebug, "path selected", attrs...)
 		p.core.Retry(now)
@@ -423,10 +418,10 @@ type ConnectionStatus struct {
 
 func (l *link) status(now time.Duration) *ConnectionStatus {
 	s := &ConnectionStatus{
-		Phase: PhaseClosed, Generation: l.generation, Path: l.peer.path.Load(), Closed: l.closed, ClosedAt: l.closedAt,
+		Phase: PhaseClosed, Path: l.peer.path.Load(), Closed: l.closed, ClosedAt: l.closedAt,
 	}
 	if k := l.connection; k != nil {
-		s.Phase, s.Controlling, s.Age = k.phase, k.controlling, now-k.began
+		s.Phase, s.Generation, s.Controlling, s.Age = k.phase, k.generation, k.controlling, now-k.began
 		if k.upSince != 0 && !k.over() {
 			s.Up = now - k.upSince
 		}

@@ -250,6 +250,11 @@ func (r *trouble) wantKeysAgree() {
 
 // wantNothingLeft fails if an idle node keeps anything that it does not need.
 func (r *trouble) wantNothingLeft(n *node) {
+	for _, c := range n.edge.Counters() {
+		if c.Name == "ice_agents" && c.Value != 0 {
+			r.t.Errorf("%s keeps %d agents", n.name, c.Value)
+		}
+	}
 	n.owner(func(e *Edge) {
 		if len(e.attempts) > len(e.peers) || len(e.named) != len(e.attempts) || len(e.held) != 0 {
 			r.t.Errorf("%s keeps %d attempts, %d names, %d held", n.name, len(e.attempts), len(e.named), len(e.held))
