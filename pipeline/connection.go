@@ -431,8 +431,7 @@ func (c *connection) end(reason CloseReason) {
 		*a = agent{}
 	}
 	c.emit(connectionOutput{kind: connectionClearSession})
-	if reason.farewell() {
-		bye := Bye{Generation: c.generation, Reason: reason, Counters: c.closed.Counters}
+	if bye, ok := c.closed.Bye(); ok {
 		c.emit(connectionOutput{kind: connectionSendBye, bye: bye})
 	}
 	c.emit(connectionOutput{kind: connectionClosed, closed: c.closed})

@@ -80,13 +80,10 @@ func (e *Edge) obey() {
 		a := e.named[attemptName{r.Peer, r.Generation}]
 		switch r.Kind {
 		case pipeline.RequestBye:
-			if p := e.peers[r.Peer]; p != nil {
-				p.farewell = r
-			}
-			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, r) })
+			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, r.Peer, r.Bye) })
 		case pipeline.RequestClosed:
 			if a != nil {
-				e.finish(a, r.Closed.Reason)
+				e.finish(a, r.Closed)
 			}
 		default:
 			if a != nil {
@@ -231,14 +228,14 @@ func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
 }
 
 // finish forgets an attempt that is over.
-func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
+func (e *Edge) finish(a *attempt, closed pipeline.Closed) {
 	p := a.peer
 	a.release()
-	p.attempt, p.last = nil, ended{a.handle, a.run, a.generation}
+	p.attempt, p.last = nil, ended{a.handle, a.run, closed}
 	delete(e.attempts, a.connection)
 	delete(e.named, attemptName{p.Name, a.generation})
 	e.tasks.Go(func() { _ = a.connection.Close() })
-	if reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
+	if closed.Reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
 		e.pipeline.Load().Want(p.Name)
 	}
 }
@@ -391,7 +388,7 @@ func (e *Edge) sent(a *attempt, g *agent, err error) {
 }
 
 // sendBye tells the peer why a connection has ended. It waits.
-func (e *Edge) sendBye(ctx context.Context, limit time.Duration, r pipeline.Request) {
+func (e *Edge) sendBye(ctx context.Context, limit time.Duration, to string, bye pipeline.Bye) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
@@ -400,9 +397,9 @@ func (e *Edge) sendBye(ctx context.Context, limit time.Duration, r pipeline.Requ
 	case <-ctx.Done():
 		return
 	}
-	err := e.config.Signaler.Send(ctx, r.Peer, byeMessage(r.Bye))
+	err := e.config.Signaler.Send(ctx, to, byeMessage(bye))
 	if err != nil {
-		e.log.Debug("the bye did not arrive", "peer", r.Peer, "error", err)
+		e.log.Debug("the bye did not arrive", "peer", to, "error", err)
 	}
 }
 

@@ -316,7 +316,7 @@ func (e *Edge) close() error {
 	var byes sync.WaitGroup
 	for _, r := range e.take() {
 		if r.Kind == pipeline.RequestBye {
-			byes.Go(func() { e.sendBye(ctx, closeWait, r) })
+			byes.Go(func() { e.sendBye(ctx, closeWait, r.Peer, r.Bye) })
 		}
 	}
 	byes.Wait()

@@ -83,7 +83,7 @@ func (e *Edge) catchUp(p *peer) {
 func (e *Edge) answerBye(p *peer, msg signalMessage) {
 	if p.replies.take(time.Now()) {
 		bye := p.reply(msg)
-		e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, bye) })
+		e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, msg.From, bye) })
 	}
 }
 
@@ -107,7 +107,7 @@ func (e *Edge) unknown(msg signalMessage) {
 
 // lateBye gives control the bye of a peer whose connection is already over here.
 func (p *peer) lateBye(msg signalMessage) {
-	if p.last.handle != nil && p.last.generation == uint32(msg.Generation) {
+	if p.last.is(msg) {
 		p.last.handle.Bye(byeOf(msg.Message))
 	}
 }
@@ -120,14 +120,13 @@ func (p *peer) awaits(msg signalMessage) bool {
 }
 
 // reply is the bye for a message about an attempt that is over, or never was.
-func (p *peer) reply(msg signalMessage) pipeline.Request {
-	if p.farewell.Bye.Generation == uint32(msg.Generation) {
-		return p.farewell // it may have been lost
+func (p *peer) reply(msg signalMessage) pipeline.Bye {
+	if p.last.is(msg) {
+		if bye, ok := p.last.closed.Bye(); ok {
+			return bye // it may have been lost
+		}
 	}
-	return pipeline.Request{
-		Kind: pipeline.RequestBye, Peer: msg.From,
-		Bye: pipeline.Bye{Generation: uint32(msg.Generation), Reason: pipeline.CloseUnknown},
-	}
+	return pipeline.Bye{Generation: uint32(msg.Generation), Reason: pipeline.CloseUnknown}
 }
 
 // byeMessage is a bye as it is signaled. The counters keep the names that they have in logs.

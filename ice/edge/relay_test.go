@@ -132,37 +132,6 @@ func (w *world) relayNamed(name string, number byte) (protocol.Relay, *turnServe
 	}, s
 }
 
-// direct says whether nodes reach one another without a relay.
-func (w *world) direct(may bool) {
-	w.relayOnly = !may
-	w.lay()
-}
-
-// cut cuts a node's cable or joins it again.
-func (w *world) cut(n *node, off bool) {
-	if w.severed == nil {
-		w.severed = make(map[*node]bool)
-	}
-	w.severed[n] = off
-	w.lay()
-}
-
-// lay makes the network what direct and cut say.
-func (w *world) lay() {
-	direct, severed, relayless := !w.relayOnly, make(map[netip.Addr]bool), netip.Addr{}
-	for n, off := range w.severed {
-		severed[n.outer()] = severed[n.outer()] || off
-	}
-	if w.relayless != nil {
-		relayless = w.relayless.outer()
-	}
-	between := func(a netip.AddrPort) bool { return a.Addr().As4()[0] == 198 }
-	w.network.Hook(func(d *udptest.Datagram) bool {
-		return (direct || !between(d.Src) || !between(d.Dst)) && !severed[d.Src.Addr()] && !severed[d.Dst.Addr()] &&
-			(d.Src.Addr() != relayless || d.Dst.Port() != 3478)
-	})
-}
-
 // Where no direct path is, the first attempt is relayed, though the nodes have just started; as soon as there is one the
 // connection moves to it with its session.
 func TestRelayedThenDirect(t *testing.T) {

@@ -36,21 +36,25 @@ type peer struct {
 	absent    bool            // the portal said so at the last message
 	askError  error           // of the question to the portal, while the attempt waits for a relay
 	announced protocol.Key    // not the portal's, and logged
-	farewell  pipeline.Request
-	offers    bucket // of new attempts
-	replies   bucket // to messages that belong to no attempt
+	offers    bucket          // of new attempts
+	replies   bucket          // to messages that belong to no attempt
 }
 
 // ended is what is kept of an attempt that is over: so that the peer's bye finds it, and a late offer does not begin it again.
 type ended struct {
-	handle     *pipeline.Attempt // nil: there was none
-	run        uint64
-	generation uint32
+	handle *pipeline.Attempt // nil: there was none
+	run    uint64
+	closed pipeline.Closed
+}
+
+// is reports whether the attempt has the generation of a message.
+func (l ended) is(msg signalMessage) bool {
+	return l.handle != nil && l.closed.Generation == uint32(msg.Generation)
 }
 
 // was reports whether a message is about the attempt.
 func (l ended) was(msg signalMessage) bool {
-	return l.handle != nil && l.run == msg.Run && l.generation == uint32(msg.Generation)
+	return l.run == msg.Run && l.is(msg)
 }
 
 // follow asks the portal again and again for what has changed.

@@ -286,47 +286,6 @@ func (n *node) clock() time.Duration {
 
 func (n *node) outer() netip.Addr { return outer(byte(n.place.Load())) }
 
-// move gives the node another address on the network, which it notices.
-func (n *node) move(place byte) {
-	old := n.outer()
-	n.host.AddAddress(outer(place))
-	n.place.Store(uint32(place))
-	n.host.RemoveAddress(old)
-	n.w.lay()
-	n.edge.NetworkChanged()
-}
-
-// crash ends the node without a word to anybody.
-func (n *node) crash() {
-	_ = n.memory.Close()
-	n.close()
-}
-
-// line is a node's Signaler as long as it is not cut off.
-type line struct {
-	*signal.Memory
-	node *node
-}
-
-// cutOff cuts a node off from the portal or connects it again.
-func (w *world) cutOff(name string, off bool) { w.off.Store(name, off) }
-
-func (w *world) isOff(name string) bool {
-	off, _ := w.off.Load(name)
-	return off == true
-}
-
-// Send fails as it does at a real portal.
-func (l line) Send(ctx context.Context, to string, msg signal.Message) error {
-	switch {
-	case l.node.w.isOff(l.node.name):
-		return fmt.Errorf("cut off: %w", signal.ErrDown)
-	case l.node.w.isOff(to):
-		return fmt.Errorf("%s is cut off: %w", to, signal.ErrAbsent)
-	}
-	return l.Memory.Send(ctx, to, msg)
-}
-
 // close ends the node in order: byes leave, then the pipeline ends.
 func (n *node) close() {
 	if n.stop == nil {
