@@ -287,6 +287,33 @@ func TestRefused(t *testing.T) {
 	})
 }
 
+// A node that another program has displaced lets go of its peers and does nothing under the name, and comes back at once when it is the
+// node again.
+func TestDisplaced(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		displaced := func(yes bool, why string) {
+			w.portal.change(func() { w.portal.nodes["laptop"].refuse, w.portal.nodes["laptop"].other = why, yes })
+		}
+		displaced(true, "another program has signed in")
+		w.await(5*time.Second, "the peer hears of it", func() bool { return g.connection("laptop").State == "none" })
+		before := g.generation("laptop")
+		time.Sleep(2 * time.Minute)
+		s, err := c.edge.Status(context.Background())
+		if err != nil || s.Portal.Refused == "" || len(s.Connections) != 0 {
+			t.Errorf("%+v, %v", s, err)
+		}
+		if n := g.generation("laptop"); n != before {
+			t.Errorf("%d attempts were made under the name of another program", n-before)
+		}
+		displaced(false, "")
+		w.await(syncRetryMax*5/4+5*time.Second, "connected again", func() bool { return up(c, g) })
+		w.carries(c, g)
+	})
+}
+
 func TestClock(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {
 		w.portal.ahead = -2 * time.Hour

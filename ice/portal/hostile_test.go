@@ -107,7 +107,7 @@ func TestTwiceUsed(t *testing.T) {
 	if s := ask(t, newer, protocol.SyncRequest{PublicKey: newKey}); s.Refused != "" {
 		t.Fatalf("the newer one is refused: %s", s.Refused)
 	}
-	if s := <-told; !strings.Contains(s.Refused, "signed in later") || strings.Contains(s.Refused, "\n") {
+	if s := <-told; !s.Displaced || !strings.Contains(s.Refused, "signed in later") || strings.Contains(s.Refused, "\n") {
 		t.Errorf("the older one is told %q", s.Refused)
 	}
 	before := p.counters.requests.Load()

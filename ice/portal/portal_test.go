@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -291,6 +292,31 @@ func TestPolicy(t *testing.T) {
 	}{{"UPPER", protocol.Client, nil}, {"x", "boss", nil}, {"x", protocol.Client, []string{"no.dots"}}} {
 		if _, err := p.AddNode(t.Context(), bad.name, bad.role, bad.allow); err == nil {
 			t.Errorf("%v was taken", bad)
+		}
+	}
+}
+
+// Nodes are added while others are answered.
+func TestAddWhileAsked(t *testing.T) {
+	p := open(t, filepath.Join(t.TempDir(), "state"))
+	add(t, p, "gate", protocol.Gateway)
+	added := make(chan struct{})
+	go func() {
+		defer close(added)
+		for i := range 20 {
+			if _, err := p.AddNode(context.Background(), fmt.Sprint("client-", i), protocol.Client, nil); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for {
+		if s := p.view("gate"); s.Refused != "" || len(s.Relays) == 0 {
+			t.Errorf("%q, %d relays", s.Refused, len(s.Relays))
+		}
+		select {
+		case <-added:
+			return
+		default:
 		}
 	}
 }

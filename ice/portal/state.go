@@ -44,8 +44,8 @@ type record struct {
 
 // settings are the portal's own.
 type settings struct {
-	RelaySecret string       `json:"relay_secret"`
-	PairSecret  protocol.Key `json:"pair_secret"` // what preshared keys are made from, see pair
+	RelaySecret string       `json:"relay_secret"` // frozen once loaded
+	PairSecret  protocol.Key `json:"pair_secret"`  // what preshared keys are made from, see pair
 	NextIndex   uint32       `json:"next_index"`
 }
 
@@ -95,7 +95,7 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	if err := s.put(ctx, keySettings, next); err != nil {
 		return secret, err
 	}
-	s.settings = next
+	s.settings.NextIndex = next.NextIndex
 	if secret, err = newSecret(); err != nil {
 		return secret, err
 	}

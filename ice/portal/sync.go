@@ -44,7 +44,7 @@ func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
 	}
 	if displaced {
 		p.counters.displaced.Add(1)
-		p.respond(m, refuse(displacedText(name)))
+		p.respond(m, displace(name))
 		return
 	}
 	request, err := protocol.DecodeRequest(m.Data)

@@ -143,14 +143,17 @@ func (p *Portal) admit(name, session string, now time.Time) (displaced, ok bool)
 	}
 	p.mu.Unlock()
 	if left != nil {
-		p.respond(left.reply, refuse(displacedText(name)))
+		p.respond(left.reply, displace(name))
 	}
 	return displaced, true
 }
 
-func displacedText(name string) string {
-	return "another program has signed in later with the token of " + name +
-		"; stop one of the two, or give this one a token of its own: sluice portal node add NAME"
+// displace is the answer to a program that is not the node any more.
+func displace(name string) protocol.Sync {
+	s := refuse("another program has signed in later with the token of " + name +
+		"; stop one of the two, or give this one a token of its own: sluice portal node add NAME")
+	s.Displaced = true
+	return s
 }
 
 // warn writes a line about a node, rarely. mu is held.

@@ -11,30 +11,36 @@ import (
 // payload.
 const maxAmplification = 3
 
-// WriteTo sends what pion has for a client: answers from the goroutine that reads, Data indications from others.
+// WriteTo sends what pion has for a client: answers from the goroutine that reads, data from others. A ChannelData message is
+// looked for first: it may be shorter than a STUN header, and its channel number may look like the class of an answer.
 func (g *gate) WriteTo(p []byte, addr net.Addr) (int, error) {
 	udpAddr, ok := addr.(*net.UDPAddr)
-	if !ok || len(p) < headerSize {
-		return len(p), nil
-	}
-	dst := unmap(udpAddr.AddrPort())
-	if _, class := parseType(binary.BigEndian.Uint16(p)); class == classSuccess || class == classError {
-		g.answer(p)
-		return len(p), nil
-	}
-	if isChannelData(p) { // a channel was bound while the datagram was on its way through pion
-		if number, data, ok := parseChannelData(p); ok && number != 0 {
-			p = p[:channelHead+len(data)] // no padding over UDP
+	switch {
+	case !ok:
+	case isChannelData(p): // a channel was bound while the datagram was on its way through pion
+		if _, data, ok := parseChannelData(p); ok {
+			g.sendData(p[:channelHead+len(data)], udpAddr) // no padding over UDP
 		}
-	} else {
-		zeroPadding(p)
+	case len(p) < headerSize:
+	default:
+		if _, class := parseType(binary.BigEndian.Uint16(p)); class == classSuccess || class == classError {
+			g.answer(p)
+		} else {
+			zeroPadding(p)
+			g.sendData(p, udpAddr)
+		}
 	}
+	return len(p), nil
+}
+
+// sendData sends to the client of an allocation, from the address that the client knows.
+func (g *gate) sendData(p []byte, client *net.UDPAddr) {
+	dst := unmap(client.AddrPort())
 	var local netip.Addr
 	if a := g.find(dst); a != nil {
 		local = a.local
 	}
 	g.send(p, dst, local)
-	return len(p), nil
 }
 
 func (g *gate) send(p []byte, dst netip.AddrPort, local netip.Addr) {

@@ -131,7 +131,7 @@ func TestPionClient(t *testing.T) {
 		if _, err := relay.WriteTo([]byte(want), at); err != nil {
 			t.Fatal(err)
 		}
-		relay.SetReadDeadline(time.Now().Add(2 * time.Second))
+		relay.SetReadDeadline(time.Now().Add(patience))
 		n, src, err := relay.ReadFrom(b)
 		if err != nil || string(b[:n]) != want || src.String() != at.String() {
 			t.Fatalf("%q from %v, %v", b[:n], src, err)

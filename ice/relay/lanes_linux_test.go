@@ -23,7 +23,7 @@ func TestLocalAddress(t *testing.T) {
 	}
 	b := make([]byte, 100)
 	conn.WriteToUDPAddrPort([]byte("x"), relayed)
-	c.conn.SetReadDeadline(time.Now().Add(time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(patience))
 	if _, src, err := c.conn.ReadFromUDPAddrPort(b); err != nil || unmap(src) != server {
 		t.Errorf("ChannelData from %v, want %v: %v", src, server, err)
 	}
@@ -32,7 +32,7 @@ func TestLocalAddress(t *testing.T) {
 		t.Fatal("CreatePermission")
 	}
 	other.WriteToUDPAddrPort([]byte("x"), relayed)
-	c.conn.SetReadDeadline(time.Now().Add(time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(patience))
 	if _, src, err := c.conn.ReadFromUDPAddrPort(b); err != nil || unmap(src) != server {
 		t.Errorf("Data indication from %v, want %v: %v", src, server, err)
 	}

@@ -3,6 +3,7 @@ package relay
 import (
 	"bytes"
 	"encoding/binary"
+	"net"
 	"net/netip"
 	"sync/atomic"
 	"testing"
@@ -30,11 +31,11 @@ func TestData(t *testing.T) {
 			}
 			for _, size := range []int{1, 2, 3, 4, 999, 1400} {
 				c.indicate(peer, bytes.Repeat([]byte{7}, size))
-				if b, src := readPeer(conn, time.Second); len(b) != size || src != relayed {
+				if b, src := readPeer(conn, patience); len(b) != size || src != relayed {
 					t.Fatalf("peer got %d bytes from %v, want %d from %v", len(b), src, size, relayed)
 				}
 				conn.WriteToUDPAddrPort(bytes.Repeat([]byte{8}, size), relayed)
-				b := c.read(time.Second)
+				b := c.read(patience)
 				c.sound(b)
 				m, ok := checkMessage(b)
 				if !ok || m.method != methodData || m.class != classIndication || m.peer != peer {
@@ -47,11 +48,11 @@ func TestData(t *testing.T) {
 			for _, size := range []int{0, 1, 2, 3, 4, 999, 1400, 9000, 60000} {
 				data := bytes.Repeat([]byte{9}, size)
 				c.send(append(channelData(0x4001, data), 1, 2, 3)) // padding is ignored
-				if b, src := readPeer(conn, time.Second); !bytes.Equal(b, data) || src != relayed {
+				if b, src := readPeer(conn, patience); !bytes.Equal(b, data) || src != relayed {
 					t.Fatalf("peer got %d bytes from %v, want %d from %v", len(b), src, size, relayed)
 				}
 				conn.WriteToUDPAddrPort(data, relayed)
-				if b := c.read(time.Second); !bytes.Equal(b, channelData(0x4001, data)) {
+				if b := c.read(patience); !bytes.Equal(b, channelData(0x4001, data)) {
 					t.Fatalf("client got %d bytes, want %d of ChannelData and no padding", len(b), size+4)
 				}
 			}
@@ -82,12 +83,12 @@ func TestRuns(t *testing.T) {
 			}
 		}
 		for i, want := range want1 {
-			if b, _ := readPeer(conn1, time.Second); !bytes.Equal(b, want) {
+			if b, _ := readPeer(conn1, patience); !bytes.Equal(b, want) {
 				t.Fatalf("round %d: datagram %d of the first peer: %d bytes, want %d", round, i, len(b), len(want))
 			}
 		}
 		for i, want := range want2 {
-			if b, _ := readPeer(conn2, time.Second); !bytes.Equal(b, want) {
+			if b, _ := readPeer(conn2, patience); !bytes.Equal(b, want) {
 				t.Fatalf("round %d: datagram %d of the second peer: %d bytes, want %d", round, i, len(b), len(want))
 			}
 		}
@@ -95,8 +96,28 @@ func TestRuns(t *testing.T) {
 			conn1.WriteToUDPAddrPort(data, relayed)
 		}
 		for i, want := range want1 {
-			if b := c.read(time.Second); !bytes.Equal(b, channelData(0x4001, want)) {
+			if b := c.read(patience); !bytes.Equal(b, channelData(0x4001, want)) {
 				t.Fatalf("round %d: datagram %d back: %d bytes, want %d", round, i, len(b), len(want)+4)
+			}
+		}
+	}
+}
+
+// TestBoundMeanwhile: a datagram of a peer that reached pion before its channel was bound, and leaves pion as ChannelData
+// after, arrives whatever its length and its channel number.
+func TestBoundMeanwhile(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "meanwhile")
+	client := net.UDPAddrFromAddrPort(c.addr())
+	for _, number := range []uint16{0x4000, 0x4010, 0x4100, 0x4110, 0x4FFF} { // with the bits of each class
+		for size := range 20 {
+			want := channelData(number, bytes.Repeat([]byte{9}, size))
+			padded := append(bytes.Clone(want), make([]byte, -len(want)&3)...) // as pion encodes it
+			if n, err := s.gates[0].WriteTo(padded, client); n != len(padded) || err != nil {
+				t.Fatalf("WriteTo returns %d, %v", n, err)
+			}
+			if b := c.read(patience); !bytes.Equal(b, want) {
+				t.Fatalf("channel %#x, %d bytes: the client got %x", number, size, b)
 			}
 		}
 	}
@@ -107,7 +128,7 @@ func TestBinding(t *testing.T) {
 	s := start(t, nil)
 	for gate := range 2 {
 		c := dial(t, s, gate, "binding")
-		r := c.exchange(plain(methodBinding, classRequest, newID()), time.Second)
+		r := c.exchange(plain(methodBinding, classRequest, newID()), patience)
 		if r == nil {
 			t.Fatal("no answer")
 		}
@@ -146,7 +167,7 @@ func TestRefusals(t *testing.T) {
 	if _, code := c.call(methodAllocate, udpTransport, attr{attrDontFragment, nil}); code != 420 {
 		t.Errorf("DONT-FRAGMENT: %d, want 420", code)
 	}
-	if r := c.exchange(c.signed(methodAllocate, newID(), attr{0x7abc, nil}), time.Second); errorOf(r) != 420 {
+	if r := c.exchange(c.signed(methodAllocate, newID(), attr{0x7abc, nil}), patience); errorOf(r) != 420 {
 		t.Errorf("unknown attribute: %d, want 420", errorOf(r))
 	}
 	even := dial(t, s, 0, "even")

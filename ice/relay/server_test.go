@@ -193,7 +193,7 @@ func TestMetrics(t *testing.T) {
 	conn, at := peer(t, loopback4)
 	c.bind(0x4000, at)
 	c.send(channelData(0x4000, make([]byte, 100)))
-	if b, _ := readPeer(conn, time.Second); len(b) != 100 {
+	if b, _ := readPeer(conn, patience); len(b) != 100 {
 		t.Fatal("nothing relayed")
 	}
 	var body string
