@@ -16,8 +16,10 @@ import (
 const (
 	// gatherPause is how long candidates are collected before they are signaled.
 	gatherPause = 10 * time.Millisecond
-	// repeatAfter is how soon an offer or answer is sent again while nothing is known of the peer's agent.
+	// repeatAfter is how soon an offer or answer is sent again while nothing is known of the peer's agent, or of the message. At most
+	// maxSending of an agent are under way.
 	repeatAfter = time.Second
+	maxSending  = 4
 	// upgradeFirst and upgradeEvery are when a relayed connection that is not idle tries to become direct.
 	upgradeFirst = 15 * time.Second
 	upgradeEvery = 2 * time.Minute
@@ -64,7 +66,8 @@ type agent struct {
 	settled    bool            // it has selected a pair or failed
 	silent     bool            // its pair is, for some seconds
 	sendAt     time.Time       // zero: nothing to send
-	sending    bool
+	sending    int             // messages of which nothing is known yet
+	repeatAt   time.Time       // while there are some: when the latest counts as lost
 }
 
 // obey carries out what control asked.
@@ -292,7 +295,7 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 		agent.answers = msg.Kind == signal.Offer
 	case agent.remote != remote:
 		return // of an agent that is no more
-	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && !agent.sending:
+	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && agent.sending == 0:
 		agent.sendAt = time.Now().Add(repeatAfter / 4) // it has not heard of ours
 	}
 	for _, text := range e.usable(msg.Candidates) {
@@ -325,8 +328,9 @@ func (e *Edge) handleEvent(event ice.Event) {
 		agent.note(event)
 		if silent := event.State == ice.StateDisconnected; silent != agent.silent {
 			agent.silent = silent
-			if silent {
-				e.relays.Probe() // is it a relay that is gone?
+			if silent { // is a relay gone, or a NAT's mapping?
+				e.relays.Probe()
+				e.prober.Doubt()
 			}
 			a.handle.AgentSilent(event.Generation, silent)
 		}
@@ -368,7 +372,8 @@ func (e *Edge) send(a *attempt, g *agent) {
 		Kind: kind, Generation: uint64(a.generation), Agent: g.number, PublicKey: e.key.Public(), Ufrag: g.local.Ufrag,
 		Pwd: g.local.Password, Candidates: slices.Clone(g.candidates), End: g.end,
 	}
-	g.sending, g.sendAt = true, time.Time{}
+	g.sending++
+	g.sendAt, g.repeatAt = time.Time{}, time.Now().Add(repeatAfter)
 	to := a.peer.Name
 	e.tasks.Go(func() {
 		err := e.config.Signaler.Send(e.ctx, to, msg)
@@ -378,13 +383,13 @@ func (e *Edge) send(a *attempt, g *agent) {
 
 // sent notes what came of it. An agent of which the peer says nothing is told again.
 func (e *Edge) sent(a *attempt, g *agent, err error) {
-	g.sending = false
+	g.sending--
 	a.peer.absent = errors.Is(err, signal.ErrAbsent)
 	switch {
 	case a.agents[g.number] != g:
 	case a.peer.absent && a.path == nil:
 		a.handle.Close(pipeline.CloseNoCandidates)
-	case !g.sendAt.IsZero() || g.settled:
+	case !g.sendAt.IsZero() || g.settled || g.sending > 0:
 	case errors.Is(err, signal.ErrDown): // lost with the connection to the portal; Send waits for the next one
 		g.sendAt = time.Now().Add(gatherPause)
 	case err != nil || g.remote == (ice.Credentials{}):
@@ -448,7 +453,7 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 	}
 	for _, a := range e.attempts {
 		for _, g := range a.agents {
-			if !g.sending && at(g.sendAt) {
+			if g.sending == 0 && at(g.sendAt) || g.sending > 0 && g.sending < maxSending && !g.settled && at(g.repeatAt) {
 				e.send(a, g)
 			}
 		}

@@ -32,6 +32,8 @@ type world struct {
 	nodes     []*node
 	start     time.Time
 	ends      []func() // for the end of the test
+	// lose says which messages are lost, nil: none. Frozen when the first node starts.
+	lose func(to string, msg signal.Message) bool
 }
 
 // node is one whole node: pipeline and edge.
@@ -248,7 +250,7 @@ func (n *node) start() {
 	}
 	logger := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	n.edge, err = New(Config{
-		Name: n.name, Role: n.role, Signaler: n.memory, Logger: logger,
+		Name: n.name, Role: n.role, Signaler: &waiting{n.memory, n.w}, Logger: logger,
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			return n.w.portal.sync(ctx, n.name, r)
 		},
@@ -270,6 +272,24 @@ func (n *node) start() {
 	n.stop, n.ran = cancel, make(chan error, 2)
 	go func() { n.ran <- n.pipeline.Run(context.Background()) }()
 	go func() { n.ran <- n.edge.Run(ctx, n.pipeline) }()
+}
+
+// waiting is a node's Signaler. Of what world.lose says nothing arrives, and Send waits in vain for as long as a Bus does.
+type waiting struct {
+	*signal.Memory
+	w *world
+}
+
+func (s *waiting) Send(ctx context.Context, to string, msg signal.Message) error {
+	if s.w.lose == nil || !s.w.lose(to, msg) {
+		return s.Memory.Send(ctx, to, msg)
+	}
+	select {
+	case <-time.After(5 * time.Second):
+		return signal.ErrUnanswered
+	case <-ctx.Done():
+		return ctx.Err()
+	}
 }
 
 // close ends the node in order: byes leave, then the pipeline ends.
