@@ -55,6 +55,12 @@ func (g *gate) answer(p []byte) {
 	if !r.active || [12]byte(p[8:headerSize]) != r.id {
 		return
 	}
+	if r.class != classRequest {
+		// RFC 8489 section 6.3.2: "If the indication contains unknown comprehension-required attributes, the indication is
+		// discarded"; pion answers it.
+		g.server.stats.drop(dropMalformed)
+		return
+	}
 	r.answered = true
 	_, class := parseType(binary.BigEndian.Uint16(p))
 	switch {
@@ -76,9 +82,10 @@ func (g *gate) answer(p []byte) {
 	g.send(p, r.src, r.local)
 }
 
-// noteLifetime keeps until when an allocation lives, as pion tells the client.
+// noteLifetime keeps until when an allocation lives, as pion tells the client. An Allocate that is repeated is answered alike,
+// and prolongs nothing.
 func (g *gate) noteLifetime(p []byte) {
-	if a := g.find(g.now.src); a != nil {
+	if a := g.find(g.now.src); a != nil && (a.expires == 0 || g.now.method == methodRefresh) {
 		eachAttr(p, func(kind uint16, value, _ []byte) {
 			if kind == attrLifetime && len(value) == 4 {
 				a.expires = g.server.since() + int64(binary.BigEndian.Uint32(value))*int64(time.Second)
@@ -157,7 +164,7 @@ func (g *gate) settle() {
 			code = codeMismatch
 		case a.user != r.user:
 			// RFC 8656 section 5: "if ... the request does not use the same username as used to create the allocation, then
-			// the request MUST be rejected with a 441 (Wrong Credentials) error".
+			// the request MUST be rejected with a 441 (Wrong Credentials) error". See userOf.
 			code = codeWrongCredentials
 		}
 		if code != 0 {

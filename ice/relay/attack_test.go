@@ -160,6 +160,28 @@ func TestSourcePortZero(t *testing.T) {
 	}
 }
 
+// TestIndicationsUnanswered: RFC 8489 section 6.3.2, "unknown comprehension-required attributes, the indication is discarded".
+func TestIndicationsUnanswered(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.allocate()
+	conn, at := peer(t, loopback4)
+	if c.permit(at) != 0 {
+		t.Fatal("CreatePermission")
+	}
+	c.indicate(at, []byte("bad"), attr{0x7abc, []byte("1234")})
+	c.indicate(at, []byte("good"))
+	if b, _ := readPeer(conn, 2*time.Second); string(b) != "good" {
+		t.Errorf("the peer got %q", b)
+	}
+	if b := c.readNew(50 * time.Millisecond); b != nil {
+		t.Errorf("the indication was answered: %x", b)
+	}
+	if n := s.stats.drops[dropMalformed].Load(); n != 1 {
+		t.Errorf("%d counted, want 1", n)
+	}
+}
+
 // mutate changes a message at random, and mends its length often enough that it passes the first test.
 func mutate(r *rand.Rand, b []byte) []byte {
 	b = append([]byte{}, b...)

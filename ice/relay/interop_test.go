@@ -67,7 +67,7 @@ func TestCoturnTURN(t *testing.T) {
 	if err != nil {
 		t.Skipf("SKIP: turnutils_uclient is not installed (Debian: coturn): %v", err)
 	}
-	s := start(t, nil)
+	s := start(t, func(c *Config) { c.AllocationsPerUser = 100 }) // all are one user's
 	user, password := s.Credential(time.Now().Add(time.Hour), "coturn")
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()

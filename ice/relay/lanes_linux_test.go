@@ -49,6 +49,36 @@ func TestBuffers(t *testing.T) {
 	}
 }
 
+// TestBurst: 3 MiB that come while the relay has no time are kept and relayed, from a client and from a peer alike.
+func TestBurst(t *testing.T) {
+	s := start(t, nil)
+	if granted := s.gates[0].sock.granted; granted < s.cfg.ReceiveBuffer {
+		t.Skipf("SKIP: the kernel grants a receive buffer of %d bytes only", granted)
+	}
+	c := dial(t, s, 0, "x")
+	relayed := c.allocate()
+	conn, at := peer(t, loopback4)
+	if c.bind(0x4001, at) != 0 {
+		t.Fatal("ChannelBind")
+	}
+	a := c.find(t, s)
+	const size, count = 60000, 3 << 20 / 60000
+	for _, way := range []direction{toPeer, toClient} {
+		a.mu.Lock() // nothing can be relayed
+		for range count {
+			if way == toPeer {
+				c.send(channelData(0x4001, make([]byte, size)))
+			} else if _, err := conn.WriteToUDPAddrPort(make([]byte, size), relayed); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.mu.Unlock()
+		eventually(t, "the burst to be relayed "+directionNames[way], func() bool {
+			return s.stats.datagrams[way].Load() == count
+		})
+	}
+}
+
 // TestRelayAllocates: relaying ChannelData allocates nothing, in either direction.
 func TestRelayAllocates(t *testing.T) {
 	s := start(t, nil)

@@ -2,8 +2,10 @@ package relay
 
 import (
 	"bytes"
+	"encoding/binary"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -209,6 +211,34 @@ func TestRefusals(t *testing.T) {
 	}
 }
 
+// TestLifetimes: nobody keeps an allocation for longer than an hour without a word.
+func TestLifetimes(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	seconds := func(r []byte) (n uint32) {
+		eachAttr(r, func(kind uint16, value, _ []byte) {
+			if kind == attrLifetime {
+				n = binary.BigEndian.Uint32(value)
+			}
+		})
+		return n
+	}
+	for i, asked := range []uint32{600, 60, 3599, 3600, 1<<31 - 1, 1 << 31, 1<<32 - 1} {
+		want := asked
+		if want >= 3600 {
+			want = 600
+		}
+		method, attrs := methodRefresh, []attr{{attrLifetime, binary.BigEndian.AppendUint32(nil, asked)}}
+		if i == 0 {
+			method, attrs = methodAllocate, append(attrs, udpTransport)
+		}
+		r, code := c.call(method, attrs...)
+		if code != 0 || seconds(r) != want {
+			t.Errorf("%d s: granted %d s, error %d", asked, seconds(r), code)
+		}
+	}
+}
+
 // TestOneFamily: a relay without an IPv6 address answers 440 (RFC 8656 section 7.2).
 func TestOneFamily(t *testing.T) {
 	s := start(t, func(c *Config) { c.Listen = c.Listen[:1] })
@@ -301,6 +331,52 @@ func TestExpiryEndsAllocation(t *testing.T) {
 	})
 }
 
+// TestRenewedCredential: a later credential of the same user goes on with what an earlier one has made, also when that has
+// expired.
+func TestRenewedCredential(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.user, c.password = s.Credential(time.Now().Add(2*time.Second), "x")
+	relayed := c.allocate()
+	eventually(t, "the credential to expire", func() bool {
+		_, code := c.call(methodRefresh)
+		return code == codeUnauthorized
+	})
+	c.user, c.password = s.Credential(time.Now().Add(time.Hour), "x")
+	if _, code := c.call(methodRefresh); code != 0 {
+		t.Fatalf("Refresh with the renewed credential: %d", code)
+	}
+	_, at := peer(t, loopback4)
+	if code := c.bind(0x4001, at); code != 0 || c.find(t, s).relayed != relayed {
+		t.Errorf("ChannelBind with the renewed credential: %d", code)
+	}
+}
+
+// TestForgottenUser: who is not known any more gets nothing more out of a credential that is good for an hour.
+func TestForgottenUser(t *testing.T) {
+	var forgotten atomic.Bool
+	s := start(t, func(c *Config) {
+		c.Knows = func(user string) bool { return user == "other" || user == "x" && !forgotten.Load() }
+	})
+	_, at := peer(t, loopback4)
+	c, other := dial(t, s, 0, "x"), dial(t, s, 0, "other")
+	c.allocate()
+	other.allocate()
+	forgotten.Store(true)
+	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+		t.Errorf("Refresh: %d, want 401", code)
+	}
+	if code := c.bind(0x4001, at); code != codeUnauthorized {
+		t.Errorf("ChannelBind: %d, want 401", code)
+	}
+	if _, code := dial(t, s, 0, "x").call(methodAllocate, udpTransport); code != codeUnauthorized {
+		t.Errorf("Allocate: %d, want 401", code)
+	}
+	if code := other.bind(0x4001, at); code != 0 {
+		t.Errorf("another user's ChannelBind: %d", code)
+	}
+}
+
 // TestCoturnVector: the credential is what coturn computes: made with
 // printf %s 1700000000:alice | openssl dgst -sha1 -hmac north -binary | base64
 func TestCoturnVector(t *testing.T) {
@@ -313,13 +389,13 @@ func TestCoturnVector(t *testing.T) {
 func TestQuotas(t *testing.T) {
 	s := start(t, func(c *Config) { c.AllocationsPerUser, c.Allocations, c.PeersPerAllocation = 2, 3, 2 })
 	a := []*client{dial(t, s, 0, "a"), dial(t, s, 0, "a"), dial(t, s, 0, "a")}
-	for _, c := range a { // one credential
-		c.user, c.password = a[0].user, a[0].password
+	for i, c := range a { // credentials of one user
+		c.user, c.password = s.Credential(time.Now().Add(time.Duration(i+1)*time.Hour), "a")
 	}
 	a[0].allocate()
 	a[1].allocate()
 	if _, code := a[2].call(methodAllocate, udpTransport); code != codeQuota {
-		t.Fatalf("third of one credential: %d, want 486", code)
+		t.Fatalf("third of one user: %d, want 486", code)
 	}
 	dial(t, s, 0, "b").allocate()
 	if _, code := dial(t, s, 0, "c").call(methodAllocate, udpTransport); code != codeQuota {

@@ -136,8 +136,8 @@ func (n *node) build() (err error) {
 	n.machine = newMachine(o, n.logger)
 	n.edge, err = edge.New(edge.Config{
 		Name: o.Token.Name, Role: o.Role, Routes: o.Routes, Interface: o.Interface, Logger: n.logger,
-		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, Apply: n.apply,
-		Watch: true, Program: "sluice " + version.String(),
+		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, CheckPortal: n.portal.check,
+		Apply: n.apply, Watch: true, Program: "sluice " + version.String(),
 	})
 	if err != nil {
 		return err
@@ -171,7 +171,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	var watching sync.WaitGroup
 	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
 	server := n.serve(listener)
-	stopStats := environment.OnStatsSignal(func() { n.settings.WriteStats(n.pipeline, n.logger) })
+	stopStats := environment.OnStatsSignal(func() { n.settings.WriteStats(n, n.logger) })
 	defer stopStats()
 	stopHangUp := onHangUp(n.networkChanged)
 	defer stopHangUp()
@@ -197,7 +197,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	endEdge()
 	watching.Wait()
 	err = errors.Join(err, n.await(edged), n.machine.Close())
-	n.settings.WriteStats(n.pipeline, n.logger)
+	n.settings.WriteStats(n, n.logger)
 	halt()
 	if !pipelineEnded {
 		err = errors.Join(err, <-ran)
