@@ -271,7 +271,13 @@ func TestHeldBound(t *testing.T) {
 	if n := c.holding(); n != 1 {
 		t.Errorf("%d requests are held", n)
 	}
-	p.tell(func(h *hold) bool { h.until = time.Now(); return true }) // as after SyncHold
+	p.mu.Lock()
+	v := p.visitors["laptop"]
+	over := *v.held // which is frozen
+	over.until = time.Now()
+	v.held = &over // as after SyncHold
+	p.mu.Unlock()
+	p.tell(func(*hold) bool { return true })
 	if _, s := c.next(t); s.Revision != view.Revision || c.holding() != 0 {
 		t.Errorf("revision %d, %d held", s.Revision, c.holding())
 	}

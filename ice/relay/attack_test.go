@@ -171,7 +171,7 @@ func TestIndicationsUnanswered(t *testing.T) {
 	}
 	c.indicate(at, []byte("bad"), attr{0x7abc, []byte("1234")})
 	c.indicate(at, []byte("good"))
-	if b, _ := readPeer(conn, 2*time.Second); string(b) != "good" {
+	if b, _ := readPeer(conn, patience); string(b) != "good" {
 		t.Errorf("the peer got %q", b)
 	}
 	if b := c.readNew(50 * time.Millisecond); b != nil {
