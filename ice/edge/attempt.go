@@ -16,8 +16,10 @@ import (
 const (
 	// gatherPause is how long candidates are collected before they are signaled.
 	gatherPause = 10 * time.Millisecond
-	// repeatAfter is how soon an offer or answer is sent again while nothing is known of the peer's agent.
+	// repeatAfter is how soon an offer or answer is sent again while nothing is known of the peer's agent, or of the message. At most
+	// maxSending of an agent are under way.
 	repeatAfter = time.Second
+	maxSending  = 4
 	// upgradeFirst and upgradeEvery are when a relayed connection that is not idle tries to become direct.
 	upgradeFirst = 15 * time.Second
 	upgradeEvery = 2 * time.Minute
@@ -64,7 +66,8 @@ type agent struct {
 	answers    bool            // the peer began it
 	settled    bool            // it has selected a pair or failed
 	sendAt     time.Time       // zero: nothing to send
-	sending    bool
+	sending    int             // messages of which nothing is known yet
+	repeatAt   time.Time       // while there are some: when the latest counts as lost
 }
 
 // obey carries out what control asked.
@@ -235,6 +238,9 @@ func (e *Edge) finish(a *attempt, closed pipeline.Closed) {
 	delete(e.attempts, a.connection)
 	delete(e.named, attemptName{p.Name, a.generation})
 	e.tasks.Go(func() { _ = a.connection.Close() })
+	if closed.Reason == pipeline.CloseICETimeout || closed.Reason == pipeline.CloseICEDisconnected {
+		e.prober.Doubt()
+	}
 	if closed.Reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
 		e.pipeline.Load().Want(p.Name)
 	}
@@ -244,6 +250,9 @@ func (e *Edge) finish(a *attempt, closed pipeline.Closed) {
 func (e *Edge) startAgent(a *attempt, number uint32) {
 	a.newest = max(a.newest, number)
 	e.probeRelays()
+	if number > 1 {
+		e.prober.Doubt() // the path may be lost because a NAT maps elsewhere now
+	}
 	local, err := a.connection.Restart(number)
 	if err != nil {
 		e.log.Warn("no ICE agent could be made", "peer", a.peer.Name, "error", err)
@@ -294,7 +303,7 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 		agent.answers = msg.Kind == signal.Offer
 	case agent.remote != remote:
 		return // of an agent that is no more
-	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && !agent.sending:
+	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && agent.sending == 0:
 		agent.sendAt = time.Now().Add(repeatAfter / 4) // it has not heard of ours
 	}
 	for _, text := range e.usable(msg.Candidates) {
@@ -363,7 +372,8 @@ func (e *Edge) send(a *attempt, g *agent) {
 		Kind: kind, Generation: uint64(a.generation), Agent: g.number, PublicKey: e.key.Public(), Ufrag: g.local.Ufrag,
 		Pwd: g.local.Password, Candidates: slices.Clone(g.candidates), End: g.end,
 	}
-	g.sending, g.sendAt = true, time.Time{}
+	g.sending++
+	g.sendAt, g.repeatAt = time.Time{}, time.Now().Add(repeatAfter)
 	to := a.peer.Name
 	e.tasks.Go(func() {
 		err := e.config.Signaler.Send(e.ctx, to, msg)
@@ -373,13 +383,13 @@ func (e *Edge) send(a *attempt, g *agent) {
 
 // sent notes what came of it. An agent of which the peer says nothing is told again.
 func (e *Edge) sent(a *attempt, g *agent, err error) {
-	g.sending = false
+	g.sending--
 	a.peer.absent = errors.Is(err, signal.ErrAbsent)
 	switch {
 	case a.agents[g.number] != g:
 	case a.peer.absent && a.path == nil:
 		a.handle.Close(pipeline.CloseNoCandidates)
-	case !g.sendAt.IsZero() || g.settled:
+	case !g.sendAt.IsZero() || g.settled || g.sending > 0:
 	case errors.Is(err, signal.ErrDown): // lost with the connection to the portal; Send waits for the next one
 		g.sendAt = time.Now().Add(gatherPause)
 	case err != nil || g.remote == (ice.Credentials{}):
@@ -454,7 +464,7 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 	}
 	for _, a := range e.attempts {
 		for _, g := range a.agents {
-			if !g.sending && at(g.sendAt) {
+			if g.sending == 0 && at(g.sendAt) || g.sending > 0 && g.sending < maxSending && !g.settled && at(g.repeatAt) {
 				e.send(a, g)
 			}
 		}

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"time"
 
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
@@ -27,7 +28,8 @@ func (n *node) crash() {
 	n.close()
 }
 
-// line is a node's Signaler as long as it is not cut off.
+// line is a node's Signaler as long as it is not cut off. Of what world.lose says nothing arrives, and Send waits in vain for as
+// long as a Bus does.
 type line struct {
 	*signal.Memory
 	node *node
@@ -48,6 +50,13 @@ func (l line) Send(ctx context.Context, to string, msg signal.Message) error {
 		return fmt.Errorf("cut off: %w", signal.ErrDown)
 	case l.node.w.isOff(to):
 		return fmt.Errorf("%s is cut off: %w", to, signal.ErrAbsent)
+	case l.node.w.lose != nil && l.node.w.lose(to, msg):
+		select {
+		case <-time.After(5 * time.Second):
+			return signal.ErrUnanswered
+		case <-ctx.Done():
+			return ctx.Err()
+		}
 	}
 	return l.Memory.Send(ctx, to, msg)
 }

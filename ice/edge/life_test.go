@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -153,6 +154,22 @@ func TestLostBye(t *testing.T) {
 		}
 		w.await(5*time.Second, "connected again", func() bool { return up(c, g) })
 		w.carries(c, g)
+	})
+}
+
+// A message that is lost is not waited for: it is sent again while nothing is known of it.
+func TestLostAnswer(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		var lost atomic.Int32
+		w.lose = func(to string, msg signal.Message) bool {
+			return to == "laptop" && msg.Kind == signal.Answer && lost.Add(1) == 1
+		}
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(repeatAfter+time.Second, "connected", func() bool { return up(c, g) })
+		if lost.Load() < 2 {
+			t.Errorf("%d answers", lost.Load())
+		}
 	})
 }
 

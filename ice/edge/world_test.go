@@ -37,6 +37,8 @@ type world struct {
 	relayOnly bool     // see direct
 	severed   map[*node]bool
 	relayless *node // whose datagrams no relay takes
+	// lose says which messages are lost, nil: none. Frozen when the first node starts.
+	lose func(to string, msg signal.Message) bool
 }
 
 // node is one whole node: pipeline and edge.
