@@ -55,12 +55,20 @@ func (a *authenticator) Check(c server.ClientAuthentication) bool {
 		return false
 	}
 	c.RegisterUser(&server.User{Username: name, Permissions: NodePermissions(name, allowed)})
-	a.add(name, Client{ID: c.GetID(), Addr: c.RemoteAddress().String()})
+	a.add(name, Client{ID: c.GetID(), Addr: address(c)})
 	return true
 }
 
 func (a *authenticator) refuse(c server.ClientAuthentication, why string) {
-	a.log.write(slog.LevelWarn, "node refused", "from", c.RemoteAddress().String(), "reason", why)
+	a.log.write(slog.LevelWarn, "node refused", "from", address(c), "reason", why)
+}
+
+// address is where a connection comes from. One that has ended meanwhile has none: who connects may leave at any time.
+func address(c server.ClientAuthentication) string {
+	if a := c.RemoteAddress(); a != nil {
+		return a.String()
+	}
+	return "unknown"
 }
 
 // NodePermissions returns signal.Permissions as the server wants them. A node may not answer on reply subjects beyond what

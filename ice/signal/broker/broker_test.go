@@ -182,8 +182,40 @@ func TestTokens(t *testing.T) {
 		conn.Close()
 	}
 	b.Close()
-	if lines := text.String(); !strings.Contains(lines, "unknown token") || !strings.Contains(lines, "no valid node name") {
+	lines := text.String()
+	if !strings.Contains(lines, "unknown token") || !strings.Contains(lines, "no valid node name") {
 		t.Errorf("log: %s", lines)
+	}
+	if strings.Contains(lines, "authentication error") {
+		t.Errorf("what was told already is told again: %s", lines)
+	}
+}
+
+// TestGoneMeanwhile: a connection may have ended when it turns out who it was, and that is no reason to fall.
+func TestGoneMeanwhile(t *testing.T) {
+	for _, token := range []string{"a", "x"} {
+		asked, release := make(chan struct{}), make(chan struct{})
+		b := start(t, broker.Config{Log: slog.New(slog.DiscardHandler), Authenticate: func(token string) (string, []string, error) {
+			close(asked)
+			<-release
+			return authenticate(token)
+		}})
+		gone, closed := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(gone)
+			if n, err := dial(b, token); err == nil {
+				t.Errorf("%q is connected with a server that has ended", token)
+				n.Close()
+			}
+		}()
+		<-asked
+		go func() {
+			defer close(closed)
+			b.Close()
+		}()
+		<-gone // the server has closed the connection
+		close(release)
+		<-closed
 	}
 }
 
@@ -274,9 +306,15 @@ func TestStartErrors(t *testing.T) {
 		"port in use":  {Listen: b.Addr(), Authenticate: authenticate},
 		"store a file": {Listen: loopback, Authenticate: authenticate, Store: "broker_test.go"},
 	} {
-		if second, err := broker.Start(cfg); err == nil {
+		var log bytes.Buffer
+		cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+		second, err := broker.Start(cfg)
+		if err == nil {
 			t.Errorf("%s: no error", name)
 			second.Close()
+		}
+		if errors.Is(err, broker.ErrListen) != (name == "port in use") || log.Len() > 0 {
+			t.Errorf("%s: %v; told twice: %s", name, err, log.String())
 		}
 	}
 }
