@@ -26,7 +26,7 @@ func statusCommand() *cli.Command {
 		Usage: "show how this machine's gateway or client reaches its peers",
 		Description: "For each peer: the state of the connection, whether packets go direct or over a relay, when the last WireGuard handshake" +
 			"\nwas, the round trip, what was carried, and why the latest connection ended. Without -socket and -interface it shows\n" +
-			"   every node that runs on this machine. Exit status 1: no node answered.",
+			"every node that runs on this machine. Exit status 1: no node answered.",
 		Flags: append(nodeFlags(),
 			&cli.BoolFlag{Name: "json", Usage: "print all that is known, as one JSON object a line"},
 			&cli.BoolFlag{Name: "watch", Usage: "again every second, with rates"},

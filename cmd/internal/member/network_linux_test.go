@@ -64,7 +64,7 @@ func runPortal() error {
 }
 
 func runNode(role protocol.Role) error {
-	token, err := ReadToken("", nil, os.Stderr)
+	token, err := ReadToken("", nil, func(string) {})
 	if err != nil {
 		return err
 	}

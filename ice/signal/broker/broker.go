@@ -90,13 +90,13 @@ func Start(cfg Config) (*Broker, error) {
 }
 
 // ErrListen: the address to listen on cannot be had.
-var ErrListen = errors.New("cannot listen")
+var ErrListen = errors.New("cannot listen for nodes")
 
 // probe tries the address. The server would open its store first, and tell what is wrong in its log only.
 func probe(at netip.AddrPort) error {
 	l, err := net.Listen("tcp", at.String())
 	if err != nil {
-		return fmt.Errorf("broker: %w: %w", ErrListen, err)
+		return fmt.Errorf("%w: %w", ErrListen, err)
 	}
 	return l.Close()
 }
