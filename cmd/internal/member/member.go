@@ -16,7 +16,9 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
@@ -168,15 +170,15 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	ran, edged := make(chan error, 1), make(chan error, 1)
 	go func() { ran <- n.pipeline.Run(running) }()
 	go func() { edged <- n.edge.Run(edgeCtx, n.pipeline) }()
+	n.logger.Info("signing in", "name", n.options.Token.Name, "role", string(n.options.Role), "interface", n.options.Interface,
+		"portals", strings.Join(n.options.Token.Portals, " "), "version", version.String())
 	var watching sync.WaitGroup
 	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
 	server := n.serve(listener)
-	stopStats := environment.OnStatsSignal(func() { n.settings.WriteStats(n.pipeline, n.logger) })
+	stopStats := environment.OnStatsSignal(n.writeStats)
 	defer stopStats()
 	stopHangUp := onHangUp(n.networkChanged)
 	defer stopHangUp()
-	n.logger.Info("signing in", "name", n.options.Token.Name, "role", string(n.options.Role), "interface", n.options.Interface,
-		"portals", n.options.Token.Portals, "version", version.String())
 
 	var err error
 	pipelineEnded := false
@@ -184,7 +186,12 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	case <-ctx.Done():
 	case err = <-ran:
 		pipelineEnded = true
-		err = errors.Join(err, fmt.Errorf("interface %s is gone", n.options.Interface))
+		switch {
+		case err == nil:
+			err = fmt.Errorf("interface %s is gone", n.options.Interface)
+		case errors.Is(err, syscall.EADDRINUSE):
+			err = fmt.Errorf("%w; stop what has the port, or choose another one with -port", err)
+		}
 	case err = <-edged:
 		edged <- nil
 		if err == nil && ctx.Err() == nil {
@@ -223,6 +230,13 @@ func (n *node) await(edged <-chan error) error {
 		n.logger.Warn("peers were not told in time that we end")
 		return nil
 	}
+}
+
+func (n *node) writeStats() {
+	if n.settings.Stats == "" {
+		n.logger.Info("SIGUSR1: no counters are written, since SLUICE_STATS names no file")
+	}
+	n.settings.WriteStats(n.pipeline, n.logger)
 }
 
 func (n *node) networkChanged() {

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
@@ -285,6 +286,27 @@ func TestInterfaceDeleted(t *testing.T) {
 	rules, err := netlink.RuleListFiltered(netlink.FAMILY_V4, &netlink.Rule{Table: 778}, netlink.RT_FILTER_TABLE)
 	if err != nil || len(rules) > 0 {
 		t.Errorf("rules were left: %v, %v", rules, err)
+	}
+}
+
+// TestPortTaken: a node that cannot have its UDP port ends, and says which flag helps.
+func TestPortTaken(t *testing.T) {
+	lab.Need(t)
+	taken, err := net.ListenUDP("udp4", &net.UDPAddr{})
+	must(t, err)
+	defer taken.Close()
+	port := uint16(taken.LocalAddr().(*net.UDPAddr).Port)
+	n := startNode(t, Options{Role: protocol.Client, Interface: "cl4", Table: 779, Port: port}, protocol.Sync{
+		Name: "laptop", Role: protocol.Client, Addresses: prefixes("100.64.0.2/32"),
+	}, nil)
+	select {
+	case err := <-n.ended:
+		n.ended <- nil
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d", port)) || !strings.HasSuffix(err.Error(), "another one with -port") {
+			t.Errorf("error %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatalf("the node goes on; log:\n%s", n.log)
 	}
 }
 
