@@ -34,6 +34,12 @@ type Route struct {
 	MTU       int          // bytes; 0 is the interface's
 }
 
+// Network is one that the machine has an address in.
+type Network struct {
+	Prefix    netip.Prefix
+	Interface string
+}
+
 // Rule is a policy rule, which says when a routing table is asked.
 type Rule struct {
 	IPv6     bool

@@ -1,8 +1,8 @@
 package host
 
 import (
+	"cmp"
 	"errors"
-	"net/netip"
 	"os"
 	"slices"
 
@@ -72,11 +72,15 @@ func (r *Routing) wantedRules(family int, routes []tableRoute, have []Rule) ([]R
 	ours := slices.ContainsFunc(routes, func(t tableRoute) bool { return isDefault(t.prefix) })
 	others := slices.ContainsFunc(have, func(h Rule) bool { return h.Priority == restPriority && h.Table != r.cfg.Table })
 	if ours || others {
-		list, err := networks(family, r.cfg.Interface)
+		list, err := Networks(r.cfg.Interface)
 		if err != nil {
-			return nil, wrap(err, "list addresses")
+			return nil, err
 		}
-		for _, p := range append(list, r.cfg.Keep...) {
+		kept := slices.Clone(r.cfg.Keep)
+		for _, n := range list {
+			kept = append(kept, n.Prefix)
+		}
+		for _, p := range kept {
 			if p.Addr().Is6() == rule.IPv6 && !isDefault(p) {
 				want = append(want, Rule{
 					IPv6: rule.IPv6, Priority: networksPriority, To: p.Masked(), Table: unix.RT_TABLE_MAIN, SuppressDefault: true,
@@ -112,24 +116,30 @@ func policyRules(family int) ([]Rule, error) {
 	return rules, err
 }
 
-// networks are those that the machine has an address in, but for the interface's own; in order, each once.
-func networks(family int, except string) ([]netip.Prefix, error) {
-	own := -1
-	if link, err := netlink.LinkByName(except); err == nil {
-		own = link.Attrs().Index
+// Networks lists those that the machine has an address in, but for the interface except: in order, each once.
+func Networks(except string) ([]Network, error) {
+	names := map[int]string{}
+	links, err := retry(netlink.LinkList)
+	if err != nil {
+		return nil, wrap(err, "list interfaces")
 	}
-	list, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, family) })
-	var all []netip.Prefix
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	list, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	var all []Network
 	for _, a := range list {
 		p, ok := prefixOf(a.IPNet)
 		if a.Peer != nil {
 			p, ok = prefixOf(a.Peer)
 		}
 		// A single address is the machine's own.
-		if ok && a.LinkIndex != own && !p.Addr().IsLoopback() && (a.Peer != nil || !p.IsSingleIP()) {
-			all = append(all, p.Masked())
+		if name := names[a.LinkIndex]; ok && name != except && !p.Addr().IsLoopback() && (a.Peer != nil || !p.IsSingleIP()) {
+			all = append(all, Network{p.Masked(), name})
 		}
 	}
-	slices.SortFunc(all, netip.Prefix.Compare)
-	return slices.Compact(all), err
+	slices.SortFunc(all, func(a, b Network) int {
+		return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.Interface, b.Interface))
+	})
+	return slices.Compact(all), wrap(err, "list addresses")
 }
