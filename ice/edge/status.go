@@ -29,7 +29,9 @@ type Status struct {
 	Mappings    []MappingStatus    `json:"mappings"`
 	Relays      []turn.RelayStatus `json:"relays"`
 	Connections []ConnectionStatus `json:"connections"` // one for each peer, by name
-	Problem     string             `json:"problem,omitempty"`
+	// Problem is why the host could not be configured, Notes are what may be in the way there: the program's that applies.
+	Problem string   `json:"problem,omitempty"`
+	Notes   []string `json:"notes,omitempty"`
 }
 
 // PortalStatus tells whether the portal is there. Existing connections do not need it.

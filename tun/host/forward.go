@@ -31,3 +31,12 @@ type Obstacle struct {
 
 // String names the chain as nft does.
 func (o Obstacle) String() string { return o.Family + " " + o.Table + " " + o.Chain }
+
+// Remedy is a command that has the chain accept what comes and goes by an interface.
+func (o Obstacle) Remedy(name string) string {
+	if o.Chain == "FORWARD" && o.Family != "inet" { // of iptables, which do not like to be edited by others
+		program := map[bool]string{false: "iptables", true: "ip6tables"}[o.Family == "ip6"]
+		return program + " -I FORWARD -i " + name + " -j ACCEPT, and the same with -o (with Docker: DOCKER-USER in place of FORWARD)"
+	}
+	return "nft insert rule " + o.String() + " iifname " + name + " accept, and the same with oifname"
+}

@@ -89,6 +89,7 @@ type node struct {
 	pipeline *pipeline.Pipeline
 	edge     *edge.Edge
 	machine  *machine
+	keeper   *keeper
 	portal   *portalLink
 	// failed ends the run with an error that trying again does not mend.
 	failed context.CancelCauseFunc
@@ -136,6 +137,7 @@ func (n *node) build() (err error) {
 		}
 	}()
 	n.machine = newMachine(o, n.logger)
+	n.keeper = newKeeper(n.machine)
 	n.edge, err = edge.New(edge.Config{
 		Name: o.Token.Name, Role: o.Role, Routes: o.Routes, Interface: o.Interface, Logger: n.logger,
 		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, Apply: n.apply,
@@ -172,6 +174,9 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	go func() { edged <- n.edge.Run(edgeCtx, n.pipeline) }()
 	n.logger.Info("signing in", "name", n.options.Token.Name, "role", string(n.options.Role), "interface", n.options.Interface,
 		"portals", strings.Join(n.options.Token.Portals, " "), "version", version.String())
+	kept, endKeeper := context.WithCancel(context.Background())
+	defer endKeeper()
+	go n.keeper.run(kept)
 	var watching sync.WaitGroup
 	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
 	server := n.serve(listener)
@@ -203,7 +208,10 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	}
 	endEdge()
 	watching.Wait()
-	err = errors.Join(err, n.await(edged), n.machine.Close())
+	err = errors.Join(err, n.await(edged))
+	endKeeper()
+	<-n.keeper.ended
+	err = errors.Join(err, n.machine.Close())
 	n.settings.WriteStats(n.pipeline, n.logger)
 	halt()
 	if !pipelineEnded {
@@ -240,7 +248,7 @@ func (n *node) writeStats() {
 }
 
 func (n *node) networkChanged() {
-	n.logger.Info("SIGHUP: looking for better paths")
+	n.keeper.networkChanged()
 	n.edge.NetworkChanged()
 }
 
@@ -251,7 +259,7 @@ func (n *node) apply(answer protocol.Sync) error {
 		n.failed(err)
 		return err
 	}
-	err := n.machine.apply(answer)
+	err := n.keeper.apply(answer)
 	if err != nil && (!n.machine.begun || !n.machine.up && errors.Is(err, host.ErrPermission)) {
 		n.failed(err)
 	}

@@ -221,7 +221,7 @@ func TestNetwork(t *testing.T) {
 	must(t, laptop.Process.Signal(syscall.SIGHUP))
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		_, err := os.Stat(counters)
-		if err == nil && strings.Contains(fmt.Sprint(laptop.Stderr), "SIGHUP") {
+		if err == nil && strings.Contains(fmt.Sprint(laptop.Stderr), `"why":"asked to"`) {
 			break
 		}
 		if time.Now().After(deadline) {
