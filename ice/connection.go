@@ -156,9 +156,12 @@ func (c *Connection) Path() *pipeline.Path {
 	return c.path
 }
 
+// roundTripFresh is for how long a round trip is told: where it is the peer that checks, none is measured here.
+const roundTripFresh = time.Minute
+
 // LastSeen is when the agent in use last had an authentic check from the peer or an answer to one of its own, and how long
-// the latest answer took, without the time that the check waited to be sent. Zero before the first and at rest. pion leaves
-// up to three ticks of 2 s between them on a good path.
+// the latest answer took, without the time that the check waited to be sent; 0 if that was long ago. Zero before the first and
+// at rest. pion leaves up to three ticks of 2 s between them on a good path.
 func (c *Connection) LastSeen() (at time.Time, roundTrip time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -168,7 +171,11 @@ func (c *Connection) LastSeen() (at time.Time, roundTrip time.Duration) {
 	mux := c.config.Mux
 	mux.mu.Lock()
 	defer mux.mu.Unlock()
-	return c.current.member.lastSeen, c.current.member.roundTrip
+	a := c.current.member
+	if time.Since(a.measured) < roundTripFresh {
+		roundTrip = a.roundTrip
+	}
+	return a.lastSeen, roundTrip
 }
 
 // CloseAgent closes the agent of a generation, if there is one, and returns when none of its goroutines is left. The path

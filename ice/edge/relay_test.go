@@ -170,6 +170,9 @@ func TestRelayedThenDirect(t *testing.T) {
 		if after.Generation != 1 || !after.LastHandshake.Equal(s.LastHandshake) {
 			t.Errorf("another session: %+v", after)
 		}
+		if n := c.log.count(`INFO msg="path changed" peer=gate generation=1 via=direct`); n == 0 {
+			t.Error("the log does not tell that the path is another one")
+		}
 	})
 }
 

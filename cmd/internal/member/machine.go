@@ -131,7 +131,8 @@ func covered(routes []netip.Prefix, networks []host.Network) (notes []string) {
 	for _, n := range networks {
 		for _, r := range routes {
 			if r.Bits() > 0 && !r.IsSingleIP() && r.Overlaps(n.Prefix) {
-				notes = append(notes, fmt.Sprintf("a gateway offers %s, so that of %s on %s this is reached through the tunnel", r, n.Prefix, n.Interface))
+				notes = append(notes, fmt.Sprintf("%s on %s overlaps with %s, which a gateway offers: those addresses are reached through the tunnel",
+					n.Prefix, n.Interface, r))
 			}
 		}
 	}

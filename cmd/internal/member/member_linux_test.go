@@ -272,7 +272,7 @@ func TestMended(t *testing.T) {
 		must(t, err)
 		return strings.Join(s.Notes, "\n")
 	}
-	for _, want := range []string{"offers no network", "offers 10.1.0.0/24, so that of 10.1.0.0/16 on lan0"} {
+	for _, want := range []string{"offers no network", "10.1.0.0/16 on lan0 overlaps with 10.1.0.0/24"} {
 		if got := notes(); !strings.Contains(got, want) {
 			t.Errorf("no %q among the notes:\n%s", want, got)
 		}
