@@ -54,10 +54,15 @@ type counters struct {
 
 func (c *counters) drop(r dropReason) { c.drops[r].Add(1) }
 
-// Counters returns what was counted, by name: drops as drop_ice_REASON, the rest with the prefix ice_.
+// Counters returns what was counted, by name: drops as drop_ice_REASON, the rest with the prefix ice_. ice_agents is how many
+// there are now.
 func (m *Mux) Counters() []pipeline.Counter {
 	c := &m.counters
+	m.mu.Lock()
+	agents := len(m.members)
+	m.mu.Unlock()
 	list := []pipeline.Counter{
+		{Name: "ice_agents", Value: uint64(agents)},
 		{Name: "ice_requests", Value: c.requests.Load()},
 		{Name: "ice_answers", Value: c.answers.Load()},
 		{Name: "ice_checks_sent", Value: c.checksSent.Load()},

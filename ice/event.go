@@ -62,6 +62,7 @@ func (b *Mailbox) Poll() (e Event, ok bool) {
 			return Event{}, false
 		}
 		a := b.queue[0]
+		b.queue[0] = nil // else a closed agent would stay until the queue moves
 		b.queue = b.queue[1:]
 		b.mu.Unlock()
 		if e, ok := a.takeNews(); ok {

@@ -234,6 +234,11 @@ func (c *control) counters() counterSet {
 			}
 		}
 	}
+	for _, p := range c.controller.peers {
+		for i := range p.outbound {
+			set["staged_packets"] += uint64(p.outbound[i].count.Load()) // now
+		}
+	}
 	for r := range crypto.ReasonCount {
 		set["handshake_"+r.String()] += c.controller.reasons[r].Load()
 	}

@@ -133,6 +133,11 @@ func (ns *Namespace) SetUp(device string) error {
 	return ns.withLink(device, "set up", ns.handle.LinkSetUp)
 }
 
+// SetDown sets a device down. The kernel removes its routes; its IPv4 addresses stay.
+func (ns *Namespace) SetDown(device string) error {
+	return ns.withLink(device, "set down", ns.handle.LinkSetDown)
+}
+
 // SetMTU sets the MTU of a device, bytes.
 func (ns *Namespace) SetMTU(device string, mtu int) error {
 	return ns.withLink(device, "set MTU of", func(l netlink.Link) error { return ns.handle.LinkSetMTU(l, mtu) })
@@ -147,6 +152,18 @@ func (ns *Namespace) AddAddr(device string, prefix netip.Prefix) error {
 		}
 		return ns.handle.AddrAdd(l, addr)
 	})
+}
+
+// Readdress gives a device another address in place of one that it has, as when a lease ends: the old one goes first, and with it
+// the routes that need it.
+func (ns *Namespace) Readdress(device string, old, next netip.Prefix) error {
+	err := ns.withLink(device, "remove "+old.String()+" from", func(l netlink.Link) error {
+		return ns.handle.AddrDel(l, &netlink.Addr{IPNet: ipNet(old)})
+	})
+	if err != nil {
+		return err
+	}
+	return ns.AddAddr(device, next)
 }
 
 // AddRoute routes prefix through a device, by way of gateway unless that is the zero Addr.

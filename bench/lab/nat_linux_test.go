@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"testing"
@@ -149,5 +150,47 @@ func TestDrop(t *testing.T) {
 	}
 	if err := restore(); err != nil || !comes(t, from, to, at) {
 		t.Error("nothing arrives after the loss", err)
+	}
+}
+
+// A node moves to another uplink and back, gets another address, and its router another public one: each time it is seen where
+// it is now.
+func TestRoam(t *testing.T) {
+	Need(t)
+	internet, err := NewInternet()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer internet.Close()
+	home, err := internet.AddSite("home", Restricted, Cable{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	away, err := internet.AddUplink(home, "away", Symmetric)
+	if err != nil {
+		t.Fatal(err)
+	}
+	at := listen(t, internet.Hub, "198.18.0.1:7001")
+	seen := func(what string, want netip.Addr) {
+		t.Helper()
+		if got := probe(t, listen(t, home.Node, ":0"), at).Addr(); got != want {
+			t.Errorf("%s: seen as %v, want %v", what, got, want)
+		}
+	}
+	seen("at home", home.Public)
+	for _, step := range []struct {
+		what string
+		f    func() error
+		at   *Site
+	}{
+		{"another lease", home.Readdress, home},
+		{"another public address", home.Renumber, home},
+		{"away", func() error { return errors.Join(home.Leave(), away.Join()) }, away},
+		{"back", func() error { return errors.Join(away.Leave(), home.Join()) }, home},
+	} {
+		if err := step.f(); err != nil {
+			t.Fatalf("%s: %v", step.what, err)
+		}
+		seen(step.what, step.at.Public)
 	}
 }

@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 
-	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
@@ -31,11 +30,11 @@ func (h genlHeader) Serialize() []byte { return []byte{h.command, h.version, 0, 
 
 // ethtool asks the ethtool family of generic netlink about one device. It runs in the namespace of the calling thread.
 func ethtool(command uint8, flags int, device string, more ...*nl.RtAttr) ([][]byte, error) {
-	family, err := netlink.GenlFamilyGet("ethtool")
+	family, err := genlFamily("ethtool")
 	if err != nil {
 		return nil, fmt.Errorf("ethtool netlink family (CONFIG_ETHTOOL_NETLINK, Linux 5.6): %w", err)
 	}
-	req := nl.NewNetlinkRequest(int(family.ID), flags)
+	req := nl.NewNetlinkRequest(family, flags)
 	req.AddData(genlHeader{command: command, version: 1})
 	header := nl.NewRtAttr(unix.ETHTOOL_A_FEATURES_HEADER|unix.NLA_F_NESTED, nil)
 	header.AddRtAttr(unix.ETHTOOL_A_HEADER_DEV_NAME, nl.ZeroTerminated(device))
@@ -44,6 +43,26 @@ func ethtool(command uint8, flags int, device string, more ...*nl.RtAttr) ([][]b
 		req.AddData(attr)
 	}
 	return req.Execute(unix.NETLINK_GENERIC, 0)
+}
+
+// genlFamily asks for the number of a family of generic netlink. (netlink.GenlFamilyGet reads beyond its two bytes of header, into
+// memory of other goroutines.)
+func genlFamily(name string) (int, error) {
+	req := nl.NewNetlinkRequest(unix.GENL_ID_CTRL, 0)
+	req.AddData(genlHeader{command: unix.CTRL_CMD_GETFAMILY, version: 1})
+	req.AddData(nl.NewRtAttr(unix.CTRL_ATTR_FAMILY_NAME, nl.ZeroTerminated(name)))
+	replies, err := req.Execute(unix.NETLINK_GENERIC, 0)
+	if err != nil {
+		return 0, err
+	}
+	for _, reply := range replies {
+		for _, id := range descend(reply[min(4, len(reply)):], unix.CTRL_ATTR_FAMILY_ID) {
+			if len(id) >= 2 {
+				return int(binary.NativeEndian.Uint16(id)), nil
+			}
+		}
+	}
+	return 0, errors.New("no answer")
 }
 
 // SetOffload switches an offload of a device on or off (ETHTOOL_MSG_FEATURES_SET). A feature that the device does not have

@@ -26,14 +26,20 @@ var (
 // Site is a node behind a router.
 type Site struct {
 	Node, Router *Namespace
-	// Addr is the node's own address, on device eth0; Public is the router's on device wan.
+	// Device is the node's that leads to the router.
+	Device string
+	// Addr is the node's own address, on Device; Public is the router's on device wan.
 	Addr, Public netip.Addr
 	// Port is the device of the hub that leads to the site.
 	Port string
 	// Line is its uplink if it was joined by AddDistantSite; direction 0 leads to the hub.
 	Line   *Line
 	number byte
+	kind   NAT
+	uplink bool // of another site's node
 }
+
+var everywhere = netip.PrefixFrom(netip.IPv4Unspecified(), 0)
 
 // NewInternet makes a hub without sites.
 func NewInternet() (*Internet, error) {
@@ -62,7 +68,7 @@ func (i *Internet) addVoid() (err error) {
 	if err := Connect(Cable{}, plug(i.void, "eth0", beyond), plug(i.Hub, "void", netip.MustParseAddr("198.19.255.1"))); err != nil {
 		return err
 	}
-	return i.Hub.AddRoute(netip.PrefixFrom(netip.IPv4Unspecified(), 0), "void", beyond)
+	return i.Hub.AddRoute(everywhere, "void", beyond)
 }
 
 // AddSite joins a site. The node has 192.168.N.2 behind its router, which has 198.18.N.2; without NAT the node's address is
@@ -82,42 +88,53 @@ func (i *Internet) AddDistantSite(name string, kind NAT, both Impairment) (*Site
 }
 
 func (i *Internet) addSite(name string, kind NAT, connect func(s *Site, router, hub Plug) error) (*Site, error) {
-	s := &Site{number: byte(len(i.sites) + 1)}
-	s.Port = fmt.Sprintf("site%d", s.number)
+	node, err := NewNamespace(name)
+	if err != nil {
+		return nil, err
+	}
+	s := &Site{Node: node, Device: "eth0"}
+	if err := i.addRouter(s, name, kind, connect); err != nil {
+		return nil, err
+	}
+	return s, s.Node.AddRoute(everywhere, s.Device, host(s.lan(), 1))
+}
+
+// addRouter joins the node of s by a router of its own; the node has no default route yet.
+func (i *Internet) addRouter(s *Site, name string, kind NAT, connect func(s *Site, router, hub Plug) error) (err error) {
 	i.sites = append(i.sites, s)
-	var err error
-	if s.Node, err = NewNamespace(name); err != nil {
-		return nil, err
-	}
+	s.number, s.kind = byte(len(i.sites)), kind
+	s.Port = fmt.Sprintf("site%d", s.number)
 	if s.Router, err = NewNamespace(name + "-router"); err != nil {
-		return nil, err
+		return err
 	}
-	inner := netip.AddrFrom4([4]byte{192, 168, s.number, 0})
-	if kind == NoNAT {
-		inner = netip.AddrFrom4([4]byte{198, 19, s.number, 0})
+	s.Addr, s.Public = host(s.lan(), 2), host(s.wan(), 2)
+	if err := Connect(Cable{}, plug(s.Router, "lan", host(s.lan(), 1)), plug(s.Node, s.Device, s.Addr)); err != nil {
+		return err
 	}
-	lan := netip.PrefixFrom(inner, 24)
-	wan := netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, s.number, 0}), 24)
-	s.Addr, s.Public = host(lan, 2), host(wan, 2)
-	if err := Connect(Cable{}, plug(s.Router, "lan", host(lan, 1)), plug(s.Node, "eth0", s.Addr)); err != nil {
-		return nil, err
+	if err := connect(s, plug(s.Router, "wan", s.Public), plug(i.Hub, s.Port, host(s.wan(), 1))); err != nil {
+		return err
 	}
-	if err := connect(s, plug(s.Router, "wan", s.Public), plug(i.Hub, s.Port, host(wan, 1))); err != nil {
-		return nil, err
-	}
-	everywhere := netip.PrefixFrom(netip.IPv4Unspecified(), 0)
-	if err := s.Node.AddRoute(everywhere, "eth0", host(lan, 1)); err != nil {
-		return nil, err
-	}
-	if err := s.Router.AddRoute(everywhere, "wan", host(wan, 1)); err != nil {
-		return nil, err
+	if err := s.Router.AddRoute(everywhere, "wan", host(s.wan(), 1)); err != nil {
+		return err
 	}
 	if kind == NoNAT {
-		if err := i.Hub.AddRoute(lan, s.Port, s.Public); err != nil {
-			return nil, err
+		if err := i.Hub.AddRoute(s.lan(), s.Port, s.Public); err != nil {
+			return err
 		}
 	}
-	return s, s.Router.translate(kind, "wan", s.Addr)
+	return s.Router.translate(kind, "wan", s.Addr)
+}
+
+// lan is the network behind the router, wan the one before it.
+func (s *Site) lan() netip.Prefix {
+	if s.kind == NoNAT {
+		return netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 19, s.number, 0}), 24)
+	}
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 168, s.number, 0}), 24)
+}
+
+func (s *Site) wan() netip.Prefix {
+	return netip.PrefixFrom(netip.AddrFrom4([4]byte{198, 18, s.number, 0}), 24)
 }
 
 // AddHost joins a machine to a node's own network 10.9.N.0/24: the node has .1 on device lan0, the machine .2 on eth0.
@@ -139,10 +156,11 @@ func (i *Internet) Close() error {
 		if s.Line != nil {
 			errs = append(errs, s.Line.Close())
 		}
-		for _, ns := range []*Namespace{s.Node, s.Router} {
-			if ns != nil {
-				errs = append(errs, ns.Close())
-			}
+		if s.Router != nil {
+			errs = append(errs, s.Router.Close())
+		}
+		if !s.uplink {
+			errs = append(errs, s.Node.Close())
 		}
 	}
 	return errors.Join(errs...)

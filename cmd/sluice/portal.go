@@ -12,11 +12,11 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/ice/portal"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
@@ -197,7 +197,8 @@ func runPortal(ctx context.Context, cmd *cli.Command) error {
 
 // servePortal runs the portal until a signal or ctx ends it.
 func servePortal(ctx context.Context, cmd *cli.Command, cfg portal.Config) error {
-	ctx, stop := signal.NotifyContext(ctx, os.Interrupt, syscall.SIGTERM)
+	environment.Harden()
+	ctx, stop := signal.NotifyContext(ctx, environment.EndSignals...)
 	defer stop()
 	p, err := portal.Start(cfg)
 	if err != nil {

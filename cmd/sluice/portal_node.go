@@ -113,7 +113,7 @@ func portalNodeCommand() *cli.Command {
 				},
 			},
 			{
-				Name: "token", Usage: "give a node another token and print it; the old one is refused from then on", ArgsUsage: "NAME",
+				Name: "token", Usage: "give a node another token and print it; the old one and what runs with it are refused from then on", ArgsUsage: "NAME",
 				Action: func(ctx context.Context, cmd *cli.Command) error {
 					return withName(cmd, func(name string) error { return printToken(ctx, cmd, "POST", "/nodes/"+name+"/token", nil) })
 				},

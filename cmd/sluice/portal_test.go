@@ -1,9 +1,11 @@
 package main
 
 import (
+	"bufio"
 	"bytes"
 	"context"
 	"encoding/json"
+	"fmt"
 	"io"
 	"net"
 	"net/http"
@@ -11,6 +13,7 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,18 +51,27 @@ type runningPortal struct {
 // startPortal runs a portal on loopback and returns when it answers on its socket.
 func startPortal(t *testing.T, folder string, more ...string) *runningPortal {
 	t.Helper()
+	log, err := os.Create(filepath.Join(t.TempDir(), "log"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer log.Close()
+	p := startPortalWith(t, folder, log, more...)
+	p.log = log.Name()
+	p.until(t, "is ready", func() bool { return strings.Contains(p.logged(), "portal is ready") })
+	return p
+}
+
+// startPortalWith runs a portal whose standard error is log.
+func startPortalWith(t *testing.T, folder string, log *os.File, more ...string) *runningPortal {
+	t.Helper()
 	args, err := json.Marshal(append([]string{
 		"sluice", "portal", "-public", "127.0.0.1", "-listen", "127.0.0.1:0", "-relay-listen", "127.0.0.1:0", "-state", folder,
 	}, more...))
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := &runningPortal{folder: folder, log: filepath.Join(t.TempDir(), "log"), ended: make(chan struct{})}
-	log, err := os.Create(p.log)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer log.Close()
+	p := &runningPortal{folder: folder, ended: make(chan struct{})}
 	p.cmd = exec.Command(os.Args[0], "-test.run=^TestPortalProgram$")
 	p.cmd.Env = append(os.Environ(), portalArguments+"="+string(args))
 	p.cmd.Stdout, p.cmd.Stderr = &p.out, log
@@ -68,7 +80,6 @@ func startPortal(t *testing.T, folder string, more ...string) *runningPortal {
 	}
 	t.Cleanup(func() { p.cmd.Process.Kill(); <-p.ended })
 	go func() { p.cmd.Wait(); close(p.ended) }()
-	p.until(t, "is ready", func() bool { return strings.Contains(p.logged(), "portal is ready") })
 	return p
 }
 
@@ -321,6 +332,35 @@ func TestPortalTwice(t *testing.T) {
 	if again := startPortal(t, folder); len(again.list(t)) != 2 {
 		t.Error("nodes are gone after a kill")
 	}
+}
+
+// TestPortalLogReaderGone: a portal whose log nobody reads any more lives on, and no portal leaves its keys in a core dump.
+func TestPortalLogReaderGone(t *testing.T) {
+	reader, writer, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := startPortalWith(t, filepath.Join(t.TempDir(), "state"), writer)
+	writer.Close()
+	lines := bufio.NewScanner(reader)
+	for lines.Scan() && !strings.Contains(lines.Text(), "portal is ready") {
+	}
+	reader.Close()
+	for _, name := range []string{"one", "two"} { // each writes to the log
+		if _, stderr, code := p.node("add", name); code != 0 {
+			t.Fatalf("%s, code %d", stderr, code)
+		}
+	}
+	if n := len(p.list(t)); n != 4 {
+		t.Errorf("%d nodes", n)
+	}
+	if runtime.GOOS == "linux" {
+		limits, err := os.ReadFile(fmt.Sprintf("/proc/%d/limits", p.cmd.Process.Pid))
+		if err != nil || !regexp.MustCompile(`Max core file size +0 +0`).Match(limits) {
+			t.Errorf("core dumps: %v\n%s", err, limits)
+		}
+	}
+	p.stop(t)
 }
 
 func TestPortalUsage(t *testing.T) {

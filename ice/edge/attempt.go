@@ -384,7 +384,10 @@ func (e *Edge) sent(a *attempt, g *agent, err error) {
 	case a.agents[g.number] != g:
 	case a.peer.absent && a.path == nil:
 		a.handle.Close(pipeline.CloseNoCandidates)
-	case g.sendAt.IsZero() && !g.settled && (err != nil || g.remote == (ice.Credentials{})):
+	case !g.sendAt.IsZero() || g.settled:
+	case errors.Is(err, signal.ErrDown): // lost with the connection to the portal; Send waits for the next one
+		g.sendAt = time.Now().Add(gatherPause)
+	case err != nil || g.remote == (ice.Credentials{}):
 		g.sendAt = time.Now().Add(repeatAfter)
 	}
 }

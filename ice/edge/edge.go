@@ -34,6 +34,9 @@ type Config struct {
 	// PortalState tells whether the portal is reachable: while it is not, nothing is attempted. It is called by any goroutine
 	// and must not block. Nil: not known but by Sync's errors.
 	PortalState func() signal.State
+	// CheckPortal is called when the network has changed, before other paths are looked for: what is signaled would be lost with a
+	// connection to the portal that belongs to the old network. It must not block. Nil: there is nothing to check.
+	CheckPortal func()
 	// Apply configures the host by what the portal says: addresses, routes. It is called on the Edge's goroutine after the
 	// pipeline was configured. An error is logged and shown by Status, and Apply is called again with the next answer. Nil:
 	// nothing to configure.
@@ -67,7 +70,7 @@ type Edge struct {
 	byes    chan struct{} // holds a value for each bye that is being sent
 
 	pipeline atomic.Pointer[pipeline.Pipeline]
-	receiver atomic.Pointer[turn.Relays]    // relays, for the shards; nil before Run
+	receiver atomic.Pointer[turn.Relays]    // relays, for other goroutines; nil before Run
 	overlay  atomic.Pointer[[]netip.Prefix] // what tunnel addresses come from, as the portal says
 
 	mu           sync.Mutex // a leaf; guards what follows
@@ -199,6 +202,15 @@ func (e *Edge) rouse() {
 	}
 }
 
+// Counters returns what was counted of ICE and of the relays, by name. It also works after Run has ended.
+func (e *Edge) Counters() []pipeline.Counter {
+	list := e.mux.Counters()
+	if relays := e.receiver.Load(); relays != nil {
+		list = append(list, relays.Counters()...)
+	}
+	return list
+}
+
 // NetworkChanged has every connection look for another path, as a change of addresses or routes does.
 func (e *Edge) NetworkChanged() {
 	select {
@@ -309,7 +321,6 @@ func (e *Edge) close() error {
 		_ = connection.Close()
 	}
 	e.tasks.Wait()
-	e.receiver.Store(nil)
 	return errors.Join(e.prober.Close(), e.relays.Close(), e.mux.Close())
 }
 

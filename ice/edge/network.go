@@ -18,6 +18,9 @@ const relayPatience = time.Second
 // networkChanged has every connection look for another path beside the one in use.
 func (e *Edge) networkChanged(why string) {
 	e.log.Info("the network has changed: looking for other paths", "why", why, "connections", len(e.attempts))
+	if e.config.CheckPortal != nil {
+		e.config.CheckPortal()
+	}
 	e.prober.Reset()
 	e.relays.Probe()
 	for _, a := range e.attempts {

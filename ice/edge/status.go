@@ -81,6 +81,7 @@ type CloseStatus struct {
 	At          time.Time `json:"at"`
 	Reason      string    `json:"reason"`
 	Cause       string    `json:"cause,omitempty"`
+	PeerReason  string    `json:"peer_reason,omitempty"` // why the peer has closed
 	PeerReports string    `json:"peer_reports,omitempty"`
 	LastedS     float64   `json:"lasted_s"`
 }
@@ -196,7 +197,7 @@ func closeStatus(k *pipeline.ConnectionStatus) *CloseStatus {
 		At: k.ClosedAt, Reason: k.Closed.Reason.String(), Cause: k.Closed.Cause.String(), LastedS: k.Closed.Lasted.Seconds(),
 	}
 	if k.Closed.PeerReports != nil {
-		c.PeerReports = k.Closed.PeerReports.LogValue().String()
+		c.PeerReason, c.PeerReports = k.Closed.PeerReports.Reason.String(), k.Closed.PeerReports.LogValue().String()
 	}
 	return c
 }
@@ -206,6 +207,9 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 	last := ""
 	if s.LastClose != nil {
 		last = s.LastClose.Reason
+		if s.LastClose.Reason == pipeline.ClosePeerClosed.String() && s.LastClose.PeerReason != "" {
+			last += ", there " + s.LastClose.PeerReason
+		}
 		if s.LastClose.Cause != "" {
 			last += ": " + s.LastClose.Cause
 		}

@@ -150,6 +150,9 @@ func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
 			e.log.Info("the portal accepts this node again")
 		}
 	}
+	if s.Displaced {
+		e.standDown()
+	}
 	if s.Refused != "" {
 		return
 	}
@@ -159,6 +162,18 @@ func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
 		e.apply(s)
 	}
 	e.wantPeers()
+}
+
+// standDown lets go of all peers: another program is this node now, and whatever is done under its name would disturb it. The
+// generations are not forgotten, because the peers remember ours.
+func (e *Edge) standDown() {
+	_ = e.pipeline.Load().Edit(func(edit *pipeline.Edit) error { // fails when it has ended
+		for name := range e.peers {
+			e.removePeer(edit, name)
+		}
+		return nil
+	})
+	e.view = protocol.Sync{}
 }
 
 // noteClock compares the portal's clock, seconds since 1970 or 0, with ours.
@@ -286,6 +301,7 @@ func (e *Edge) edit(edit *pipeline.Edit, list []protocol.Peer) {
 	for name := range e.peers {
 		if !stay[name] {
 			e.removePeer(edit, name)
+			e.generations.Forget(name)
 		}
 	}
 	for _, next := range list {
@@ -301,7 +317,6 @@ func (e *Edge) edit(edit *pipeline.Edit, list []protocol.Peer) {
 
 func (e *Edge) removePeer(edit *pipeline.Edit, name string) {
 	edit.RemovePeer(crypto.PublicKey(e.peers[name].PublicKey))
-	e.generations.Forget(name)
 	delete(e.peers, name)
 	e.log.Debug("peer removed", "peer", name)
 }

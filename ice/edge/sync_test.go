@@ -47,6 +47,47 @@ func TestStolenKey(t *testing.T) {
 	})
 }
 
+// Who may not reach a gateway any more is cut off at once, also if he does not hear of it; so is who has signed in with a token
+// that is not good any more, whose key the portal forgets. When he may again, the connection comes back.
+func TestRightsEnd(t *testing.T) {
+	for name, end := range map[string]func(*entry){
+		"not linked":    func(e *entry) { e.hidden = true },
+		"token renewed": func(e *entry) { e.lie = new(protocol.Key) },
+	} {
+		t.Run(name, func(t *testing.T) {
+			run(t, signal.Faults{}, func(w *world) {
+				g := w.node("gate", protocol.Gateway)
+				c := w.node("laptop", protocol.Client)
+				w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+				w.carries(c, g)
+				var before entry
+				w.portal.change(func() {
+					before = *w.portal.nodes["laptop"]
+					end(w.portal.nodes["laptop"])
+				})
+				time.Sleep(100 * time.Millisecond)
+				g.device.Take()
+				for range 100 { // he tries with what he has, and anew
+					c.device.InjectData(ipPacket(inner(c.number), inner(g.number), "still here?"))
+					time.Sleep(time.Second)
+				}
+				if got := g.device.TakeSegments(); len(got) != 0 {
+					t.Errorf("%d packets came through", len(got))
+				}
+				if s := g.connection("laptop"); s.Peer != "" {
+					t.Errorf("the gateway has %+v", s)
+				}
+				if s := c.connection("gate"); s.State == "up" {
+					t.Errorf("the client has %+v", s)
+				}
+				w.portal.change(func() { *w.portal.nodes["laptop"] = before })
+				w.await(2*time.Minute, "connected again", func() bool { return up(c, g) })
+				w.carries(c, g)
+			})
+		})
+	}
+}
+
 // A node that goes by another name with the same key is reached under it.
 func TestRenamed(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {
@@ -261,6 +302,33 @@ func TestRefused(t *testing.T) {
 		if n := c.log.count("accepts this node again"); n != 1 {
 			t.Errorf("that all is well again is logged %d times", n)
 		}
+	})
+}
+
+// A node that another program has displaced lets go of its peers and does nothing under the name, and comes back at once when it is the
+// node again.
+func TestDisplaced(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		displaced := func(yes bool, why string) {
+			w.portal.change(func() { w.portal.nodes["laptop"].refuse, w.portal.nodes["laptop"].other = why, yes })
+		}
+		displaced(true, "another program has signed in")
+		w.await(5*time.Second, "the peer hears of it", func() bool { return g.connection("laptop").State == "none" })
+		before := g.generation("laptop")
+		time.Sleep(2 * time.Minute)
+		s, err := c.edge.Status(context.Background())
+		if err != nil || s.Portal.Refused == "" || len(s.Connections) != 0 {
+			t.Errorf("%+v, %v", s, err)
+		}
+		if n := g.generation("laptop"); n != before {
+			t.Errorf("%d attempts were made under the name of another program", n-before)
+		}
+		displaced(false, "")
+		w.await(syncRetryMax*5/4+5*time.Second, "connected again", func() bool { return up(c, g) })
+		w.carries(c, g)
 	})
 }
 

@@ -103,6 +103,7 @@ type entry struct {
 	psk    protocol.Key  // told to this node alone
 	hidden bool          // not told to others
 	refuse string        // told to this node
+	other  bool          // another program is this node
 	thief  bool          // its key is not what it reports
 	away   bool          // not online
 }
@@ -174,7 +175,7 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 	defer p.mu.Unlock()
 	me := p.nodes[self]
 	s := protocol.Sync{Revision: p.name(), Name: self, Role: me.role, Time: time.Now().Add(p.ahead).Unix(), Relays: p.relays}
-	s.Refused, s.Overlay = me.refuse, p.overlay
+	s.Refused, s.Displaced, s.Overlay = me.refuse, me.other, p.overlay
 	s.Addresses = []netip.Prefix{netip.PrefixFrom(inner(me.number), 32)}
 	for name, e := range p.nodes {
 		if name == self || e.role == me.role || e.hidden {

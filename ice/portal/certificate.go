@@ -73,6 +73,11 @@ func writeSecret(path string, text []byte) error {
 	}
 	if err != nil {
 		_ = os.Remove(f.Name())
+		return err
 	}
-	return err
+	if folder, err := os.Open(filepath.Dir(path)); err == nil {
+		_ = folder.Sync() // that the name outlives a power failure too; not every system can
+		folder.Close()
+	}
+	return nil
 }

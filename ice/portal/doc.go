@@ -8,14 +8,13 @@
 //	               JetStream KV <-- state        relay (ice/relay): STUN and TURN over UDP
 //
 // All state is in one folder: the certificate and its key, and the broker's JetStream store with one bucket: a record for each
-// node, a preshared key for each pair, and the portal's own settings. Changes are written there first and only then take
-// effect. Tokens are kept as hashes. One process uses the folder at a time. A state that is not whole is an error at the start, and
-// never an empty portal.
+// node, and the portal's own settings. Changes are written there first and only then take effect. Tokens are kept as hashes.
+// One process uses the folder at a time. A state that is not whole is an error at the start, and never an empty portal.
 //
-// Requests of nodes are bounded: one of each node waits, and who asks or changes too often is dropped or told to wait. Where two
-// programs use one token, the one that connected last is served and the other is told.
+// Requests of nodes are bounded: one of each node waits, and who asks or changes too often is dropped or told to wait, and in
+// the end disconnected. Where two programs use one token, the one that connected last is served and the other is told.
 //
-// A node that is removed, or gets another token, is refused from then on and its connection is ended. What a node may do is
-// enforced by the broker's permissions (signal.Permissions): it can write only to nodes that it is linked with, and nobody can
-// write in its name.
+// A node that is removed, or gets another token, is refused from then on, by the portal's own relay too, and its connection is
+// ended. What a node may do is enforced by the broker's permissions (signal.Permissions): it can write only to nodes that it
+// is linked with, and nobody can write in its name.
 package portal

@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -11,6 +12,7 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
@@ -105,7 +107,7 @@ func TestTwiceUsed(t *testing.T) {
 	if s := ask(t, newer, protocol.SyncRequest{PublicKey: newKey}); s.Refused != "" {
 		t.Fatalf("the newer one is refused: %s", s.Refused)
 	}
-	if s := <-told; !strings.Contains(s.Refused, "signed in later") || strings.Contains(s.Refused, "\n") {
+	if s := <-told; !s.Displaced || !strings.Contains(s.Refused, "signed in later") || strings.Contains(s.Refused, "\n") {
 		t.Errorf("the older one is told %q", s.Refused)
 	}
 	before := p.counters.requests.Load()
@@ -205,6 +207,31 @@ func TestFlood(t *testing.T) {
 	}
 }
 
+// A node that goes on asking is disconnected.
+func TestFloodEnds(t *testing.T) {
+	p := open(t, filepath.Join(t.TempDir(), "state"))
+	evil := add(t, p, "evil", protocol.Client)
+	conn, err := nats.Connect("tls://"+p.Addr().String(), nats.Token(evil.Credential()), nats.Secure(evil.SignalConfig().TLS),
+		nats.TLSHandshakeFirst(), nats.NoReconnect(), nats.Timeout(patience),
+		nats.ErrorHandler(func(*nats.Conn, *nats.Subscription, error) {}))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	for sent := 0; !conn.IsClosed(); sent++ {
+		if sent > 10_000_000 {
+			t.Fatal("it may go on for ever")
+		}
+		_ = conn.PublishRequest(signal.PortalSubject("evil", protocol.Verb), signal.InboxPrefix("evil")+".s.1", nil)
+	}
+	until(t, "what had come is through", func() bool {
+		before := p.counters.requests.Load()
+		time.Sleep(200 * time.Millisecond)
+		return p.counters.requests.Load() == before
+	})
+	ask(t, sign(t, evil), protocol.SyncRequest{PublicKey: key(t)}) // he may come back
+}
+
 // A node that changes its key again and again is told to wait, and its peers are not.
 func TestChangesTooOften(t *testing.T) {
 	p := open(t, filepath.Join(t.TempDir(), "state"))
@@ -244,7 +271,7 @@ func TestHeldBound(t *testing.T) {
 	if n := c.holding(); n != 1 {
 		t.Errorf("%d requests are held", n)
 	}
-	p.tell(t.Context(), func(h *hold) bool { h.until = time.Now(); return true }) // as after SyncHold
+	p.tell(func(h *hold) bool { h.until = time.Now(); return true }) // as after SyncHold
 	if _, s := c.next(t); s.Revision != view.Revision || c.holding() != 0 {
 		t.Errorf("revision %d, %d held", s.Revision, c.holding())
 	}
@@ -330,6 +357,49 @@ func (c *crowd) drain(t *testing.T, quiet func() bool, keys map[string]protocol.
 	}
 }
 
+// A new node that may meet many costs no more writes than one that may meet few, so a slow disk holds nobody up.
+func TestNewNodeAmongMany(t *testing.T) {
+	p := open(t, filepath.Join(t.TempDir(), "state"))
+	p.state.mu.Lock()
+	for i := range 1000 {
+		name := fmt.Sprintf("c%d", i)
+		p.state.nodes[name] = &record{Name: name, Role: protocol.Client, Index: uint32(i + 2), TokenHash: hashSecret([32]byte{byte(i)})}
+	}
+	p.state.mu.Unlock()
+	gate := sign(t, add(t, p, "gate", protocol.Gateway))
+	writes := &counting{KeyValue: p.state.kv}
+	p.state.mu.Lock()
+	p.state.kv = writes
+	p.state.mu.Unlock()
+	s := ask(t, gate, protocol.SyncRequest{PublicKey: key(t)})
+	if s.Refused != "" || len(s.Peers) != 1000 {
+		t.Fatalf("refused %q, %d peers", s.Refused, len(s.Peers))
+	}
+	p.state.mu.Lock()
+	defer p.state.mu.Unlock()
+	if writes.n != 1 { // its key
+		t.Errorf("%d writes", writes.n)
+	}
+	keys := map[protocol.Key]bool{}
+	for _, peer := range s.Peers {
+		keys[peer.PresharedKey] = true
+	}
+	if len(keys) != 1000 || keys[protocol.Key{}] {
+		t.Errorf("%d preshared keys", len(keys))
+	}
+}
+
+// counting counts writes. Guarded by state.mu.
+type counting struct {
+	jetstream.KeyValue
+	n int
+}
+
+func (c *counting) Put(ctx context.Context, key string, value []byte) (uint64, error) {
+	c.n++
+	return c.KeyValue.Put(ctx, key, value)
+}
+
 // What no answer has room for is said, instead of an answer that never comes.
 func TestTooMuchToAnswer(t *testing.T) {
 	p := open(t, filepath.Join(t.TempDir(), "state"))
@@ -341,10 +411,9 @@ func TestTooMuchToAnswer(t *testing.T) {
 			r.Routes = append(r.Routes, netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xaa, 0xbb, byte(i >> 8), byte(i), 0xcc, byte(j), 0, 1}), 96))
 		}
 		p.state.nodes[r.Name] = r
-		p.state.pairs[pairKey("laptop", r.Name)] = protocol.Key{1}
 	}
 	p.state.mu.Unlock()
-	if s := p.view(t.Context(), "laptop"); !strings.Contains(s.Refused, "-allow") || s.Validate() != nil {
+	if s := p.view("laptop"); !strings.Contains(s.Refused, "-allow") || s.Validate() != nil {
 		t.Errorf("refused %q", s.Refused)
 	}
 }

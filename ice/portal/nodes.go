@@ -20,7 +20,8 @@ func (p *Portal) AddNode(ctx context.Context, name string, role protocol.Role, a
 	return p.token(name, secret), nil
 }
 
-// RenewToken gives a node another token; the old one is refused from now on.
+// RenewToken gives a node another token; the old one is refused from now on, and the node's tunnels end as those of a removed
+// node do, until it signs in with the new one.
 func (p *Portal) RenewToken(ctx context.Context, name string) (protocol.Token, error) {
 	secret, err := p.state.renew(ctx, name)
 	if err != nil {
@@ -28,6 +29,7 @@ func (p *Portal) RenewToken(ctx context.Context, name string) (protocol.Token, e
 	}
 	p.broker.Kick(name)
 	p.log.Info("node has another token", "node", name)
+	p.changed()
 	return p.token(name, secret), nil
 }
 

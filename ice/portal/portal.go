@@ -37,7 +37,7 @@ type Config struct {
 	Public string
 	// Listen is the TCP address for nodes; port 0 takes a free one. The zero value is DefaultPort on every address.
 	Listen netip.AddrPort
-	// Relay is the relay of the portal; its Secret is the state's. PublicAddrs empty: Public, if that is an address.
+	// Relay is the relay of the portal; its Secret is the state's, and it knows the portal's nodes. PublicAddrs empty: Public, if that is an address.
 	Relay relay.Config
 	// NoRelay runs none.
 	NoRelay bool
@@ -161,6 +161,7 @@ func (p *Portal) open(certificate tls.Certificate, fresh bool) (err error) {
 			return p.state.authenticate(token)
 		},
 		Store: store, MaxPayload: protocol.MaxAnswer + 1024, MaxPending: 4 * protocol.MaxAnswer, Log: p.log,
+		MaxConnections: 2 * protocol.MaxPeers, // as many as nodes, and then those of strangers and those that have died unnoticed
 	})
 	if err != nil {
 		return err
@@ -210,7 +211,7 @@ func (p *Portal) serve() error {
 	p.cancel = cancel
 	if !p.config.NoRelay {
 		cfg := p.config.Relay
-		cfg.Secret, cfg.Logger = p.state.settings.RelaySecret, p.log
+		cfg.Secret, cfg.Logger, cfg.Knows = p.state.settings.RelaySecret, p.log, p.state.knowsUser
 		if addr, err := netip.ParseAddr(p.config.Public); err == nil && len(cfg.PublicAddrs) == 0 {
 			cfg.PublicAddrs = []netip.Addr{addr.Unmap()}
 		}

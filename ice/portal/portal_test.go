@@ -4,6 +4,7 @@ import (
 	"context"
 	"crypto/rand"
 	"errors"
+	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -167,7 +168,13 @@ func TestTokens(t *testing.T) {
 	p := open(t, filepath.Join(t.TempDir(), "state"))
 	token := add(t, p, "laptop", protocol.Client)
 	bus := sign(t, token)
-	ask(t, bus, protocol.SyncRequest{PublicKey: key(t)})
+	gate, gateKey := sign(t, add(t, p, "gate", protocol.Gateway)), key(t)
+	laptopKey := key(t)
+	ask(t, bus, protocol.SyncRequest{PublicKey: laptopKey})
+	before := ask(t, gate, protocol.SyncRequest{PublicKey: gateKey})
+	if len(before.Peers) != 1 || before.Peers[0].PublicKey != laptopKey {
+		t.Fatalf("%+v", before.Peers)
+	}
 	wrong := token
 	wrong.Secret[0] ^= 1
 	if why := refusal(t, sign(t, wrong)); !errors.Is(why, signal.ErrRefused) {
@@ -185,7 +192,20 @@ func TestTokens(t *testing.T) {
 	if why := refusal(t, bus); !errors.Is(why, signal.ErrRefused) {
 		t.Errorf("a revoked token: %v", why)
 	}
-	ask(t, sign(t, next), protocol.SyncRequest{PublicKey: key(t)})
+	// Its peers let go of who signed in with it, and share nothing with him any more.
+	seen := ask(t, gate, protocol.SyncRequest{PublicKey: gateKey, Known: before.Revision})
+	for len(seen.Peers) == 1 && seen.Peers[0].PublicKey == laptopKey {
+		seen = ask(t, gate, protocol.SyncRequest{PublicKey: gateKey, Known: seen.Revision})
+	}
+	if len(seen.Peers) != 1 || seen.Peers[0].PublicKey != (protocol.Key{}) || seen.Peers[0].PresharedKey == before.Peers[0].PresharedKey {
+		t.Errorf("%+v", seen.Peers)
+	}
+	laptopKey = key(t)
+	now := ask(t, sign(t, next), protocol.SyncRequest{PublicKey: laptopKey})
+	seen = ask(t, gate, protocol.SyncRequest{PublicKey: gateKey})
+	if seen.Peers[0].PublicKey != laptopKey || seen.Peers[0].PresharedKey != now.Peers[0].PresharedKey {
+		t.Errorf("%+v after %+v", seen.Peers, now.Peers)
+	}
 	if err := p.RemoveNode(t.Context(), "laptop"); err != nil {
 		t.Fatal(err)
 	}
@@ -260,7 +280,7 @@ func TestPolicy(t *testing.T) {
 		if got := strings.Join(p.linked(name), " "); got != want {
 			t.Errorf("%s meets %q, want %q", name, got, want)
 		}
-		_, peers, err := p.state.peers(t.Context(), name, func(string) bool { return false })
+		_, peers, err := p.state.peers(name, func(string) bool { return false })
 		if err != nil || len(peers) != len(strings.Fields(want)) {
 			t.Errorf("%s is told of %d peers (%v)", name, len(peers), err)
 		}
@@ -272,6 +292,31 @@ func TestPolicy(t *testing.T) {
 	}{{"UPPER", protocol.Client, nil}, {"x", "boss", nil}, {"x", protocol.Client, []string{"no.dots"}}} {
 		if _, err := p.AddNode(t.Context(), bad.name, bad.role, bad.allow); err == nil {
 			t.Errorf("%v was taken", bad)
+		}
+	}
+}
+
+// Nodes are added while others are answered.
+func TestAddWhileAsked(t *testing.T) {
+	p := open(t, filepath.Join(t.TempDir(), "state"))
+	add(t, p, "gate", protocol.Gateway)
+	added := make(chan struct{})
+	go func() {
+		defer close(added)
+		for i := range 20 {
+			if _, err := p.AddNode(context.Background(), fmt.Sprint("client-", i), protocol.Client, nil); err != nil {
+				t.Error(err)
+			}
+		}
+	}()
+	for {
+		if s := p.view("gate"); s.Refused != "" || len(s.Relays) == 0 {
+			t.Errorf("%q, %d relays", s.Refused, len(s.Relays))
+		}
+		select {
+		case <-added:
+			return
+		default:
 		}
 	}
 }

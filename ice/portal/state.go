@@ -3,6 +3,7 @@ package portal
 import (
 	"cmp"
 	"context"
+	"crypto/hmac"
 	"crypto/rand"
 	"crypto/sha256"
 	"crypto/subtle"
@@ -13,6 +14,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"sync/atomic"
 	"time"
 
 	"github.com/nats-io/nats.go/jetstream"
@@ -42,8 +44,9 @@ type record struct {
 
 // settings are the portal's own.
 type settings struct {
-	RelaySecret string `json:"relay_secret"`
-	NextIndex   uint32 `json:"next_index"`
+	RelaySecret string       `json:"relay_secret"` // frozen once loaded
+	PairSecret  protocol.Key `json:"pair_secret"`  // what preshared keys are made from, see pair
+	NextIndex   uint32       `json:"next_index"`
 }
 
 // state is the portal's memory, with a copy in a KV bucket that is written first. Its methods may be called by any goroutine.
@@ -56,13 +59,13 @@ type state struct {
 	failed   time.Time // when that was
 	settings settings
 	nodes    map[string]*record // records are frozen and replaced as a whole
-	pairs    map[string]protocol.Key
+
+	users atomic.Pointer[map[string]bool] // of the relay; frozen and replaced
 }
 
 const (
 	keySettings = "settings"
 	prefixNode  = "node."
-	prefixPair  = "pair."
 	// overlaySize is how many addresses the overlay has, but for the first and last.
 	overlaySize = 1<<21 - 2
 )
@@ -92,13 +95,14 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	if err := s.put(ctx, keySettings, next); err != nil {
 		return secret, err
 	}
-	s.settings = next
+	s.settings.NextIndex = next.NextIndex
 	if secret, err = newSecret(); err != nil {
 		return secret, err
 	}
 	err = s.store(ctx, &record{
 		Name: name, Role: role, TokenHash: hashSecret(secret), Index: index, Allow: allow, Created: time.Now().UTC(),
 	})
+	s.publishUsers()
 	s.writeMark(ctx)
 	return secret, err
 }
@@ -127,7 +131,7 @@ func (s *state) store(ctx context.Context, r *record) error {
 	return nil
 }
 
-// renew gives a node another secret.
+// renew gives a node another secret. Its public key is forgotten: who signed in with the old secret is no peer any more.
 func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -139,13 +143,14 @@ func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err er
 		return secret, err
 	}
 	next := *old
-	next.TokenHash = hashSecret(secret)
+	next.TokenHash, next.PublicKey = hashSecret(secret), protocol.Key{}
 	err = s.store(ctx, &next)
+	s.publishUsers()
 	s.writeMark(ctx)
 	return secret, err
 }
 
-// remove forgets a node and its preshared keys.
+// remove forgets a node.
 func (s *state) remove(ctx context.Context, name string) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -156,15 +161,8 @@ func (s *state) remove(ctx context.Context, name string) error {
 		return err
 	}
 	delete(s.nodes, name)
+	s.publishUsers()
 	s.writeMark(ctx)
-	for other := range s.nodes {
-		key := pairKey(name, other)
-		if _, ok := s.pairs[key]; ok {
-			delete(s.pairs, key)
-			// If this fails: a node that comes back under this name has another token, so it does no harm.
-			_ = s.write(ctx, func(ctx context.Context) error { return s.kv.Purge(ctx, key) })
-		}
-	}
 	return nil
 }
 
@@ -278,7 +276,7 @@ func (s *state) list() []*record {
 }
 
 // peers is what a node may know of others.
-func (s *state) peers(ctx context.Context, name string, online func(string) bool) (self *record, peers []protocol.Peer, err error) {
+func (s *state) peers(name string, online func(string) bool) (self *record, peers []protocol.Peer, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	if self = s.nodes[name]; self == nil {
@@ -288,37 +286,41 @@ func (s *state) peers(ctx context.Context, name string, online func(string) bool
 		if !mayMeet(self, other) {
 			continue
 		}
-		psk, err := s.pair(ctx, name, other.Name)
-		if err != nil {
-			return nil, nil, err
-		}
 		peers = append(peers, protocol.Peer{
-			Name: other.Name, Role: other.Role, PublicKey: other.PublicKey, PresharedKey: psk,
+			Name: other.Name, Role: other.Role, PublicKey: other.PublicKey, PresharedKey: s.settings.pair(self, other),
 			AllowedIPs: append(addresses(other.Index), other.Routes...), Online: online(other.Name),
 		})
 	}
 	return self, peers, nil
 }
 
-// pair returns the preshared key of two nodes, making it if there is none. The lock is held.
-func (s *state) pair(ctx context.Context, a, b string) (protocol.Key, error) {
-	key := pairKey(a, b)
-	if k, ok := s.pairs[key]; ok {
-		return k, nil
+// pair is the preshared key of two nodes. It is made, not kept: a new node would else cause a write for each that it may meet.
+// A new token of either makes another one.
+func (s *settings) pair(a, b *record) protocol.Key {
+	if a.Name > b.Name {
+		a, b = b, a
 	}
-	k, err := newSecret()
-	if err == nil {
-		err = s.put(ctx, key, protocol.Key(k))
+	mac := hmac.New(sha256.New, s.PairSecret[:])
+	for _, r := range []*record{a, b} {
+		fmt.Fprintf(mac, "%s %s\n", r.Name, r.TokenHash) // neither holds a space
 	}
-	if err != nil {
-		return protocol.Key{}, err
-	}
-	s.pairs[key] = k
-	return k, nil
+	return protocol.Key(mac.Sum(nil))
 }
 
-// pairKey is where a preshared key is kept; names have no dots.
-func pairKey(a, b string) string { return prefixPair + min(a, b) + "." + max(a, b) }
+// relayUser is whom the relay knows a node by: another one with each token, so that credentials end with the token.
+func (r *record) relayUser() string { return r.Name + "-" + r.TokenHash[:8] }
+
+// publishUsers lets the relay see who is known. The lock is held.
+func (s *state) publishUsers() {
+	users := make(map[string]bool, len(s.nodes))
+	for _, r := range s.nodes {
+		users[r.relayUser()] = true
+	}
+	s.users.Store(&users)
+}
+
+// knowsUser is the relay's question. It does not wait for the lock, which is held while the store is written.
+func (s *state) knowsUser(user string) bool { return (*s.users.Load())[user] }
 
 // addresses are a node's in the overlay.
 func addresses(index uint32) (list []netip.Prefix) {

@@ -21,18 +21,20 @@ import (
 
 // loadState reads the bucket. A bucket without settings is a new one if fresh, which it then must be.
 func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bool) (*state, error) {
-	s := &state{kv: kv, mark: mark, nodes: map[string]*record{}, pairs: map[string]protocol.Key{}}
+	s := &state{kv: kv, mark: mark, nodes: map[string]*record{}}
 	if err := s.read(ctx); err != nil {
 		return nil, err
 	}
+	s.publishUsers()
 	switch settled := s.settings.RelaySecret != ""; {
 	case settled && fresh && len(s.nodes) > 0:
 		return nil, fmt.Errorf("%s is missing, so the tokens of all nodes are useless; restore it from a backup, or begin with another folder",
 			certificateName)
-	case !settled && (!fresh || len(s.nodes) > 0 || len(s.pairs) > 0):
+	case !settled && (!fresh || len(s.nodes) > 0):
 		return nil, errLost
 	case !settled:
 		s.settings = settings{RelaySecret: rand.Text() + rand.Text(), NextIndex: 1}
+		rand.Read(s.settings.PairSecret[:]) // never fails
 		return s, s.put(ctx, keySettings, s.settings)
 	}
 	return s, s.checkMark(ctx)
@@ -128,6 +130,9 @@ func (s *state) load(key string, value []byte) error {
 		if len(s.settings.RelaySecret) < 16 {
 			return errors.New("no relay secret")
 		}
+		if s.settings.PairSecret == (protocol.Key{}) {
+			return errors.New("no secret for preshared keys")
+		}
 	case strings.HasPrefix(key, prefixNode):
 		r := new(record)
 		if err := json.Unmarshal(value, r); err != nil {
@@ -142,15 +147,6 @@ func (s *state) load(key string, value []byte) error {
 			}
 		}
 		s.nodes[r.Name] = r
-	case strings.HasPrefix(key, prefixPair):
-		var k protocol.Key
-		if err := json.Unmarshal(value, &k); err != nil {
-			return err
-		}
-		if k == (protocol.Key{}) {
-			return errors.New("no key")
-		}
-		s.pairs[key] = k
 	}
 	return nil
 }

@@ -15,14 +15,12 @@ import (
 )
 
 const (
-	// credentialLife is how long a relay credential is good, at least; a new one is given every credentialStep. An allocation
-	// keeps the credential that it was made with, so sessions of days need a long life.
+	// credentialLife is how long a relay credential is good, at least; a new one is given every credentialStep, and takes the
+	// place of the old one in the allocations that there are. So it is for how long relayed connections outlive the portal.
 	credentialLife = 7 * 24 * time.Hour
 	credentialStep = 24 * time.Hour
 	// watchEvery is how often the portal looks who is connected.
 	watchEvery = 500 * time.Millisecond
-	// requestTime bounds the work on one request.
-	requestTime = 5 * time.Second
 	// answerSpare is room for the numbers that are set last.
 	answerSpare = 128
 	// settleTime is how long the portal lets changes gather before it tells of them; settleMost the same if telling takes long.
@@ -46,7 +44,7 @@ func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
 	}
 	if displaced {
 		p.counters.displaced.Add(1)
-		p.respond(m, refuse(displacedText(name)))
+		p.respond(m, displace(name))
 		return
 	}
 	request, err := protocol.DecodeRequest(m.Data)
@@ -57,14 +55,12 @@ func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
 		p.respond(m, answer)
 		return
 	}
-	ctx, cancel := context.WithTimeout(ctx, requestTime)
-	defer cancel()
 	if refused := p.report(ctx, name, &request, now); refused != "" {
 		p.counters.refused.Add(1)
 		p.respond(m, refuse(refused))
 		return
 	}
-	p.answer(ctx, name, &hold{known: request.Known, session: session, reply: m, until: now.Add(protocol.SyncHold)})
+	p.answer(name, &hold{known: request.Known, session: session, reply: m, until: now.Add(protocol.SyncHold)})
 }
 
 // report takes what a node says of itself; not "" is what it must change.
@@ -84,9 +80,9 @@ func (p *Portal) report(ctx context.Context, name string, r *protocol.SyncReques
 
 // answer answers now if the node does not know the answer. The request is held before the view is made: a change that comes after
 // that finds it.
-func (p *Portal) answer(ctx context.Context, name string, h *hold) {
+func (p *Portal) answer(name string, h *hold) {
 	old := p.wait(name, h)
-	view := p.view(ctx, name)
+	view := p.view(name)
 	if old != nil {
 		p.respond(old.reply, view) // one request of a node waits
 	}
@@ -104,9 +100,9 @@ func (p *Portal) changed() {
 }
 
 // tell answers the requests whose answer is another one now, and those that were held for long enough.
-func (p *Portal) tell(ctx context.Context, of func(*hold) bool) {
+func (p *Portal) tell(of func(*hold) bool) {
 	for name, h := range p.waiting(of) {
-		if view := p.view(ctx, name); (view.Revision != h.known || time.Now().After(h.until)) && p.take(name, h) {
+		if view := p.view(name); (view.Revision != h.known || time.Now().After(h.until)) && p.take(name, h) {
 			p.respond(h.reply, view)
 		}
 	}
@@ -125,7 +121,7 @@ func (p *Portal) watch(ctx context.Context) {
 			if p.look(now) {
 				p.changed()
 			}
-			p.tell(ctx, func(h *hold) bool { return now.After(h.until) })
+			p.tell(func(h *hold) bool { return now.After(h.until) })
 		case <-p.news:
 			// Changes come in swarms: each is a reason to look at every request that waits, all together need but one look.
 			select {
@@ -138,15 +134,15 @@ func (p *Portal) watch(ctx context.Context) {
 			default:
 			}
 			begin := time.Now()
-			p.tell(ctx, func(*hold) bool { return true })
+			p.tell(func(*hold) bool { return true })
 			pause = min(max(settleTime, 4*time.Since(begin)), settleMost)
 		}
 	}
 }
 
 // view is the answer to a node.
-func (p *Portal) view(ctx context.Context, name string) protocol.Sync {
-	self, peers, err := p.state.peers(ctx, name, p.isOnline)
+func (p *Portal) view(name string) protocol.Sync {
+	self, peers, err := p.state.peers(name, p.isOnline)
 	if err != nil {
 		p.counters.failed.Add(1)
 		return refuse("the portal cannot answer: " + err.Error())
@@ -154,7 +150,7 @@ func (p *Portal) view(ctx context.Context, name string) protocol.Sync {
 	now := time.Now()
 	s := protocol.Sync{
 		Name: name, Role: self.Role, Addresses: addresses(self.Index), Overlay: protocol.DefaultOverlay(), Peers: peers,
-		Relays: p.relays(now, name),
+		Relays: p.relays(now, self.relayUser()),
 	}
 	text, err := json.Marshal(s)
 	switch {
@@ -171,15 +167,15 @@ func (p *Portal) view(ctx context.Context, name string) protocol.Sync {
 	return s
 }
 
-// relays lists the relays with credentials for a node, which change once a day.
-func (p *Portal) relays(now time.Time, name string) (list []protocol.Relay) {
+// relays lists the relays with credentials for a user, which change once a day.
+func (p *Portal) relays(now time.Time, user string) (list []protocol.Relay) {
 	expiry := now.Truncate(credentialStep).Add(credentialStep + credentialLife)
-	add := func(relayName, secret string, addrs []netip.AddrPort) {
+	add := func(name, secret string, addrs []netip.AddrPort) {
 		if len(addrs) == 0 {
 			return
 		}
-		username, password := relay.Credential(secret, expiry, name)
-		list = append(list, protocol.Relay{Name: relayName, Addrs: addrs, Username: username, Password: password, Expires: expiry.Unix()})
+		username, password := relay.Credential(secret, expiry, user)
+		list = append(list, protocol.Relay{Name: name, Addrs: addrs, Username: username, Password: password, Expires: expiry.Unix()})
 	}
 	if p.relay != nil {
 		add("portal", p.state.settings.RelaySecret, p.relayAddrs())

@@ -15,7 +15,9 @@ const (
 	// A node asks again as soon as it has an answer, and is answered at most every settleTime, so an honest one stays far
 	// below these limits, for requests and for changes of its key or routes.
 	requestsPerSecond, requestsAtOnce = 20, 60
-	changesPerSecond, changesAtOnce   = 1, 10
+	// floodLength is after how many requests that were dropped a node's connections are ended.
+	floodLength                     = 1000
+	changesPerSecond, changesAtOnce = 1, 10
 	// onlineGrace is for how long a node counts as connected after its connection ended: the portal ends it itself to give
 	// the node other permissions, and networks do at every change.
 	onlineGrace = 3 * time.Second
@@ -39,6 +41,7 @@ type visitor struct {
 	older   []string // displaced ones, the latest last
 
 	requests, changes bucket
+	limited           int // requests that were dropped
 }
 
 // hold is a request that waits for news.
@@ -122,7 +125,12 @@ func (p *Portal) admit(name, session string, now time.Time) (displaced, ok bool)
 	if !v.requests.take(now, requestsPerSecond, requestsAtOnce) {
 		v.refused = "it asks too often"
 		p.warn(v, now, "node asks too often", "node", name)
+		v.limited++
+		flood := v.limited%floodLength == 0
 		p.mu.Unlock()
+		if flood {
+			p.broker.Kick(name) // and with the connection goes what else is on its way
+		}
 		return false, false
 	}
 	displaced = !v.latest(session, connections)
@@ -135,14 +143,17 @@ func (p *Portal) admit(name, session string, now time.Time) (displaced, ok bool)
 	}
 	p.mu.Unlock()
 	if left != nil {
-		p.respond(left.reply, refuse(displacedText(name)))
+		p.respond(left.reply, displace(name))
 	}
 	return displaced, true
 }
 
-func displacedText(name string) string {
-	return "another program has signed in later with the token of " + name +
-		"; stop one of the two, or give this one a token of its own: sluice portal node add NAME"
+// displace is the answer to a program that is not the node any more.
+func displace(name string) protocol.Sync {
+	s := refuse("another program has signed in later with the token of " + name +
+		"; stop one of the two, or give this one a token of its own: sluice portal node add NAME")
+	s.Displaced = true
+	return s
 }
 
 // warn writes a line about a node, rarely. mu is held.

@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"runtime"
 	"sync"
 	"time"
 )
@@ -13,13 +14,14 @@ import (
 // net.PacketConn on the peer's side.
 //
 // It is made by the gate when pion asks for a relayed address, told its client when pion has accepted the allocation, and
-// closed by pion when the allocation ends. pion tells of permissions and channels as they come and go; those books are
-// kept a second time here, so that each datagram is checked by us, whatever pion did.
+// closed by pion when the allocation ends; the goroutine that reads is pion's and ends then. pion tells of permissions and
+// channels as they come and go; those books are kept a second time here, so that each datagram is checked by us, whatever
+// pion did.
 type allocation struct {
 	// frozen before the first datagram
 	gate    *gate
 	sock    *socket
-	user    string
+	user    string         // see userOf
 	relayed netip.AddrPort // what the client is told
 	client  netip.AddrPort
 	local   netip.Addr // where the client reaches us; invalid if the system does not tell
@@ -131,8 +133,7 @@ func (a *allocation) toChannel(number uint16, data []byte, segment int, oob []by
 		} else {
 			failed = a.sock.send(data, segment, peer, netip.Addr{}, oob)
 		}
-		a.gate.server.stats.dropN(dropSendFailed, failed)
-		a.gate.server.stats.relayed(toPeer, datagrams-failed, len(data))
+		a.gate.server.stats.sent(toPeer, datagrams, failed, len(data), segment)
 	}
 }
 
@@ -169,18 +170,28 @@ func (a *allocation) ReadFrom(p []byte) (int, net.Addr, error) {
 		}
 		a.rest()
 		if err := a.sock.wait(); err != nil {
-			return 0, nil, err
+			return a.end(err)
 		}
 		a.work = scratches.Get().(*scratch)
 		r, err := a.sock.receive(a.work.in[:])
 		if a.gate.server.receiveFailed(err) {
 			a.rest()
-			return 0, nil, err
+			return a.end(err)
 		}
 		if err == nil {
 			a.fromPeer(r)
 		}
 	}
+}
+
+// end ends reading. Where pion has closed the allocation it ends pion's goroutine as well: that would delete the allocation
+// of this 5-tuple once more, and by then the client may have made another there.
+func (a *allocation) end(err error) (int, net.Addr, error) {
+	a.gate.server.allocations.Done()
+	if errors.Is(err, net.ErrClosed) {
+		runtime.Goexit()
+	}
+	return 0, nil, err
 }
 
 // rest gives the working memory back.
@@ -202,9 +213,7 @@ func (a *allocation) fromPeer(r received) {
 	switch {
 	case !a.checked(permission, r.src, datagrams):
 	case bound:
-		failed := a.frame(number, r)
-		a.gate.server.stats.dropN(dropSendFailed, failed)
-		a.gate.server.stats.relayed(toClient, datagrams-failed, len(r.data))
+		a.gate.server.stats.sent(toClient, datagrams, a.frame(number, r), len(r.data), r.segment)
 	case len(r.data) > 0:
 		a.train = r
 	default: // an empty datagram: pion's ReadFrom could not tell it from none

@@ -11,30 +11,36 @@ import (
 // payload.
 const maxAmplification = 3
 
-// WriteTo sends what pion has for a client: answers from the goroutine that reads, Data indications from others.
+// WriteTo sends what pion has for a client: answers from the goroutine that reads, data from others. A ChannelData message is
+// looked for first: it may be shorter than a STUN header, and its channel number may look like the class of an answer.
 func (g *gate) WriteTo(p []byte, addr net.Addr) (int, error) {
 	udpAddr, ok := addr.(*net.UDPAddr)
-	if !ok || len(p) < headerSize {
-		return len(p), nil
-	}
-	dst := unmap(udpAddr.AddrPort())
-	if _, class := parseType(binary.BigEndian.Uint16(p)); class == classSuccess || class == classError {
-		g.answer(p)
-		return len(p), nil
-	}
-	if isChannelData(p) { // a channel was bound while the datagram was on its way through pion
-		if number, data, ok := parseChannelData(p); ok && number != 0 {
-			p = p[:channelHead+len(data)] // no padding over UDP
+	switch {
+	case !ok:
+	case isChannelData(p): // a channel was bound while the datagram was on its way through pion
+		if _, data, ok := parseChannelData(p); ok {
+			g.sendData(p[:channelHead+len(data)], udpAddr) // no padding over UDP
 		}
-	} else {
-		zeroPadding(p)
+	case len(p) < headerSize:
+	default:
+		if _, class := parseType(binary.BigEndian.Uint16(p)); class == classSuccess || class == classError {
+			g.answer(p)
+		} else {
+			zeroPadding(p)
+			g.sendData(p, udpAddr)
+		}
 	}
+	return len(p), nil
+}
+
+// sendData sends to the client of an allocation, from the address that the client knows.
+func (g *gate) sendData(p []byte, client *net.UDPAddr) {
+	dst := unmap(client.AddrPort())
 	var local netip.Addr
 	if a := g.find(dst); a != nil {
 		local = a.local
 	}
 	g.send(p, dst, local)
-	return len(p), nil
 }
 
 func (g *gate) send(p []byte, dst netip.AddrPort, local netip.Addr) {
@@ -47,6 +53,12 @@ func (g *gate) send(p []byte, dst netip.AddrPort, local netip.Addr) {
 func (g *gate) answer(p []byte) {
 	r := &g.now
 	if !r.active || [12]byte(p[8:headerSize]) != r.id {
+		return
+	}
+	if r.class != classRequest {
+		// RFC 8489 section 6.3.2: "If the indication contains unknown comprehension-required attributes, the indication is
+		// discarded"; pion answers it.
+		g.server.stats.drop(dropMalformed)
 		return
 	}
 	r.answered = true
@@ -70,9 +82,10 @@ func (g *gate) answer(p []byte) {
 	g.send(p, r.src, r.local)
 }
 
-// noteLifetime keeps until when an allocation lives, as pion tells the client.
+// noteLifetime keeps until when an allocation lives, as pion tells the client. An Allocate that is repeated is answered alike,
+// and prolongs nothing.
 func (g *gate) noteLifetime(p []byte) {
-	if a := g.find(g.now.src); a != nil {
+	if a := g.find(g.now.src); a != nil && (a.expires == 0 || g.now.method == methodRefresh) {
 		eachAttr(p, func(kind uint16, value, _ []byte) {
 			if kind == attrLifetime && len(value) == 4 {
 				a.expires = g.server.since() + int64(binary.BigEndian.Uint32(value))*int64(time.Second)
@@ -151,7 +164,7 @@ func (g *gate) settle() {
 			code = codeMismatch
 		case a.user != r.user:
 			// RFC 8656 section 5: "if ... the request does not use the same username as used to create the allocation, then
-			// the request MUST be rejected with a 441 (Wrong Credentials) error".
+			// the request MUST be rejected with a 441 (Wrong Credentials) error". See userOf.
 			code = codeWrongCredentials
 		}
 		if code != 0 {

@@ -246,3 +246,31 @@ func parseChannelData(b []byte) (number uint16, data []byte, ok bool) {
 	}
 	return binary.BigEndian.Uint16(b), b[channelHead : channelHead+size], true
 }
+
+// channelRun is the data of ChannelData messages of one channel, one behind the other.
+type channelRun struct {
+	number uint16
+	data   []byte // nil: the first message was malformed
+	size   int    // of each but the last, which may be shorter; at least 1
+}
+
+// closeUp takes the messages at the head of d that make a run, and the datagrams they came in, of step bytes each but the
+// last. The data are moved together in place, so that they can leave at once. The run and the rest are views into d.
+func closeUp(d []byte, step int) (r channelRun, rest []byte) {
+	read := min(step, len(d))
+	number, data, ok := parseChannelData(d[:read])
+	if !ok {
+		return channelRun{}, d[read:]
+	}
+	size, end := len(data), channelHead+len(data)
+	for last := size == 0; !last && read < len(d); {
+		next := min(read+step, len(d))
+		n, more, ok := parseChannelData(d[read:next])
+		if !ok || n != number || len(more) == 0 || len(more) > size {
+			break
+		}
+		end += copy(d[end:], more)
+		read, last = next, len(more) < size
+	}
+	return channelRun{number, d[channelHead:end], max(size, 1)}, d[read:]
+}

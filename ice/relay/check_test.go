@@ -6,6 +6,7 @@ import (
 	"encoding/hex"
 	"hash/crc32"
 	"net/netip"
+	"slices"
 	"testing"
 
 	"github.com/pion/stun/v4"
@@ -219,5 +220,47 @@ func FuzzCheck(f *testing.F) {
 		zeroPadding(append([]byte{}, b...))
 		_, _, _ = parseChannelData(b)
 		withoutReason(nil, b)
+	})
+}
+
+// FuzzCloseUp: whatever comes in a train of datagrams, what leaves is what each of them would have been by itself, in their order.
+func FuzzCloseUp(f *testing.F) {
+	var train []byte
+	for _, text := range []string{"abc", "def", "gh", "ijk", "lmn", ""} {
+		train = append(train, channelData(0x4001, []byte(text))...)
+	}
+	f.Add(train, uint16(7))
+	f.Add(append(train, channelData(0x4002, []byte("opq"))...), uint16(7))
+	f.Add(bytes.Repeat(append(channelData(0x4001, []byte("xy")), 0, 0), 3), uint16(8))
+	f.Add([]byte{0x40, 1, 0, 0, 0x40, 1, 0, 0}, uint16(4))
+	f.Add([]byte{0x40, 1, 0xff, 0xff, 0x40}, uint16(3))
+	f.Fuzz(func(t *testing.T, b []byte, segment uint16) {
+		step := max(int(segment), 1)
+		type message struct {
+			number uint16
+			text   string
+			bad    bool
+		}
+		var want, got []message
+		for rest := b; len(rest) > 0; rest = rest[min(step, len(rest)):] {
+			number, data, ok := parseChannelData(rest[:min(step, len(rest))])
+			want = append(want, message{number, string(data), !ok})
+		}
+		for rest := append([]byte{}, b...); len(rest) > 0; {
+			var r channelRun
+			r, rest = closeUp(rest, step)
+			if r.data == nil {
+				got = append(got, message{bad: true})
+				continue
+			}
+			for first := true; first || len(r.data) > 0; first = false {
+				one := r.data[:min(r.size, len(r.data))]
+				r.data = r.data[len(one):]
+				got = append(got, message{number: r.number, text: string(one)})
+			}
+		}
+		if !slices.Equal(got, want) {
+			t.Fatalf("%v, want %v", got, want)
+		}
 	})
 }

@@ -52,6 +52,9 @@ func run(t testing.TB, cfg Config) *Server {
 	return s
 }
 
+// patience is how long what must come is waited for, on a machine that may be busy.
+const patience = 10 * time.Second
+
 // client is a TURN client that can say anything.
 type client struct {
 	t              testing.TB
@@ -188,7 +191,7 @@ func (c *client) signed(method int, id [12]byte, attrs ...attr) []byte {
 // challenge takes realm and nonce from a 401 or 438.
 func (c *client) challenge() {
 	c.t.Helper()
-	r := c.exchange(plain(methodAllocate, classRequest, newID(), udpTransport), 2*time.Second)
+	r := c.exchange(plain(methodAllocate, classRequest, newID(), udpTransport), patience)
 	if r == nil || errorOf(r) != codeUnauthorized {
 		c.t.Fatalf("no 401 for a request without credentials: %x", r)
 	}
@@ -218,7 +221,7 @@ func (c *client) callID(method int, id [12]byte, attrs ...attr) (answer []byte, 
 	if c.nonce == nil {
 		c.challenge()
 	}
-	r := c.exchange(c.signed(method, id, attrs...), 2*time.Second)
+	r := c.exchange(c.signed(method, id, attrs...), patience)
 	if r == nil {
 		c.t.Fatalf("no answer to method %#x", method)
 	}
@@ -320,7 +323,7 @@ func readPeer(conn *net.UDPConn, wait time.Duration) ([]byte, netip.AddrPort) {
 // eventually waits for a condition that other goroutines bring about.
 func eventually(t testing.TB, what string, f func() bool) {
 	t.Helper()
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
+	for end := time.Now().Add(patience); time.Now().Before(end); time.Sleep(2 * time.Millisecond) {
 		if f() {
 			return
 		}

@@ -29,6 +29,9 @@ type Config struct {
 	// Secret is what credentials are made from; whoever knows it can issue them. Empty: a random one, and only
 	// [Server.Credential] can.
 	Secret string
+	// Knows reports whether a user is still known, see [Credential]; who is not is refused as if his credential had expired, so
+	// what he has ends within minutes. It is called for each request and must not block. Nil: whoever has a credential is.
+	Knows func(user string) bool
 	// DeniedPeers are denied beside those that are always: all that is not a public unicast address, see the package
 	// comment. NAT64 prefixes of the network the relay is in belong here.
 	DeniedPeers []netip.Prefix
@@ -37,7 +40,7 @@ type Config struct {
 	AllowedPeers []netip.Prefix
 	// Allocations is how many allocations there may be at once. 0: 4096.
 	Allocations int
-	// AllocationsPerUser is how many of them one credential may have. 0: 32.
+	// AllocationsPerUser is how many of them one user may have, see [Credential]. 0: 32.
 	AllocationsPerUser int
 	// PeersPerAllocation is how many permissions, and how many channels, one allocation may have. 0: 256.
 	PeersPerAllocation int
@@ -45,8 +48,8 @@ type Config struct {
 	// having authenticated: Binding requests, and requests that end in an error. Five seconds' worth may come at once.
 	// 0: 100 and 10.
 	BindingsPerSecond, RefusalsPerSecond int
-	// ReceiveBuffer and SendBuffer are the sizes in bytes of the socket buffers of a listening socket; a relayed address gets
-	// a quarter. 0: 4 MiB (10 ms at 3 Gbit/s) and 1 MiB. The kernel may grant less; that is logged.
+	// ReceiveBuffer and SendBuffer are the sizes in bytes of the socket buffers; a relayed address has a quarter of the latter.
+	// 0: 4 MiB (10 ms at 3 Gbit/s) and 1 MiB. The kernel may grant less; that is logged.
 	ReceiveBuffer, SendBuffer int
 	// NoOffload switches UDP_GRO and UDP_SEGMENT off.
 	NoOffload bool

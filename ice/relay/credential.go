@@ -13,8 +13,8 @@ import (
 // maxUsername is the longest USERNAME in bytes (RFC 8489 section 14.3: "a UTF-8-encoded sequence of fewer than 509 bytes").
 const maxUsername = 508
 
-// Credential issues a credential for a relay that knows secret. It is valid until expiry, whole seconds; salt tells one
-// credential from another and must not be empty: quotas count per credential.
+// Credential issues a credential for a relay that knows secret. It is valid until expiry, whole seconds. salt must not be
+// empty. It is the user: quotas count by it, and a later credential with the same salt renews an earlier one.
 //
 // This is the TURN REST convention (draft-uberti-behave-turn-rest-00 section 2.2), which coturn calls use-auth-secret: the
 // username is "expiry:salt", expiry in seconds since 1970, and the password is base64(HMAC-SHA1(secret, username)).
@@ -35,18 +35,19 @@ func longTermKey(username, realm, password string) []byte {
 	return sum[:]
 }
 
-// alive reports whether username is well formed and not expired at now. Whether it was issued by one who knows the secret is
-// told by MESSAGE-INTEGRITY, which pion/stun compares in constant time (hmac.Equal).
-func alive(username string, now time.Time) bool {
-	stamp, salt, found := strings.Cut(username, ":")
-	if !found || salt == "" || len(username) > maxUsername || stamp == "" {
-		return false
+// userOf returns the user that a username stands for, which is what follows the expiry. Not ok: the username is malformed, or
+// expired at now. Whether it was issued by one who knows the secret is told by MESSAGE-INTEGRITY, which pion/stun compares in
+// constant time (hmac.Equal).
+func userOf(username string, now time.Time) (user string, ok bool) {
+	stamp, user, _ := strings.Cut(username, ":")
+	if user == "" || len(username) > maxUsername || stamp == "" {
+		return "", false
 	}
 	for _, c := range []byte(stamp) {
 		if c < '0' || c > '9' {
-			return false
+			return "", false
 		}
 	}
 	expiry, err := strconv.ParseInt(stamp, 10, 64)
-	return err == nil && now.Unix() < expiry
+	return user, err == nil && now.Unix() < expiry
 }

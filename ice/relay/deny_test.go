@@ -173,7 +173,7 @@ func TestOwnPorts(t *testing.T) {
 		t.Fatal("relayed to relayed is refused")
 	}
 	a.send(channelData(0x4001, []byte("hello")))
-	if m, ok := checkMessage(b.read(time.Second)); !ok || m.peer != atA {
+	if m, ok := checkMessage(b.read(patience)); !ok || m.peer != atA {
 		t.Fatalf("b got %v, want data from %v", m, atA)
 	}
 }

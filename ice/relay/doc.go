@@ -36,5 +36,6 @@
 // # What is left out
 //
 // TCP and TLS to the client, TCP allocations (RFC 6062: answered with 442), the reservation of a second port (508), mobility,
-// and MESSAGE-INTEGRITY-SHA256.
+// and MESSAGE-INTEGRITY-SHA256. A LIFETIME of less than an hour is granted as it is asked for, also where RFC 8656 section 7.2
+// would raise it to the default of ten minutes; one of an hour or more gets the default.
 package relay

@@ -113,36 +113,19 @@ func (g *gate) next() (one []byte, pass bool) {
 	return one, g.now.active
 }
 
-// relayRun relays the ChannelData messages at the head of g.left that have one channel and one size, the last may be shorter.
-// The headers between them are closed up in place, so that they can leave as one run.
+// relayRun relays the ChannelData messages at the head of g.left that can leave as one run.
 func (g *gate) relayRun() {
-	d, step := g.left.data, g.left.segment
-	stats := &g.server.stats
-	number, data, ok := parseChannelData(d[:min(step, len(d))])
-	if !ok {
-		g.left.data = d[min(step, len(d)):]
-		stats.drop(dropChannelLength)
-		return
-	}
-	size, end := len(data), channelHead+len(data)
-	read := min(step, len(d))
-	for size > 0 && read < len(d) {
-		n, more, ok := parseChannelData(d[read:min(read+step, len(d))])
-		if !ok || n != number || len(more) == 0 || len(more) > size {
-			break
-		}
-		end += copy(d[end:], more)
-		if read = min(read+step, len(d)); len(more) < size {
-			break
-		}
-	}
-	g.left.data = d[read:]
+	r, rest := closeUp(g.left.data, g.left.segment)
+	g.left.data = rest
 	a := g.find(g.left.src)
-	if a == nil {
-		stats.dropN(dropNoAllocation, segments(end-channelHead, size))
-		return
+	switch {
+	case r.data == nil:
+		g.server.stats.drop(dropChannelLength)
+	case a == nil:
+		g.server.stats.dropN(dropNoAllocation, segments(len(r.data), r.size))
+	default:
+		a.toChannel(r.number, r.data, r.size, g.work.oob[:])
 	}
-	a.toChannel(number, d[channelHead:end], max(size, 1), g.work.oob[:])
 }
 
 // lastSecond is how long before its end an allocation gets no more permissions. pion up to 5.1.2 panics if an allocation expires

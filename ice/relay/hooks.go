@@ -29,7 +29,6 @@ func (g *gate) serve() (err error) {
 		EventHandler: turn.EventHandler{
 			OnAuth:              g.onAuth,
 			OnAllocationCreated: g.onAllocation,
-			OnAllocationDeleted: func(_, _ net.Addr, _, _, _ string) { g.server.allocations.Done() },
 			OnPermissionCreated: g.onPermission,
 			OnPermissionDeleted: g.onPermissionEnd,
 			OnChannelCreated:    g.onChannel,
@@ -47,15 +46,16 @@ func (g *gate) serve() (err error) {
 	return err
 }
 
-// authenticate returns the key that a request must have been signed with. The user is the whole username, so that all
-// requests for an allocation have to come with the credential it was made with (RFC 8656 section 5).
+// authenticate returns the key that a request must have been signed with. All requests for an allocation have to come from
+// the user who made it (RFC 8656 section 5), but a user whose credential was renewed goes on with the new one: an allocation
+// may live longer than the credential it was made with.
 func (g *gate) authenticate(ra *turn.RequestAttributes) (user string, key []byte, ok bool) {
 	cfg := &g.server.cfg
 	g.now.judged = true
-	if ra.Realm != cfg.Realm || !alive(ra.Username, g.server.clock()) {
+	if user, ok = userOf(ra.Username, g.server.clock()); !ok || ra.Realm != cfg.Realm || cfg.Knows != nil && !cfg.Knows(user) {
 		return "", nil, false
 	}
-	g.now.user = ra.Username
+	g.now.user = user
 	g.now.key = longTermKey(ra.Username, cfg.Realm, passwordOf(cfg.Secret, ra.Username))
 	return g.now.user, g.now.key, true
 }

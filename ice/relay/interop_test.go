@@ -67,7 +67,7 @@ func TestCoturnTURN(t *testing.T) {
 	if err != nil {
 		t.Skipf("SKIP: turnutils_uclient is not installed (Debian: coturn): %v", err)
 	}
-	s := start(t, nil)
+	s := start(t, func(c *Config) { c.AllocationsPerUser = 100 }) // all are one user's
 	user, password := s.Credential(time.Now().Add(time.Hour), "coturn")
 	ctx, cancel := context.WithTimeout(t.Context(), 60*time.Second)
 	defer cancel()
@@ -131,7 +131,7 @@ func TestPionClient(t *testing.T) {
 		if _, err := relay.WriteTo([]byte(want), at); err != nil {
 			t.Fatal(err)
 		}
-		relay.SetReadDeadline(time.Now().Add(2 * time.Second))
+		relay.SetReadDeadline(time.Now().Add(patience))
 		n, src, err := relay.ReadFrom(b)
 		if err != nil || string(b[:n]) != want || src.String() != at.String() {
 			t.Fatalf("%q from %v, %v", b[:n], src, err)

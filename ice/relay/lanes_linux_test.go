@@ -23,7 +23,7 @@ func TestLocalAddress(t *testing.T) {
 	}
 	b := make([]byte, 100)
 	conn.WriteToUDPAddrPort([]byte("x"), relayed)
-	c.conn.SetReadDeadline(time.Now().Add(time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(patience))
 	if _, src, err := c.conn.ReadFromUDPAddrPort(b); err != nil || unmap(src) != server {
 		t.Errorf("ChannelData from %v, want %v: %v", src, server, err)
 	}
@@ -32,7 +32,7 @@ func TestLocalAddress(t *testing.T) {
 		t.Fatal("CreatePermission")
 	}
 	other.WriteToUDPAddrPort([]byte("x"), relayed)
-	c.conn.SetReadDeadline(time.Now().Add(time.Second))
+	c.conn.SetReadDeadline(time.Now().Add(patience))
 	if _, src, err := c.conn.ReadFromUDPAddrPort(b); err != nil || unmap(src) != server {
 		t.Errorf("Data indication from %v, want %v: %v", src, server, err)
 	}
@@ -46,6 +46,36 @@ func TestBuffers(t *testing.T) {
 			t.Errorf("%v: a receive buffer of %d bytes", g.sock.local, g.sock.granted)
 		}
 		t.Logf("%v: %d of %d bytes granted", g.sock.local, g.sock.granted, s.cfg.ReceiveBuffer)
+	}
+}
+
+// TestBurst: 3 MiB that come while the relay has no time are kept and relayed, from a client and from a peer alike.
+func TestBurst(t *testing.T) {
+	s := start(t, nil)
+	if granted := s.gates[0].sock.granted; granted < s.cfg.ReceiveBuffer {
+		t.Skipf("SKIP: the kernel grants a receive buffer of %d bytes only", granted)
+	}
+	c := dial(t, s, 0, "x")
+	relayed := c.allocate()
+	conn, at := peer(t, loopback4)
+	if c.bind(0x4001, at) != 0 {
+		t.Fatal("ChannelBind")
+	}
+	a := c.find(t, s)
+	const size, count = 60000, 3 << 20 / 60000
+	for _, way := range []direction{toPeer, toClient} {
+		a.mu.Lock() // nothing can be relayed
+		for range count {
+			if way == toPeer {
+				c.send(channelData(0x4001, make([]byte, size)))
+			} else if _, err := conn.WriteToUDPAddrPort(make([]byte, size), relayed); err != nil {
+				t.Fatal(err)
+			}
+		}
+		a.mu.Unlock()
+		eventually(t, "the burst to be relayed "+directionNames[way], func() bool {
+			return s.stats.datagrams[way].Load() == count
+		})
 	}
 }
 

@@ -2,51 +2,10 @@ package relay
 
 import (
 	"fmt"
-	"io"
-	"net/http"
 	"runtime"
 	"strings"
 	"time"
 )
-
-// Ops serves what an operator asks over HTTP:
-//
-//	/healthz  200 as long as the program answers and the server has not failed
-//	/readyz   200 if every listening socket is open and served, else 503
-//	/metrics  counters and gauges in the Prometheus text format
-//
-// It may be used before Run and after Close. Metrics tell what goes on here; keep them from the public.
-func (s *Server) Ops() http.Handler {
-	mux := http.NewServeMux()
-	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { tell(w, !s.broken(), "ok", "failed") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { tell(w, s.Ready(), "ready", "not ready") })
-	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
-		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
-		io.WriteString(w, s.metrics())
-	})
-	return mux
-}
-
-func tell(w http.ResponseWriter, good bool, yes, no string) {
-	w.Header().Set("Content-Type", "text/plain; charset=utf-8")
-	if !good {
-		w.WriteHeader(http.StatusServiceUnavailable)
-		yes = no
-	}
-	fmt.Fprintln(w, yes)
-}
-
-// broken reports whether Run ended without having been told to.
-func (s *Server) broken() bool {
-	select {
-	case <-s.ended:
-	default:
-		return false
-	}
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.failed
-}
 
 // page is a metrics page under way.
 type page struct{ strings.Builder }
@@ -61,9 +20,10 @@ func (p *page) one(name, kind, help string, value any) {
 	fmt.Fprintf(p, "%s %v\n", name, value)
 }
 
-// metrics writes the Prometheus text format, version 0.0.4. Every drop counter is there from the start, so that a rate can
-// be taken of it. Label values are constants of ours and need no escaping.
-func (s *Server) metrics() string {
+// Metrics returns counters and gauges in the Prometheus text format, version 0.0.4. It may be called before Run and after
+// Close. Every drop counter is there from the start, so that a rate can be taken of it. Label values are constants of ours and
+// need no escaping.
+func (s *Server) Metrics() string {
 	var p page
 	p.family("sluice_relay_drops_total", "counter", "Datagrams and requests that were not served, by reason.")
 	for d := range drops {
@@ -84,7 +44,7 @@ func (s *Server) metrics() string {
 	p.one("sluice_relay_allocations_created_total", "counter", "Allocations made.", s.stats.created.Load())
 	allocations, users := s.quota.count()
 	p.one("sluice_relay_allocations", "gauge", "Allocations there are.", allocations)
-	p.one("sluice_relay_users", "gauge", "Credentials that have an allocation.", users)
+	p.one("sluice_relay_users", "gauge", "Users that have an allocation.", users)
 	ready := 0
 	if s.Ready() { // then the gates are frozen
 		ready = 1

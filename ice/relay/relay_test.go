@@ -2,7 +2,10 @@ package relay
 
 import (
 	"bytes"
+	"encoding/binary"
+	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -28,11 +31,11 @@ func TestData(t *testing.T) {
 			}
 			for _, size := range []int{1, 2, 3, 4, 999, 1400} {
 				c.indicate(peer, bytes.Repeat([]byte{7}, size))
-				if b, src := readPeer(conn, time.Second); len(b) != size || src != relayed {
+				if b, src := readPeer(conn, patience); len(b) != size || src != relayed {
 					t.Fatalf("peer got %d bytes from %v, want %d from %v", len(b), src, size, relayed)
 				}
 				conn.WriteToUDPAddrPort(bytes.Repeat([]byte{8}, size), relayed)
-				b := c.read(time.Second)
+				b := c.read(patience)
 				c.sound(b)
 				m, ok := checkMessage(b)
 				if !ok || m.method != methodData || m.class != classIndication || m.peer != peer {
@@ -45,11 +48,11 @@ func TestData(t *testing.T) {
 			for _, size := range []int{0, 1, 2, 3, 4, 999, 1400, 9000, 60000} {
 				data := bytes.Repeat([]byte{9}, size)
 				c.send(append(channelData(0x4001, data), 1, 2, 3)) // padding is ignored
-				if b, src := readPeer(conn, time.Second); !bytes.Equal(b, data) || src != relayed {
+				if b, src := readPeer(conn, patience); !bytes.Equal(b, data) || src != relayed {
 					t.Fatalf("peer got %d bytes from %v, want %d from %v", len(b), src, size, relayed)
 				}
 				conn.WriteToUDPAddrPort(data, relayed)
-				if b := c.read(time.Second); !bytes.Equal(b, channelData(0x4001, data)) {
+				if b := c.read(patience); !bytes.Equal(b, channelData(0x4001, data)) {
 					t.Fatalf("client got %d bytes, want %d of ChannelData and no padding", len(b), size+4)
 				}
 			}
@@ -80,12 +83,12 @@ func TestRuns(t *testing.T) {
 			}
 		}
 		for i, want := range want1 {
-			if b, _ := readPeer(conn1, time.Second); !bytes.Equal(b, want) {
+			if b, _ := readPeer(conn1, patience); !bytes.Equal(b, want) {
 				t.Fatalf("round %d: datagram %d of the first peer: %d bytes, want %d", round, i, len(b), len(want))
 			}
 		}
 		for i, want := range want2 {
-			if b, _ := readPeer(conn2, time.Second); !bytes.Equal(b, want) {
+			if b, _ := readPeer(conn2, patience); !bytes.Equal(b, want) {
 				t.Fatalf("round %d: datagram %d of the second peer: %d bytes, want %d", round, i, len(b), len(want))
 			}
 		}
@@ -93,8 +96,28 @@ func TestRuns(t *testing.T) {
 			conn1.WriteToUDPAddrPort(data, relayed)
 		}
 		for i, want := range want1 {
-			if b := c.read(time.Second); !bytes.Equal(b, channelData(0x4001, want)) {
+			if b := c.read(patience); !bytes.Equal(b, channelData(0x4001, want)) {
 				t.Fatalf("round %d: datagram %d back: %d bytes, want %d", round, i, len(b), len(want)+4)
+			}
+		}
+	}
+}
+
+// TestBoundMeanwhile: a datagram of a peer that reached pion before its channel was bound, and leaves pion as ChannelData
+// after, arrives whatever its length and its channel number.
+func TestBoundMeanwhile(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "meanwhile")
+	client := net.UDPAddrFromAddrPort(c.addr())
+	for _, number := range []uint16{0x4000, 0x4010, 0x4100, 0x4110, 0x4FFF} { // with the bits of each class
+		for size := range 20 {
+			want := channelData(number, bytes.Repeat([]byte{9}, size))
+			padded := append(bytes.Clone(want), make([]byte, -len(want)&3)...) // as pion encodes it
+			if n, err := s.gates[0].WriteTo(padded, client); n != len(padded) || err != nil {
+				t.Fatalf("WriteTo returns %d, %v", n, err)
+			}
+			if b := c.read(patience); !bytes.Equal(b, want) {
+				t.Fatalf("channel %#x, %d bytes: the client got %x", number, size, b)
 			}
 		}
 	}
@@ -105,7 +128,7 @@ func TestBinding(t *testing.T) {
 	s := start(t, nil)
 	for gate := range 2 {
 		c := dial(t, s, gate, "binding")
-		r := c.exchange(plain(methodBinding, classRequest, newID()), time.Second)
+		r := c.exchange(plain(methodBinding, classRequest, newID()), patience)
 		if r == nil {
 			t.Fatal("no answer")
 		}
@@ -144,7 +167,7 @@ func TestRefusals(t *testing.T) {
 	if _, code := c.call(methodAllocate, udpTransport, attr{attrDontFragment, nil}); code != 420 {
 		t.Errorf("DONT-FRAGMENT: %d, want 420", code)
 	}
-	if r := c.exchange(c.signed(methodAllocate, newID(), attr{0x7abc, nil}), time.Second); errorOf(r) != 420 {
+	if r := c.exchange(c.signed(methodAllocate, newID(), attr{0x7abc, nil}), patience); errorOf(r) != 420 {
 		t.Errorf("unknown attribute: %d, want 420", errorOf(r))
 	}
 	even := dial(t, s, 0, "even")
@@ -185,6 +208,34 @@ func TestRefusals(t *testing.T) {
 	}
 	if _, code := c.call(methodRefresh); code != codeMismatch {
 		t.Errorf("Refresh after the end: %d, want 437", code)
+	}
+}
+
+// TestLifetimes: nobody keeps an allocation for longer than an hour without a word.
+func TestLifetimes(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	seconds := func(r []byte) (n uint32) {
+		eachAttr(r, func(kind uint16, value, _ []byte) {
+			if kind == attrLifetime {
+				n = binary.BigEndian.Uint32(value)
+			}
+		})
+		return n
+	}
+	for i, asked := range []uint32{600, 60, 3599, 3600, 1<<31 - 1, 1 << 31, 1<<32 - 1} {
+		want := asked
+		if want >= 3600 {
+			want = 600
+		}
+		method, attrs := methodRefresh, []attr{{attrLifetime, binary.BigEndian.AppendUint32(nil, asked)}}
+		if i == 0 {
+			method, attrs = methodAllocate, append(attrs, udpTransport)
+		}
+		r, code := c.call(method, attrs...)
+		if code != 0 || seconds(r) != want {
+			t.Errorf("%d s: granted %d s, error %d", asked, seconds(r), code)
+		}
 	}
 }
 
@@ -280,6 +331,52 @@ func TestExpiryEndsAllocation(t *testing.T) {
 	})
 }
 
+// TestRenewedCredential: a later credential of the same user goes on with what an earlier one has made, also when that has
+// expired.
+func TestRenewedCredential(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.user, c.password = s.Credential(time.Now().Add(2*time.Second), "x")
+	relayed := c.allocate()
+	eventually(t, "the credential to expire", func() bool {
+		_, code := c.call(methodRefresh)
+		return code == codeUnauthorized
+	})
+	c.user, c.password = s.Credential(time.Now().Add(time.Hour), "x")
+	if _, code := c.call(methodRefresh); code != 0 {
+		t.Fatalf("Refresh with the renewed credential: %d", code)
+	}
+	_, at := peer(t, loopback4)
+	if code := c.bind(0x4001, at); code != 0 || c.find(t, s).relayed != relayed {
+		t.Errorf("ChannelBind with the renewed credential: %d", code)
+	}
+}
+
+// TestForgottenUser: who is not known any more gets nothing more out of a credential that is good for an hour.
+func TestForgottenUser(t *testing.T) {
+	var forgotten atomic.Bool
+	s := start(t, func(c *Config) {
+		c.Knows = func(user string) bool { return user == "other" || user == "x" && !forgotten.Load() }
+	})
+	_, at := peer(t, loopback4)
+	c, other := dial(t, s, 0, "x"), dial(t, s, 0, "other")
+	c.allocate()
+	other.allocate()
+	forgotten.Store(true)
+	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+		t.Errorf("Refresh: %d, want 401", code)
+	}
+	if code := c.bind(0x4001, at); code != codeUnauthorized {
+		t.Errorf("ChannelBind: %d, want 401", code)
+	}
+	if _, code := dial(t, s, 0, "x").call(methodAllocate, udpTransport); code != codeUnauthorized {
+		t.Errorf("Allocate: %d, want 401", code)
+	}
+	if code := other.bind(0x4001, at); code != 0 {
+		t.Errorf("another user's ChannelBind: %d", code)
+	}
+}
+
 // TestCoturnVector: the credential is what coturn computes: made with
 // printf %s 1700000000:alice | openssl dgst -sha1 -hmac north -binary | base64
 func TestCoturnVector(t *testing.T) {
@@ -292,13 +389,13 @@ func TestCoturnVector(t *testing.T) {
 func TestQuotas(t *testing.T) {
 	s := start(t, func(c *Config) { c.AllocationsPerUser, c.Allocations, c.PeersPerAllocation = 2, 3, 2 })
 	a := []*client{dial(t, s, 0, "a"), dial(t, s, 0, "a"), dial(t, s, 0, "a")}
-	for _, c := range a { // one credential
-		c.user, c.password = a[0].user, a[0].password
+	for i, c := range a { // credentials of one user
+		c.user, c.password = s.Credential(time.Now().Add(time.Duration(i+1)*time.Hour), "a")
 	}
 	a[0].allocate()
 	a[1].allocate()
 	if _, code := a[2].call(methodAllocate, udpTransport); code != codeQuota {
-		t.Fatalf("third of one credential: %d, want 486", code)
+		t.Fatalf("third of one user: %d, want 486", code)
 	}
 	dial(t, s, 0, "b").allocate()
 	if _, code := dial(t, s, 0, "c").call(methodAllocate, udpTransport); code != codeQuota {

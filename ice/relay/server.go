@@ -35,11 +35,10 @@ type Server struct {
 	stats stats
 	ready atomic.Bool
 
-	allocations sync.WaitGroup // allocations that pion has not ended
+	allocations sync.WaitGroup // goroutines that read what peers send
 
-	mu     sync.Mutex
-	state  runState
-	failed bool // Run returned an error
+	mu    sync.Mutex
+	state runState
 }
 
 // runState is how far a Server has come.
@@ -102,9 +101,6 @@ func (s *Server) Run(ctx context.Context) error {
 	}
 	s.ready.Store(false)
 	s.shut()
-	s.mu.Lock()
-	s.failed = err != nil
-	s.mu.Unlock()
 	return err
 }
 
@@ -135,7 +131,7 @@ func (s *Server) serve(ctx context.Context) error {
 	}
 }
 
-// shut closes the gates and waits until pion has ended their allocations.
+// shut closes the gates, with which pion closes their allocations, and waits until nobody reads any more.
 func (s *Server) shut() {
 	for _, g := range s.gates {
 		g.Close()
@@ -211,7 +207,7 @@ func (s *Server) open() error {
 func (s *Server) socketConfig(listening bool) socketConfig {
 	c := socketConfig{s.offloads, s.cfg.ReceiveBuffer, s.cfg.SendBuffer, listening}
 	if !listening {
-		c.receiveBuffer, c.sendBuffer = c.receiveBuffer/4, c.sendBuffer/4
+		c.sendBuffer /= 4 // only one client fills it
 	}
 	return c
 }

@@ -1,10 +1,9 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"errors"
-	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -94,11 +93,8 @@ func TestTakenPort(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), first.Addrs()[0].String()) {
 		t.Errorf("Run: %v", err)
 	}
-	if code, _ := get(t, s, "/readyz"); code != http.StatusServiceUnavailable {
-		t.Errorf("/readyz: %d", code)
-	}
-	if code, _ := get(t, s, "/healthz"); code != http.StatusServiceUnavailable {
-		t.Errorf("/healthz: %d", code)
+	if s.Ready() {
+		t.Error("ready without its sockets")
 	}
 	if s.gates[0].sock.conn.Close() == nil {
 		t.Error("the first socket was left open")
@@ -182,37 +178,22 @@ func TestFullRange(t *testing.T) {
 	dial(t, s, 0, "x").allocate()
 }
 
-func get(t *testing.T, s *Server, path string) (int, string) {
-	t.Helper()
-	w := httptest.NewRecorder()
-	s.Ops().ServeHTTP(w, httptest.NewRequest(http.MethodGet, path, nil))
-	return w.Code, w.Body.String()
-}
-
-func TestOps(t *testing.T) {
+func TestMetrics(t *testing.T) {
 	fresh, err := New(Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if code, _ := get(t, fresh, "/readyz"); code != http.StatusServiceUnavailable {
-		t.Errorf("/readyz before Run: %d", code)
+	if !strings.Contains(fresh.Metrics(), "\nsluice_relay_ready 0\n") {
+		t.Error("ready before Run")
 	}
 	s := start(t, nil)
-	for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
-		if code, _ := get(t, s, path); code != http.StatusOK {
-			t.Errorf("%s: %d", path, code)
-		}
-	}
-	if code, _ := get(t, s, "/other"); code != http.StatusNotFound {
-		t.Errorf("/other: %d", code)
-	}
 	c := dial(t, s, 0, "x")
 	c.allocate()
 	c.send([]byte{0xff})
 	conn, at := peer(t, loopback4)
 	c.bind(0x4000, at)
 	c.send(channelData(0x4000, make([]byte, 100)))
-	if b, _ := readPeer(conn, time.Second); len(b) != 100 {
+	if b, _ := readPeer(conn, patience); len(b) != 100 {
 		t.Fatal("nothing relayed")
 	}
 	var body string
@@ -226,7 +207,7 @@ func TestOps(t *testing.T) {
 		"# TYPE sluice_relay_allocations gauge\nsluice_relay_allocations 1",
 		"sluice_relay_ready 1",
 	} {
-		eventually(t, want, func() bool { _, body = get(t, s, "/metrics"); return strings.Contains(body, want+"\n") })
+		eventually(t, want, func() bool { body = s.Metrics(); return strings.Contains(body, want+"\n") })
 	}
 	for _, line := range strings.Split(strings.TrimSpace(body), "\n") { // name{label="value"} number
 		if fields := strings.Fields(line); !strings.HasPrefix(line, "# ") && len(fields) != 2 {
@@ -234,11 +215,8 @@ func TestOps(t *testing.T) {
 		}
 	}
 	s.Close()
-	if code, _ := get(t, s, "/readyz"); code != http.StatusServiceUnavailable {
-		t.Errorf("/readyz after Close: %d", code)
-	}
-	if code, _ := get(t, s, "/healthz"); code != http.StatusOK {
-		t.Errorf("/healthz after Close: %d", code)
+	if !strings.Contains(s.Metrics(), "\nsluice_relay_ready 0\n") {
+		t.Error("ready after Close")
 	}
 }
 
@@ -263,4 +241,50 @@ func TestAllocationEnds(t *testing.T) {
 		return err == nil
 	})
 	c.allocate()
+}
+
+// TestAllocationRemade: an allocation that is made while the one before it on the same 5-tuple comes to its end is not ended
+// with it.
+func TestAllocationRemade(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.challenge()
+	zero := attr{attrLifetime, make([]byte, 4)}
+	for i := range 300 {
+		c.send(c.signed(methodAllocate, newID(), udpTransport))
+		c.send(c.signed(methodRefresh, newID(), zero))
+		c.allocate()
+		if i%10 == 0 { // else the next request gives the end its time
+			time.Sleep(2 * time.Millisecond)
+		}
+		if _, code := c.call(methodRefresh); code != 0 {
+			t.Fatalf("the %dth allocation is gone: %d", i, code)
+		}
+		if _, code := c.call(methodRefresh, zero); code != 0 {
+			t.Fatalf("Refresh with lifetime 0: %d", code)
+		}
+	}
+}
+
+// TestRepeatedAllocate: an Allocate that is repeated has the same answer and prolongs nothing, also not in our books: by them
+// a permission in the last second of an allocation is refused.
+func TestRepeatedAllocate(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.challenge()
+	id := newID()
+	two := attr{attrLifetime, []byte{0, 0, 0, 2}}
+	first, _ := c.callID(methodAllocate, id, udpTransport, two)
+	a := c.find(t, s)
+	time.Sleep(1100 * time.Millisecond)
+	if again, _ := c.callID(methodAllocate, id, udpTransport, two); !bytes.Equal(first, again) {
+		t.Errorf("the answers differ:\n%x\n%x", first, again)
+	}
+	if late := newID(); c.exchange(c.signed(methodCreatePermission, late, peerAttr(c.addr(), &late)), 50*time.Millisecond) != nil {
+		t.Error("a permission in the last second")
+	}
+	eventually(t, "the allocation to expire", func() bool { return c.find(t, s) == nil })
+	if count, _ := a.permissionCount(c.addr().Addr()); count != 0 {
+		t.Errorf("%d permissions", count)
+	}
 }

@@ -64,14 +64,16 @@ func (s *socket) wait() error {
 func wasTruncated(flags, _, _ int) bool { return flags&unix.MSG_TRUNC != 0 }
 
 // givesUpRuns reports whether what was refused with err is to be sent again, datagram by datagram (udp(7), Linux
-// udp_send_skb): EINVAL where a segment does not fit the MTU, which is so for this one flow; EIO where the device cannot
-// checksum, then runs are given up for good.
+// udp_send_skb): where a segment does not fit the MTU (EINVAL or EMSGSIZE, by version) or memory is short, which is so for
+// this one flow or moment; where the device cannot checksum (EIO) or there is no such option, runs are given up for good.
 func (s *socket) givesUpRuns(err error) bool {
-	if errors.Is(err, unix.EIO) {
-		s.segment.Store(false)
-		return true
+	for _, e := range []error{unix.EIO, unix.EOPNOTSUPP, unix.ENOPROTOOPT} {
+		if errors.Is(err, e) {
+			s.segment.Store(false)
+			return true
+		}
 	}
-	return errors.Is(err, unix.EINVAL)
+	return errors.Is(err, unix.EINVAL) || errors.Is(err, unix.EMSGSIZE) || errors.Is(err, unix.ENOBUFS) || errors.Is(err, unix.ENOMEM)
 }
 
 // native is the byte order of control messages.

@@ -117,3 +117,9 @@ func (s *stats) relayed(d direction, datagrams, bytes int) {
 	s.datagrams[d].Add(uint64(datagrams))
 	s.bytes[d].Add(uint64(bytes))
 }
+
+// sent counts datagrams of segment bytes each, the last may be shorter, of which the kernel did not take so many.
+func (s *stats) sent(d direction, datagrams, failed, bytes, segment int) {
+	s.dropN(dropSendFailed, failed)
+	s.relayed(d, datagrams-failed, max(0, bytes-failed*segment))
+}

@@ -37,7 +37,8 @@ type Config struct {
 	// MinRetry and MaxRetry are the least and most time between attempts to connect, which doubles from one to the
 	// other; up to half of it is added by chance. 0 means 200 ms and 15 s.
 	MinRetry, MaxRetry time.Duration
-	// Dialer makes the TCP connections, for sockets that need a fwmark for example; nil means net.Dialer.
+	// Dialer makes the TCP connections, for sockets that need a fwmark for example; nil means net.Dialer. It is also asked for "udp",
+	// to see from which address a connection would leave.
 	Dialer func(ctx context.Context, network, address string) (net.Conn, error)
 	// Queue is the length of the queue behind Recv; 0 means 256 messages.
 	Queue int
@@ -53,10 +54,12 @@ type Bus struct {
 	ctx    context.Context // ended by Close
 	cancel context.CancelFunc
 	done   chan struct{} // closed when the goroutine of keep has ended
+	checks chan struct{} // of one slot: Check was called
 	in     *inbox
 
 	mu      sync.Mutex
 	conn    *nats.Conn // nil while the portal is away
+	abandon func()     // ends the attempt to connect that is under way, nil if none is
 	state   State
 	changed chan struct{} // closed and replaced when state changes
 	pending map[uint64]waiting
@@ -91,7 +94,7 @@ func Connect(cfg Config) (*Bus, error) {
 		cfg.Now = time.Now
 	}
 	b := &Bus{
-		cfg: cfg, run: newRun(), done: make(chan struct{}), in: newInbox(cfg.Self, cfg.Filter, cfg.Queue),
+		cfg: cfg, run: newRun(), done: make(chan struct{}), checks: make(chan struct{}, 1), in: newInbox(cfg.Self, cfg.Filter, cfg.Queue),
 		state: State{Since: cfg.Now(), Why: errConnecting}, changed: make(chan struct{}), pending: map[uint64]waiting{},
 	}
 	b.ctx, b.cancel = context.WithCancel(context.Background())
@@ -148,6 +151,9 @@ func (b *Bus) send(ctx context.Context, to string, msg Message) error {
 		return err
 	case <-limited.Done():
 		b.settle(id, to, nil) // nobody listens any more
+		if ctx.Err() == nil {
+			b.Check() // is it the peer or the portal that does not answer?
+		}
 		return expired(ctx, ErrUnanswered)
 	}
 }

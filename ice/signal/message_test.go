@@ -306,21 +306,3 @@ func TestAckPlace(t *testing.T) {
 		}
 	}
 }
-
-func TestFingerprintText(t *testing.T) {
-	f := FingerprintOf([]byte("x"))
-	var colons []string
-	for i := 0; i < 64; i += 2 {
-		colons = append(colons, strings.ToUpper(f.String()[i:i+2]))
-	}
-	for _, s := range []string{f.String(), strings.Join(colons, ":")} {
-		if got, err := ParseFingerprint(s); err != nil || got != f {
-			t.Errorf("%q: %v, %v", s, got, err)
-		}
-	}
-	for _, s := range []string{"", f.String()[1:], f.String() + "00", "g" + f.String()[1:], strings.Repeat(":", 95)} {
-		if _, err := ParseFingerprint(s); err == nil {
-			t.Errorf("%q was taken", s)
-		}
-	}
-}

@@ -21,7 +21,11 @@ const (
 	maxBacklog = 1024
 )
 
-var errEnded = errors.New("connection to the portal ended")
+var (
+	errEnded = errors.New("connection to the portal ended")
+	// errStale ends a connection, or an attempt to make one, that Check has found to lead nowhere. The next attempt follows at once.
+	errStale = errors.New("the connection to the portal led nowhere")
+)
 
 // keep is the goroutine of a Bus: one session after the other.
 func (b *Bus) keep() {
@@ -36,22 +40,29 @@ func (b *Bus) keep() {
 		}
 		b.leave(why)
 		// A session that lasted starts the doubling anew. One that is ended at once, again and again, does not.
-		if b.cfg.Now().Sub(began) > b.cfg.MaxRetry {
+		if errors.Is(why, errStale) || b.cfg.Now().Sub(began) > b.cfg.MaxRetry {
 			retry = b.cfg.MinRetry
 		}
+		if errors.Is(why, errStale) {
+			continue
+		}
 		pause := time.NewTimer(retry + rand.N(retry/2+1))
+		retry = min(2*retry, b.cfg.MaxRetry)
 		select {
 		case <-pause.C:
+		case <-b.checks:
+			retry = b.cfg.MinRetry
 		case <-b.ctx.Done():
-			pause.Stop()
 		}
-		retry = min(2*retry, b.cfg.MaxRetry)
+		pause.Stop()
 	}
 }
 
 // session connects, serves until the connection ends and says why it did.
 func (b *Bus) session() error {
-	d := &dialer{ctx: b.ctx, timeout: b.cfg.Dial, dial: b.cfg.Dialer}
+	ctx, cancel := context.WithCancelCause(b.ctx)
+	defer cancel(nil)
+	d := &dialer{ctx: ctx, timeout: b.cfg.Dial, dial: b.cfg.Dialer}
 	ended := make(chan error, 1)
 	end := func(err error) {
 		select {
@@ -59,13 +70,17 @@ func (b *Bus) session() error {
 		default:
 		}
 	}
-	conn, err := b.options(d, end).Connect()
-	if err != nil {
-		return connectError(err, d.lastError())
+	b.attempt(func() { cancel(errStale) })
+	conn, err := b.connect(d, end)
+	b.attempt(nil)
+	if cause := context.Cause(ctx); errors.Is(cause, errStale) {
+		err = cause
 	}
-	defer conn.Close()
-	if err := b.subscribe(conn); err != nil {
-		return fmt.Errorf("subscribe: %w", err)
+	if conn != nil {
+		defer conn.Close()
+	}
+	if err != nil {
+		return err
 	}
 	select {
 	case err := <-ended: // the broker refused a subscription
@@ -73,11 +88,54 @@ func (b *Bus) session() error {
 	default:
 	}
 	b.enter(conn)
+	for {
+		select {
+		case err := <-ended:
+			return err
+		case <-b.checks:
+			if !d.current() || conn.FlushTimeout(checkWait) != nil {
+				return errStale
+			}
+		case <-b.ctx.Done():
+			return ErrClosed
+		}
+	}
+}
+
+// connect makes a connection with subscriptions. With an error there may be one all the same.
+func (b *Bus) connect(d *dialer, end func(error)) (*nats.Conn, error) {
+	conn, err := b.options(d, end).Connect()
+	if err != nil {
+		return nil, connectError(err, d.lastError())
+	}
+	if err := b.subscribe(conn); err != nil {
+		return conn, fmt.Errorf("subscribe: %w", err)
+	}
+	return conn, nil
+}
+
+// attempt notes how the attempt to connect is ended that begins, or with nil that it is over.
+func (b *Bus) attempt(abandon func()) {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	b.abandon = abandon
+}
+
+// checkWait is how long the portal may take to answer a check.
+const checkWait = time.Second
+
+// Check is for when the network has changed. A connection that leads nowhere any more is found out within a second, where the
+// broker's silence would take half a minute, and replaced; one that is being made, or waits to be, is begun anew at once. It does
+// not block.
+func (b *Bus) Check() {
 	select {
-	case err := <-ended:
-		return err
-	case <-b.ctx.Done():
-		return ErrClosed
+	case b.checks <- struct{}{}:
+	default:
+	}
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	if b.abandon != nil {
+		b.abandon()
 	}
 }
 
@@ -180,10 +238,13 @@ func (b *Bus) enter(conn *nats.Conn) {
 	b.publishLocked()
 }
 
-// leave notes that there is no connection, and why, and ends what waits for an answer.
+// leave notes that there is no connection, and why, and ends what waits for an answer. An attempt that Check has ended is no news.
 func (b *Bus) leave(why error) {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	if !b.state.Up && errors.Is(why, errStale) {
+		return
+	}
 	b.conn = nil
 	if b.state.Up {
 		b.state = State{Since: b.cfg.Now(), Why: why}
@@ -238,7 +299,8 @@ type dialer struct {
 	dial    func(ctx context.Context, network, address string) (net.Conn, error)
 
 	mu   sync.Mutex
-	last error // of the last Dial
+	last error    // of the last Dial
+	conn net.Conn // of the last Dial
 }
 
 // Dial implements nats.CustomDialer.
@@ -247,7 +309,7 @@ func (d *dialer) Dial(network, address string) (net.Conn, error) {
 	defer cancel()
 	conn, err := d.dial(ctx, network, address)
 	d.mu.Lock()
-	d.last = err
+	d.last, d.conn = err, conn
 	d.mu.Unlock()
 	if err != nil {
 		return nil, err
@@ -260,6 +322,25 @@ func (d *dialer) lastError() error {
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	return d.last
+}
+
+// current reports whether a connection that was made now would leave from the same address as the last one did: connecting a UDP
+// socket sends nothing and asks the routing table.
+func (d *dialer) current() bool {
+	d.mu.Lock()
+	conn := d.conn
+	d.mu.Unlock()
+	probe, err := d.dial(d.ctx, "udp", conn.RemoteAddr().String())
+	if err != nil {
+		return false // there is no way at all
+	}
+	defer probe.Close()
+	return hostOf(probe.LocalAddr()) == hostOf(conn.LocalAddr())
+}
+
+func hostOf(a net.Addr) string {
+	host, _, _ := net.SplitHostPort(a.String())
+	return host
 }
 
 // dialed forgets its context when it is closed.

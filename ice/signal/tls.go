@@ -4,9 +4,6 @@ import (
 	"crypto/sha256"
 	"crypto/subtle"
 	"crypto/tls"
-	"encoding/hex"
-	"errors"
-	"strings"
 )
 
 // Fingerprint is the SHA-256 of a certificate's DER form. A node's token carries the portal's, so that sign-in needs no
@@ -15,22 +12,6 @@ type Fingerprint [sha256.Size]byte
 
 // FingerprintOf returns the fingerprint of a certificate in DER.
 func FingerprintOf(der []byte) Fingerprint { return sha256.Sum256(der) }
-
-// ParseFingerprint reads 64 hexadecimal digits, with or without colons between bytes as OpenSSL prints them.
-func ParseFingerprint(s string) (f Fingerprint, err error) {
-	digits := s
-	if len(s) == 3*len(f)-1 && strings.Count(s, ":") == len(f)-1 {
-		digits = strings.ReplaceAll(s, ":", "")
-	}
-	b, err := hex.DecodeString(digits)
-	if err != nil || len(b) != len(f) {
-		return f, errors.New("signal: a fingerprint is 64 hexadecimal digits")
-	}
-	return Fingerprint(b), nil
-}
-
-// String returns 64 hexadecimal digits.
-func (f Fingerprint) String() string { return hex.EncodeToString(f[:]) }
 
 // TLSConfig returns the configuration of a client that accepts exactly the server whose certificate has the fingerprint;
 // names, dates and issuers play no part, so a clock that is hours off does no harm. Others fail with ErrFingerprint.

@@ -9,24 +9,38 @@ import (
 
 // allocate begins an attempt, with the newest credentials.
 func (c *Client) allocate(now time.Duration) {
-	if c.inUse != c.next {
-		c.inUse = c.next
-		if c.key != nil {
-			c.key = stun.NewLongTermIntegrity(c.inUse.Username, c.realm, c.inUse.Password)
-		}
-	}
+	c.use(c.next)
 	c.state = stateAllocating
 	c.allocation.begin()
 	c.request(now, &c.allocation, stun.MethodAllocate)
 }
 
+// use takes credentials into use.
+func (c *Client) use(login Credentials) {
+	if c.inUse == login {
+		return
+	}
+	c.inUse = login
+	if c.key != nil {
+		c.key = stun.NewLongTermIntegrity(login.Username, c.realm, login.Password)
+	}
+}
+
+// login is what a request is to be signed with, once there is a key.
+func (c *Client) login(method stun.Method) (Credentials, stun.MessageIntegrity) {
+	if c.state != stateAllocated || method != stun.MethodRefresh || c.tied || c.next == c.inUse {
+		return c.inUse, c.key
+	}
+	return c.next, stun.NewLongTermIntegrity(c.next.Username, c.realm, c.next.Password)
+}
+
 // refresh asks for another lifetime.
 func (c *Client) refresh(now time.Duration) { c.request(now, &c.allocation, stun.MethodRefresh) }
 
-// allocationDue: the back-off is over, or half of the life.
+// allocationDue: a wait is over, or half of the life.
 func (c *Client) allocationDue(now time.Duration) {
 	switch {
-	case c.state == stateWaiting:
+	case c.state == stateWaiting, c.state == stateRefused:
 		c.allocate(now)
 	case c.state == stateAllocated && now >= c.expires:
 		c.lose(now, ReasonExpired, 0)
@@ -70,6 +84,7 @@ func (c *Client) allocationAnswered(now time.Duration) {
 	case c.state == stateConfirming:
 		c.allocated(now, lifetime) // it is ours still, with its addresses
 	default:
+		c.use(c.allocation.login)
 		c.live(now, lifetime)
 	}
 }
@@ -77,7 +92,7 @@ func (c *Client) allocationAnswered(now time.Duration) {
 // allocated reports the allocation and binds what is held.
 func (c *Client) allocated(now, lifetime time.Duration) {
 	c.state, c.allocatedAt = stateAllocated, now
-	c.doubtful, c.deleted = false, false
+	c.doubtful, c.deleted, c.tied = false, false, false
 	c.live(now, lifetime)
 	c.schedule(&c.keepalive, now+KeepaliveEvery, WhyKeepalive)
 	c.emit(Output{Kind: Allocated, Relayed: c.relayed, Mapped: c.mapped})
@@ -147,10 +162,17 @@ func (c *Client) allocateRefused(now time.Duration, code stun.ErrorCode) {
 	}
 }
 
-// refreshRefused: an error that may pass is lived with until the allocation runs out.
+// refreshRefused: newer credentials are not taken, and those in use go on. Any other error that may pass is lived with until
+// the allocation runs out.
 func (c *Client) refreshRefused(now time.Duration, code stun.ErrorCode) {
-	switch reason := reasonOf(code); reason {
-	case ReasonMismatch, ReasonCredentials:
+	switch reason := reasonOf(code); {
+	case reason == ReasonMismatch:
+		c.lose(now, reason, code)
+	case c.allocation.login != c.inUse:
+		c.tied = true
+		c.allocation.begin()
+		c.refresh(now)
+	case reason == ReasonCredentials:
 		c.lose(now, reason, code)
 	default:
 		if now >= c.expires {
@@ -196,7 +218,8 @@ func (c *Client) fail(now time.Duration, code stun.ErrorCode) {
 	c.retry(now)
 }
 
-// refuse stops asking, unless there are newer credentials to ask with.
+// refuse stops asking for a while, unless there are newer credentials to ask with. A server that has a wrong clock or secret
+// may be put right without a word.
 func (c *Client) refuse(now time.Duration, reason Reason, code stun.ErrorCode) {
 	again := c.inUse != c.next
 	c.emit(Output{Kind: Failed, Reason: reason, Code: int(code), Final: !again})
@@ -206,16 +229,21 @@ func (c *Client) refuse(now time.Duration, reason Reason, code stun.ErrorCode) {
 	}
 	c.state, c.doubtful = stateRefused, false
 	c.unschedule(&c.silence)
+	c.schedule(&c.allocation, now+c.jitter(refusedRetry), WhyRetry)
 }
 
-// retry waits for 1, 2, 4 .. 60 s, and up to a quarter more so that many clients of one server do not march in step.
+// retry waits for 1, 2, 4 .. 60 s.
 func (c *Client) retry(now time.Duration) {
 	c.state, c.deleted = stateWaiting, false
 	wait := min(time.Second<<min(c.failures, 6), maxBackoff)
 	c.failures++
+	c.unschedule(&c.silence)
+	c.schedule(&c.allocation, now+c.jitter(wait), WhyRetry)
+}
+
+// jitter adds up to a quarter, so that many clients of one server do not march in step.
+func (c *Client) jitter(wait time.Duration) time.Duration {
 	var b [2]byte
 	c.read(b[:])
-	wait += wait / 4 * time.Duration(binary.BigEndian.Uint16(b[:])) / 65536
-	c.unschedule(&c.silence)
-	c.schedule(&c.allocation, now+wait, WhyRetry)
+	return wait + wait/4*time.Duration(binary.BigEndian.Uint16(b[:]))/65536
 }

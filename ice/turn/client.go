@@ -20,8 +20,9 @@ type Client struct {
 	lifetime time.Duration
 	random   io.Reader
 
-	// credentials: in use, and those that the next allocation will use
+	// credentials: in use, and newer ones that are to be used
 	inUse, next  Credentials
+	tied         bool // the server does not let the allocation go over to next
 	realm, nonce string
 	key          stun.MessageIntegrity // of inUse and realm; nil: the server has not asked yet
 
@@ -66,7 +67,7 @@ const (
 	stateConfirming              // 437 to Allocate after silence: is it ours, still?
 	stateDeleting                // 437 to Allocate: an allocation of an earlier process is given back
 	stateAllocated
-	stateRefused   // nothing will change before SetCredentials or Start
+	stateRefused   // nothing is likely to change before SetCredentials
 	stateReleasing // Refresh with lifetime 0 is in flight, or will be
 	stateReleased
 )
@@ -130,13 +131,15 @@ func (c *Client) Start(now time.Duration) {
 	}
 }
 
-// SetCredentials gives the credentials of the next allocation. The present one keeps those that it was made with, as the server
-// refuses others (441; RFC 8656, section 5). A client that was refused tries again.
+// SetCredentials gives newer credentials. The next Refresh is made with them: a server that knows them for the same user's, as
+// ice/relay does, takes them from then on, and the allocation may outlive the older ones. One that ties an allocation to the
+// credentials it was made with (441; RFC 8656, section 5) gets those on, and the newer ones with the next allocation. A
+// client that was refused tries again.
 func (c *Client) SetCredentials(now time.Duration, next Credentials) error {
 	if err := next.check(); err != nil {
 		return err
 	}
-	c.next = next
+	c.next, c.tied = next, false
 	if c.state == stateRefused {
 		c.Start(now)
 	}

@@ -145,7 +145,7 @@ func TestWrongCredentials(t *testing.T) {
 		w.s.likePion = likePion
 		w.s.logins = []Credentials{otherLogin}
 		w.c.Start(w.now)
-		w.run(time.Hour)
+		w.run(refusedRetry)
 		want := Output{Kind: Failed, Reason: ReasonCredentials, Code: 401, Final: true}
 		if likePion {
 			want.Reason, want.Code = ReasonRefused, 400
@@ -154,8 +154,8 @@ func TestWrongCredentials(t *testing.T) {
 			t.Errorf("told %+v", w.told)
 		}
 		w.asked("Allocate Allocate+")
-		if at, why := w.c.NextTimeout(); at != 0 || why != WhyNothing {
-			t.Error(at, why)
+		if at, why := w.c.NextTimeout(); at < w.now || at > w.now+refusedRetry/4 || why != WhyRetry {
+			t.Error(at-w.now, why)
 		}
 		w.events, w.told = nil, nil
 		if err := w.c.SetCredentials(w.now, otherLogin); err != nil {
@@ -166,17 +166,21 @@ func TestWrongCredentials(t *testing.T) {
 	}
 }
 
-// TestRotation: the allocation keeps the credentials that it was made with, and when these are refused the newer are tried.
+// TestRotation: the allocation keeps the credentials that it was made with where the server wants those, and when they are
+// refused the newer are tried.
 func TestRotation(t *testing.T) {
 	w := up(t)
 	w.s.logins = append(w.s.logins, otherLogin)
 	if err := w.c.SetCredentials(w.now, otherLogin); err != nil {
 		t.Fatal(err)
 	}
-	w.run(20 * time.Minute)
+	w.run(12 * time.Minute)
 	w.expect()
 	if w.s.allocatedFor != goodLogin.Username {
 		t.Error("the user changed")
+	}
+	if n := w.s.sent[stun.MethodRefresh]; n != 3 { // the newer ones were tried once
+		t.Errorf("%d Refresh requests, want 3", n)
 	}
 	w.s.logins = w.s.logins[1:] // the old ones expire
 	w.c.Probe(w.now)
@@ -187,15 +191,72 @@ func TestRotation(t *testing.T) {
 	}
 }
 
+// TestRenewal: with a server that knows the newer credentials for the same user's, the allocation and its channels outlive the
+// older ones, again and again.
+func TestRenewal(t *testing.T) {
+	w := up(t)
+	bindBoth(w)
+	w.s.ofUser = true
+	for i := range 5 {
+		next := Credentials{Username: fmt.Sprint(1800000000+i, ":salt"), Password: "n3w-password"}
+		w.s.logins = append(w.s.logins, next)
+		if err := w.c.SetCredentials(w.now, next); err != nil {
+			t.Fatal(err)
+		}
+		for range 8 { // refreshed at half of 10 minutes
+			w.run(time.Minute)
+			w.c.MarkUsed(w.now, peerA)
+			w.c.MarkUsed(w.now, peerB)
+		}
+		w.s.logins = w.s.logins[1:] // the old ones expire
+	}
+	w.run(4 * time.Minute)
+	w.expect()
+	if w.s.sent[stun.MethodAllocate] != 2 { // with and without credentials
+		t.Errorf("%d Allocate requests", w.s.sent[stun.MethodAllocate])
+	}
+}
+
+// TestRenewalRefused: newer credentials that the server does not know end nothing.
+func TestRenewalRefused(t *testing.T) {
+	for _, renew := range []bool{false, true} {
+		w := up(t)
+		w.s.ofUser, w.s.renew = true, renew
+		if err := w.c.SetCredentials(w.now, Credentials{Username: "1800000000:salt", Password: "of another secret"}); err != nil {
+			t.Fatal(err)
+		}
+		w.run(30 * time.Minute)
+		w.expect()
+		if w.s.allocatedFor != goodLogin.Username {
+			t.Error("the credentials changed")
+		}
+	}
+}
+
 func TestRevoked(t *testing.T) {
 	w := up(t)
 	w.s.logins = nil
 	w.c.Probe(w.now)
-	w.run(time.Hour)
+	w.run(refusedRetry)
 	w.expect("lost:credentials", "failed:credentials")
 	if w.c.State() != "refused" {
 		t.Error(w.c)
 	}
+}
+
+// TestServerPutRight: a server that refused good credentials, for a wrong clock or secret of its own, is found to take them again.
+func TestServerPutRight(t *testing.T) {
+	w := up(t)
+	w.s.logins = nil
+	w.c.Probe(w.now)
+	w.run(time.Hour)
+	if n := w.s.sent[stun.MethodAllocate]; n > 20 {
+		t.Errorf("%d requests in an hour", n)
+	}
+	w.events, w.told = nil, nil
+	w.s.logins = []Credentials{goodLogin}
+	w.run(2 * refusedRetry)
+	w.expect("allocated")
 }
 
 // TestRestartedServer: it knows nothing any more, and says so.

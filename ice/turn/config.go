@@ -41,6 +41,7 @@ const (
 	maxStale       = 3 // nonces in a row that may be stale
 	maxInFlight    = 32
 	maxBackoff     = time.Minute
+	refusedRetry   = 5 * time.Minute  // after an error that will hardly pass by itself
 	stableAfter    = time.Minute      // an allocation that lived so long resets the back-off
 	refreshRetry   = 10 * time.Second // after an error that may pass
 	minRefresh     = 10 * time.Second // no server makes us refresh faster

@@ -18,10 +18,10 @@ var coturnLogin = Credentials{Username: "alice", Password: goodLogin.Password}
 
 const coturnSecret = "shared-secret"
 
-// restLogin makes credentials of the TURN REST convention (draft-uberti-behave-turn-rest-00, section 2.2) that are good for a day. coturn
-// reads the time with atoi, so it cannot be later than 2038.
-func restLogin() Credentials {
-	username := fmt.Sprintf("%d:salt", time.Now().Add(24*time.Hour).Unix())
+// restLogin makes credentials of the TURN REST convention (draft-uberti-behave-turn-rest-00, section 2.2). coturn reads
+// the time with atoi, so it cannot be later than 2038.
+func restLogin(life time.Duration) Credentials {
+	username := fmt.Sprintf("%d:salt", time.Now().Add(life).Unix())
 	mac := hmac.New(sha1.New, []byte(coturnSecret))
 	mac.Write([]byte(username))
 	return Credentials{Username: username, Password: base64.StdEncoding.EncodeToString(mac.Sum(nil))}
@@ -93,8 +93,19 @@ func TestCoturnWrongPassword(t *testing.T) {
 func TestCoturnREST(t *testing.T) {
 	t.Parallel()
 	at, _ := newCoturn(t, "127.0.0.1", 0, true)
-	l := newLive(t, Config{Server: at, Credentials: restLogin()})
+	l := newLive(t, Config{Server: at, Credentials: restLogin(time.Hour)})
 	l.exchange()
+}
+
+// TestCoturnRenewal: coturn ties an allocation to the credentials that it was made with, and lets it outlive them.
+func TestCoturnRenewal(t *testing.T) {
+	t.Parallel()
+	at, _ := newCoturn(t, "127.0.0.1", 0, true)
+	l := newLive(t, Config{Server: at, Credentials: restLogin(shortLife)})
+	l.outlive(restLogin(time.Hour))
+	if !l.c.tied {
+		t.Error("coturn took the newer credentials")
+	}
 }
 
 // TestCoturnRestarted: the new server refuses the old nonce, then the allocation, and gives another.

@@ -1,19 +1,20 @@
-// Package turn is a TURN client (RFC 8656 on RFC 8489). Its core, Client, is a sans-IO state machine: it owns no socket, starts
-// no goroutine and no timer, and reads no clock. Relays drives a Client for each server. One Client stands for one allocation, that is for one socket of ours and one server; all
-// ICE agents and connections of the process share it.
+// Package turn is a TURN client (RFC 8656 on RFC 8489). Its core, Client, is a sans-IO state machine: it owns no socket,
+// starts no goroutine and no timer, and reads no clock. Relays drives a Client for each server. One Client stands for one
+// allocation, that is for one socket of ours and one server; all ICE agents and connections of the process share it.
 //
 // The story of an allocation: Start asks for it without credentials, the server answers 401 with a realm and a nonce, and the
 // request is made again with MESSAGE-INTEGRITY. Allocated reports the relayed transport address, which is signaled to peers
 // as a relayed candidate. Bind asks for a channel to one peer; ChannelBound reports its number, and from then on whoever
-// owns the socket frames datagrams as ChannelData by himself (pipeline.PutChannelHeader, pipeline.ParseChannelData). The binding installs the
-// permission too and is refreshed every four minutes, but only while MarkUsed says that somebody needs it. Peers without a
-// channel get Permit and AppendSend.
+// owns the socket frames datagrams as ChannelData by himself (pipeline.PutChannelHeader, pipeline.ParseChannelData). The
+// binding installs the permission too and is refreshed every four minutes, but only while MarkUsed says that somebody needs
+// it. Peers without a channel get Permit and AppendSend.
 //
-// The allocation is refreshed at half of its life; a Binding request every 25 seconds keeps the NAT's mapping and tells us
-// when it has changed. An allocation is lost when the server says so (437), when our mapped address changes, when it runs out,
-// or when a request stays unanswered for eight seconds. Lost reports that at once, so that connections can move to another
-// server, and the client asks for a new allocation by itself, with a back-off. If the server only was unreachable and still
-// knows the allocation, it is taken up again. Every channel that is held is bound again under its old number.
+// The allocation is refreshed at half of its life, with newer credentials if there are any; a Binding request every 25
+// seconds keeps the NAT's mapping and tells us when it has changed. An allocation is lost when the server says so (437), when
+// our mapped address changes, when it runs out, or when a request stays unanswered for eight seconds. Lost reports that at
+// once, so that connections can move to another server, and the client asks for a new allocation by itself, with a back-off.
+// If the server only was unreachable and still knows the allocation, it is taken up again. Every channel that is held is
+// bound again under its old number.
 //
 // What comes from the network is checked before pion's decoder sees it (check), counted by name when it is dropped (Drop), and
 // never becomes an error or a log line. Nothing here prints a user name, a password, a nonce or a key.

@@ -42,7 +42,7 @@ type Output struct {
 	// Reason of Lost, Failed, ChannelLost and PermitLost, and the server's error code or 0.
 	Reason Reason
 	Code   int
-	// Final of Failed: the client does not try again before SetCredentials or Start.
+	// Final of Failed: trying again is not likely to help before SetCredentials; the client does so only every few minutes.
 	Final bool
 }
 

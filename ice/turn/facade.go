@@ -47,8 +47,8 @@ var errNoAllocation = errors.New("turn: the server has no allocation for us")
 type Facade struct {
 	// frozen
 	wake   func()
-	choose func(at netip.AddrPort) (relayed, mapped netip.AddrPort, ok bool) // nil: it is chosen
-	gate   *ice.Gate                                                         // nil: nothing stands between the agent and its peers
+	choose func(at netip.AddrPort) (relayed, mapped netip.AddrPort, ok bool)
+	gate   *ice.Gate // nil in tests: nothing stands between the agent and its peers
 	down   chan []byte
 	up     chan facadeDatagram
 	closed chan struct{}
@@ -71,14 +71,6 @@ type Facade struct {
 type facadeDatagram struct {
 	peer netip.AddrPort
 	data []byte
-}
-
-// NewFacade makes one for an allocation with these addresses, as an Allocated output gave them. wake is called by any
-// goroutine when Serve has work; it must not block.
-func NewFacade(relayed, mapped netip.AddrPort, wake func()) *Facade {
-	f := newFacade(nil, wake, nil)
-	f.at, f.relayed, f.mapped = facadeAddr, relayed, mapped
-	return f
 }
 
 // newFacade makes one that learns its allocation from choose, once the agent has written to the address of a server; the

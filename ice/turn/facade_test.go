@@ -78,6 +78,13 @@ func gather(t *testing.T, agent *ice.Agent) []ice.Candidate {
 	}
 }
 
+// settledFacade makes a Facade that stands for an allocation with these addresses from the start.
+func settledFacade(relayed, mapped netip.AddrPort, wake func()) *Facade {
+	f := newFacade(nil, wake, nil)
+	f.at, f.relayed, f.mapped = facadeAddr, relayed, mapped
+	return f
+}
+
 // TestFacadeAgent: an agent of pion/ice v2 gets a relayed candidate from the shared allocation, connects over it to an agent without
 // a relay, and carries data both ways.
 func TestFacadeAgent(t *testing.T) {
@@ -86,7 +93,7 @@ func TestFacadeAgent(t *testing.T) {
 	l := newLive(t, Config{Server: at, Credentials: goodLogin})
 	l.c.Start(l.now())
 	allocated := l.until(Allocated)
-	facade := NewFacade(allocated.Relayed, allocated.Mapped, func() {})
+	facade := settledFacade(allocated.Relayed, allocated.Mapped, func() {})
 	network, err := stdnet.NewNet()
 	if err != nil {
 		t.Fatal(err)
@@ -191,7 +198,7 @@ func converse(relayed, direct *ice.Agent, ours, theirs []ice.Candidate) error {
 func TestFacadeBounds(t *testing.T) {
 	w := up(t)
 	woken := 0
-	f := NewFacade(testRelayed, testMapped, func() { woken++ })
+	f := settledFacade(testRelayed, testMapped, func() { woken++ })
 	write := func(b []byte) {
 		t.Helper()
 		if n, err := f.WriteTo(b, nil); n != len(b) || err != nil {
@@ -253,7 +260,7 @@ func TestFacadeBounds(t *testing.T) {
 
 // TestFacadeAnswers: the requests of a TURN client, one by one.
 func TestFacadeAnswers(t *testing.T) {
-	f := NewFacade(testRelayed, testMapped, func() {})
+	f := settledFacade(testRelayed, testMapped, func() {})
 	ask := func(method stun.Method, fill func(m *stun.Message)) *stun.Message {
 		t.Helper()
 		request := newRequest(method, transactionID{5})

@@ -194,3 +194,41 @@ func (l *live) exchange() {
 	reply("still there", bound.Channel)
 	l.events = nil
 }
+
+// shortLife is that of credentials that are to expire within a test: time enough to allocate with them, also on a busy machine.
+const shortLife = 6 * time.Second
+
+// outlive allocates with credentials that expire, gives newer ones, and shows that the allocation and a channel live on.
+func (l *live) outlive(next Credentials) {
+	t := l.t
+	expired := time.Now().Add(shortLife + time.Second) // they are counted in whole seconds
+	l.c.Start(l.now())
+	allocated := l.until(Allocated)
+	peer := listen(t, "127.0.0.1")
+	at := peer.LocalAddr().(*net.UDPAddr).AddrPort()
+	if err := l.c.Bind(l.now(), at); err != nil {
+		t.Fatal(err)
+	}
+	bound := l.until(ChannelBound)
+	if err := l.c.SetCredentials(l.now(), next); err != nil {
+		t.Fatal(err)
+	}
+	l.c.Probe(l.now())
+	for time.Now().Before(expired) {
+		l.step()
+	}
+	for range 5 {
+		l.skip(4 * time.Minute)
+		l.c.MarkUsed(l.now(), at)
+	}
+	l.skip(5 * time.Second)
+	for _, e := range l.events {
+		t.Errorf("%v: %v %d", e.Kind, e.Reason, e.Code)
+	}
+	if _, err := peer.WriteToUDPAddrPort([]byte("still there"), allocated.Relayed); err != nil {
+		t.Fatal(err)
+	}
+	if p := l.payload(); string(p.Data) != "still there" || p.Channel != bound.Channel {
+		t.Errorf("%+v", p)
+	}
+}

@@ -88,8 +88,9 @@ func goroutinesOf() int {
 	return n
 }
 
-// TestRelaysLive: the same over the system's UDP and our own relay, twice in a row, and then the relay dies.
-func TestRelaysLive(t *testing.T) {
+// newRelay starts our own relay.
+func newRelay(t *testing.T) *relay.Server {
+	t.Helper()
 	server, err := relay.New(relay.Config{
 		Listen: []netip.AddrPort{netip.MustParseAddrPort("127.0.0.1:0")}, Secret: "a secret of the tests only",
 		AllowedPeers: []netip.Prefix{netip.MustParsePrefix("127.0.0.0/8")},
@@ -104,6 +105,35 @@ func TestRelaysLive(t *testing.T) {
 		t.Skipf("SKIPPED: no relay on this machine: %v", <-failed)
 	}
 	t.Cleanup(func() { server.Close() })
+	return server
+}
+
+// TestRelayRenewal: with our own relay an allocation and its channels outlive the credentials that they were made with, and a
+// process that has newer ones gets rid of what one before it left on its port.
+func TestRelayRenewal(t *testing.T) {
+	t.Parallel()
+	server := newRelay(t)
+	login := func(life time.Duration) Credentials {
+		user, password := server.Credential(time.Now().Add(life), "node")
+		return Credentials{user, password}
+	}
+	l := newLive(t, Config{Server: server.Addrs()[0], Credentials: login(shortLife)})
+	l.outlive(login(time.Hour))
+	var err error
+	if l.c, err = New(Config{Server: l.c.Server(), Credentials: login(2 * time.Hour)}); err != nil {
+		t.Fatal(err)
+	}
+	l.events = nil
+	l.c.Start(l.now())
+	l.until(Allocated)
+	if l.c.failures != 0 {
+		t.Errorf("%d attempts failed", l.c.failures)
+	}
+}
+
+// TestRelaysLive: the same over the system's UDP and our own relay, twice in a row, and then the relay dies.
+func TestRelaysLive(t *testing.T) {
+	server := newRelay(t)
 	before := goroutinesOf()
 	a, b := newLiveNode(t, server), newLiveNode(t, server)
 	poll(t, func() bool { return len(a.relays.URLs()) == 1 && len(b.relays.URLs()) == 1 })

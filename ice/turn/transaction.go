@@ -25,7 +25,8 @@ type operation struct {
 	raw     []byte // frozen: retransmissions are the same bytes
 	sends   int
 	signed  bool
-	key     stun.MessageIntegrity // that it was signed with
+	login   Credentials           // that it was signed with, if it was signed
+	key     stun.MessageIntegrity // likewise
 	nonce   string                // likewise
 
 	stale, denied int // 438 and 401 in a row
@@ -109,12 +110,13 @@ func (c *Client) request(now time.Duration, op *operation, method stun.Method) {
 	c.read(op.id[:])
 	m := newRequest(method, op.id)
 	c.fill(m, op)
-	op.signed = c.key != nil && method != stun.MethodBinding
+	op.login, op.key = c.login(method)
+	op.nonce = c.nonce
+	op.signed = op.key != nil && method != stun.MethodBinding
 	if op.signed {
-		m.Add(stun.AttrUsername, []byte(c.inUse.Username))
+		m.Add(stun.AttrUsername, []byte(op.login.Username))
 		m.Add(stun.AttrRealm, []byte(c.realm))
-		m.Add(stun.AttrNonce, []byte(c.nonce))
-		op.key, op.nonce = c.key, c.nonce
+		m.Add(stun.AttrNonce, []byte(op.nonce))
 		must(op.key.AddTo(m))
 	}
 	must(stun.Fingerprint.AddTo(m))

@@ -52,6 +52,8 @@ type scripted struct {
 	likePion bool                                    // silent where there is no allocation, 400 to a wrong password, no error is signed
 	tamper   func(m *stun.Message) (raw []byte)      // rewrites the response, or drops it (nil)
 	staleAll bool                                    // every nonce is stale
+	renew    bool                                    // every 401 comes with another nonce
+	ofUser   bool                                    // an allocation is tied to the user only, the part behind the colon
 	drop     func(method stun.Method, sent int) bool // loses the request on its way
 
 	seen []string // methods, with what is special of them
@@ -139,7 +141,7 @@ func (s *scripted) serve(now time.Duration, m *stun.Message, login Credentials, 
 			return nil
 		}
 		return s.fail(m, key, stun.CodeAllocMismatch)
-	case method != stun.MethodAllocate && s.allocatedFor != login.Username:
+	case method != stun.MethodAllocate && !s.owns(login):
 		return s.fail(m, key, stun.CodeWrongCredentials)
 	case method == stun.MethodAllocate:
 		s.allocatedFor, s.madeFrom, s.lastAllocate = login.Username, s.mapped, m.TransactionID
@@ -164,6 +166,15 @@ func (s *scripted) serve(now time.Duration, m *stun.Message, login Credentials, 
 			addUint32(out, stun.AttrLifetime, seconds(granted))
 		}
 	})
+}
+
+// owns takes the allocation over with newer credentials of its user.
+func (s *scripted) owns(login Credentials) bool {
+	_, user, _ := strings.Cut(login.Username, ":")
+	if s.ofUser && strings.HasSuffix(s.allocatedFor, ":"+user) {
+		s.allocatedFor = login.Username
+	}
+	return s.allocatedFor == login.Username
 }
 
 // bind demands what RFC 8656, section 12.2, demands: one peer a number and one number a peer.
@@ -198,6 +209,9 @@ func (s *scripted) answer(to *stun.Message, key stun.MessageIntegrity, fill func
 func (s *scripted) fail(to *stun.Message, key stun.MessageIntegrity, code stun.ErrorCode) []byte {
 	if s.likePion {
 		key = nil
+	}
+	if s.renew && code == stun.CodeUnauthorized {
+		s.nonce++
 	}
 	return s.finish(to, stun.ClassErrorResponse, key, func(m *stun.Message) {
 		(&stun.ErrorCodeAttribute{Code: code, Reason: []byte("no")}).AddTo(m)

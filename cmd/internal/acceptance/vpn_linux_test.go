@@ -5,6 +5,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"flag"
 	"fmt"
 	"io"
 	"net"
@@ -26,7 +27,17 @@ import (
 	_ "github.com/sluice-vpn/sluice/ice/portal" // likewise
 )
 
-func TestMain(m *testing.M) { lab.Main(m) }
+// atOnce is how many of these tests run at once, unless go test says otherwise. They mostly wait, so it may be more than there are
+// processors.
+const atOnce = "6"
+
+func TestMain(m *testing.M) {
+	testing.Init()
+	if err := flag.Set("test.parallel", atOnce); err != nil {
+		panic(err)
+	}
+	lab.Main(m)
+}
 
 // program builds sluice once.
 var program = sync.OnceValues(func() (string, error) {
@@ -82,6 +93,7 @@ type member struct {
 	site   *lab.Site
 	socket string
 	token  string
+	stats  string // where its counters go
 	args   []string
 }
 
@@ -276,20 +288,33 @@ func (v *vpn) addAllowed(name, role, allow string, site *lab.Site, args ...strin
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	m := &member{site: site, socket: filepath.Join(v.dir, name+".sock"), token: filepath.Join(v.dir, name+".token")}
+	return v.join(name, role, token, site, args...)
+}
+
+// join starts a node that has a token.
+func (v *vpn) join(name, role, token string, site *lab.Site, args ...string) *member {
+	v.t.Helper()
+	path := func(kind string) string { return filepath.Join(v.dir, name+"."+kind) }
+	m := &member{sluice: &sluice{name: name}, site: site, socket: path("sock"), token: path("token"), stats: path("stats")}
 	if err := os.WriteFile(m.token, []byte(token), 0o600); err != nil {
 		v.t.Fatal(err)
 	}
 	m.args = append([]string{role, "-token-file", m.token, "-socket", m.socket}, args...)
-	m.sluice = v.start(site.Node, name, nil, m.args...)
+	v.launch(m)
 	return m
+}
+
+// launch starts a node that does not run.
+func (v *vpn) launch(m *member) {
+	v.t.Helper()
+	m.sluice = v.start(m.site.Node, m.name, []string{"SLUICE_STATS=" + m.stats}, m.args...)
 }
 
 // restart ends a node and starts it again.
 func (v *vpn) restart(m *member) {
 	v.t.Helper()
 	m.end()
-	m.sluice = v.start(m.site.Node, m.name, nil, m.args...)
+	v.launch(m)
 }
 
 func (v *vpn) site(name string, kind lab.NAT) *lab.Site {
@@ -308,14 +333,20 @@ func (v *vpn) pair(gateway, client lab.NAT, args ...string) (g, c *member) {
 	return v.add("gate", "gateway", gs, args...), v.add("laptop", "client", cs)
 }
 
-// connection is what a node's status says of its peer.
-func (m *member) connection(peer string) (c edge.ConnectionStatus) {
+// status is what a node says of itself, the zero value if it does not answer.
+func (m *member) status() edge.Status {
 	ctx, cancel := context.WithTimeout(context.Background(), 10*time.Second)
 	defer cancel()
 	s, err := status.NewNode(m.socket).Get(ctx)
 	if err != nil {
-		return c
+		return edge.Status{}
 	}
+	return s
+}
+
+// connection is what a node's status says of its peer.
+func (m *member) connection(peer string) (c edge.ConnectionStatus) {
+	s := m.status()
 	for _, c := range s.Connections {
 		if c.Peer == peer {
 			return c
@@ -344,6 +375,13 @@ func isUp(via string) func(edge.ConnectionStatus) bool {
 	return func(c edge.ConnectionStatus) bool { return c.State == "up" && (via == "" || c.Via == via) }
 }
 
+// sessionsLost lists the closes of connections that had a session. An attempt may fail before: the portal has nodes connect to it anew
+// when others are added.
+func (m *member) sessionsLost() []line {
+	m.t.Helper()
+	return append(m.find("connection closed", "phase=up"), m.find("connection closed", "phase=idle")...)
+}
+
 // hook asks for a test hook of a node.
 func (m *member) hook(path string) {
 	m.t.Helper()
@@ -368,99 +406,25 @@ func (m *member) overlay() netip.Addr {
 	m.t.Helper()
 	var addr netip.Addr
 	await(m.t, patience, m.name+" has an address", func() bool {
-		s, err := status.NewNode(m.socket).Get(context.Background())
-		if err != nil || len(s.Addresses) == 0 {
-			return false
+		s := m.status()
+		if len(s.Addresses) > 0 {
+			addr = s.Addresses[0].Addr()
 		}
-		addr = s.Addresses[0].Addr()
-		return true
+		return addr.IsValid()
 	})
 	return addr
 }
 
-// stream is a TCP connection through the tunnel that sends a number every 50 ms and checks what the other end says.
-type stream struct {
-	t      *testing.T
-	conn   net.Conn
-	mu     sync.Mutex
-	echoed int
-	last   time.Time
-	gap    time.Duration // the longest between two echoes
-	err    error
-}
-
-// stream opens one from a node to an address in the given namespace.
-func openStream(t *testing.T, from *lab.Namespace, to *lab.Namespace, at netip.Addr) *stream {
-	t.Helper()
-	var listener net.Listener
-	err := to.Run(func() (err error) { listener, err = net.Listen("tcp", netip.AddrPortFrom(at, 0).String()); return err })
-	if err != nil {
-		t.Fatal(err)
+// counters has a node write its counters, and reads them.
+func (m *member) counters() (list map[string]uint64) {
+	m.t.Helper()
+	_ = os.Remove(m.stats)
+	if err := m.cmd.Process.Signal(syscall.SIGUSR1); err != nil {
+		m.t.Fatal(err)
 	}
-	t.Cleanup(func() { listener.Close() })
-	go func() {
-		for {
-			conn, err := listener.Accept()
-			if err != nil {
-				return
-			}
-			go func() { defer conn.Close(); io.Copy(conn, conn) }()
-		}
-	}()
-	s := &stream{t: t}
-	await(t, patience, "a TCP connection through the tunnel", func() bool {
-		err := from.Run(func() (err error) {
-			s.conn, err = net.DialTimeout("tcp", listener.Addr().String(), 2*time.Second)
-			return err
-		})
-		return err == nil
+	await(m.t, patience, m.name+" writes its counters", func() bool {
+		text, err := os.ReadFile(m.stats)
+		return err == nil && json.Unmarshal(text, &list) == nil
 	})
-	t.Cleanup(func() { s.conn.Close() })
-	s.last = time.Now()
-	go s.send()
-	go s.receive()
-	return s
-}
-
-func (s *stream) send() {
-	for n := 0; ; n++ {
-		if _, err := fmt.Fprintln(s.conn, n); err != nil {
-			return
-		}
-		time.Sleep(50 * time.Millisecond)
-	}
-}
-
-func (s *stream) receive() {
-	r := bufio.NewScanner(s.conn)
-	for n := 0; r.Scan(); n++ {
-		s.mu.Lock()
-		if r.Text() != fmt.Sprint(n) {
-			s.err = fmt.Errorf("echo %q, want %d", r.Text(), n)
-		}
-		now := time.Now()
-		s.gap = max(s.gap, now.Sub(s.last))
-		s.echoed, s.last = n+1, now
-		s.mu.Unlock()
-	}
-}
-
-// count is how many echoes came.
-func (s *stream) count() int {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	return s.echoed
-}
-
-// awaitProgress waits until echoes come again.
-func (s *stream) awaitProgress(limit time.Duration, what string) time.Duration {
-	s.t.Helper()
-	from := s.count()
-	took := await(s.t, limit, "TCP goes on: "+what, func() bool { return s.count() >= from+3 })
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.err != nil {
-		s.t.Error(s.err)
-	}
-	return took
+	return list
 }

@@ -140,8 +140,8 @@ func (n *node) build() (err error) {
 	n.keeper = newKeeper(n.machine)
 	n.edge, err = edge.New(edge.Config{
 		Name: o.Token.Name, Role: o.Role, Routes: o.Routes, Interface: o.Interface, Logger: n.logger,
-		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, Apply: n.apply,
-		Watch: true, Program: "sluice " + version.String(),
+		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, CheckPortal: n.portal.check,
+		Apply: n.apply, Watch: true, Program: "sluice " + version.String(),
 	})
 	if err != nil {
 		return err
@@ -212,7 +212,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	endKeeper()
 	<-n.keeper.ended
 	err = errors.Join(err, n.machine.Close())
-	n.settings.WriteStats(n.pipeline, n.logger)
+	n.settings.WriteStats(n, n.logger)
 	halt()
 	if !pipelineEnded {
 		err = errors.Join(err, <-ran)
@@ -244,7 +244,7 @@ func (n *node) writeStats() {
 	if n.settings.Stats == "" {
 		n.logger.Info("SIGUSR1: no counters are written, since SLUICE_STATS names no file")
 	}
-	n.settings.WriteStats(n.pipeline, n.logger)
+	n.settings.WriteStats(n, n.logger)
 }
 
 func (n *node) networkChanged() {

@@ -120,7 +120,7 @@ func startNode(t *testing.T, o Options, first protocol.Sync, environ map[string]
 	made := &node{
 		options: o, settings: environment.Read(o.Getenv), logger: slog.New(logs.NewText(n.log, slog.LevelDebug)), failed: cancel,
 		portal: &portalLink{
-			signaler: memory, sync: n.portal.sync, close: memory.Close,
+			signaler: memory, sync: n.portal.sync, counters: memory.Counters, close: memory.Close,
 			state:   func() signal.State { return signal.State{Up: true, Since: time.Now()} },
 			changed: func() <-chan struct{} { return nil },
 		},

@@ -220,8 +220,13 @@ func TestNetwork(t *testing.T) {
 	must(t, laptop.Process.Signal(syscall.SIGUSR1))
 	must(t, laptop.Process.Signal(syscall.SIGHUP))
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
-		_, err := os.Stat(counters)
+		text, err := os.ReadFile(counters)
 		if err == nil && strings.Contains(fmt.Sprint(laptop.Stderr), `"why":"asked to"`) {
+			for _, name := range []string{"inbound_packets", "ice_agents", "turn_allocations", "signal_received", "goroutines"} {
+				if !strings.Contains(string(text), `"`+name+`"`) {
+					t.Errorf("there is no %s in %s", name, text)
+				}
+			}
 			break
 		}
 		if time.Now().After(deadline) {

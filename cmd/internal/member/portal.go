@@ -18,7 +18,9 @@ type portalLink struct {
 	signaler signal.Signaler
 	sync     func(context.Context, protocol.SyncRequest) (protocol.Sync, error)
 	state    func() signal.State
+	counters func() signal.Counters
 	changed  func() <-chan struct{} // closed when state changes next
+	check    func()
 	close    func() error
 }
 
@@ -31,7 +33,7 @@ func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
 		return nil, err
 	}
 	return &portalLink{
-		signaler: bus, state: bus.State, changed: bus.Changed, close: bus.Close,
+		signaler: bus, state: bus.State, counters: bus.Counters, changed: bus.Changed, check: bus.Check, close: bus.Close,
 		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) {
 			return protocol.Ask(ctx, bus, q)
 		},

@@ -72,10 +72,12 @@ type SyncRequest struct {
 	Program   string         `json:"program,omitempty"`
 }
 
-// Sync is the portal's answer. If Refused is set, the rest may be empty: one line that says what is wrong and what to do.
+// Sync is the portal's answer. If Refused is set, the rest may be empty: one line that says what is wrong and what to do. Displaced
+// goes with it: another program has signed in as this node, and until it is gone this one must do nothing under the name.
 type Sync struct {
 	Revision  uint64         `json:"revision"`
 	Refused   string         `json:"refused,omitempty"`
+	Displaced bool           `json:"displaced,omitempty"`
 	Name      string         `json:"name"`
 	Role      Role           `json:"role"`
 	Addresses []netip.Prefix `json:"addresses"` // in the tunnel: one of each family, /32 and /128

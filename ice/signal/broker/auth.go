@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"log/slog"
 	"maps"
+	"net"
 	"slices"
 	"sync"
 
@@ -21,6 +22,7 @@ type authenticator struct {
 	own      string // the portal's own token, known to this process only
 	log      *serverLog
 	alive    func(id uint64) bool // whether the server still has this connection
+	end      func(id uint64) error
 
 	// mu is held for reading while a connection is authenticated, so that Kick, which holds it for writing, misses none.
 	// Lock order: mu, then table.
@@ -33,9 +35,13 @@ func newAuthenticator(callback func(string) (string, []string, error), log *serv
 	return &authenticator{callback: callback, own: rand.Text() + rand.Text(), log: log, names: map[string]map[uint64]Client{}}
 }
 
+// maxPerNode is how many connections of one node there may be. There is one, and those that have died unnoticed.
+const maxPerNode = 16
+
 // Check implements server.Authentication.
 func (a *authenticator) Check(c server.ClientAuthentication) bool {
-	if c.Kind() != server.CLIENT {
+	from := c.RemoteAddress()
+	if c.Kind() != server.CLIENT || from == nil { // nil: it has ended, which it may at any time
 		return false
 	}
 	token := c.GetOpts().Token
@@ -48,27 +54,21 @@ func (a *authenticator) Check(c server.ClientAuthentication) bool {
 	name, allowed, err := a.callback(token)
 	switch {
 	case err != nil:
-		a.refuse(c, err.Error())
+		a.refuse(from, err.Error())
 		return false
 	case !signal.ValidName(name):
-		a.refuse(c, "token stands for no valid node name")
+		a.refuse(from, "token stands for no valid node name")
 		return false
 	}
 	c.RegisterUser(&server.User{Username: name, Permissions: NodePermissions(name, allowed)})
-	a.add(name, Client{ID: c.GetID(), Addr: address(c)})
+	if oldest, full := a.add(name, Client{ID: c.GetID(), Addr: from.String()}); full {
+		_ = a.end(oldest) // fails if it has ended meanwhile
+	}
 	return true
 }
 
-func (a *authenticator) refuse(c server.ClientAuthentication, why string) {
-	a.log.write(slog.LevelWarn, "node refused", "from", address(c), "reason", why)
-}
-
-// address is where a connection comes from. One that has ended meanwhile has none: who connects may leave at any time.
-func address(c server.ClientAuthentication) string {
-	if a := c.RemoteAddress(); a != nil {
-		return a.String()
-	}
-	return "unknown"
+func (a *authenticator) refuse(from net.Addr, why string) {
+	a.log.write(slog.LevelWarn, "node refused", "from", from.String(), "reason", why)
 }
 
 // NodePermissions returns signal.Permissions as the server wants them. A node may not answer on reply subjects beyond what
@@ -81,14 +81,20 @@ func NodePermissions(self string, peers []string) *server.Permissions {
 	}
 }
 
-func (a *authenticator) add(name string, c Client) {
+// add notes a connection of a node, and returns the oldest if there were as many as there may be.
+func (a *authenticator) add(name string, c Client) (oldest uint64, full bool) {
 	a.table.Lock()
 	defer a.table.Unlock()
 	if a.names[name] == nil {
 		a.names[name] = map[uint64]Client{}
 	}
 	a.pruneLocked(name)
+	if full = len(a.names[name]) >= maxPerNode; full {
+		oldest = slices.Min(slices.Collect(maps.Keys(a.names[name])))
+		delete(a.names[name], oldest)
+	}
 	a.names[name][c.ID] = c
+	return oldest, full
 }
 
 // take removes the connections of a node from the table and returns their ids.

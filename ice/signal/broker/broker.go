@@ -5,7 +5,7 @@
 // it comes back. JetStream, if there is a folder for it, is for the portal alone, which talks to the server inside
 // the process and may do everything.
 //
-// Everything is bounded: connections, subscriptions, the size of messages, what may wait for a slow reader, and the memory and
+// Everything is bounded: connections, in all and of one node, subscriptions, the size of messages, what may wait for a slow reader, and the memory and
 // disk of JetStream.
 package broker
 
@@ -75,6 +75,7 @@ func Start(cfg Config) (*Broker, error) {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
 	auth.alive = func(id uint64) bool { return srv.GetClient(id) != nil }
+	auth.end = srv.DisconnectClientByID
 	srv.SetLoggerV2(log, false, false, false)
 	b := &Broker{server: srv, auth: auth}
 	srv.Start()

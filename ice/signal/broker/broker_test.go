@@ -3,9 +3,13 @@ package broker_test
 import (
 	"bytes"
 	"errors"
+	"fmt"
+	"io"
 	"log/slog"
+	"net"
 	"net/netip"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -168,6 +172,40 @@ func TestNoAnswersElsewhere(t *testing.T) {
 	}
 }
 
+// TestTracing: the server's own tracing of messages obeys the permissions: it publishes at a subject that the message names.
+func TestTracing(t *testing.T) {
+	b := start(t, broker.Config{})
+	own, err := b.Connect()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer own.Close()
+	seen := make(chan string, 64)
+	if _, err := own.Subscribe(">", func(m *nats.Msg) { seen <- m.Subject }); err != nil {
+		t.Fatal(err)
+	}
+	if err := own.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	a := connect(t, b, "a")
+	for _, to := range []string{"sig.b.c", "portal.b.sync", "_INBOX_b.ack.c.1"} {
+		m := nats.NewMsg("sig.b.a")
+		m.Header.Set("Nats-Trace-Dest", to)
+		if err := a.PublishMsg(m); err != nil {
+			t.Fatal(err)
+		}
+		a.wantComplaint(t, "trace to "+to)
+	}
+	if err := own.Flush(); err != nil {
+		t.Fatal(err)
+	}
+	for len(seen) > 0 {
+		if subject := <-seen; subject != "sig.b.a" {
+			t.Errorf("something was published at %s", subject)
+		}
+	}
+}
+
 func TestTokens(t *testing.T) {
 	var text bytes.Buffer
 	b := start(t, broker.Config{Log: slog.New(slog.NewTextHandler(&text, nil))})
@@ -191,31 +229,37 @@ func TestTokens(t *testing.T) {
 	}
 }
 
-// TestGoneMeanwhile: a connection may have ended when it turns out who it was, and that is no reason to fall.
+// TestGoneMeanwhile: a connection that ends while it is authenticated, as all do when the broker is closed, ends nothing else.
 func TestGoneMeanwhile(t *testing.T) {
-	for _, token := range []string{"a", "x"} {
-		asked, release := make(chan struct{}), make(chan struct{})
+	for _, token := range []string{"a", "wrong"} {
+		asked, answer := make(chan struct{}), make(chan struct{})
 		b := start(t, broker.Config{Log: slog.New(slog.DiscardHandler), Authenticate: func(token string) (string, []string, error) {
 			close(asked)
-			<-release
+			<-answer
 			return authenticate(token)
 		}})
-		gone, closed := make(chan struct{}), make(chan struct{})
-		go func() {
-			defer close(gone)
-			if n, err := dial(b, token); err == nil {
-				t.Errorf("%q is connected with a server that has ended", token)
-				n.Close()
-			}
-		}()
+		conn, err := net.Dial("tcp", b.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer conn.Close()
+		if _, err := fmt.Fprintf(conn, "CONNECT {\"auth_token\":%q}\r\nPING\r\n", token); err != nil {
+			t.Fatal(err)
+		}
 		<-asked
+		closed := make(chan struct{})
 		go func() {
 			defer close(closed)
 			b.Close()
 		}()
-		<-gone // the server has closed the connection
-		close(release)
+		if _, err := io.Copy(io.Discard, conn); err != nil && !errors.Is(err, syscall.ECONNRESET) {
+			t.Fatal(err)
+		}
+		close(answer)
 		<-closed
+		if c := b.Clients("a"); len(c) != 0 {
+			t.Errorf("%+v", c)
+		}
 	}
 }
 
@@ -239,6 +283,25 @@ func TestKick(t *testing.T) {
 	connect(t, b, "a")
 	if c := b.Clients("a"); len(c) != 1 {
 		t.Errorf("%+v", c)
+	}
+}
+
+// TestManyOfOneNode: a node that connects again and again keeps nobody else out; its latest connections stay.
+func TestManyOfOneNode(t *testing.T) {
+	b := start(t, broker.Config{MaxConnections: 40})
+	var list []*node
+	for range 60 {
+		list = append(list, connect(t, b, "a"))
+	}
+	<-list[43].ended
+	connect(t, b, "b")
+	if n := len(b.Clients("a")); n != 16 {
+		t.Errorf("%d connections", n)
+	}
+	for _, n := range list[44:] {
+		if err := n.Flush(); err != nil {
+			t.Error(err)
+		}
 	}
 }
 

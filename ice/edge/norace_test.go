@@ -1,0 +1,5 @@
+//go:build !race && linux
+
+package edge
+
+const raceStacks = 0
