@@ -166,3 +166,18 @@ func TestReadmeLine(t *testing.T) {
 		}
 	}
 }
+
+// TestRounded: people get as many digits as they read, programs get all.
+func TestRounded(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 15002646420 * time.Nanosecond: "15s", 63616562420 * time.Nanosecond: "1m3.62s", 456912339: "456.9ms", 632195: "632.2µs", 7: "7ns",
+		-1234567: "-1.235ms",
+	} {
+		var text, object bytes.Buffer
+		slog.New(NewText(&text, slog.LevelInfo)).Info("x", "after", d)
+		slog.New(NewJSON(&object, slog.LevelInfo)).Info("x", "after", d)
+		if !strings.HasSuffix(text.String(), " after="+want+"\n") || !strings.Contains(object.String(), `"after":"`+d.String()+`"`) {
+			t.Errorf("%v: %s%s", d, text.String(), object.String())
+		}
+	}
+}
