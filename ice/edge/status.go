@@ -109,7 +109,7 @@ func (e *Edge) status() Status {
 		s.Mappings = append(s.Mappings, MappingStatus{m.Server, m.Mapped})
 	}
 	if e.applyError != nil {
-		s.Problem = e.applyError.Error()
+		s.Problem = strings.ReplaceAll(e.applyError.Error(), "\n", "; ")
 	}
 	now := time.Now()
 	byName := make(map[string]pipeline.PeerStatus)

@@ -120,10 +120,20 @@ func (r *Routing) Set(routes []netip.Prefix) error {
 	}
 	slices.SortFunc(want, netip.Prefix.Compare)
 	slices.SortFunc(have, netip.Prefix.Compare)
+	var taken []netip.Prefix
 	for _, p := range want {
-		if _, there := slices.BinarySearchFunc(have, p, netip.Prefix.Compare); !there {
-			err = errors.Join(err, r.change(r.addRoute(p)))
+		if _, there := slices.BinarySearchFunc(have, p, netip.Prefix.Compare); there {
+			continue
 		}
+		if e := r.addRoute(p); errors.Is(e, unix.EEXIST) {
+			taken = append(taken, p)
+		} else {
+			err = errors.Join(err, r.change(e))
+		}
+	}
+	if len(taken) > 0 {
+		err = errors.Join(err, fmt.Errorf("host: another interface has routes to %v in table %d already: stop the node that it belongs to",
+			taken, r.cfg.Table))
 	}
 	for _, p := range have {
 		if _, wanted := slices.BinarySearchFunc(want, p, netip.Prefix.Compare); !wanted {
@@ -133,14 +143,11 @@ func (r *Routing) Set(routes []netip.Prefix) error {
 	return errors.Join(err, r.syncRules(), r.syncMark(slices.ContainsFunc(want, isDefault)))
 }
 
-// addRoute adds a route that nobody else has.
+// addRoute adds a route that nobody else has, else the error is EEXIST.
 func (r *Routing) addRoute(p netip.Prefix) error {
 	route, err := r.route(p).netlink()
 	if err == nil {
 		err = netlink.RouteAdd(route)
-	}
-	if errors.Is(err, unix.EEXIST) {
-		return fmt.Errorf("host: the route to %s is another interface's in table %d already: stop the node that has it", p, r.cfg.Table)
 	}
 	return wrap(err, "add route %s", p)
 }

@@ -166,6 +166,9 @@ func text(v slog.Value) string {
 	if v.Kind() == slog.KindTime {
 		return v.Time().UTC().Format(time.RFC3339Nano)
 	}
+	if err, ok := v.Any().(error); ok { // several errors, joined, are a line each
+		return visible(strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
 	if v.Kind() == slog.KindAny {
 		return visible(fmt.Sprint(v.Any()))
 	}

@@ -167,6 +167,15 @@ func TestReadmeLine(t *testing.T) {
 	}
 }
 
+// TestJoined: errors that were joined stay on the line, readable.
+func TestJoined(t *testing.T) {
+	var b bytes.Buffer
+	slog.New(NewJSON(&b, slog.LevelInfo)).Info("x", "error", errors.Join(errors.New("one"), errors.New("two\x1b")))
+	if !strings.Contains(b.String(), `"error":"one; two\\x1b"`) {
+		t.Error(b.String())
+	}
+}
+
 // TestRounded: people get as many digits as they read, programs get all.
 func TestRounded(t *testing.T) {
 	for d, want := range map[time.Duration]string{

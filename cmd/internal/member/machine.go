@@ -83,7 +83,7 @@ func (m *machine) mend() {
 func (m *machine) remark(problem error) {
 	now := &remarks{notes: m.obstacles()}
 	if problem != nil {
-		now.problem = problem.Error()
+		now.problem = strings.ReplaceAll(problem.Error(), "\n", "; ")
 	}
 	before := m.remarks.Swap(now)
 	if before == nil {
