@@ -63,7 +63,8 @@ type agent struct {
 	// guarded
 	started  bool
 	dead     bool
-	remotes  int // candidates of the peer
+	remotes  int                     // candidates of the peer
+	relayed  map[netip.AddrPort]bool // those that are a relay's; nil: none
 	news     Event
 	queued   bool
 	gathered bool // host candidates are complete

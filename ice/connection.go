@@ -2,8 +2,11 @@ package ice
 
 import (
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/pion/ice/v2"
 
 	"github.com/sluice-vpn/sluice/pipeline"
 )
@@ -133,7 +136,28 @@ func (c *Connection) AddCandidate(generation uint32, text string) error {
 		return ErrCandidate
 	}
 	a.remotes++
+	if at, ok := candidateAddress(parsed); ok && parsed.Type() == ice.CandidateTypeRelay {
+		if a.relayed == nil {
+			a.relayed = make(map[netip.AddrPort]bool)
+		}
+		a.relayed[at] = true
+		if a == c.current && c.path != nil {
+			if path := *c.path; c.nameRelay(a, &path) {
+				c.publish(a, path)
+			}
+		}
+	}
 	return a.pion.AddRemoteCandidate(parsed)
+}
+
+// nameRelay corrects a path whose far end is a relay that was taken for the peer, since a check came before its candidate,
+// and tells whether there was something to correct.
+func (c *Connection) nameRelay(a *agent, path *pipeline.Path) bool {
+	if path.Relayed || !a.relayed[path.Dst] {
+		return false
+	}
+	path.Relayed, c.remoteType = true, ice.CandidateTypeRelay.String()
+	return true
 }
 
 // connecting finds the agent of a generation, which may be in use already: candidates trickle in late.
@@ -251,11 +275,18 @@ func (c *Connection) selected(a *agent, path pipeline.Path, local, remote string
 		c.current, c.next = a, nil
 	}
 	a.inUse.Store(true)
-	c.paths++
-	c.foundBy, path.Generation = a.generation, c.paths
-	c.path, c.localType, c.remoteType = &path, local, remote
+	c.localType, c.remoteType = local, remote
+	c.nameRelay(a, &path)
 	a.news.State = StateConnected
 	c.config.Mux.counters.pathsFound.Add(1)
+	c.publish(a, path)
+}
+
+// publish tells of a path that an agent has selected. The lock is held.
+func (c *Connection) publish(a *agent, path pipeline.Path) {
+	c.paths++
+	c.foundBy, path.Generation = a.generation, c.paths
+	c.path = &path
 	a.postNews()
 }
 
