@@ -115,7 +115,8 @@ func (c *Connection) Connect(generation uint32, remote Credentials) error {
 		return ErrCredentials
 	}
 	a.started = true
-	c.tasks.Go(func() { a.start(remote) })
+	candidates := a.remotes
+	c.tasks.Go(func() { a.start(remote, candidates) })
 	return nil
 }
 

@@ -177,6 +177,32 @@ func TestRelayedThenDirect(t *testing.T) {
 	})
 }
 
+// Where signaling is slow, the peer's checks are there before its candidates, over all paths, and those of the relay are not
+// taken for the peer's own: the direct path is chosen although it is the slower one.
+func TestChecksBeforeCandidates(t *testing.T) {
+	for seed := range uint64(8) {
+		runSeed(t, seed, signal.Faults{Reorder: 1, Delay: 300 * time.Millisecond}, func(w *world) {
+			w.network.Impair(func(from, to netip.AddrPort) udptest.Impairment {
+				delay := 10 * time.Millisecond
+				if from.Addr().As4()[0] == 198 && to.Addr().As4()[0] == 198 {
+					delay = 60 * time.Millisecond
+				}
+				return udptest.Impairment{Delay: delay}
+			})
+			one, _ := w.relayNamed("north", 1)
+			w.portal.relays = []protocol.Relay{one}
+			g := w.node("gate", protocol.Gateway)
+			c := w.node("laptop", protocol.Client)
+			w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+			for _, s := range []ConnectionStatus{c.connection("gate"), g.connection("laptop")} {
+				if s.Via != "direct" {
+					t.Errorf("seed %d: %s", seed, s.Explanation)
+				}
+			}
+		})
+	}
+}
+
 // A relay that dies is left for another one.
 func TestRelayLost(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {
