@@ -63,7 +63,8 @@ type agent struct {
 	// guarded
 	started  bool
 	dead     bool
-	remotes  int // candidates of the peer
+	remotes  int                     // candidates of the peer
+	relayed  map[netip.AddrPort]bool // those that are a relay's; nil: none
 	news     Event
 	queued   bool
 	gathered bool // host candidates are complete
@@ -126,7 +127,7 @@ func (a *agent) pionConfig() *ice.AgentConfig {
 }
 
 // start waits for its turn and lets pion send checks. Connecting has a goroutine only as long as it waits.
-func (a *agent) start(remote Credentials) {
+func (a *agent) start(remote Credentials, candidates int) {
 	mux := a.connection.config.Mux
 	select {
 	case mux.starts <- struct{}{}:
@@ -134,6 +135,7 @@ func (a *agent) start(remote Credentials) {
 		return
 	}
 	defer func() { <-mux.starts }()
+	a.awaitCandidates(candidates)
 	mux.counters.agentsStarted.Add(1)
 	at := a.pion.Accept
 	if a.connection.config.Controlling {
@@ -148,6 +150,19 @@ func (a *agent) start(remote Credentials) {
 	select {
 	case <-turn.C:
 	case <-a.settled.Done():
+	}
+}
+
+// candidateTime is how long pion may take for candidates, which it adds on goroutines of its own.
+const candidateTime = 20 * time.Millisecond
+
+// awaitCandidates waits until pion knows the peer's candidates that came so far. Checks wait in the inbox until pion has started:
+// what it knows by then, it does not take for peer-reflexive.
+func (a *agent) awaitCandidates(n int) {
+	for end := time.Now().Add(candidateTime); time.Now().Before(end); time.Sleep(candidateTime / 20) {
+		if list, err := a.pion.GetRemoteCandidates(); err != nil || len(list) >= n {
+			return
+		}
 	}
 }
 

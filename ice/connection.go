@@ -2,8 +2,11 @@ package ice
 
 import (
 	"errors"
+	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/pion/ice/v2"
 
 	"github.com/sluice-vpn/sluice/pipeline"
 )
@@ -112,7 +115,8 @@ func (c *Connection) Connect(generation uint32, remote Credentials) error {
 		return ErrCredentials
 	}
 	a.started = true
-	c.tasks.Go(func() { a.start(remote) })
+	candidates := a.remotes
+	c.tasks.Go(func() { a.start(remote, candidates) })
 	return nil
 }
 
@@ -133,7 +137,28 @@ func (c *Connection) AddCandidate(generation uint32, text string) error {
 		return ErrCandidate
 	}
 	a.remotes++
+	if at, ok := candidateAddress(parsed); ok && parsed.Type() == ice.CandidateTypeRelay {
+		if a.relayed == nil {
+			a.relayed = make(map[netip.AddrPort]bool)
+		}
+		a.relayed[at] = true
+		if a == c.current && c.path != nil {
+			if path := *c.path; c.nameRelay(a, &path) {
+				c.publish(a, path)
+			}
+		}
+	}
 	return a.pion.AddRemoteCandidate(parsed)
+}
+
+// nameRelay corrects a path whose far end is a relay that was taken for the peer, since a check came before its candidate,
+// and tells whether there was something to correct.
+func (c *Connection) nameRelay(a *agent, path *pipeline.Path) bool {
+	if path.Relayed || !a.relayed[path.Dst] {
+		return false
+	}
+	path.Relayed, c.remoteType = true, ice.CandidateTypeRelay.String()
+	return true
 }
 
 // connecting finds the agent of a generation, which may be in use already: candidates trickle in late.
@@ -156,9 +181,12 @@ func (c *Connection) Path() *pipeline.Path {
 	return c.path
 }
 
+// roundTripFresh is for how long a round trip is told: where it is the peer that checks, none is measured here.
+const roundTripFresh = time.Minute
+
 // LastSeen is when the agent in use last had an authentic check from the peer or an answer to one of its own, and how long
-// the latest answer took, without the time that the check waited to be sent. Zero before the first and at rest. pion leaves
-// up to three ticks of 2 s between them on a good path.
+// the latest answer took, without the time that the check waited to be sent; 0 if that was long ago. Zero before the first and
+// at rest. pion leaves up to three ticks of 2 s between them on a good path.
 func (c *Connection) LastSeen() (at time.Time, roundTrip time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -168,7 +196,11 @@ func (c *Connection) LastSeen() (at time.Time, roundTrip time.Duration) {
 	mux := c.config.Mux
 	mux.mu.Lock()
 	defer mux.mu.Unlock()
-	return c.current.member.lastSeen, c.current.member.roundTrip
+	a := c.current.member
+	if time.Since(a.measured) < roundTripFresh {
+		roundTrip = a.roundTrip
+	}
+	return a.lastSeen, roundTrip
 }
 
 // CloseAgent closes the agent of a generation, if there is one, and returns when none of its goroutines is left. The path
@@ -244,11 +276,18 @@ func (c *Connection) selected(a *agent, path pipeline.Path, local, remote string
 		c.current, c.next = a, nil
 	}
 	a.inUse.Store(true)
-	c.paths++
-	c.foundBy, path.Generation = a.generation, c.paths
-	c.path, c.localType, c.remoteType = &path, local, remote
+	c.localType, c.remoteType = local, remote
+	c.nameRelay(a, &path)
 	a.news.State = StateConnected
 	c.config.Mux.counters.pathsFound.Add(1)
+	c.publish(a, path)
+}
+
+// publish tells of a path that an agent has selected. The lock is held.
+func (c *Connection) publish(a *agent, path pipeline.Path) {
+	c.paths++
+	c.foundBy, path.Generation = a.generation, c.paths
+	c.path = &path
 	a.postNews()
 }
 

@@ -53,6 +53,42 @@ func TestConnect(t *testing.T) {
 	})
 }
 
+// TestRelayTakenForPeer: a pair with a peer-reflexive candidate that turns out to be the peer's relay is a relayed one, whether
+// that is known before the pair is selected or after.
+func TestRelayTakenForPeer(t *testing.T) {
+	const relay = "1 1 udp 16777215 203.0.113.9 5000 typ relay raddr 0.0.0.0 rport 0"
+	at := netip.MustParseAddrPort("203.0.113.9:5000")
+	for _, before := range []bool{true, false} {
+		world(t, func(t *testing.T, _ *udptest.Network, a, b *node) {
+			l := newLink(a, b)
+			defer l.close()
+			if _, err := l.a.Restart(1); err != nil {
+				t.Fatal(err)
+			}
+			add := func() {
+				if err := l.a.AddCandidate(1, relay); err != nil {
+					t.Fatal(err)
+				}
+			}
+			if before {
+				add()
+			}
+			l.a.selected(l.a.next, pipeline.Path{Dst: at, Fixed: true}, "host", "prflx")
+			first := *l.a.Path()
+			if first.Relayed != before {
+				t.Errorf("known before %v: %+v", before, first)
+			}
+			if !before {
+				add()
+			}
+			path := l.a.Path()
+			if !path.Relayed || path.Dst != at || (path.Generation > first.Generation) == before || l.a.remoteType != "relay" {
+				t.Errorf("known before %v: %+v, %s", before, path, l.a.remoteType)
+			}
+		})
+	}
+}
+
 // TestRestartBeside: the second agent takes over while the first holds the path all the time.
 func TestRestartBeside(t *testing.T) {
 	world(t, func(t *testing.T, network *udptest.Network, a, b *node) {

@@ -62,7 +62,8 @@ type member struct {
 	sent            []*transaction // in the order they were sent
 	removed         bool
 	lastSeen        time.Time
-	roundTrip       time.Duration
+	roundTrip       time.Duration // as measured then
+	measured        time.Time
 }
 
 // transaction is a check that is on its way.
@@ -198,7 +199,7 @@ func (m *Mux) settle(t *transaction, msg *message) dropReason {
 		return dropErrorResponse
 	}
 	a, now := t.conn.member, time.Now()
-	a.lastSeen, a.roundTrip = now, now.Sub(t.sent)
+	a.lastSeen, a.roundTrip, a.measured = now, now.Sub(t.sent), now
 	a.heard()
 	if r := a.remotes[t.remote]; r != nil {
 		r.answered()

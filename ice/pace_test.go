@@ -138,6 +138,7 @@ func TestStartsAreQueued(t *testing.T) {
 			all = append(all, c)
 		}
 		for turn := 1; turn <= 3; turn++ {
+			time.Sleep(candidateTime)
 			synctest.Wait()
 			if n := m.counters.agentsStarted.Load(); n != uint64(turn*maxStarting) {
 				t.Fatalf("%d agents have started in turn %d", n, turn)

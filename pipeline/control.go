@@ -61,7 +61,9 @@ func (c *control) loop(ctx context.Context, failed <-chan error) error {
 				c.log.Info("the interface was deleted")
 				return nil
 			}
-			c.handleEvent(event)
+			if err = c.handleEvent(event); err != nil {
+				return err
+			}
 		case l := <-p.mailbox:
 			c.now = p.clock()
 			p.local.NoteQueue(c.now, len(p.mailbox), cap(p.mailbox))
@@ -88,21 +90,25 @@ func (c *control) failure(err error) error {
 	return fmt.Errorf("pipeline: %w", err)
 }
 
-// handleEvent follows the state of the interface: sockets are open while it is up (the kernel's wg_open and wg_stop).
-func (c *control) handleEvent(event tun.Event) {
+// handleEvent follows the state of the interface: sockets are open while it is up (the kernel's wg_open and wg_stop). That they
+// cannot be opened is an error where an edge needs them; elsewhere whoever configures may set another port.
+func (c *control) handleEvent(event tun.Event) error {
 	switch event {
 	case tun.EventUp:
 		c.up = true
 		if c.pairs != nil {
-			return
+			return nil
 		}
 		if err := c.bind(c.udp); err != nil {
+			if c.pipeline.config.Edge != nil {
+				return fmt.Errorf("pipeline: %w", err)
+			}
 			c.log.Error("cannot open the UDP sockets; set another listen port", "port", c.udp.Port, "error", err)
 		}
 	case tun.EventDown:
 		c.up = false
 		if c.pairs == nil {
-			return
+			return nil
 		}
 		c.controller.setUp(c.now, false)
 		c.use(make([]udp.Pair, len(c.pipeline.shards)))
@@ -111,6 +117,7 @@ func (c *control) handleEvent(event tun.Event) {
 	case tun.EventMTU:
 		c.log.Debug("MTU changed", "mtu", c.pipeline.config.Device.MTU())
 	}
+	return nil
 }
 
 // bind opens sockets as asked for and hands them to the shards; on error the old ones stay. The interface is up: with its

@@ -3,6 +3,7 @@ package pipeline
 import (
 	"context"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -20,8 +21,15 @@ type link struct {
 	asked      time.Duration // when RequestAttempt was made and no attempt has begun yet; 0: not
 	connection *connection   // the newest, also when it is over; nil before the first
 	attempt    *Attempt
+	told       toldPath
 	closed     *Closed // of the latest that ended; nil: none. Frozen.
 	closedAt   time.Time
+}
+
+// toldPath is what the log has last said of a connection's path.
+type toldPath struct {
+	dst     netip.AddrPort
+	relayed bool
 }
 
 // askTimeout is how long the edge may take from RequestAttempt to Begin.
@@ -289,6 +297,7 @@ func (c *controller) noteUp(now time.Duration, l *link) {
 	}
 	if path := l.peer.path.Load(); path != nil {
 		attrs = append(attrs, path.attrs()...)
+		l.told = toldPath{path.Dst, path.Relayed}
 	}
 	c.log.LogAttrs(context.Background(), slog.LevelInfo, "connection up", attrs...)
 	c.request(l, Request{Kind: RequestUp})
@@ -350,12 +359,20 @@ func (c *controller) publishPath(now time.Duration, p *peer, path *Path) {
 			c.paths = make(map[pathKey]*peer)
 		}
 		c.paths[path.key()] = p
-		attrs := append([]slog.Attr{slog.String("peer", p.link.name), slog.Uint64("generation", uint64(p.link.connection.generation))},
-			path.attrs()...)
-		c.log.LogAttrs(context.Background(), slog.LevelDebug, "path selected", attrs...)
+		c.tellPath(p.link, path)
 		p.core.Retry(now)
 	}
 	c.request(p.link, Request{Kind: RequestPath, Path: path})
+}
+
+// tellPath logs a path, for all to see if the connection is up and goes another way than before.
+func (c *controller) tellPath(l *link, path *Path) {
+	level, message, now := slog.LevelDebug, "path selected", toldPath{path.Dst, path.Relayed}
+	if l.connection.upSince != 0 && now != l.told {
+		level, message, l.told = slog.LevelInfo, "path changed", now
+	}
+	attrs := []slog.Attr{slog.String("peer", l.name), slog.Uint64("generation", uint64(l.connection.generation))}
+	c.log.LogAttrs(context.Background(), level, message, append(attrs, path.attrs()...)...)
 }
 
 func (c *controller) noteClosed(now time.Duration, p *peer, closed Closed) {

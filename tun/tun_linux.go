@@ -115,7 +115,8 @@ func openClone() (int, error) {
 		return -1, fmt.Errorf("tun: %w: %s is missing; run modprobe tun, or make the file visible to this program: %w",
 			ErrNoDriver, clonePath, err)
 	case errors.Is(err, os.ErrPermission):
-		return -1, fmt.Errorf("tun: %w: cannot open %s; run as root or with CAP_NET_ADMIN: %w", ErrPermission, clonePath, err)
+		return -1, fmt.Errorf("tun: %w: cannot open %s; run as root, or let this user open it as most systems do (mode 0666): %w",
+			ErrPermission, clonePath, err)
 	}
 	return -1, fmt.Errorf("tun: open %s: %w", clonePath, err)
 }

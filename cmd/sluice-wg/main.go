@@ -29,6 +29,10 @@ Environment:
   WG_TUN_FD, WG_UAPI_FD         inherited descriptors of a TUN device and of a listening socket
   SLUICE_NO_GSO=1               do without segmentation offload, at the TUN device and for UDP
   SLUICE_NO_GRO=1               do without receive offload for UDP
+  SLUICE_FORCE_GSO=1            UDP segmentation also on kernels that are known to corrupt it
+  SLUICE_NO_AVX512=1            encrypt without AVX-512
+  SLUICE_QUEUES=N               queues of the TUN device, each with a core and sockets of its own (1)
+  SLUICE_WORKERS=N              goroutines that help each queue to seal and open (0)
   SLUICE_STATS=PATH             write counters to PATH as a JSON object, on SIGUSR1 and at the end
 `
 

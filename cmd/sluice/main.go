@@ -10,11 +10,16 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
+	"regexp"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
+	"golang.org/x/term"
 
+	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/cmd/internal/member"
 	"github.com/sluice-vpn/sluice/cmd/internal/node"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
@@ -43,7 +48,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "sluice: %s\n", usage.text)
 		return 2
 	}
-	fmt.Fprintf(stderr, "sluice: %s\n", strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; "))
+	fmt.Fprintf(stderr, "sluice: %s\n", oneLine(err))
 	var coder cli.ExitCoder
 	if errors.As(err, &coder) && coder.ExitCode() != 0 {
 		return coder.ExitCode()
@@ -64,22 +69,29 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 			portalCommand(), gatewayCommand(), clientCommand(), statusCommand(), pingCommand(),
 			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(),
 		},
-		Action: func(_ context.Context, cmd *cli.Command) error {
-			if cmd.Args().Present() {
-				return usageError{fmt.Sprintf("unknown command %q; sluice -h lists them", cmd.Args().First())}
-			}
-			return cli.ShowRootCommandHelp(cmd)
-		},
 	}
 	plain(root)
 	return root
 }
 
-// plain gives a command and those below it our way with wrong flags: one line, exit status 2.
+// parseError is how package strconv begins its errors; the flag and its value are named already.
+var parseError = regexp.MustCompile(`strconv\.\w+: parsing "[^"]*": `)
+
+// plain gives a command and those below it our way with wrong flags and unknown commands: one line, exit status 2.
 func plain(cmd *cli.Command) {
 	cmd.OnUsageError = func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
-		text := strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ")
-		return usageError{fmt.Sprintf("%s; see %s -h", text, cmd.FullName())}
+		return usageError{fmt.Sprintf("%s; see %s -h", parseError.ReplaceAllString(oneLine(err), ""), cmd.FullName())}
+	}
+	if cmd.Action == nil { // it only has commands below it
+		cmd.Action = func(ctx context.Context, cmd *cli.Command) error {
+			if _, err := noArguments(ctx, cmd); err != nil {
+				return err
+			}
+			if cmd.Root() == cmd {
+				return cli.ShowRootCommandHelp(cmd)
+			}
+			return cli.ShowSubcommandHelp(cmd)
+		}
 	}
 	for _, c := range cmd.Commands {
 		plain(c)
@@ -88,11 +100,37 @@ func plain(cmd *cli.Command) {
 
 // noArguments is the check of commands that take none.
 func noArguments(ctx context.Context, cmd *cli.Command) (context.Context, error) {
-	if cmd.Args().Present() {
-		return ctx, usageError{fmt.Sprintf("%s takes no argument, not %q", cmd.FullName(), cmd.Args().First())}
+	switch {
+	case !cmd.Args().Present():
+		return ctx, nil
+	case slices.ContainsFunc(cmd.Commands, func(c *cli.Command) bool { return c.Name != "help" }): // which every command has
+		return ctx, usageError{fmt.Sprintf("unknown command %q; %s -h lists them", cmd.Args().First(), cmd.FullName())}
 	}
-	return ctx, nil
+	return ctx, usageError{fmt.Sprintf("%s takes no argument, not %q", cmd.FullName(), cmd.Args().First())}
 }
+
+// journal is the log of a command that runs for long where programs read it: all that the command has to say is lines of it
+// then. Nil for people.
+func journal(cmd *cli.Command) *slog.Logger {
+	f, ok := cmd.Root().ErrWriter.(*os.File)
+	if !ok || term.IsTerminal(int(f.Fd())) {
+		return nil
+	}
+	return logs.New(f, slog.LevelInfo)
+}
+
+// told puts the error of a command that runs for long into its journal, if there is one.
+func told(cmd *cli.Command, err error) error {
+	var usage usageError
+	log := journal(cmd)
+	if err == nil || log == nil || errors.As(err, &usage) {
+		return err
+	}
+	log.Error(oneLine(err))
+	return node.ErrReported
+}
+
+func oneLine(err error) string { return strings.ReplaceAll(strings.TrimSpace(err.Error()), "\n", "; ") }
 
 func versionCommand() *cli.Command {
 	return &cli.Command{

@@ -73,10 +73,17 @@ func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error 
 		return err
 	}
 	root := cmd.Root()
-	if o.Token, err = member.ReadToken(cmd.String("token-file"), root.Reader, root.ErrWriter); err != nil {
-		return err
+	warn := func(text string) {
+		if log := journal(cmd); log != nil {
+			log.Warn(text)
+			return
+		}
+		fmt.Fprintf(root.ErrWriter, "sluice: warning: %s\n", text)
 	}
-	return member.Run(ctx, o)
+	if o.Token, err = member.ReadToken(cmd.String("token-file"), root.Reader, warn); err == nil {
+		err = member.Run(ctx, o)
+	}
+	return told(cmd, err)
 }
 
 // Limits of flags. 1280 is the least MTU of IPv6 (RFC 8200, section 5); tables are those that iproute2 leaves to others.
@@ -121,6 +128,9 @@ func parseRoutes(text string) ([]netip.Prefix, error) {
 		}
 		p, err := netip.ParsePrefix(word)
 		if err != nil {
+			if a, err := netip.ParseAddr(word); err == nil && a.Zone() == "" {
+				return nil, usageError{fmt.Sprintf("-routes: %s has no prefix length; did you mean %s/%d?", a, a, a.BitLen())}
+			}
 			return nil, usageError{fmt.Sprintf("-routes: %q is no prefix; want ones like 10.0.0.0/24 or fd09::/64, with commas between", word)}
 		}
 		if p != p.Masked() {

@@ -1,6 +1,8 @@
 package main
 
 import (
+	"encoding/json"
+	"io"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -26,6 +28,8 @@ func TestMemberUsage(t *testing.T) {
 		{"client -token-file /nonexistent/token", 1, `^$`, `^sluice: token: .*no such file.*\n$`},
 		{"client -token-file -", 1, `^$`, `^sluice: token: standard input is empty\n$`},
 		{"client -port 65536", 2, `^$`, `-port 65536: want 0 to 65535\n$`},
+		{"client -port x", 2, `^$`, `invalid value "x" for flag -port: invalid syntax; see sluice client -h\n$`},
+		{"gateway -routes 10.0.0.7", 2, `^$`, `no prefix length; did you mean 10.0.0.7/32\?\n$`},
 		{"client -port -1", 2, `^$`, `-port -1: want`},
 		{"client -mtu 1000", 2, `^$`, `-mtu 1000: want 1280`},
 		{"client -table 254", 2, `^$`, `-table 254: `},
@@ -56,6 +60,49 @@ func TestParseRoutes(t *testing.T) {
 	} {
 		if got, err := parseRoutes(text); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%q: %v, %v", text, got, err)
+		}
+	}
+}
+
+// TestJournal: where programs read the log, warnings and the error at the end are lines of it as well.
+func TestJournal(t *testing.T) {
+	dir := t.TempDir()
+	token := filepath.Join(dir, "token")
+	if err := os.WriteFile(token, []byte("\n"), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	if err := os.Chmod(token, 0o644); err != nil {
+		t.Fatal(err)
+	}
+	for args, want := range map[string]string{
+		"client -token-file " + token:                                     "WARN others may read|ERROR token: .*is empty",
+		"gateway -token-file " + token + ".not":                           "ERROR token: .*no such file",
+		"portal -public 127.0.0.1 -state " + token:                        "ERROR portal: ",
+		"portal -public 127.0.0.1 -relay a=127.0.0.1:1," + token + ".not": "ERROR -relay a",
+	} {
+		log, err := os.Create(filepath.Join(dir, "log"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		code := run(append([]string{"sluice"}, strings.Fields(args)...), strings.NewReader(""), io.Discard, log)
+		log.Close()
+		text, err := os.ReadFile(log.Name())
+		if err != nil || code != 1 {
+			t.Errorf("%s: %v, code %d", args, err, code)
+		}
+		wanted := strings.Split(want, "|")
+		lines := strings.Split(strings.TrimSuffix(string(text), "\n"), "\n")
+		for i, line := range lines {
+			var record struct{ Time, Severity, Message string }
+			if err := json.Unmarshal([]byte(line), &record); err != nil || record.Time == "" {
+				t.Errorf("%s: %q is no record: %v", args, line, err)
+			}
+			if i < len(wanted) && !regexp.MustCompile(wanted[i]).MatchString(record.Severity+" "+record.Message) {
+				t.Errorf("%s: %q, want %s", args, line, wanted[i])
+			}
+		}
+		if len(lines) != len(wanted) {
+			t.Errorf("%s: %q", args, lines)
 		}
 	}
 }

@@ -57,7 +57,7 @@ func pingCommand() *cli.Command {
 				err = json.NewEncoder(cmd.Root().Writer).Encode(result)
 			}
 			if err == nil && result.Received == 0 {
-				err = fmt.Errorf("%s does not answer: %s", peer.Peer, result.Explanation)
+				err = result.silence()
 			}
 			return err
 		},
@@ -81,6 +81,15 @@ type pingResult struct {
 	Received    int          `json:"received"`
 	Replies     []echoResult `json:"replies"`
 	Explanation string       `json:"explanation"` // of the connection, at the end
+	state       string
+}
+
+// silence is the error that nothing came back.
+func (r *pingResult) silence() error {
+	if r.state == "up" || r.state == "idle" {
+		return fmt.Errorf("%s does not answer, but there is a connection: does its firewall drop echoes? %s", r.Peer, r.Explanation)
+	}
+	return fmt.Errorf("%s does not answer: %s", r.Peer, r.Explanation)
 }
 
 type echoResult struct {
@@ -188,6 +197,7 @@ func (r *pingResult) note(ctx context.Context, out io.Writer, node *status.Node,
 		for i := range s.Connections {
 			if c := &s.Connections[i]; c.Peer == r.Peer {
 				result.Path, result.State, r.Explanation = status.PathOf(c), c.State, c.Explanation
+				r.state = c.State
 			}
 		}
 	}

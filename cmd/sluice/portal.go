@@ -29,6 +29,8 @@ func portalCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "portal",
 		Usage: "run the portal: sign-in, signaling and a relay for gateways and clients",
+		UsageText: "sluice portal -public ADDRESS [options]\n" +
+			"sluice portal node add, list, token or remove (see sluice portal node -h)",
 		Description: "One process and one folder. Nodes reach it by TCP (TLS) for sign-in and signaling and by UDP for STUN and TURN; both\n" +
 			"ports must be open to them. Its first start makes one gateway and one client and prints the lines that start them.",
 		Flags: []cli.Flag{
@@ -47,7 +49,7 @@ func portalCommand() *cli.Command {
 				Usage: "another relay, `NAME=ADDRESS:PORT,FILE`, the file holding its shared secret (sluice portal or coturn)",
 			},
 			&cli.StringFlag{Local: true, Name: "ops", Usage: "serve /healthz, /readyz and /metrics by HTTP at `ADDRESS`, such as 127.0.0.1:9090"},
-			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "debug, info, warn or error"},
+			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: debug, info, warn or error"},
 		},
 		DisableSliceFlagSeparator: true, // -relay has a comma of its own
 		Commands:                  []*cli.Command{portalNodeCommand()},
@@ -60,6 +62,9 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) 
 	cfg := portal.Config{Folder: cmd.String("state"), Public: cmd.String("public"), Logger: logger}
 	if cfg.Public == "" {
 		return cfg, usageError{"-public is missing: the address under which nodes reach this machine, such as 203.0.113.7"}
+	}
+	if at, err := netip.ParseAddrPort(cfg.Public); err == nil {
+		return cfg, usageError{fmt.Sprintf("-public %s: give the address without a port, %s; ports are -listen and -relay-listen", at, at.Addr())}
 	}
 	addrs, err := addressesOf("-public ", cfg.Public)
 	if err != nil {
@@ -181,9 +186,17 @@ func runPortal(ctx context.Context, cmd *cli.Command) error {
 	}
 	logger := logs.New(os.Stderr, level)
 	cfg, err := portalConfig(cmd, logger)
-	if err != nil {
-		return err
+	if err == nil {
+		err = servePortal(ctx, cmd, cfg)
 	}
+	if err == nil {
+		logger.Info("portal has ended")
+	}
+	return told(cmd, err)
+}
+
+// servePortal runs the portal until a signal or ctx ends it.
+func servePortal(ctx context.Context, cmd *cli.Command, cfg portal.Config) error {
 	environment.Harden()
 	ctx, stop := signal.NotifyContext(ctx, environment.EndSignals...)
 	defer stop()
@@ -206,11 +219,11 @@ func runPortal(ctx context.Context, cmd *cli.Command) error {
 	}
 	if len(p.Nodes()) == 0 {
 		// Only now, because from here on the tokens that are printed work.
-		if err := firstNodes(ctx, cmd.Root().Writer, p); err != nil {
+		if err := firstNodes(ctx, cmd, p); err != nil {
 			return err
 		}
 	}
-	logger.Info("portal is ready", "address", p.Addr(), "public", cfg.Public, "nodes", len(p.Nodes()))
+	cfg.Logger.Info("portal is ready", "address", p.Addr(), "public", cfg.Public, "nodes", len(p.Nodes()))
 	return p.Wait(ctx)
 }
 
@@ -222,7 +235,7 @@ func logLevel(text string) (level slog.Level, err error) {
 }
 
 // firstNodes makes a gateway and a client and prints what starts them.
-func firstNodes(ctx context.Context, w io.Writer, p *portal.Portal) error {
+func firstNodes(ctx context.Context, cmd *cli.Command, p *portal.Portal) error {
 	gateway, err := p.AddNode(ctx, "gateway", protocol.Gateway, nil)
 	if err != nil {
 		return err
@@ -231,7 +244,11 @@ func firstNodes(ctx context.Context, w io.Writer, p *portal.Portal) error {
 	if err != nil {
 		return err
 	}
-	_, err = fmt.Fprintf(w, `This portal is new. It has a gateway and a client; each of these tokens is a secret, and is shown only now.
+	state := ""
+	if folder := cmd.String("state"); folder != defaultState {
+		state = "-state " + folder + " "
+	}
+	_, err = fmt.Fprintf(cmd.Root().Writer, `This portal is new. It has a gateway and a client; each of these tokens is a secret, and is shown only now.
 
 On the gateway, with the networks behind it in place of 10.0.0.0/24:
 
@@ -243,9 +260,11 @@ On the client:
     (umask 077; echo '%s' > client.token)
     sudo ./sluice client -token-file client.token
 
-More nodes: sluice portal node add NAME -role client > NAME.token
+More nodes, on this machine:
 
-`, gateway.Encode(), client.Encode())
+    (umask 077; sudo ./sluice portal node add %sNAME > NAME.token)
+
+`, gateway.Encode(), client.Encode(), state)
 	return err
 }
 

@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"text/tabwriter"
@@ -96,7 +97,7 @@ func portalNodeCommand() *cli.Command {
 			{
 				Name: "add", Usage: "make a node and print its token, once", ArgsUsage: "NAME",
 				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "role", Value: "client", Usage: "client or gateway"},
+					&cli.StringFlag{Name: "role", Value: "client", Usage: "`ROLE`: client or gateway"},
 					&cli.StringSliceFlag{
 						Name: "allow", Usage: "`NAMES` of the gateways that it may reach; a client without it reaches all, a gateway none",
 					},
@@ -104,7 +105,10 @@ func portalNodeCommand() *cli.Command {
 				Action: func(ctx context.Context, cmd *cli.Command) error {
 					return withName(cmd, func(name string) error {
 						n := newNode{Name: name, Role: protocol.Role(cmd.String("role")), Allow: cmd.StringSlice("allow")}
-						return printToken(ctx, cmd, "POST", "/nodes", n)
+						if err := printToken(ctx, cmd, "POST", "/nodes", n); err != nil {
+							return err
+						}
+						return warnOfUnknown(ctx, cmd, n.Allow)
 					})
 				},
 			},
@@ -144,8 +148,24 @@ func printToken(ctx context.Context, cmd *cli.Command, method, path string, body
 	if err := askDesk(ctx, cmd.String("state"), method, path, body, &token); err != nil {
 		return err
 	}
-	_, err := fmt.Fprintln(cmd.Root().Writer, token)
-	return err
+	return printSecret(cmd, token)
+}
+
+// warnOfUnknown tells which names stand for no gateway. They may be added later, so that is no error.
+func warnOfUnknown(ctx context.Context, cmd *cli.Command, names []string) error {
+	if len(names) == 0 {
+		return nil
+	}
+	var nodes []portal.NodeStatus
+	if err := askDesk(ctx, cmd.String("state"), "GET", "/nodes", nil, &nodes); err != nil {
+		return err
+	}
+	for _, name := range names {
+		if !slices.ContainsFunc(nodes, func(n portal.NodeStatus) bool { return n.Name == name }) {
+			fmt.Fprintf(cmd.Root().ErrWriter, "sluice: warning: there is no node called %s yet\n", name)
+		}
+	}
+	return nil
 }
 
 // askDesk asks the running portal.

@@ -238,6 +238,13 @@ func TestPortalNode(t *testing.T) {
 	if code != 0 || stderr != "" {
 		t.Errorf("add: %q, code %d", stderr, code)
 	}
+	if stdout, stderr, code = p.node("add", "-allow", "g2,nobody", "guest"); code != 0 || tokenOf(t, stdout).Name != "guest" ||
+		stderr != "sluice: warning: there is no node called nobody yet\n" {
+		t.Errorf("add: %q, code %d", stderr, code)
+	}
+	if stdout, stderr, code = p.node("remove", "guest"); stdout != "" || stderr != "" || code != 0 {
+		t.Errorf("remove: %q %q %d", stdout, stderr, code)
+	}
 	k := protocol.Key{1}
 	_, s := signIn(t, laptop, k)
 	if len(s.Peers) != 1 || s.Peers[0].Name != "g2" || len(s.Relays) != 2 || s.Relays[1].Name != "coturn" {
@@ -368,8 +375,9 @@ func TestPortalUsage(t *testing.T) {
 		stderr string
 	}{
 		{"", 2, "-public is missing"},
-		{"-public 127.0.0.1 x", 2, "takes no argument"},
-		{"-public 127.0.0.1:1", 1, "-public 127.0.0.1:1"},
+		{"-public 127.0.0.1 x", 2, `unknown command "x"; sluice portal -h lists them`},
+		{"node x", 2, `unknown command "x"; sluice portal node -h lists them`},
+		{"-public 127.0.0.1:1", 2, "give the address without a port, 127.0.0.1;"},
 		{"-public 127.0.0.1 -listen x", 2, "-listen"},
 		{"-public 127.0.0.1 -listen 127.0.0.1:99999", 2, "-listen"},
 		{"-public 127.0.0.1 -relay-listen 3478", 2, "-relay-listen"},
@@ -394,6 +402,33 @@ func TestPortalUsage(t *testing.T) {
 	} {
 		if stdout, stderr, code := call("", strings.Fields(args)...); code != 0 || stderr != "" || !strings.Contains(stdout, want) {
 			t.Errorf("%s: %q %q %d", args, stdout, stderr, code)
+		}
+	}
+}
+
+// TestPortalPorts: a port that is taken is named once, with the flag that chooses another.
+func TestPortalPorts(t *testing.T) {
+	tcp, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer tcp.Close()
+	udp, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	for flag, addresses := range map[string][2]string{
+		"-listen": {tcp.Addr().String(), "127.0.0.1:0"}, "-relay-listen": {"127.0.0.1:0", udp.LocalAddr().String()},
+	} {
+		_, stderr, code := call("", "portal", "-state", filepath.Join(t.TempDir(), "state"), "-public", "127.0.0.1",
+			"-listen", addresses[0], "-relay-listen", addresses[1])
+		taken := addresses[0]
+		if flag == "-relay-listen" {
+			taken = addresses[1]
+		}
+		if code != 1 || strings.Count(stderr, taken) != 1 || !strings.HasSuffix(stderr, "give another one with "+flag+"\n") {
+			t.Errorf("%s: %q, code %d", flag, stderr, code)
 		}
 	}
 }

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -8,6 +9,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -26,7 +28,7 @@ func statusCommand() *cli.Command {
 		Usage: "show how this machine's gateway or client reaches its peers",
 		Description: "For each peer: the state of the connection, whether packets go direct or over a relay, when the last WireGuard handshake" +
 			"\nwas, the round trip, what was carried, and why the latest connection ended. Without -socket and -interface it shows\n" +
-			"   every node that runs on this machine. Exit status 1: no node answered.",
+			"every node that runs on this machine. Exit status 1: no node answered.",
 		Flags: append(nodeFlags(),
 			&cli.BoolFlag{Name: "json", Usage: "print all that is known, as one JSON object a line"},
 			&cli.BoolFlag{Name: "watch", Usage: "again every second, with rates"},
@@ -39,13 +41,15 @@ func statusCommand() *cli.Command {
 			}
 			root := cmd.Root()
 			v := &viewer{nodes: nodes, json: cmd.Bool("json"), out: root.Writer, diagnostics: root.ErrWriter, before: map[string]status.Sample{}}
+			if f, isFile := root.Writer.(*os.File); isFile && term.IsTerminal(int(f.Fd())) {
+				v.size = func() (width, height int) { width, height, _ = term.GetSize(int(f.Fd())); return width, height }
+			}
 			if !cmd.Bool("watch") {
 				return v.show(ctx)
 			}
 			ctx, stop := signal.NotifyContext(ctx, os.Interrupt)
 			defer stop()
-			f, isFile := root.Writer.(*os.File)
-			v.redraw = isFile && !v.json && term.IsTerminal(int(f.Fd()))
+			v.rates = true
 			return v.watch(ctx, time.Second)
 		},
 	}
@@ -87,7 +91,8 @@ func chosenNodes(cmd *cli.Command) ([]*status.Node, error) {
 // viewer shows nodes once or again and again.
 type viewer struct {
 	nodes            []*status.Node
-	json, redraw     bool
+	json, rates      bool
+	size             func() (width, height int) // of the terminal that out is; nil: it is none
 	out, diagnostics io.Writer
 	before           map[string]status.Sample // by socket
 }
@@ -96,15 +101,16 @@ type viewer struct {
 func (v *viewer) watch(ctx context.Context, interval time.Duration) error {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
+	screen, page := *v, &bytes.Buffer{}
+	if v.size != nil && !v.json {
+		screen.out, screen.diagnostics = page, page
+	}
 	for {
-		if v.redraw {
-			io.WriteString(v.out, "\x1b[H\x1b[2J")
+		if err := screen.show(ctx); err != nil && ctx.Err() == nil {
+			fmt.Fprintf(screen.diagnostics, "sluice: %v\n", err)
 		}
-		if err := v.show(ctx); err != nil && ctx.Err() == nil {
-			fmt.Fprintf(v.diagnostics, "sluice: %v\n", err)
-		}
-		if !v.redraw && !v.json {
-			fmt.Fprintln(v.out)
+		if ctx.Err() == nil {
+			v.turn(page)
 		}
 		select {
 		case <-ctx.Done():
@@ -112,6 +118,30 @@ func (v *viewer) watch(ctx context.Context, interval time.Duration) error {
 		case <-ticker.C:
 		}
 	}
+}
+
+// turn ends one showing: on a terminal, the page takes the place of the one before, without a moment of darkness in between.
+func (v *viewer) turn(page *bytes.Buffer) {
+	switch {
+	case v.json:
+	case v.size == nil:
+		fmt.Fprintln(v.out)
+	default:
+		_, height := v.size()
+		io.WriteString(v.out, screenful(page.String(), height))
+		page.Reset()
+	}
+}
+
+// screenful draws a page over the one before, from the top: what does not fit into height lines is counted only. The last
+// line stays free for the cursor.
+func screenful(page string, height int) string {
+	const home, restOfLine, rest = "\x1b[H", "\x1b[K", "\x1b[J"
+	lines := strings.Split(strings.TrimSuffix(page, "\n"), "\n")
+	if room := max(height-2, 1); height > 0 && len(lines) > height-1 {
+		lines = append(lines[:room:room], fmt.Sprintf("... and %d lines more; sluice status shows all", len(lines)-room))
+	}
+	return home + strings.Join(lines, restOfLine+"\n") + restOfLine + "\n" + rest
 }
 
 // show asks every node once. What one does not answer is told where others do, and is the error if none does.
@@ -143,8 +173,12 @@ func (v *viewer) print(n *status.Node, s edge.Status, more bool) error {
 	if more {
 		fmt.Fprintln(v.out)
 	}
+	view := status.View{Rates: v.rates}
+	if v.size != nil {
+		view.Width, _ = v.size()
+	}
 	now := status.Sample{At: time.Now(), Status: s}
 	before := v.before[n.Path()]
 	v.before[n.Path()] = now
-	return status.Write(v.out, now, before)
+	return view.Write(v.out, now, before)
 }

@@ -290,21 +290,13 @@ func (e *Edge) feed(a *attempt, msg signal.Message) {
 	}
 }
 
-// connect gives an agent the peer's credentials and candidates.
+// connect gives an agent the peer's candidates and credentials, in this order: a check that came before them waits until the
+// credentials are there, and is taken for a peer-reflexive candidate if it comes from an address that is not known then.
 func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 	remote := ice.Credentials{Ufrag: msg.Ufrag, Password: msg.Pwd}
-	switch {
-	case agent.remote == (ice.Credentials{}):
-		if err := a.connection.Connect(agent.number, remote); err != nil {
-			e.log.Debug("the peer's credentials are refused", "peer", a.peer.Name, "error", err)
-			return
-		}
-		agent.remote, a.heard = remote, max(a.heard, agent.number)
-		agent.answers = msg.Kind == signal.Offer
-	case agent.remote != remote:
+	first := agent.remote == (ice.Credentials{})
+	if !first && agent.remote != remote {
 		return // of an agent that is no more
-	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && agent.sending == 0:
-		agent.sendAt = time.Now().Add(repeatAfter / 4) // it has not heard of ours
 	}
 	for _, text := range e.usable(msg.Candidates) {
 		if slices.Contains(agent.seen, text) {
@@ -316,6 +308,17 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 				a.handle.RemoteCandidate(agent.number)
 			}
 		}
+	}
+	switch {
+	case first:
+		if err := a.connection.Connect(agent.number, remote); err != nil {
+			e.log.Debug("the peer's credentials are refused", "peer", a.peer.Name, "error", err)
+			return
+		}
+		agent.remote, a.heard = remote, max(a.heard, agent.number)
+		agent.answers = msg.Kind == signal.Offer
+	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && agent.sending == 0:
+		agent.sendAt = time.Now().Add(repeatAfter / 4) // it has not heard of ours
 	}
 }
 

@@ -5,7 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"strings"
+	"regexp"
 	"sync"
 	"testing"
 	"time"
@@ -145,7 +145,8 @@ func TestRelayedThenDirect(t *testing.T) {
 		t.Log("connected after", took)
 		w.carries(c, g)
 		s := c.connection("gate")
-		if s.Via != "relay" || s.Generation != 1 || !strings.Contains(s.Explanation, "relayed by") {
+		if s.Via != "relay" || s.Generation != 1 || !regexp.MustCompile(
+			`^relayed by .* at \S+ \(\w+ - \w+\), since no direct pair of addresses has worked; tries again every 2 min$`).MatchString(s.Explanation) {
 			t.Errorf("status %+v", s)
 		}
 		if l, r := s.Local, s.Remote; l != "relay" && r != "relay" {
@@ -164,7 +165,36 @@ func TestRelayedThenDirect(t *testing.T) {
 		if after.Generation != 1 || !after.LastHandshake.Equal(s.LastHandshake) {
 			t.Errorf("another session: %+v", after)
 		}
+		if n := c.log.count(`INFO msg="path changed" peer=gate generation=1 via=direct`); n == 0 {
+			t.Error("the log does not tell that the path is another one")
+		}
 	})
+}
+
+// Where signaling is slow, the peer's checks are there before its candidates, over all paths, and those of the relay are not
+// taken for the peer's own: the direct path is chosen although it is the slower one.
+func TestChecksBeforeCandidates(t *testing.T) {
+	for seed := range uint64(8) {
+		runSeed(t, seed, signal.Faults{Reorder: 1, Delay: 300 * time.Millisecond}, func(w *world) {
+			w.network.Impair(func(from, to netip.AddrPort) udptest.Impairment {
+				delay := 10 * time.Millisecond
+				if from.Addr().As4()[0] == 198 && to.Addr().As4()[0] == 198 {
+					delay = 60 * time.Millisecond
+				}
+				return udptest.Impairment{Delay: delay}
+			})
+			one, _ := w.relayNamed("north", 1)
+			w.portal.relays = []protocol.Relay{one}
+			g := w.node("gate", protocol.Gateway)
+			c := w.node("laptop", protocol.Client)
+			w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+			for _, s := range []ConnectionStatus{c.connection("gate"), g.connection("laptop")} {
+				if s.Via != "direct" {
+					t.Errorf("seed %d: %s", seed, s.Explanation)
+				}
+			}
+		})
+	}
 }
 
 // A relay that dies is left for another one.

@@ -29,7 +29,9 @@ type Status struct {
 	Mappings    []MappingStatus    `json:"mappings"`
 	Relays      []turn.RelayStatus `json:"relays"`
 	Connections []ConnectionStatus `json:"connections"` // one for each peer, by name
-	Problem     string             `json:"problem,omitempty"`
+	// Problem is why the host could not be configured, Notes are what may be in the way there: the program's that applies.
+	Problem string   `json:"problem,omitempty"`
+	Notes   []string `json:"notes,omitempty"`
 }
 
 // PortalStatus tells whether the portal is there. Existing connections do not need it.
@@ -107,7 +109,7 @@ func (e *Edge) status() Status {
 		s.Mappings = append(s.Mappings, MappingStatus{m.Server, m.Mapped})
 	}
 	if e.applyError != nil {
-		s.Problem = e.applyError.Error()
+		s.Problem = strings.ReplaceAll(e.applyError.Error(), "\n", "; ")
 	}
 	now := time.Now()
 	byName := make(map[string]pipeline.PeerStatus)
@@ -248,22 +250,32 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 	return "not connected, since nothing wants it"
 }
 
-const noDirect = "since no direct pair of addresses has worked; tries again"
-
 func (s *ConnectionStatus) explainPath() string {
-	idle := ""
-	if s.State == pipeline.PhaseIdle.String() {
-		idle = ", idle: keepalives hold the path"
-	}
+	idle := s.State == pipeline.PhaseIdle.String()
+	candidates := fmt.Sprintf("%s (%s - %s)", s.Endpoint, s.Local, s.Remote)
+	var text string
 	switch {
 	case s.Via == "direct":
-		return fmt.Sprintf("direct to %s (%s - %s)%s", s.Endpoint, s.Local, s.Remote, idle)
+		text = "direct to " + candidates
 	case s.Relay != "":
-		return fmt.Sprintf("relayed by %s at %s, %s%s", s.Relay, s.Endpoint, noDirect, idle)
+		text = "relayed by " + s.Relay + " at " + candidates
 	case s.Via == "relay":
-		return fmt.Sprintf("relayed by the peer's relay at %s, %s%s", s.Endpoint, noDirect, idle)
+		text = "relayed by the peer's relay at " + candidates
+	default:
+		text = "a session is up"
 	}
-	return "a session is up" + idle
+	if s.Via == "relay" {
+		text += ", since no direct pair of addresses has worked; tries again "
+		if idle {
+			text += "with the next packet"
+		} else {
+			text += fmt.Sprintf("every %.0f min", upgradeEvery.Minutes())
+		}
+	}
+	if idle {
+		text += "; idle: keepalives hold the path"
+	}
+	return text
 }
 
 var _ ice.Relay = (*turn.Relays)(nil)

@@ -112,11 +112,13 @@ func (e *Edge) pause(ctx context.Context, wait time.Duration) {
 
 // notePortal logs whether the portal answers, when that has changed.
 func (e *Edge) notePortal(err error) {
-	if was := e.syncError; (was == nil) != (err == nil) || e.portalSince.IsZero() {
+	was := e.syncError
+	if (was == nil) != (err == nil) || e.portalSince.IsZero() {
 		e.portalSince = time.Now()
 	}
 	switch {
 	case err != nil && !e.signaling(): // who gives PortalState tells
+	case err != nil && was == nil: // once is nothing: the portal has its nodes connect anew when what they may do changes
 	case err != nil && !e.portalMute:
 		e.portalMute = true
 		e.log.Warn("the portal does not answer; connections that are up stay up", "error", err)
@@ -156,6 +158,8 @@ func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
 		e.lastRefused = s.Refused
 		if s.Refused != "" {
 			e.log.Error("the portal refuses this node", "reason", s.Refused)
+		} else {
+			e.log.Info("the portal accepts this node again")
 		}
 	}
 	if s.Displaced {

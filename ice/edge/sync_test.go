@@ -181,6 +181,21 @@ func TestPortalBack(t *testing.T) {
 	})
 }
 
+// A question that fails once is no news: the portal has its nodes connect anew when what they may do has changed.
+func TestPortalBlinks(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		c := w.node("laptop", protocol.Client)
+		time.Sleep(time.Second)
+		w.portal.change(func() { w.portal.down = errAway })
+		time.Sleep(syncRetry / 2)
+		w.portal.set(func() { w.portal.down = nil })
+		time.Sleep(time.Minute)
+		if s, err := c.edge.Status(context.Background()); err != nil || !s.Portal.Up || c.log.count("WARN") != 0 {
+			t.Errorf("%+v, %v; log:\n%s", s.Portal, err, c.log)
+		}
+	})
+}
+
 // A portal that takes too long does not keep nodes apart that know each other.
 func TestSlowPortal(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {
@@ -283,6 +298,9 @@ func TestRefused(t *testing.T) {
 		time.Sleep(time.Minute)
 		if s, _ := c.edge.Status(context.Background()); s.Portal.Refused != "" {
 			t.Error("still refused")
+		}
+		if n := c.log.count("accepts this node again"); n != 1 {
+			t.Errorf("that all is well again is logged %d times", n)
 		}
 	})
 }

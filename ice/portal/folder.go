@@ -17,11 +17,12 @@ const (
 
 // openFolder makes the folder if need be, for its owner only, and locks it.
 func openFolder(folder string) (lock io.Closer, err error) {
-	err = os.MkdirAll(folder, 0o700)
-	if errors.Is(err, os.ErrPermission) {
-		return nil, fmt.Errorf("%w; run this as root (sudo), or give another folder with -state", err)
-	}
-	if err != nil {
+	defer func() {
+		if errors.Is(err, os.ErrPermission) {
+			err = fmt.Errorf("%w; run this as root (sudo), or give another folder with -state", err)
+		}
+	}()
+	if err := os.MkdirAll(folder, 0o700); err != nil {
 		return nil, err
 	}
 	entries, err := os.ReadDir(folder)

@@ -20,7 +20,7 @@ func lockFolder(folder string) (io.Closer, error) {
 	if err := syscall.Flock(int(f.Fd()), syscall.LOCK_EX|syscall.LOCK_NB); err != nil {
 		f.Close()
 		if errors.Is(err, syscall.EWOULDBLOCK) {
-			return nil, fmt.Errorf("a portal runs already with the state in %s; stop it first, or give another folder", folder)
+			return nil, fmt.Errorf("a portal runs already with the state in %s; stop it first, or give another folder with -state", folder)
 		}
 		return nil, err
 	}

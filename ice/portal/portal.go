@@ -14,6 +14,7 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
+	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -106,7 +107,9 @@ func Start(cfg Config) (_ *Portal, err error) {
 		return nil, fmt.Errorf("portal: %w", err)
 	}
 	p.fingerprint = signal.FingerprintOf(certificate.Certificate[0])
-	if err := p.open(certificate, made != nil); err != nil {
+	if err := p.open(certificate, made != nil); errors.Is(err, broker.ErrListen) {
+		return nil, fmt.Errorf("portal: %w; stop what has the port, or give another one with -listen", err)
+	} else if err != nil {
 		return nil, fmt.Errorf("portal: state in %s: %w", cfg.Folder, err)
 	}
 	if made != nil { // last, so that where it is the state is whole
@@ -239,6 +242,9 @@ func (p *Portal) waitForRelay() error {
 	for p.relay != nil && !p.relay.Ready() {
 		select {
 		case err := <-p.failed:
+			if errors.Is(err, syscall.EADDRINUSE) {
+				err = fmt.Errorf("%w; stop what has the port, or give another one with -relay-listen", err)
+			}
 			return err
 		case <-late:
 			return errors.New("the relay does not become ready")

@@ -84,7 +84,7 @@ func openSocket(addr netip.AddrPort, cfg socketConfig) (*socket, error) {
 	lc.Control = func(_, _ string, raw syscall.RawConn) error { return s.setOptions(raw, addr.Addr().Is6(), cfg) }
 	conn, err := lc.ListenPacket(context.Background(), network, addr.String())
 	if err != nil {
-		return nil, fmt.Errorf("relay: listen on %v: %w", addr, err)
+		return nil, fmt.Errorf("relay: %w", err)
 	}
 	s.conn = conn.(*net.UDPConn)
 	if s.raw, err = s.conn.SyscallConn(); err != nil {

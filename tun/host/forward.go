@@ -1,18 +1,23 @@
 package host
 
+import "net/netip"
+
 // Forward says how a gateway forwards. Interface is required.
 //
 // Two things of the namespace are changed. IP forwarding is switched on for both families (net.ipv4.ip_forward and
 // net.ipv6.conf.all.forwarding; interfaces that take router advertisements go on doing so, accept_ra=2). And there is an
-// nftables table of our own, `inet sluice-INTERFACE`, which clamps the MSS of TCP connections through the interface to the
-// path's MTU, and masquerades what came in by the interface and leaves by another one (Linux 5.7 and newer). A table that a
-// killed process has left is replaced.
+// nftables table of our own, `inet sluice-INTERFACE`, which lets what came in by the interface go to Routes only, and answers
+// anywhere, clamps the MSS of TCP connections through the interface to the path's MTU, and masquerades what came in by the
+// interface and leaves by another one (Linux 5.7 and newer). A table that a killed process has left is replaced.
 //
 // No other table is touched. So where another one drops forwarded packets, ours cannot help, because a drop is final in
 // nftables: see Forwarding.Obstacles.
 type Forward struct {
 	// Interface is the TUN device's name.
 	Interface string
+	// Routes are the networks that are reached through this machine. What else it can reach is not for who comes through the
+	// tunnel.
+	Routes []netip.Prefix
 	// NoMasquerade leaves addresses as they are: the network behind then needs routes back.
 	NoMasquerade bool
 }
@@ -26,3 +31,12 @@ type Obstacle struct {
 
 // String names the chain as nft does.
 func (o Obstacle) String() string { return o.Family + " " + o.Table + " " + o.Chain }
+
+// Remedy is a command that has the chain accept what comes and goes by an interface.
+func (o Obstacle) Remedy(name string) string {
+	if o.Chain == "FORWARD" && o.Family != "inet" { // of iptables, which do not like to be edited by others
+		program := map[bool]string{false: "iptables", true: "ip6tables"}[o.Family == "ip6"]
+		return program + " -I FORWARD -i " + name + " -j ACCEPT, and the same with -o (with Docker: DOCKER-USER in place of FORWARD)"
+	}
+	return "nft insert rule " + o.String() + " iifname " + name + " accept, and the same with oifname"
+}

@@ -1,14 +1,13 @@
 package host
 
 import (
+	"bytes"
 	"errors"
 	"fmt"
 	"os"
 	"strings"
-	"syscall"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
@@ -28,9 +27,11 @@ const (
 // Forwarding is what StartForwarding set up. Its methods act in the namespace of the calling thread: the one where it was
 // started. They belong to one goroutine.
 type Forwarding struct {
-	name  string
-	table *nftables.Table
-	conn  *nftables.Conn
+	forward Forward
+	table   *nftables.Table
+	conn    *nftables.Conn
+	// notes are those of the settings that were off before.
+	notes map[string]bool
 	// before are the tables that filtered or translated forwarded packets already when we began.
 	before map[string]bool
 	// advertised are the interfaces whose accept_ra was changed.
@@ -44,34 +45,66 @@ func StartForwarding(f Forward) (*Forwarding, error) {
 		return nil, wrap(err, "forward")
 	}
 	fw := &Forwarding{
-		name: f.Interface, conn: conn,
+		forward: f, conn: conn, notes: map[string]bool{},
 		table: &nftables.Table{Name: tablePrefix + f.Interface, Family: nftables.TableFamilyINet},
 	}
-	if err := fw.start(f); err != nil {
+	if err := fw.start(); err != nil {
 		return nil, errors.Join(err, fw.Close())
 	}
 	return fw, nil
 }
 
-func (fw *Forwarding) start(f Forward) error {
+func (fw *Forwarding) start() error {
 	chains, err := fw.chains()
 	if err != nil {
 		return err
 	}
 	fw.before = fw.forwarders(chains)
-	notes := map[string]bool{}
 	for _, s := range forwardingSettings {
 		value, err := readSetting(s.path)
 		if err != nil {
 			continue // the family is switched off
 		}
-		notes[s.note] = value == "0" || fw.noted(chains, s.note)
+		fw.notes[s.note] = value == "0" || fw.noted(chains, s.note)
 	}
-	fw.writeTable(f, notes)
-	if err := fw.flush("make table " + fw.table.Name); err != nil {
+	if err := fw.makeTable(); err != nil {
 		return err
 	}
-	return fw.switchOn()
+	_, err = fw.switchOn()
+	return err
+}
+
+func (fw *Forwarding) makeTable() error {
+	fw.writeTable()
+	return fw.flush("make table " + fw.table.Name)
+}
+
+// SwitchedOn lists the settings that were off before, as sysctl names them.
+func (fw *Forwarding) SwitchedOn() []string {
+	var list []string
+	for _, s := range forwardingSettings {
+		if fw.notes[s.note] {
+			list = append(list, "net."+strings.ReplaceAll(s.path, "/", "."))
+		}
+	}
+	return list
+}
+
+// Mend sets up again what others have taken away: who loads a firewall anew deletes all tables first, and who applies
+// sysctl.d may switch forwarding off. It tells whether there was something to do.
+func (fw *Forwarding) Mend() (mended bool, err error) {
+	chains, err := fw.chains()
+	if err != nil {
+		return false, err
+	}
+	if !fw.present(chains) {
+		if err := fw.makeTable(); err != nil {
+			return false, err
+		}
+		mended = true
+	}
+	changed, err := fw.switchOn()
+	return mended || changed, err
 }
 
 // forwardingSettings are the switches, and the note that one was off.
@@ -80,20 +113,22 @@ var forwardingSettings = []struct{ path, note string }{
 	{"ipv6/conf/all/forwarding", noteIPv6},
 }
 
-func (fw *Forwarding) switchOn() error {
+func (fw *Forwarding) switchOn() (changed bool, err error) {
 	// A host that forwards IPv6 ignores router advertisements and forgets the default route that it learned from them, unless
 	// accept_ra is 2 (net/ipv6/addrconf.c, addrconf_fixup_forwarding).
 	for _, path := range interfaceSettings("ipv6", "accept_ra") {
-		if changed, err := changeSetting(path, "1", "2"); err == nil && changed {
+		if on, err := changeSetting(path, "1", "2"); err == nil && on {
 			fw.advertised = append(fw.advertised, path)
 		}
 	}
 	for _, s := range forwardingSettings {
-		if _, err := changeSetting(s.path, "0", "1"); err != nil && !errors.Is(err, os.ErrNotExist) {
-			return err
+		on, err := changeSetting(s.path, "0", "1")
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
+			return changed, err
 		}
+		changed = changed || on
 	}
-	return nil
+	return changed, nil
 }
 
 // Close takes back what was set up. Forwarding is switched off only if it was off before, is on still, and nobody else seems
@@ -141,7 +176,8 @@ func (fw *Forwarding) stillForwards6() bool {
 }
 
 // Obstacles lists the chains of others that drop forwarded packets by default, as a container runtime's and some firewalls'
-// do. They must be told to accept what comes and goes by our interface. Those of the legacy iptables are not seen.
+// do, unless a rule of theirs names our interface. They must be told to accept what comes and goes by it. Those of the legacy
+// iptables are not seen.
 func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
 	chains, err := fw.chains()
 	if err != nil {
@@ -150,11 +186,33 @@ func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
 	var list []Obstacle
 	for _, c := range chains {
 		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
-		if hooked(c, nftables.ChainHookForward) && drops && !ours(c.Table) {
+		if hooked(c, nftables.ChainHookForward) && drops && !ours(c.Table) && !fw.named(chains, c.Table) {
 			list = append(list, Obstacle{Family: familyName(c.Table.Family), Table: c.Table.Name, Chain: c.Name})
 		}
 	}
 	return list, nil
+}
+
+// named tells whether a rule of the table compares something with our interface's name.
+func (fw *Forwarding) named(chains []*nftables.Chain, table *nftables.Table) bool {
+	for _, c := range chains {
+		if c.Table.Name != table.Name || c.Table.Family != table.Family {
+			continue
+		}
+		rules, err := fw.conn.GetRules(c.Table, c)
+		if err != nil {
+			continue // it is said once more than needed
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				cmp, ok := e.(*expr.Cmp)
+				if ok && cmp.Op == expr.CmpOpEq && string(bytes.TrimRight(cmp.Data, "\x00")) == fw.forward.Interface {
+					return true
+				}
+			}
+		}
+	}
+	return false
 }
 
 func familyName(f nftables.TableFamily) string {
@@ -245,79 +303,3 @@ func (fw *Forwarding) onlyOld(chains []*nftables.Chain) bool {
 	}
 	return true
 }
-
-// writeTable queues the replacement of our table, to be made in one step.
-func (fw *Forwarding) writeTable(f Forward, notes map[string]bool) {
-	fw.conn.AddTable(fw.table) // so that there is one to delete
-	fw.conn.DelTable(fw.table)
-	fw.conn.AddTable(fw.table)
-	for _, s := range forwardingSettings {
-		if notes[s.note] {
-			fw.conn.AddChain(&nftables.Chain{Name: s.note, Table: fw.table})
-		}
-	}
-	accept := nftables.ChainPolicyAccept
-	forward := fw.conn.AddChain(&nftables.Chain{
-		Name: forwardChain, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept,
-		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
-	})
-	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
-		fw.rule(forward, matchInterface(key, expr.CmpOpEq, f.Interface), clampMSS())
-	}
-	for _, key := range []expr.MetaKey{expr.MetaKeyIIFNAME, expr.MetaKeyOIFNAME} {
-		fw.rule(forward, matchInterface(key, expr.CmpOpEq, f.Interface), []expr.Any{
-			&expr.Counter{}, &expr.Verdict{Kind: expr.VerdictAccept},
-		})
-	}
-	if f.NoMasquerade {
-		return
-	}
-	postrouting := fw.conn.AddChain(&nftables.Chain{
-		Name: "postrouting", Table: fw.table, Type: nftables.ChainTypeNAT, Policy: &accept,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
-	})
-	fw.rule(postrouting, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, f.Interface),
-		matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, f.Interface), []expr.Any{&expr.Counter{}, &expr.Masq{}})
-}
-
-func (fw *Forwarding) rule(c *nftables.Chain, parts ...[]expr.Any) {
-	r := &nftables.Rule{Table: fw.table, Chain: c}
-	for _, part := range parts {
-		r.Exprs = append(r.Exprs, part...)
-	}
-	fw.conn.AddRule(r)
-}
-
-// matchInterface compares a name that is padded to IFNAMSIZ with zeros.
-func matchInterface(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
-	padded := make([]byte, unix.IFNAMSIZ)
-	copy(padded, name)
-	return []expr.Any{
-		&expr.Meta{Key: key, Register: 1},
-		&expr.Cmp{Op: op, Register: 1, Data: padded},
-	}
-}
-
-// TCP, RFC 9293, section 3.1: the flags are the byte at 13; the option that carries the maximum segment size has kind 2.
-const (
-	tcpFlagsOffset = 13
-	tcpSYN, tcpRST = 0x02, 0x04
-	tcpOptionMSS   = 2
-)
-
-// clampMSS is `tcp flags & (syn|rst) == syn tcp option maxseg size set rt mtu`. It only ever makes the size smaller.
-func clampMSS() []expr.Any {
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyL4PROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{syscall.IPPROTO_TCP}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseTransportHeader, Offset: tcpFlagsOffset, Len: 1},
-		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 1, Mask: []byte{tcpSYN | tcpRST}, Xor: []byte{0}},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{tcpSYN}},
-		&expr.Rt{Key: expr.RtTCPMSS, Register: 1},
-		&expr.Byteorder{SourceRegister: 1, DestRegister: 1, Op: expr.ByteorderHton, Len: 2, Size: 2},
-		&expr.Exthdr{SourceRegister: 1, Type: tcpOptionMSS, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt},
-	}
-}
-
-// markBytes is a mark as nftables compares it.
-func markBytes(mark uint32) []byte { return binaryutil.NativeEndian.PutUint32(mark) }

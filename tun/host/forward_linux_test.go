@@ -14,6 +14,7 @@ import (
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
 	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
@@ -133,6 +134,9 @@ func (l *gatewayLab) toTunnel(t *testing.T, fits func(gopacket.Packet) bool) gop
 	}
 }
 
+// behindRoutes offers the network behind, and no other.
+var behindRoutes = Forward{Interface: "sluice0", Routes: prefixes("10.9.0.0/24", "fd09::/64")}
+
 var families = []struct{ client, behind, gateway string }{
 	{"100.64.0.2", "10.9.0.2", "10.9.0.1"},
 	{"fd00:2021:1111::2", "fd09::2", "fd09::1"},
@@ -142,7 +146,7 @@ var families = []struct{ client, behind, gateway string }{
 func TestMasquerade(t *testing.T) {
 	l := newGatewayLab(t)
 	var fw *Forwarding
-	l.in(t, func() (err error) { fw, err = StartForwarding(Forward{Interface: "sluice0"}); return err })
+	l.in(t, func() (err error) { fw, err = StartForwarding(behindRoutes); return err })
 	for _, f := range families {
 		var conn net.PacketConn
 		must(t, l.behind.Run(func() (err error) {
@@ -167,11 +171,67 @@ func TestMasquerade(t *testing.T) {
 	l.in(t, fw.Close)
 }
 
+// TestOffered: who comes through the tunnel reaches the networks that are offered, and no others that the machine knows.
+func TestOffered(t *testing.T) {
+	l := newGatewayLab(t)
+	must(t, l.behind.AddAddr("eth0", netip.MustParsePrefix("10.8.0.2/24")))
+	must(t, l.behind.AddAddr("eth0", netip.MustParsePrefix("fd08::2/64")))
+	must(t, l.gateway.AddRoute(netip.MustParsePrefix("10.8.0.0/24"), "eth0", netip.MustParseAddr("10.9.0.2")))
+	must(t, l.gateway.AddRoute(netip.MustParsePrefix("fd08::/64"), "eth0", netip.MustParseAddr("fd09::2")))
+	listen := func(address string) net.PacketConn {
+		t.Helper()
+		var conn net.PacketConn
+		must(t, l.behind.Run(func() (err error) { conn, err = net.ListenPacket("udp", address); return err }))
+		t.Cleanup(func() { conn.Close() })
+		return conn
+	}
+	var fw *Forwarding
+	l.in(t, func() (err error) { fw, err = StartForwarding(behindRoutes); return err })
+	for _, f := range []struct{ client, offered, other string }{
+		{"100.64.0.2", "10.9.0.2", "10.8.0.2"}, {"fd00:2021:1111::2", "fd09::2", "fd08::2"},
+	} {
+		offered, other := listen(net.JoinHostPort(f.offered, "4000")), listen(net.JoinHostPort(f.other, "4000"))
+		l.fromTunnel(t, f.client, f.other, &layers.UDP{SrcPort: 1234, DstPort: 4000})
+		l.fromTunnel(t, f.client, f.offered, &layers.UDP{SrcPort: 1234, DstPort: 4000}) // it comes after the other
+		must(t, offered.SetReadDeadline(time.Now().Add(20*time.Second)))
+		_, _, err := offered.ReadFrom(make([]byte, 100))
+		must(t, err)
+		must(t, other.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
+		if _, from, err := other.ReadFrom(make([]byte, 100)); err == nil {
+			t.Errorf("%v reached %s, which is not offered", from, f.other)
+		}
+	}
+	l.in(t, fw.Close)
+}
+
+// TestAnswers: a host behind may begin, also one in a network that is not offered, and gets its answers.
+func TestAnswers(t *testing.T) {
+	l := newGatewayLab(t)
+	must(t, l.behind.AddRoute(netip.MustParsePrefix("100.64.0.0/11"), "eth0", netip.MustParseAddr("10.9.0.1")))
+	var fw *Forwarding
+	l.in(t, func() (err error) { fw, err = StartForwarding(Forward{Interface: "sluice0"}); return err })
+	var conn net.PacketConn
+	must(t, l.behind.Run(func() (err error) { conn, err = net.ListenPacket("udp", "10.9.0.2:4000"); return err }))
+	defer conn.Close()
+	_, err := conn.WriteTo([]byte("question"), &net.UDPAddr{IP: net.ParseIP("100.64.0.2"), Port: 1234})
+	must(t, err)
+	l.toTunnel(t, func(p gopacket.Packet) bool {
+		udp, ok := p.TransportLayer().(*layers.UDP)
+		return ok && udp.DstPort == 1234
+	})
+	l.fromTunnel(t, "100.64.0.2", "10.9.0.2", &layers.UDP{SrcPort: 1234, DstPort: 4000})
+	must(t, conn.SetReadDeadline(time.Now().Add(20*time.Second)))
+	if _, _, err := conn.ReadFrom(make([]byte, 100)); err != nil {
+		t.Error(err)
+	}
+	l.in(t, fw.Close)
+}
+
 // TestClampMSS: neither side of a TCP connection through the tunnel may send segments longer than fit it.
 func TestClampMSS(t *testing.T) {
 	l := newGatewayLab(t)
 	var fw *Forwarding
-	l.in(t, func() (err error) { fw, err = StartForwarding(Forward{Interface: "sluice0"}); return err })
+	l.in(t, func() (err error) { fw, err = StartForwarding(behindRoutes); return err })
 	for _, f := range families {
 		want := uint16(tunMTU - 40)
 		if net.ParseIP(f.client).To4() == nil {
@@ -211,7 +271,9 @@ func TestNoMasquerade(t *testing.T) {
 	must(t, l.behind.AddRoute(netip.MustParsePrefix("100.64.0.0/11"), "eth0", netip.MustParseAddr("10.9.0.1")))
 	var fw *Forwarding
 	l.in(t, func() (err error) {
-		fw, err = StartForwarding(Forward{Interface: "sluice0", NoMasquerade: true})
+		f := behindRoutes
+		f.NoMasquerade = true
+		fw, err = StartForwarding(f)
 		return err
 	})
 	var conn net.PacketConn
@@ -295,6 +357,35 @@ func TestForwardingKilled(t *testing.T) {
 	}
 }
 
+// TestForwardingMended: a firewall that was loaded anew and a sysctl.d that was applied once more are survived, and what was off
+// before is switched off at the end all the same.
+func TestForwardingMended(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	fw := start(t, "host0")
+	if got := fw.SwitchedOn(); !slices.Equal(got, []string{"net.ipv4.ip_forward", "net.ipv6.conf.all.forwarding"}) {
+		t.Errorf("switched on: %q", got)
+	}
+	for what, harm := range map[string]func(){
+		"nothing": func() {},
+		"a flush": func() {
+			conn, err := nftables.New()
+			must(t, err)
+			conn.FlushRuleset()
+			must(t, conn.Flush())
+		},
+		"a setting": func() { must(t, os.WriteFile(settings+"ipv4/ip_forward", []byte("0"), 0)) },
+	} {
+		harm()
+		if mended, err := fw.Mend(); err != nil || mended != (what != "nothing") {
+			t.Errorf("%s: mended %v, %v", what, mended, err)
+		}
+		wantState(t, "1", "1", "2", "sluice-host0")
+	}
+	must(t, fw.Close())
+	wantState(t, "0", "0", "1")
+}
+
 // TestForwardingShared: the last gateway switches off what the first has switched on.
 func TestForwardingShared(t *testing.T) {
 	inNewNamespace(t)
@@ -327,6 +418,14 @@ func TestForwardingOfOthers(t *testing.T) {
 	must(t, conn.Flush())
 	if list, err := fw.Obstacles(); err != nil || len(list) != 1 || list[0].String() != "ip filter FORWARD" {
 		t.Errorf("obstacles %v, %v", list, err)
+	}
+	forward := &nftables.Chain{Name: "FORWARD", Table: &nftables.Table{Name: "filter", Family: nftables.TableFamilyIPv4}}
+	conn.AddRule(&nftables.Rule{
+		Table: forward.Table, Chain: forward, Exprs: append(matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, "host0"), verdict(expr.VerdictAccept)...),
+	})
+	must(t, conn.Flush())
+	if list, err := fw.Obstacles(); err != nil || len(list) > 0 {
+		t.Errorf("a chain that was told is an obstacle still: %v, %v", list, err)
 	}
 	must(t, fw.Close())
 	wantState(t, "1", "1", "2", "filter")

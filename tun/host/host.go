@@ -34,13 +34,20 @@ type Route struct {
 	MTU       int          // bytes; 0 is the interface's
 }
 
+// Network is one that the machine has an address in.
+type Network struct {
+	Prefix    netip.Prefix
+	Interface string
+}
+
 // Rule is a policy rule, which says when a routing table is asked.
 type Rule struct {
 	IPv6     bool
 	Table    int
-	Priority int    // the order of rules, smallest first
-	Mark     uint32 // firewall mark to match; 0 matches all
-	Invert   bool   // apply to packets that do not match
+	Priority int          // the order of rules, smallest first
+	To       netip.Prefix // destination to match; zero matches all
+	Mark     uint32       // firewall mark to match; 0 matches all
+	Invert   bool         // apply to packets that do not match
 	// SuppressDefault ignores the table's routes of prefix length 0, so that only more specific routes count.
 	SuppressDefault bool
 }

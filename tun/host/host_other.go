@@ -40,6 +40,12 @@ type Forwarding struct{}
 // StartForwarding makes the machine a gateway.
 func StartForwarding(Forward) (*Forwarding, error) { return nil, ErrUnsupported }
 
+// Mend sets up again what others have taken away.
+func (*Forwarding) Mend() (bool, error) { return false, ErrUnsupported }
+
+// SwitchedOn lists the settings that were off before.
+func (*Forwarding) SwitchedOn() []string { return nil }
+
 // Obstacles lists the chains of others that drop forwarded packets.
 func (*Forwarding) Obstacles() ([]Obstacle, error) { return nil, ErrUnsupported }
 
@@ -57,6 +63,12 @@ func (*Routing) SetAddresses([]netip.Prefix) error { return ErrUnsupported }
 
 // Set makes these the routes through the interface.
 func (*Routing) Set([]netip.Prefix) error { return ErrUnsupported }
+
+// Changes counts what was changed.
+func (*Routing) Changes() uint64 { return 0 }
+
+// Networks lists the networks that the machine has an address in.
+func Networks(string) ([]Network, error) { return nil, ErrUnsupported }
 
 // Close deletes the routes.
 func (*Routing) Close() error { return ErrUnsupported }

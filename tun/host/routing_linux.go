@@ -2,9 +2,9 @@ package host
 
 import (
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
-	"os"
 	"slices"
 	"syscall"
 
@@ -20,12 +20,25 @@ type Routing struct {
 	cfg RoutingConfig
 	// validMark: we have set src_valid_mark.
 	validMark bool
+	changes   uint64
 }
 
 // NewRouting takes over what a killed process may have left: rules that lead to an empty table.
 func NewRouting(cfg RoutingConfig) (*Routing, error) {
 	r := &Routing{cfg: cfg.withDefaults()}
 	return r, r.syncRules()
+}
+
+// Changes counts the addresses and routes that were added or deleted, and the rules for them. That it grows when nothing else is
+// asked for than before means that somebody has interfered.
+func (r *Routing) Changes() uint64 { return r.changes }
+
+// change notes one change, if it was made.
+func (r *Routing) change(err error) error {
+	if err == nil {
+		r.changes++
+	}
+	return err
 }
 
 // SetAddresses makes these, and no others but link-local ones, the interface's addresses. IPv6 addresses are left out where
@@ -41,12 +54,12 @@ func (r *Routing) SetAddresses(want []netip.Prefix) error {
 	}
 	for _, p := range have {
 		if !slices.Contains(want, p) && !p.Addr().IsLinkLocalUnicast() {
-			err = errors.Join(err, DeleteAddress(r.cfg.Interface, p))
+			err = errors.Join(err, r.change(DeleteAddress(r.cfg.Interface, p)))
 		}
 	}
 	for _, p := range want {
 		if !slices.Contains(have, p) && r.usable(p) {
-			err = errors.Join(err, AddAddress(r.cfg.Interface, p))
+			err = errors.Join(err, r.change(AddAddress(r.cfg.Interface, p)))
 		}
 	}
 	return err
@@ -92,8 +105,8 @@ func (r *Routing) usable(p netip.Prefix) bool {
 }
 
 // Set makes these the routes through the interface: new ones are added, others deleted, those that are there are not
-// touched. The interface must be up. What can be set is set, also if there is an error. Host bits are cleared; routes of a
-// family that the machine lacks are left out.
+// touched, also where they lead to another interface, which is an error. The interface must be up. What can be set is set,
+// also if there is an error. Host bits are cleared; routes of a family that the machine lacks are left out.
 func (r *Routing) Set(routes []netip.Prefix) error {
 	want := make([]netip.Prefix, 0, len(routes))
 	for _, p := range routes {
@@ -105,17 +118,38 @@ func (r *Routing) Set(routes []netip.Prefix) error {
 	if err != nil {
 		return err
 	}
+	slices.SortFunc(want, netip.Prefix.Compare)
+	slices.SortFunc(have, netip.Prefix.Compare)
+	var taken []netip.Prefix
 	for _, p := range want {
-		if !slices.Contains(have, p) {
-			err = errors.Join(err, AddRoute(r.route(p)))
+		if _, there := slices.BinarySearchFunc(have, p, netip.Prefix.Compare); there {
+			continue
+		}
+		if e := r.addRoute(p); errors.Is(e, unix.EEXIST) {
+			taken = append(taken, p)
+		} else {
+			err = errors.Join(err, r.change(e))
 		}
 	}
+	if len(taken) > 0 {
+		err = errors.Join(err, fmt.Errorf("host: another interface has routes to %v in table %d already: stop the node that it belongs to",
+			taken, r.cfg.Table))
+	}
 	for _, p := range have {
-		if !slices.Contains(want, p) {
-			err = errors.Join(err, DeleteRoute(r.route(p)))
+		if _, wanted := slices.BinarySearchFunc(want, p, netip.Prefix.Compare); !wanted {
+			err = errors.Join(err, r.change(DeleteRoute(r.route(p))))
 		}
 	}
 	return errors.Join(err, r.syncRules(), r.syncMark(slices.ContainsFunc(want, isDefault)))
+}
+
+// addRoute adds a route that nobody else has, else the error is EEXIST.
+func (r *Routing) addRoute(p netip.Prefix) error {
+	route, err := r.route(p).netlink()
+	if err == nil {
+		err = netlink.RouteAdd(route)
+	}
+	return wrap(err, "add route %s", p)
 }
 
 // Close deletes the interface's routes, and the rules if nobody else has routes in the table. The interface may be gone.
@@ -182,43 +216,6 @@ func tableRoutes(family, table int) ([]tableRoute, error) {
 		routes = append(routes, tableRoute{p, have.LinkIndex})
 	}
 	return routes, err
-}
-
-// syncRules makes the rules what the table needs, whoever has put routes into it.
-func (r *Routing) syncRules() error {
-	var errs error
-	for _, v6 := range []bool{false, true} {
-		family := netlink.FAMILY_V4
-		if v6 {
-			if _, err := os.Stat(settings + "ipv6"); err != nil {
-				continue
-			}
-			family = netlink.FAMILY_V6
-		}
-		list, err := tableRoutes(family, r.cfg.Table)
-		if err != nil {
-			errs = errors.Join(errs, wrap(err, "list routes of table %d", r.cfg.Table))
-			continue
-		}
-		all := slices.ContainsFunc(list, func(t tableRoute) bool { return isDefault(t.prefix) })
-		for i, rule := range r.rules(v6) {
-			switch wanted := len(list) > 0 && (i == 0 || all); {
-			case wanted:
-				errs = errors.Join(errs, AddRule(rule))
-			default:
-				errs = errors.Join(errs, DeleteRule(rule))
-			}
-		}
-	}
-	return errs
-}
-
-func (r *Routing) rules(v6 bool) []Rule {
-	return []Rule{
-		{IPv6: v6, Priority: rulePriority, Mark: r.cfg.Mark, Invert: true, Table: r.cfg.Table, SuppressDefault: true},
-		{IPv6: v6, Priority: rulePriority + 1, Table: unix.RT_TABLE_MAIN, SuppressDefault: true},
-		{IPv6: v6, Priority: rulePriority + 2, Mark: r.cfg.Mark, Invert: true, Table: r.cfg.Table},
-	}
 }
 
 // syncMark lets answers to our own packets pass a strict reverse path filter, which would look for their way back in the

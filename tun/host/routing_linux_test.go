@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -22,11 +23,12 @@ func ourRules(t *testing.T) (v4, v6 []int) {
 		rules, err := netlink.RuleList(family)
 		must(t, err)
 		for _, r := range rules {
-			if r.Priority >= rulePriority && r.Priority < rulePriority+3 {
+			if r.Priority >= peersPriority && r.Priority <= restPriority {
 				*list = append(*list, r.Priority)
 			}
 		}
 		slices.Sort(*list)
+		*list = slices.Compact(*list) // there is a rule for each network
 	}
 	return v4, v6
 }
@@ -46,8 +48,20 @@ func newRouting(t *testing.T, name string) *Routing {
 	return r
 }
 
+// newCable makes eth0 with addresses, up, and its other end.
+func newCable(t *testing.T, addresses ...string) {
+	t.Helper()
+	must(t, netlink.LinkAdd(&netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth1"}))
+	for _, a := range addresses {
+		must(t, AddAddress("eth0", netip.MustParsePrefix(a)))
+	}
+	must(t, SetUp("eth0"))
+	must(t, SetUp("eth1"))
+}
+
 func TestRoutingSet(t *testing.T) {
 	inNewNamespace(t)
+	newCable(t, "192.168.7.2/24", "fd07::2/64", "192.168.9.1/32")
 	r := newRouting(t, "host0")
 	for _, step := range []struct {
 		routes, want []string
@@ -94,6 +108,76 @@ func TestRoutingAddresses(t *testing.T) {
 	wantRules(t, []int{5188}, nil)
 }
 
+// TestRouteTaken: a route that leads to another interface of the table stays there, until that is gone.
+func TestRouteTaken(t *testing.T) {
+	inNewNamespace(t)
+	link := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TUN}
+	link.Name = "host1"
+	must(t, netlink.LinkAdd(link))
+	a, b := newRouting(t, "host0"), newRouting(t, "host1")
+	routes := prefixes("10.0.0.0/24", "fd09::/64")
+	must(t, a.Set(routes))
+	err := b.Set(append(routes, prefixes("10.0.1.0/24")...))
+	if err == nil || !strings.Contains(err.Error(), "another interface has routes to [10.0.0.0/24 fd09::/64]") {
+		t.Errorf("error %v", err)
+	}
+	wantRoutes := func(r *Routing, want []netip.Prefix) {
+		t.Helper()
+		have, err := r.routes()
+		must(t, err)
+		if slices.SortFunc(have, netip.Prefix.Compare); !slices.Equal(have, want) {
+			t.Errorf("%s has %v, want %v", r.cfg.Interface, have, want)
+		}
+	}
+	wantRoutes(a, routes)
+	wantRoutes(b, prefixes("10.0.1.0/24"))
+	must(t, a.Close())
+	must(t, b.Set(routes))
+	wantRoutes(b, routes)
+	must(t, b.Close())
+}
+
+// TestRoutingMended: what others took away is there again, and counted.
+func TestRoutingMended(t *testing.T) {
+	inNewNamespace(t)
+	newCable(t, "192.168.7.2/24")
+	r := newRouting(t, "host0")
+	set := func() uint64 {
+		t.Helper()
+		before := r.Changes()
+		must(t, r.SetAddresses(prefixes("100.64.0.1/32")))
+		must(t, r.Set(prefixes("10.0.0.0/24", "0.0.0.0/0")))
+		return r.Changes() - before
+	}
+	if n := set(); n != 5 {
+		t.Errorf("%d changes, want an address, two routes and two rules", n)
+	}
+	for what, harm := range map[string]func() error{
+		"a route":    func() error { return DeleteRoute(r.route(netip.MustParsePrefix("10.0.0.0/24"))) },
+		"a rule":     func() error { return DeleteRule(Rule{Priority: peersPriority, Table: DefaultTable}) },
+		"an address": func() error { return DeleteAddress("host0", netip.MustParsePrefix("100.64.0.1/32")) },
+	} {
+		must(t, harm())
+		if n := set(); n == 0 { // with the last address, the system deletes the routes
+			t.Errorf("%s was deleted: %d changes", what, n)
+		}
+		wantRules(t, []int{5188, 5189, 5190}, nil)
+	}
+	must(t, AddAddress("eth0", netip.MustParsePrefix("192.168.8.2/24"))) // nobody's interference
+	if n := set(); n != 0 {
+		t.Errorf("%d changes without a reason", n)
+	}
+	rules, err := policyRules(netlink.FAMILY_V4)
+	must(t, err)
+	for _, network := range prefixes("192.168.7.0/24", "192.168.8.0/24") {
+		if !slices.ContainsFunc(rules, func(r Rule) bool { return r.Priority == networksPriority && r.To == network }) {
+			t.Errorf("no rule for %v in %+v", network, rules)
+		}
+	}
+	must(t, r.Close())
+	wantRules(t, nil, nil)
+}
+
 // TestRoutingShared: the rules stay while another interface has routes in the table, and what a killed program leaves, rules
 // without routes, goes when the next one starts.
 func TestRoutingShared(t *testing.T) {
@@ -101,6 +185,7 @@ func TestRoutingShared(t *testing.T) {
 	link := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TUN}
 	link.Name = "host1"
 	must(t, netlink.LinkAdd(link))
+	newCable(t, "192.168.7.2/24")
 	a, b := newRouting(t, "host0"), newRouting(t, "host1")
 	must(t, a.Set(prefixes("10.0.0.0/24", "0.0.0.0/0")))
 	must(t, b.Set(prefixes("10.0.1.0/24")))
@@ -116,16 +201,19 @@ func TestRoutingShared(t *testing.T) {
 	must(t, b.Close())
 }
 
-// TestMarkBypasses: what the tunnel routes, and what it does not, for marked and unmarked packets.
+// TestMarkBypasses: what the tunnel routes, and what it does not, for marked and unmarked packets. With a default route, what
+// is on the machine's own links and what it is told to keep stays there, and nothing else, whatever routes the network pushes.
 func TestMarkBypasses(t *testing.T) {
 	inNewNamespace(t)
-	veth := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "eth0"}, PeerName: "eth1"}
-	must(t, netlink.LinkAdd(veth))
-	must(t, AddAddress("eth0", netip.MustParsePrefix("192.168.7.2/24")))
-	must(t, SetUp("eth0"))
-	must(t, SetUp("eth1"))
+	newCable(t, "192.168.7.2/24")
 	must(t, AddRoute(Route{Prefix: netip.MustParsePrefix("0.0.0.0/0"), Gateway: netip.MustParseAddr("192.168.7.1")}))
-	r := newRouting(t, "host0")
+	must(t, AddRoute(Route{Prefix: netip.MustParsePrefix("128.0.0.0/1"), Gateway: netip.MustParseAddr("192.168.7.66")}))
+	must(t, AddRoute(Route{Prefix: netip.MustParsePrefix("203.0.113.7/32"), Interface: "eth0"})) // a router of 0.0.0.0, RFC 3442
+	must(t, AddRoute(Route{Prefix: netip.MustParsePrefix("10.1.2.3/32"), Gateway: netip.MustParseAddr("192.168.7.66")}))
+	must(t, AddRoute(Route{Prefix: netip.MustParsePrefix("172.16.0.0/16"), Gateway: netip.MustParseAddr("192.168.7.9")}))
+	r, err := NewRouting(RoutingConfig{Interface: "host0", Keep: prefixes("172.16.0.0/12", "0.0.0.0/0")})
+	must(t, err)
+	must(t, SetUp("host0"))
 	must(t, r.SetAddresses(prefixes("100.64.0.1/32")))
 	by := func(dst string, mark uint32) string {
 		t.Helper()
@@ -140,7 +228,10 @@ func TestMarkBypasses(t *testing.T) {
 		want   map[string]string
 	}{
 		{prefixes("10.0.0.0/8"), map[string]string{"10.1.2.3": "host0", "192.168.7.9": "eth0", "203.0.113.1": "eth0"}},
-		{prefixes("10.0.0.0/8", "0.0.0.0/0"), map[string]string{"10.1.2.3": "host0", "192.168.7.9": "eth0", "203.0.113.1": "host0"}},
+		{prefixes("10.0.0.0/8", "0.0.0.0/0"), map[string]string{
+			"10.1.2.3": "host0", "192.168.7.9": "eth0", "203.0.113.1": "host0", "203.0.113.7": "host0", "8.8.8.8": "host0",
+			"172.16.0.1": "eth0",
+		}},
 		{nil, map[string]string{"10.1.2.3": "eth0", "203.0.113.1": "eth0"}},
 	} {
 		must(t, r.Set(step.routes))

@@ -30,7 +30,13 @@ func (r Rule) request(kind, flags int) error {
 		header.Flags |= unix.FIB_RULE_INVERT
 	}
 	header.Table = unix.RT_TABLE_UNSPEC // FRA_TABLE says it
+	if r.To.IsValid() {
+		header.Dst_len = uint8(r.To.Bits())
+	}
 	req.AddData(header)
+	if r.To.IsValid() && r.To.Bits() > 0 {
+		req.AddData(nl.NewRtAttr(unix.FRA_DST, r.To.Masked().Addr().AsSlice()))
+	}
 	attribute := func(kind int, value uint32) {
 		req.AddData(nl.NewRtAttr(kind, binary.NativeEndian.AppendUint32(nil, value)))
 	}

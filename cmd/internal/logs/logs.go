@@ -166,6 +166,9 @@ func text(v slog.Value) string {
 	if v.Kind() == slog.KindTime {
 		return v.Time().UTC().Format(time.RFC3339Nano)
 	}
+	if err, ok := v.Any().(error); ok { // several errors, joined, are a line each
+		return visible(strings.ReplaceAll(err.Error(), "\n", "; "))
+	}
 	if v.Kind() == slog.KindAny {
 		return visible(fmt.Sprint(v.Any()))
 	}
@@ -185,11 +188,24 @@ func encodeText(b *bytes.Buffer, r slog.Record, fields []field) {
 	fmt.Fprintf(b, "%s %-5s %s", r.Time.Format("15:04:05.000"), severity(r.Level), visible(r.Message))
 	for _, f := range fields {
 		value := text(f.value)
+		if f.value.Kind() == slog.KindDuration {
+			value = rounded(f.value.Duration()).String()
+		}
 		if value == "" || strings.ContainsAny(value, " \"=") {
 			value = strconv.Quote(value)
 		}
 		fmt.Fprintf(b, " %s=%s", f.key, value)
 	}
+}
+
+// rounded has four digits or so, which is what a person reads.
+func rounded(d time.Duration) time.Duration {
+	for unit := 10 * time.Second; unit >= time.Microsecond; unit /= 10 {
+		if d.Abs() >= unit {
+			return d.Round(unit / 1000)
+		}
+	}
+	return d
 }
 
 // severity names the step that a level reaches.

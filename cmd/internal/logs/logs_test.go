@@ -166,3 +166,27 @@ func TestReadmeLine(t *testing.T) {
 		}
 	}
 }
+
+// TestJoined: errors that were joined stay on the line, readable.
+func TestJoined(t *testing.T) {
+	var b bytes.Buffer
+	slog.New(NewJSON(&b, slog.LevelInfo)).Info("x", "error", errors.Join(errors.New("one"), errors.New("two\x1b")))
+	if !strings.Contains(b.String(), `"error":"one; two\\x1b"`) {
+		t.Error(b.String())
+	}
+}
+
+// TestRounded: people get as many digits as they read, programs get all.
+func TestRounded(t *testing.T) {
+	for d, want := range map[time.Duration]string{
+		0: "0s", 15002646420 * time.Nanosecond: "15s", 63616562420 * time.Nanosecond: "1m3.62s", 456912339: "456.9ms", 632195: "632.2µs", 7: "7ns",
+		-1234567: "-1.235ms",
+	} {
+		var text, object bytes.Buffer
+		slog.New(NewText(&text, slog.LevelInfo)).Info("x", "after", d)
+		slog.New(NewJSON(&object, slog.LevelInfo)).Info("x", "after", d)
+		if !strings.HasSuffix(text.String(), " after="+want+"\n") || !strings.Contains(object.String(), `"after":"`+d.String()+`"`) {
+			t.Errorf("%v: %s%s", d, text.String(), object.String())
+		}
+	}
+}

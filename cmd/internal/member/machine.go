@@ -7,21 +7,29 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"sync/atomic"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
 )
 
-// machine makes the operating system follow the portal. The goroutine that calls apply owns it, and after that one who calls
-// Close.
+// machine makes the operating system follow the portal. The goroutine that calls apply and mend owns it, and after that one who
+// calls Close.
 type machine struct {
 	options    Options
 	logger     *slog.Logger
 	begun      bool // what lasts until Close is there
 	up         bool // addresses and routes were set once
+	answer     protocol.Sync
 	routing    *host.Routing
 	forwarding *host.Forwarding
-	shadowed   []netip.Prefix // what was told last
+	remarks    atomic.Pointer[remarks] // read by any goroutine
+}
+
+// remarks are what the status tells of the machine, frozen.
+type remarks struct {
+	notes   []string // what may be in the way, each a sentence
+	problem string   // why it could not be mended
 }
 
 func newMachine(o Options, logger *slog.Logger) *machine { return &machine{options: o, logger: logger} }
@@ -31,21 +39,104 @@ func (m *machine) apply(answer protocol.Sync) error {
 	if err := m.begin(); err != nil {
 		return err
 	}
-	m.begun = true
-	routes, shadowed := routesOf(answer, m.options.Routes)
-	if !slices.Equal(shadowed, m.shadowed) {
-		m.shadowed = shadowed
-		m.logger.Warn("routes of other gateways overlap with what this one offers, and are not used", "routes", texts(shadowed))
-	}
-	if err := errors.Join(m.routing.SetAddresses(answer.Addresses), m.routing.Set(routes)); err != nil {
-		return err
-	}
-	if !m.up {
+	m.begun, m.answer = true, answer
+	routes, err := m.set()
+	m.remark(nil)
+	if err == nil && !m.up {
 		m.up = true
-		m.logger.Info(fmt.Sprintf("%s %s is up", m.options.Role, answer.Name), "interface", m.options.Interface,
-			"addresses", texts(answer.Addresses), "routes", texts(routes), "peers", len(answer.Peers))
+		attrs := []any{"interface", m.options.Interface, "addresses", texts(answer.Addresses), "routes", texts(routes), "peers", len(answer.Peers)}
+		if m.options.Role == protocol.Gateway {
+			attrs = append(attrs, "offers", texts(m.options.Routes), "masquerade", !m.options.NoMasquerade)
+		}
+		m.logger.Info(fmt.Sprintf("%s %s is up", m.options.Role, answer.Name), attrs...)
 	}
-	return nil
+	return err
+}
+
+func (m *machine) set() (routes []netip.Prefix, err error) {
+	routes, _ = routesOf(m.answer, m.options.Routes)
+	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(routes))
+}
+
+// mend puts right what others have changed since: a firewall that was loaded anew, a service that manages the network and
+// does not know us, an interface that came or went.
+func (m *machine) mend() {
+	if !m.up {
+		return
+	}
+	before := m.routing.Changes()
+	_, err := m.set()
+	if m.routing.Changes() != before {
+		m.logger.Warn("addresses, routes or rules were changed by somebody else, and are set again", "interface", m.options.Interface)
+	}
+	if m.forwarding != nil {
+		mended, e := m.forwarding.Mend()
+		if mended {
+			m.logger.Warn("forwarding or its nftables table was taken away by somebody else, and is set up again", "interface", m.options.Interface)
+		}
+		err = errors.Join(err, e)
+	}
+	m.remark(err)
+}
+
+// remark finds what is to be told, and logs what was not told before.
+func (m *machine) remark(problem error) {
+	now := &remarks{notes: m.obstacles()}
+	if problem != nil {
+		now.problem = strings.ReplaceAll(problem.Error(), "\n", "; ")
+	}
+	before := m.remarks.Swap(now)
+	if before == nil {
+		before = &remarks{}
+	}
+	for _, note := range now.notes {
+		if !slices.Contains(before.notes, note) {
+			m.logger.Warn(note)
+		}
+	}
+	if now.problem != before.problem && problem != nil {
+		m.logger.Error("the host could not be configured", "error", problem)
+	}
+}
+
+// obstacles are what may keep packets from arriving, though all is as it was asked for.
+func (m *machine) obstacles() (notes []string) {
+	if m.options.Role == protocol.Gateway && len(m.options.Routes) == 0 {
+		notes = append(notes, "this gateway offers no network, so that peers reach this machine only: -routes names the networks")
+	}
+	routes, shadowed := routesOf(m.answer, m.options.Routes)
+	if len(shadowed) > 0 {
+		notes = append(notes, "routes of other gateways overlap with what this one offers, and are not used: "+texts(shadowed))
+	}
+	networks, err := host.Networks(m.options.Interface)
+	if err != nil {
+		return notes
+	}
+	notes = append(notes, covered(routes, networks)...)
+	if m.forwarding == nil {
+		return notes
+	}
+	list, err := m.forwarding.Obstacles()
+	if err != nil {
+		return notes
+	}
+	for _, o := range list {
+		notes = append(notes, fmt.Sprintf("the firewall chain %s drops what it is not told to forward; let it know: %s", o, o.Remedy(m.options.Interface)))
+	}
+	return notes
+}
+
+// covered tells of networks of the machine's own that a route leads into the tunnel.
+func covered(routes []netip.Prefix, networks []host.Network) (notes []string) {
+	for _, n := range networks {
+		for _, r := range routes {
+			if r.Bits() > 0 && !r.IsSingleIP() && r.Overlaps(n.Prefix) {
+				notes = append(notes, fmt.Sprintf("%s on %s overlaps with %s, which a gateway offers: those addresses are reached through the tunnel",
+					n.Prefix, n.Interface, r))
+			}
+		}
+	}
+	return notes
 }
 
 // begin makes what lasts until Close.
@@ -55,7 +146,7 @@ func (m *machine) begin() (err error) {
 			return err
 		}
 		m.routing, err = host.NewRouting(host.RoutingConfig{
-			Interface: m.options.Interface, Table: m.options.Table, Mark: m.options.Mark,
+			Interface: m.options.Interface, Table: m.options.Table, Mark: m.options.Mark, Keep: m.options.Routes,
 		})
 		if err != nil {
 			m.routing = nil
@@ -65,27 +156,17 @@ func (m *machine) begin() (err error) {
 	if m.forwarding != nil || m.options.Role != protocol.Gateway {
 		return nil
 	}
-	m.forwarding, err = host.StartForwarding(host.Forward{Interface: m.options.Interface, NoMasquerade: m.options.NoMasquerade})
+	m.forwarding, err = host.StartForwarding(host.Forward{
+		Interface: m.options.Interface, Routes: m.options.Routes, NoMasquerade: m.options.NoMasquerade,
+	})
 	if err != nil {
 		m.forwarding = nil
 		return err
 	}
-	m.warnOfObstacles()
+	if on := m.forwarding.SwitchedOn(); len(on) > 0 {
+		m.logger.Info("forwarding is on until this gateway ends", "settings", strings.Join(on, " "))
+	}
 	return nil
-}
-
-func (m *machine) warnOfObstacles() {
-	obstacles, err := m.forwarding.Obstacles()
-	if err != nil || len(obstacles) == 0 {
-		return
-	}
-	chains := make([]string, len(obstacles))
-	for i, o := range obstacles {
-		chains[i] = o.String()
-	}
-	m.logger.Warn("another firewall drops what is forwarded unless it is told otherwise: let it accept this interface"+
-		" (with Docker: iptables -I DOCKER-USER -i "+m.options.Interface+" -j ACCEPT, and the same with -o)",
-		"interface", m.options.Interface, "chains", strings.Join(chains, ", "))
 }
 
 // Close puts everything back.

@@ -16,7 +16,9 @@ import (
 	"os"
 	"os/signal"
 	"runtime"
+	"strings"
 	"sync"
+	"syscall"
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
@@ -87,6 +89,7 @@ type node struct {
 	pipeline *pipeline.Pipeline
 	edge     *edge.Edge
 	machine  *machine
+	keeper   *keeper
 	portal   *portalLink
 	// failed ends the run with an error that trying again does not mend.
 	failed context.CancelCauseFunc
@@ -134,6 +137,7 @@ func (n *node) build() (err error) {
 		}
 	}()
 	n.machine = newMachine(o, n.logger)
+	n.keeper = newKeeper(n.machine)
 	n.edge, err = edge.New(edge.Config{
 		Name: o.Token.Name, Role: o.Role, Routes: o.Routes, Interface: o.Interface, Logger: n.logger,
 		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, CheckPortal: n.portal.check,
@@ -168,15 +172,18 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	ran, edged := make(chan error, 1), make(chan error, 1)
 	go func() { ran <- n.pipeline.Run(running) }()
 	go func() { edged <- n.edge.Run(edgeCtx, n.pipeline) }()
+	n.logger.Info("signing in", "name", n.options.Token.Name, "role", string(n.options.Role), "interface", n.options.Interface,
+		"portals", strings.Join(n.options.Token.Portals, " "), "version", version.String())
+	kept, endKeeper := context.WithCancel(context.Background())
+	defer endKeeper()
+	go n.keeper.run(kept)
 	var watching sync.WaitGroup
 	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
 	server := n.serve(listener)
-	stopStats := environment.OnStatsSignal(func() { n.settings.WriteStats(n, n.logger) })
+	stopStats := environment.OnStatsSignal(n.writeStats)
 	defer stopStats()
 	stopHangUp := onHangUp(n.networkChanged)
 	defer stopHangUp()
-	n.logger.Info("signing in", "name", n.options.Token.Name, "role", string(n.options.Role), "interface", n.options.Interface,
-		"portals", n.options.Token.Portals, "version", version.String())
 
 	var err error
 	pipelineEnded := false
@@ -184,7 +191,12 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	case <-ctx.Done():
 	case err = <-ran:
 		pipelineEnded = true
-		err = errors.Join(err, fmt.Errorf("interface %s is gone", n.options.Interface))
+		switch {
+		case err == nil:
+			err = fmt.Errorf("interface %s is gone", n.options.Interface)
+		case errors.Is(err, syscall.EADDRINUSE):
+			err = fmt.Errorf("%w; stop what has the port, or choose another one with -port", err)
+		}
 	case err = <-edged:
 		edged <- nil
 		if err == nil && ctx.Err() == nil {
@@ -196,7 +208,10 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	}
 	endEdge()
 	watching.Wait()
-	err = errors.Join(err, n.await(edged), n.machine.Close())
+	err = errors.Join(err, n.await(edged))
+	endKeeper()
+	<-n.keeper.ended
+	err = errors.Join(err, n.machine.Close())
 	n.settings.WriteStats(n, n.logger)
 	halt()
 	if !pipelineEnded {
@@ -225,8 +240,15 @@ func (n *node) await(edged <-chan error) error {
 	}
 }
 
+func (n *node) writeStats() {
+	if n.settings.Stats == "" {
+		n.logger.Info("SIGUSR1: no counters are written, since SLUICE_STATS names no file")
+	}
+	n.settings.WriteStats(n, n.logger)
+}
+
 func (n *node) networkChanged() {
-	n.logger.Info("SIGHUP: looking for better paths")
+	n.keeper.networkChanged()
 	n.edge.NetworkChanged()
 }
 
@@ -237,7 +259,7 @@ func (n *node) apply(answer protocol.Sync) error {
 		n.failed(err)
 		return err
 	}
-	err := n.machine.apply(answer)
+	err := n.keeper.apply(answer)
 	if err != nil && (!n.machine.begun || !n.machine.up && errors.Is(err, host.ErrPermission)) {
 		n.failed(err)
 	}

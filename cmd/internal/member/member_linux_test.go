@@ -4,10 +4,12 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"io"
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -16,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -77,6 +80,7 @@ type testNode struct {
 	node   *status.Node
 	socket string
 	log    *safeBuffer
+	made   *node
 	end    context.CancelFunc
 	ended  chan error
 }
@@ -121,6 +125,7 @@ func startNode(t *testing.T, o Options, first protocol.Sync, environ map[string]
 			changed: func() <-chan struct{} { return nil },
 		},
 	}
+	n.made = made
 	listener, err := status.Listen(o.Socket)
 	must(t, err)
 	must(t, made.build())
@@ -250,6 +255,63 @@ func TestGateway(t *testing.T) {
 	}
 }
 
+// TestMended: a gateway survives that others load a firewall anew and delete routes, and its status tells what is in the way.
+func TestMended(t *testing.T) {
+	lab.Need(t)
+	lan := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "lan0"}, PeerName: "lan1"}
+	must(t, netlink.LinkAdd(lan))
+	defer netlink.LinkDel(lan)
+	must(t, host.AddAddress("lan0", netip.MustParsePrefix("10.1.0.7/16")))
+	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw4", Table: 780}, protocol.Sync{
+		Name: "office", Role: protocol.Gateway, Addresses: prefixes("100.64.0.1/32"),
+		Peers: []protocol.Peer{{Name: "home", Role: protocol.Gateway, PublicKey: key(2), AllowedIPs: prefixes("100.64.0.3/32", "10.1.0.0/24", "10.2.0.0/24")}},
+	}, nil)
+	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "gateway office is up") })
+	notes := func() string {
+		s, err := n.node.Get(context.Background())
+		must(t, err)
+		return strings.Join(s.Notes, "\n")
+	}
+	for _, want := range []string{"offers no network", "10.1.0.0/16 on lan0 overlaps with 10.1.0.0/24"} {
+		if got := notes(); !strings.Contains(got, want) {
+			t.Errorf("no %q among the notes:\n%s", want, got)
+		}
+	}
+
+	conn, err := nftables.New()
+	must(t, err)
+	conn.FlushRuleset()
+	drop := nftables.ChainPolicyDrop
+	conn.AddChain(&nftables.Chain{
+		Name: "forward", Table: conn.AddTable(&nftables.Table{Name: "filter", Family: nftables.TableFamilyINet}),
+		Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter, Policy: &drop,
+	})
+	must(t, conn.Flush())
+	defer func() {
+		conn.FlushRuleset()
+		conn.Flush()
+	}()
+	must(t, host.DeleteRoute(host.Route{Interface: "gw4", Prefix: netip.MustParsePrefix("10.2.0.0/24"), Table: 780}))
+	n.made.networkChanged()
+	n.eventually(t, "mended", func() bool {
+		tables, err := conn.ListTables()
+		must(t, err)
+		there := slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == "sluice-gw4" })
+		return there && slices.Contains(tableOf(780), "10.2.0.0/24")
+	})
+	n.eventually(t, "told", func() bool {
+		return strings.Contains(notes(), "nft insert rule inet filter forward iifname gw4 accept")
+	})
+	n.made.networkChanged()
+	n.eventually(t, "looked at once more", func() bool { return len(n.made.keeper.look) == 0 })
+	must(t, n.stop(t))
+	for _, text := range []string{"changed by somebody else", "taken away by somebody else", "offers no network", "drops what it is not told"} {
+		if got := strings.Count(n.log.String(), text); got != 1 {
+			t.Errorf("%q is logged %d times:\n%s", text, got, n.log)
+		}
+	}
+}
+
 func TestRoleMismatch(t *testing.T) {
 	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw1"}, protocol.Sync{Name: "node", Role: protocol.Client}, nil)
 	select {
@@ -285,6 +347,27 @@ func TestInterfaceDeleted(t *testing.T) {
 	rules, err := netlink.RuleListFiltered(netlink.FAMILY_V4, &netlink.Rule{Table: 778}, netlink.RT_FILTER_TABLE)
 	if err != nil || len(rules) > 0 {
 		t.Errorf("rules were left: %v, %v", rules, err)
+	}
+}
+
+// TestPortTaken: a node that cannot have its UDP port ends, and says which flag helps.
+func TestPortTaken(t *testing.T) {
+	lab.Need(t)
+	taken, err := net.ListenUDP("udp4", &net.UDPAddr{})
+	must(t, err)
+	defer taken.Close()
+	port := uint16(taken.LocalAddr().(*net.UDPAddr).Port)
+	n := startNode(t, Options{Role: protocol.Client, Interface: "cl4", Table: 779, Port: port}, protocol.Sync{
+		Name: "laptop", Role: protocol.Client, Addresses: prefixes("100.64.0.2/32"),
+	}, nil)
+	select {
+	case err := <-n.ended:
+		n.ended <- nil
+		if err == nil || !strings.Contains(err.Error(), fmt.Sprintf("port %d", port)) || !strings.HasSuffix(err.Error(), "another one with -port") {
+			t.Errorf("error %v", err)
+		}
+	case <-time.After(30 * time.Second):
+		t.Fatalf("the node goes on; log:\n%s", n.log)
 	}
 }
 

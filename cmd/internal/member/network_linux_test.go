@@ -64,7 +64,7 @@ func runPortal() error {
 }
 
 func runNode(role protocol.Role) error {
-	token, err := ReadToken("", nil, os.Stderr)
+	token, err := ReadToken("", nil, func(string) {})
 	if err != nil {
 		return err
 	}
@@ -221,7 +221,7 @@ func TestNetwork(t *testing.T) {
 	must(t, laptop.Process.Signal(syscall.SIGHUP))
 	for deadline := time.Now().Add(30 * time.Second); ; time.Sleep(10 * time.Millisecond) {
 		text, err := os.ReadFile(counters)
-		if err == nil && strings.Contains(fmt.Sprint(laptop.Stderr), "SIGHUP") {
+		if err == nil && strings.Contains(fmt.Sprint(laptop.Stderr), `"why":"asked to"`) {
 			for _, name := range []string{"inbound_packets", "ice_agents", "turn_allocations", "signal_received", "goroutines"} {
 				if !strings.Contains(string(text), `"`+name+`"`) {
 					t.Errorf("there is no %s in %s", name, text)

@@ -56,7 +56,7 @@ func (p *portalLink) watch(ctx context.Context, logger *slog.Logger) {
 			logger.Info("connected to the portal")
 		case errors.Is(state.Why, signal.ErrRefused):
 			logger.Error("the portal refuses the token: it was renewed or the node was removed;"+
-				" make another one with sluice portal", "error", now)
+				" make another one with sluice portal node token, or node add", "error", now)
 		case errors.Is(state.Why, signal.ErrFingerprint):
 			logger.Error("what answers at the portal's address has another certificate than the token says:"+
 				" is the token of another portal, or somebody in between?", "error", now)

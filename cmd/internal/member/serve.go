@@ -30,6 +30,12 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
+	if r := n.machine.remarks.Load(); r != nil {
+		s.Notes = r.notes
+		if s.Problem == "" {
+			s.Problem = r.problem
+		}
+	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(s) // an error means that the reader has gone
 }

@@ -36,7 +36,7 @@ func CheckArguments(args []string) error {
 // (systemd.exec(5), $CREDENTIALS_DIRECTORY). SLUICE_TOKEN is taken out of the environment in any case, so that no program
 // that is started later inherits it. warn gets advice about a file that others may read: a warning only, because secrets
 // that containers are given as files are often readable by all there.
-func ReadToken(file string, stdin io.Reader, warn io.Writer) (protocol.Token, error) {
+func ReadToken(file string, stdin io.Reader, warn func(text string)) (protocol.Token, error) {
 	text, source, err := tokenText(file, stdin, warn)
 	if err != nil {
 		return protocol.Token{}, fmt.Errorf("token: %w", err)
@@ -48,7 +48,7 @@ func ReadToken(file string, stdin io.Reader, warn io.Writer) (protocol.Token, er
 	return t, nil
 }
 
-func tokenText(file string, stdin io.Reader, warn io.Writer) (text, source string, err error) {
+func tokenText(file string, stdin io.Reader, warn func(string)) (text, source string, err error) {
 	variable := os.Getenv("SLUICE_TOKEN")
 	os.Unsetenv("SLUICE_TOKEN")
 	credentials := os.Getenv("CREDENTIALS_DIRECTORY")
@@ -63,7 +63,7 @@ func tokenText(file string, stdin io.Reader, warn io.Writer) (text, source strin
 		source, text = "SLUICE_TOKEN", variable
 	case credentials != "":
 		source = filepath.Join(credentials, "sluice-token")
-		text, err = readFile(source, io.Discard) // systemd has seen to its mode
+		text, err = readFile(source, func(string) {}) // systemd has seen to its mode
 	default:
 		err = errors.New("there is none: make one with sluice portal, then " + Advice)
 	}
@@ -74,14 +74,14 @@ func tokenText(file string, stdin io.Reader, warn io.Writer) (text, source strin
 	return text, source, err
 }
 
-func readFile(path string, warn io.Writer) (string, error) {
+func readFile(path string, warn func(string)) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
 	if st, err := f.Stat(); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
-		fmt.Fprintf(warn, "sluice: warning: others may read the token in %s; run chmod 600 %s\n", path, path)
+		warn(fmt.Sprintf("others may read the token in %s; run chmod 600 %s", path, path))
 	}
 	return readAll(f)
 }

@@ -1,8 +1,6 @@
 package member
 
 import (
-	"bytes"
-	"io"
 	"os"
 	"path/filepath"
 	"reflect"
@@ -61,8 +59,8 @@ func TestTokenText(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("SLUICE_TOKEN", tt.variable)
 			t.Setenv("CREDENTIALS_DIRECTORY", tt.credentials)
-			var warnings bytes.Buffer
-			got, _, err := tokenText(tt.file, strings.NewReader(tt.stdin), &warnings)
+			warnings := ""
+			got, _, err := tokenText(tt.file, strings.NewReader(tt.stdin), func(text string) { warnings += text })
 			if tt.fails != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.fails) {
 					t.Errorf("error %v, want one about %q", err, tt.fails)
@@ -70,8 +68,8 @@ func TestTokenText(t *testing.T) {
 			} else if err != nil || got != tt.want {
 				t.Errorf("%q, %v, want %q", got, err, tt.want)
 			}
-			if warned := strings.Contains(warnings.String(), "chmod 600"); warned != tt.warned {
-				t.Errorf("warned %v: %s", warned, warnings.String())
+			if warned := strings.Contains(warnings, "chmod 600"); warned != tt.warned {
+				t.Errorf("warned %v: %s", warned, warnings)
 			}
 			if _, left := os.LookupEnv("SLUICE_TOKEN"); left {
 				t.Error("SLUICE_TOKEN was left in the environment")
@@ -83,11 +81,12 @@ func TestTokenText(t *testing.T) {
 func TestReadToken(t *testing.T) {
 	t.Setenv("SLUICE_TOKEN", "")
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
+	quiet := func(text string) { t.Errorf("warned: %s", text) }
 	want := protocol.Token{Name: "laptop", Portals: []string{"portal.example:4443"}, Secret: [32]byte{7}}
-	if got, err := ReadToken("-", strings.NewReader(want.Encode()+"\n"), io.Discard); err != nil || !reflect.DeepEqual(got, want) {
+	if got, err := ReadToken("-", strings.NewReader(want.Encode()+"\n"), quiet); err != nil || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := ReadToken("-", strings.NewReader("sluice1-secret"), io.Discard); err == nil ||
+	if _, err := ReadToken("-", strings.NewReader("sluice1-secret"), quiet); err == nil ||
 		strings.Contains(err.Error(), "secret") || !strings.HasPrefix(err.Error(), "standard input: ") {
 		t.Errorf("%v", err)
 	}

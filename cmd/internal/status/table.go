@@ -4,10 +4,12 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
 	"unicode"
+	"unicode/utf8"
 
 	"github.com/sluice-vpn/sluice/ice/edge"
 )
@@ -18,39 +20,92 @@ type Sample struct {
 	Status edge.Status
 }
 
-// Write describes a node for a person: itself, portal, relays, then a table of peers with what there is to explain below each.
-// With an earlier sample the traffic is told in bits a second as well; the zero Sample is none.
-func Write(w io.Writer, now, before Sample) error {
+// View says how a status is to look. The zero value is for a pipe.
+type View struct {
+	// Width is how many columns there are for what is said in words, 0: no limit. Tables are not cut.
+	Width int
+	// Rates has columns for the traffic in bits a second, which an earlier sample tells.
+	Rates bool
+}
+
+// Write describes a node for a person: itself, portal and relays, what is wrong, then a table of peers with what there is to
+// explain below each. The zero Sample is no earlier one.
+func (v View) Write(w io.Writer, now, before Sample) error {
 	var b strings.Builder
 	s := &now.Status
-	fmt.Fprintf(&b, "%s %s on %s: %s, UDP port %d, running for %s\n",
-		clean(string(s.Role)), clean(s.Name), clean(s.Interface), addresses(s.Addresses), s.ListenPort, span(now.At.Sub(s.Since)))
+	fmt.Fprintf(&b, "%s %s on %s: %s, running for %s\n",
+		clean(string(s.Role)), clean(s.Name), clean(s.Interface), addresses(s.Addresses), span(now.At.Sub(s.Since)))
 	if len(s.Routes) > 0 {
 		fmt.Fprintf(&b, "offers %s\n", prefixes(s.Routes))
 	}
-	if s.Problem != "" {
-		fmt.Fprintf(&b, "PROBLEM: %s\n", clean(s.Problem))
+	if s.ListenPort > 0 { // else the interface is not up
+		v.say(&b, "", "UDP port %d%s", s.ListenPort, seenAs(s.Mappings))
 	}
-	writePortal(&b, s.Portal, now.At)
+	v.writePortal(&b, s.Portal, now.At)
+	writeRelays(&b, s)
+	if s.Problem != "" {
+		v.say(&b, "", "PROBLEM: %s", s.Problem)
+	}
+	for _, note := range s.Notes {
+		v.say(&b, "", "NOTE: %s", note)
+	}
+	b.WriteByte('\n')
+	v.writePeers(&b, now, before)
+	_, err := io.WriteString(w, b.String())
+	return err
+}
+
+// say writes something in words, on as many lines as it takes.
+func (v View) say(b *strings.Builder, indent, format string, a ...any) {
+	line := indent
+	for _, word := range strings.Fields(clean(fmt.Sprintf(format, a...))) {
+		switch {
+		case strings.TrimSpace(line) == "":
+		case v.Width > 0 && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > v.Width:
+			b.WriteString(line + "\n")
+			line = indent + "  "
+		default:
+			line += " "
+		}
+		line += word
+	}
+	b.WriteString(line + "\n")
+}
+
+// seenAs tells what relays see of our socket. A NAT that shows several of them the same address lets paths be direct more often.
+func seenAs(mappings []edge.MappingStatus) string {
+	if len(mappings) == 0 {
+		return ""
+	}
+	var mapped []string
+	ports := map[uint16]bool{}
+	for _, m := range mappings {
+		if text := m.Mapped.String(); !slices.Contains(mapped, text) {
+			mapped = append(mapped, text)
+		}
+		if m.Mapped.Addr().Is4() {
+			ports[m.Mapped.Port()] = true
+		}
+	}
+	text := ", seen from outside as " + strings.Join(mapped, " ")
+	if len(ports) > 1 {
+		text += ": the NAT before us has another port for each destination (symmetric), which makes direct paths rare"
+	}
+	return text
+}
+
+func writeRelays(b *strings.Builder, s *edge.Status) {
 	for i := range s.Relays {
 		r := &s.Relays[i]
-		fmt.Fprintf(&b, "relay %s: %s, %s", clean(r.Name), r.Server, clean(r.State))
+		fmt.Fprintf(b, "relay %s: %s, %s", clean(r.Name), r.Server, clean(r.State))
 		if r.RoundTrip > 0 {
-			fmt.Fprintf(&b, ", %s round trip", span(r.RoundTrip))
+			fmt.Fprintf(b, ", %s round trip", span(r.RoundTrip))
 		}
 		if r.Reason != "" {
-			fmt.Fprintf(&b, " (%s)", clean(r.Reason))
+			fmt.Fprintf(b, " (%s)", clean(r.Reason))
 		}
 		b.WriteByte('\n')
 	}
-	b.WriteByte('\n')
-	if len(s.Connections) == 0 {
-		b.WriteString("no peers: the portal lets this node talk to none yet\n")
-	} else {
-		writePeers(&b, now, before)
-	}
-	_, err := io.WriteString(w, b.String())
-	return err
 }
 
 func addresses(list []netip.Prefix) string {
@@ -75,44 +130,111 @@ func prefixes(list []netip.Prefix) string {
 // clockAhead is from when on a clock's difference is told, in seconds.
 const clockAhead = 60
 
-func writePortal(b *strings.Builder, p edge.PortalStatus, now time.Time) {
-	b.WriteString("portal: ")
+func (v View) writePortal(b *strings.Builder, p edge.PortalStatus, now time.Time) {
+	text := "portal: "
 	if !p.Up {
-		b.WriteString("not ")
+		text += "not "
 	}
-	b.WriteString("connected")
+	text += "connected"
 	if !p.Since.IsZero() {
-		fmt.Fprintf(b, " for %s", span(now.Sub(p.Since)))
+		text += " for " + span(now.Sub(p.Since))
 	}
 	if !p.Up && p.Why != "" {
-		fmt.Fprintf(b, ": %s", clean(p.Why))
+		text += ": " + p.Why
 	}
-	b.WriteByte('\n')
+	v.say(b, "", "%s", text)
 	if p.Refused != "" {
-		fmt.Fprintf(b, "PROBLEM: the portal refuses this node: %s\n", clean(p.Refused))
+		v.say(b, "", "PROBLEM: the portal refuses this node: %s", p.Refused)
 	}
 	if p.AheadS >= clockAhead || p.AheadS <= -clockAhead {
 		apart := time.Duration(max(p.AheadS, -p.AheadS) * float64(time.Second))
-		fmt.Fprintf(b, "PROBLEM: the portal's clock and ours are %s apart\n", span(apart))
+		v.say(b, "", "PROBLEM: the portal's clock and ours are %s apart", span(apart))
 	}
 }
 
-// writePeers makes the columns first, because the explanations between them must not count for their widths.
-func writePeers(b *strings.Builder, now, before Sample) {
+// writePeers makes the columns first, because the explanations between them must not count for their widths. Peers that are away
+// and of which there is nothing to tell come last, together.
+func (v View) writePeers(b *strings.Builder, now, before Sample) {
+	var shown []*edge.ConnectionStatus
+	var away []string
+	for i := range now.Status.Connections {
+		if p := &now.Status.Connections[i]; absent(p) {
+			away = append(away, p.Peer)
+		} else {
+			shown = append(shown, p)
+		}
+	}
+	if len(now.Status.Connections) == 0 {
+		b.WriteString("no peers: the portal lets this node talk to none yet\n")
+	}
+	if len(shown) > 1 {
+		v.say(b, "", "%s", summary(shown, len(away)))
+	}
+	if len(shown) > 0 {
+		lines := v.columns(shown, now, before)
+		b.WriteString(lines[0] + "\n")
+		for i, p := range shown {
+			b.WriteString(lines[i+1] + "\n")
+			v.explain(b, p, now.At)
+		}
+	}
+	if len(away) > 0 {
+		v.say(b, "", "not signed in to the portal: %s", strings.Join(away, " "))
+	}
+}
+
+// absent: the peer is not there, and has left in good order if it ever was.
+func absent(p *edge.ConnectionStatus) bool {
+	return p.State == "none" && !p.Online && (p.LastClose == nil || p.LastClose.Cause == "" && p.LastClose.Reason == "peer_closed")
+}
+
+// states are those of connections, the best first.
+var states = []string{"up", "idle", "handshake", "checking", "candidates", "waiting", "none"}
+
+// summary counts peers by state, and those with a session by path.
+func summary(list []*edge.ConnectionStatus, away int) string {
+	total, relayed := map[string]int{}, map[string]int{}
+	for _, p := range list {
+		total[p.State]++
+		if p.Via == "relay" {
+			relayed[p.State]++
+		}
+	}
+	var parts []string
+	for _, state := range states {
+		if total[state] == 0 {
+			continue
+		}
+		part := fmt.Sprintf("%d %s", total[state], state)
+		if relayed[state] > 0 {
+			part += fmt.Sprintf(" (%d relayed)", relayed[state])
+		}
+		parts = append(parts, part)
+	}
+	if away > 0 {
+		parts = append(parts, fmt.Sprintf("%d away", away))
+	}
+	return fmt.Sprintf("%d peers: %s", len(list)+away, strings.Join(parts, ", "))
+}
+
+// columns are the table's lines, the header first.
+func (v View) columns(list []*edge.ConnectionStatus, now, before Sample) []string {
 	var columns strings.Builder
-	rated := !before.At.IsZero()
 	t := tabwriter.NewWriter(&columns, 0, 0, 2, ' ', 0)
-	header := []string{"PEER", "STATE", "PATH", "HANDSHAKE", "RTT", "RECEIVED", "SENT"}
-	if rated {
+	header := []string{"PEER", "STATE", "PATH", "UP FOR", "HANDSHAKE", "RTT", "RECEIVED", "SENT"}
+	if v.Rates {
 		header = append(header, "IN", "OUT")
 	}
 	fmt.Fprintln(t, strings.Join(header, "\t"))
-	for i := range now.Status.Connections {
-		p := &now.Status.Connections[i]
-		row := []string{
-			clean(p.Peer), clean(p.State), PathOf(p), age(p.LastHandshake, now.At), rtt(p.RTTms), size(p.RxBytes), size(p.TxBytes),
+	for _, p := range list {
+		up := "-"
+		if !p.Since.IsZero() {
+			up = span(now.At.Sub(p.Since))
 		}
-		if rated {
+		row := []string{
+			clean(p.Peer), clean(p.State), wayOf(p), up, age(p.LastHandshake, now.At), rtt(p.RTTms), size(p.RxBytes), size(p.TxBytes),
+		}
+		if v.Rates {
 			in, out := rates(p, now, before)
 			row = append(row, in, out)
 		}
@@ -120,28 +242,50 @@ func writePeers(b *strings.Builder, now, before Sample) {
 	}
 	t.Flush() // to a strings.Builder, which takes everything
 	lines := strings.Split(strings.TrimSuffix(columns.String(), "\n"), "\n")
-	for i, line := range lines {
-		b.WriteString(strings.TrimRight(line, " ") + "\n")
-		if i > 0 {
-			explain(b, &now.Status.Connections[i-1], now.At)
+	for i := range lines {
+		lines[i] = strings.TrimRight(lines[i], " ")
+	}
+	return lines
+}
+
+func (v View) explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Time) {
+	if p.Explanation != "" {
+		v.say(b, "  ", "%s", p.Explanation)
+	}
+	var networks []netip.Prefix
+	for _, n := range p.AllowedIPs {
+		if !n.IsSingleIP() {
+			networks = append(networks, n)
 		}
+	}
+	if len(networks) > 0 {
+		v.say(b, "  ", "leads to %s", prefixes(networks))
+	}
+	if c := p.LastClose; c != nil {
+		text := fmt.Sprintf("last close %s", age(c.At, now))
+		if c.LastedS > 0 {
+			text += fmt.Sprintf(", after %s", span(time.Duration(c.LastedS*float64(time.Second))))
+		}
+		text += ": " + c.Reason
+		if c.Cause != "" {
+			text += ", " + c.Cause
+		}
+		if c.PeerReports != "" {
+			text += "; the peer reports " + strings.Trim(c.PeerReports, "[]")
+		}
+		v.say(b, "  ", "%s", text)
 	}
 }
 
-func explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Time) {
-	if p.Explanation != "" {
-		fmt.Fprintf(b, "  %s\n", clean(p.Explanation))
+// wayOf is the short form of PathOf; the explanation has the addresses.
+func wayOf(p *edge.ConnectionStatus) string {
+	switch {
+	case p.Relay != "":
+		return "relay " + clean(p.Relay)
+	case p.Via != "":
+		return clean(p.Via)
 	}
-	if c := p.LastClose; c != nil {
-		fmt.Fprintf(b, "  last close %s: %s", age(c.At, now), c.Reason)
-		if c.Cause != "" {
-			fmt.Fprintf(b, ", %s", clean(c.Cause))
-		}
-		if c.PeerReports != "" {
-			fmt.Fprintf(b, "; the peer reports %s", clean(c.PeerReports))
-		}
-		b.WriteByte('\n')
-	}
+	return "-"
 }
 
 // PathOf tells how a peer is reached: direct ADDRESS, relay NAME (ours), relay ADDRESS (the peer's), or -.
@@ -157,7 +301,7 @@ func PathOf(p *edge.ConnectionStatus) string {
 
 // rates are unknown for a peer that was not there, or was counted anew.
 func rates(p *edge.ConnectionStatus, now, before Sample) (in, out string) {
-	seconds := now.At.Sub(before.At).Seconds()
+	seconds := now.At.Sub(before.At).Seconds() // of the zero Sample, nothing is known
 	for i := range before.Status.Connections {
 		old := &before.Status.Connections[i]
 		if old.Peer == p.Peer && p.RxBytes >= old.RxBytes && p.TxBytes >= old.TxBytes && seconds > 0 {
@@ -201,8 +345,11 @@ func rtt(ms float64) string {
 }
 
 func age(t, now time.Time) string {
-	if t.IsZero() {
+	switch {
+	case t.IsZero():
 		return "never"
+	case now.Sub(t) < time.Second:
+		return "just now"
 	}
 	return span(now.Sub(t)) + " ago"
 }

@@ -30,23 +30,33 @@ func busy() edge.Status {
 		Name: "office", Role: "gateway", Interface: "sluice0", ListenPort: 41641, Since: noon.Add(-26 * time.Hour),
 		Addresses: prefixList("100.64.0.1/32", "fd00:2021:1111::1/128"), Routes: prefixList("10.0.0.0/24", "fd09::/64"),
 		Portal: edge.PortalStatus{Up: true, Since: noon.Add(-3 * time.Minute)},
+		Mappings: []edge.MappingStatus{
+			{Server: netip.MustParseAddrPort("203.0.113.5:3478"), Mapped: netip.MustParseAddrPort("198.51.100.99:41641")},
+			{Server: netip.MustParseAddrPort("203.0.113.6:3478"), Mapped: netip.MustParseAddrPort("198.51.100.99:1025")},
+		},
+		Notes: []string{"10.1.0.0/16 on lan0 overlaps with 10.1.0.0/24"},
 		Relays: []turn.RelayStatus{
 			{Name: "fra", Server: netip.MustParseAddrPort("203.0.113.5:3478"), State: "allocated", RoundTrip: 12400 * time.Microsecond},
 			{Name: "nyc", Server: netip.MustParseAddrPort("[2001:db8::5]:3478"), State: "waiting", Reason: "no answer"},
 		},
 		Connections: []edge.ConnectionStatus{
-			{Peer: "alice", State: "up", Via: "direct", Endpoint: netip.MustParseAddrPort("198.51.100.7:41234"), RTTms: 23.4,
+			{Peer: "alice", State: "up", Online: true, Since: noon.Add(-25 * time.Hour), AllowedIPs: prefixList("100.64.0.2/32"), Via: "direct", Endpoint: netip.MustParseAddrPort("198.51.100.7:41234"), RTTms: 23.4,
 				LastHandshake: noon.Add(-12 * time.Second), RxBytes: 1 << 21, TxBytes: 340 << 10,
 				Explanation: "direct to 198.51.100.7:41234 (host - srflx)"},
-			{Peer: "bob-with-a-long-name", State: "idle", Via: "relay", Relay: "fra", Endpoint: netip.MustParseAddrPort("203.0.113.5:3478"),
+			{Peer: "bob-with-a-long-name", State: "idle", Since: noon.Add(-3 * time.Hour), AllowedIPs: prefixList("100.64.0.3/32", "10.2.0.0/24", "fd0a::/64"), Via: "relay", Relay: "fra", Endpoint: netip.MustParseAddrPort("203.0.113.5:3478"),
 				RTTms: 48, LastHandshake: noon.Add(-150 * time.Second), RxBytes: 512, TxBytes: 1536,
-				Explanation: "relayed by fra at 203.0.113.5:3478, since no direct pair of addresses has worked; tries again, idle: keepalives hold the path",
-				LastClose:   &edge.CloseStatus{At: noon.Add(-3 * time.Hour), Reason: "ice_disconnected"}},
+				Explanation: "relayed by fra at 203.0.113.5:3478 (relay - srflx), since no direct pair of addresses has worked; tries again with the next packet; idle: keepalives hold the path",
+				LastClose:   &edge.CloseStatus{At: noon.Add(-3 * time.Hour), Reason: "ice_disconnected", LastedS: 300}},
 			{Peer: "carol", State: "waiting", NextAttemptS: 5, Explanation: "tries again in 5 s, after handshake_timeout: preshared keys differ",
 				LastClose: &edge.CloseStatus{At: noon.Add(-12 * time.Second), Reason: "handshake_timeout", Cause: "preshared keys differ",
 					PeerReports: "[gen=3 reason=handshake_timeout]"}},
 			{Peer: "dave", State: "up", Via: "relay", Endpoint: netip.MustParseAddrPort("192.0.2.9:50001"), RTTms: 0.35,
 				LastHandshake: noon.Add(-time.Hour), RxBytes: 5 << 40, TxBytes: 3 << 30, Explanation: "relayed by the peer's relay at 192.0.2.9:50001"},
+			{Peer: "erin", State: "none", Explanation: "the peer is not connected to the portal"},
+			{Peer: "frank", State: "none", Explanation: "the peer is not connected to the portal", RxBytes: 1,
+				LastClose: &edge.CloseStatus{At: noon.Add(-time.Hour), Reason: "peer_closed"}},
+			{Peer: "grace", State: "none", Explanation: "the peer is not connected to the portal",
+				LastClose: &edge.CloseStatus{At: noon.Add(-500 * time.Millisecond), Reason: "ice_timeout"}},
 		},
 	}
 }
@@ -57,9 +67,13 @@ func TestWrite(t *testing.T) {
 	later.Connections[0].TxBytes += 250_000_000
 	later.Connections[1].TxBytes += 10
 	later.Connections[3].RxBytes = 7 // counted anew
-	for name, tt := range map[string]struct{ now, before Sample }{
-		"busy":  {now: Sample{noon, busy()}},
-		"rates": {now: Sample{noon.Add(time.Second), later}, before: Sample{noon, busy()}},
+	for name, tt := range map[string]struct {
+		view        View
+		now, before Sample
+	}{
+		"busy":   {now: Sample{noon, busy()}},
+		"narrow": {view: View{Width: 60, Rates: true}, now: Sample{noon, busy()}},
+		"rates":  {view: View{Rates: true}, now: Sample{noon.Add(time.Second), later}, before: Sample{noon, busy()}},
 		"new": {now: Sample{noon, edge.Status{
 			Name: "laptop", Role: "client", Interface: "sluice0", ListenPort: 5, Since: noon.Add(-2 * time.Second),
 			Portal: edge.PortalStatus{Since: noon.Add(-2 * time.Second), Why: "connecting for the first time"},
@@ -67,11 +81,11 @@ func TestWrite(t *testing.T) {
 		"problems": {now: Sample{noon, edge.Status{
 			Name: "lap\x1b[31mtop", Role: "client", Interface: "sluice0", Since: noon, Problem: "host: add route: run as root or with CAP_NET_ADMIN",
 			Addresses: prefixList("100.64.0.9/32"), Portal: edge.PortalStatus{Up: true, Since: noon, Refused: "the gateway\u202e offers 0.0.0.0/0", AheadS: -7200},
-			Connections: []edge.ConnectionStatus{{Peer: "office", State: "none", Explanation: "the peer is not connected\nto the portal"}},
+			Connections: []edge.ConnectionStatus{{Peer: "office", State: "none", Online: true, Explanation: "the peer is not connected\nto the portal"}},
 		}}},
 	} {
 		var b strings.Builder
-		if err := Write(&b, tt.now, tt.before); err != nil {
+		if err := tt.view.Write(&b, tt.now, tt.before); err != nil {
 			t.Fatal(err)
 		}
 		path := "testdata/" + name + ".txt"

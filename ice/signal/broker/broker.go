@@ -65,7 +65,10 @@ func Start(cfg Config) (*Broker, error) {
 	if !cfg.Listen.IsValid() {
 		return nil, errors.New("broker: no address to listen on")
 	}
-	log := &serverLog{to: cfg.Log, now: time.Now}
+	if err := probe(cfg.Listen); err != nil {
+		return nil, err
+	}
+	log := &serverLog{to: cfg.Log, now: time.Now, starting: true}
 	auth := newAuthenticator(cfg.Authenticate, log)
 	srv, err := server.NewServer(options(&cfg, auth))
 	if err != nil {
@@ -76,7 +79,7 @@ func Start(cfg Config) (*Broker, error) {
 	srv.SetLoggerV2(log, false, false, false)
 	b := &Broker{server: srv, auth: auth}
 	srv.Start()
-	if err := log.fatal(); err != nil {
+	if err := log.started(); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("broker: %w", err)
 	}
@@ -85,6 +88,18 @@ func Start(cfg Config) (*Broker, error) {
 		return nil, errors.New("broker: the server does not become ready")
 	}
 	return b, nil
+}
+
+// ErrListen: the address to listen on cannot be had.
+var ErrListen = errors.New("cannot listen for nodes")
+
+// probe tries the address. The server would open its store first, and tell what is wrong in its log only.
+func probe(at netip.AddrPort) error {
+	l, err := net.Listen("tcp", at.String())
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrListen, err)
+	}
+	return l.Close()
 }
 
 func options(cfg *Config, auth *authenticator) *server.Options {

@@ -220,8 +220,12 @@ func TestTokens(t *testing.T) {
 		conn.Close()
 	}
 	b.Close()
-	if lines := text.String(); !strings.Contains(lines, "unknown token") || !strings.Contains(lines, "no valid node name") {
+	lines := text.String()
+	if !strings.Contains(lines, "unknown token") || !strings.Contains(lines, "no valid node name") {
 		t.Errorf("log: %s", lines)
+	}
+	if strings.Contains(lines, "authentication error") {
+		t.Errorf("what was told already is told again: %s", lines)
 	}
 }
 
@@ -365,9 +369,15 @@ func TestStartErrors(t *testing.T) {
 		"port in use":  {Listen: b.Addr(), Authenticate: authenticate},
 		"store a file": {Listen: loopback, Authenticate: authenticate, Store: "broker_test.go"},
 	} {
-		if second, err := broker.Start(cfg); err == nil {
+		var log bytes.Buffer
+		cfg.Log = slog.New(slog.NewTextHandler(&log, nil))
+		second, err := broker.Start(cfg)
+		if err == nil {
 			t.Errorf("%s: no error", name)
 			second.Close()
+		}
+		if errors.Is(err, broker.ErrListen) != (name == "port in use") || log.Len() > 0 {
+			t.Errorf("%s: %v; told twice: %s", name, err, log.String())
 		}
 	}
 }

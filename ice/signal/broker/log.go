@@ -23,17 +23,19 @@ type serverLog struct {
 	to  *slog.Logger // nil: nothing is written
 	now func() time.Time
 
-	mu      sync.Mutex
-	fault   string // of the first Fatalf
-	began   time.Time
-	written int // since began
-	left    int // lines left out since began
+	mu       sync.Mutex
+	starting bool
+	fault    string // of the first Fatalf
+	began    time.Time
+	written  int // since began
+	left     int // lines left out since began
 }
 
-// fatal returns why the server could not start, or nil.
-func (l *serverLog) fatal() error {
+// started ends the start: it returns why the server could not start, or nil.
+func (l *serverLog) started() error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	l.starting = false
 	if l.fault == "" {
 		return nil
 	}
@@ -86,18 +88,24 @@ func (l *serverLog) Warnf(format string, v ...any) {
 	}
 }
 
-// Errorf implements server.Logger. Most are about what a stranger sent, so they are no errors of ours.
+// Errorf implements server.Logger. Most are about what a stranger sent, so they are no errors of ours. Who was refused, and why,
+// the authenticator has told already.
 func (l *serverLog) Errorf(format string, v ...any) {
-	l.write(slog.LevelWarn, fmt.Sprintf(format, v...))
+	if text := fmt.Sprintf(format, v...); !strings.Contains(text, "authentication error") {
+		l.write(slog.LevelWarn, text)
+	}
 }
 
-// Fatalf implements server.Logger.
+// Fatalf implements server.Logger. Start returns what comes before it has ended, so that it is told once.
 func (l *serverLog) Fatalf(format string, v ...any) {
 	text := fmt.Sprintf(format, v...)
 	l.mu.Lock()
+	starting := l.starting
 	if l.fault == "" {
 		l.fault = text
 	}
 	l.mu.Unlock()
-	l.write(slog.LevelError, text)
+	if !starting {
+		l.write(slog.LevelError, text)
+	}
 }

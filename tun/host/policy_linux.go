@@ -1,0 +1,145 @@
+package host
+
+import (
+	"cmp"
+	"errors"
+	"os"
+	"slices"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// Priorities of the policy rules, see RoutingConfig.
+const (
+	peersPriority    = rulePriority
+	networksPriority = rulePriority + 1
+	restPriority     = rulePriority + 2
+)
+
+// syncRules makes the rules what the table needs, whoever has put routes into it.
+func (r *Routing) syncRules() error {
+	errs := r.syncFamily(netlink.FAMILY_V4)
+	if _, err := os.Stat(settings + "ipv6"); err == nil {
+		errs = errors.Join(errs, r.syncFamily(netlink.FAMILY_V6))
+	}
+	return errs
+}
+
+func (r *Routing) syncFamily(family int) error {
+	routes, err := tableRoutes(family, r.cfg.Table)
+	if err != nil {
+		return wrap(err, "list routes of table %d", r.cfg.Table)
+	}
+	have, err := policyRules(family)
+	if err != nil {
+		return wrap(err, "list rules")
+	}
+	want, err := r.wantedRules(family, routes, have)
+	if err != nil {
+		return err
+	}
+	for _, rule := range want {
+		if !slices.Contains(have, rule) {
+			err = errors.Join(err, r.changeRule(rule, AddRule))
+		}
+	}
+	for _, rule := range have {
+		if (rule.Table == r.cfg.Table || rule.Priority == networksPriority) && !slices.Contains(want, rule) {
+			err = errors.Join(err, r.changeRule(rule, DeleteRule))
+		}
+	}
+	return err
+}
+
+// changeRule counts rules of our table only: those for networks follow the machine's addresses.
+func (r *Routing) changeRule(rule Rule, change func(Rule) error) error {
+	if err := change(rule); err != nil || rule.Priority == networksPriority {
+		return err
+	}
+	return r.change(nil)
+}
+
+// wantedRules are the rules for the routes of our table. Those for networks are everybody's who has a default route.
+func (r *Routing) wantedRules(family int, routes []tableRoute, have []Rule) ([]Rule, error) {
+	rule := Rule{IPv6: family == netlink.FAMILY_V6, Mark: r.cfg.Mark, Invert: true, Table: r.cfg.Table}
+	var want []Rule
+	if len(routes) > 0 {
+		peers := rule
+		peers.Priority, peers.SuppressDefault = peersPriority, true
+		want = append(want, peers)
+	}
+	ours := slices.ContainsFunc(routes, func(t tableRoute) bool { return isDefault(t.prefix) })
+	others := slices.ContainsFunc(have, func(h Rule) bool { return h.Priority == restPriority && h.Table != r.cfg.Table })
+	if ours || others {
+		list, err := Networks(r.cfg.Interface)
+		if err != nil {
+			return nil, err
+		}
+		kept := slices.Clone(r.cfg.Keep)
+		for _, n := range list {
+			kept = append(kept, n.Prefix)
+		}
+		for _, p := range kept {
+			if p.Addr().Is6() == rule.IPv6 && !isDefault(p) {
+				want = append(want, Rule{
+					IPv6: rule.IPv6, Priority: networksPriority, To: p.Masked(), Table: unix.RT_TABLE_MAIN, SuppressDefault: true,
+				})
+			}
+		}
+	}
+	if ours {
+		rule.Priority = restPriority
+		want = append(want, rule)
+	}
+	return want, nil
+}
+
+// policyRules are the rules that stand at our priorities.
+func policyRules(family int) ([]Rule, error) {
+	list, err := retry(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
+	var rules []Rule
+	for i := range list {
+		have := &list[i]
+		if have.Priority < peersPriority || have.Priority > restPriority {
+			continue
+		}
+		rule := Rule{
+			IPv6: family == netlink.FAMILY_V6, Priority: have.Priority, Mark: have.Mark, Invert: have.Invert, Table: have.Table,
+			SuppressDefault: have.SuppressPrefixlen == 0,
+		}
+		if have.Dst != nil {
+			rule.To, _ = prefixOf(have.Dst)
+		}
+		rules = append(rules, rule)
+	}
+	return rules, err
+}
+
+// Networks lists those that the machine has an address in, but for the interface except: in order, each once.
+func Networks(except string) ([]Network, error) {
+	names := map[int]string{}
+	links, err := retry(netlink.LinkList)
+	if err != nil {
+		return nil, wrap(err, "list interfaces")
+	}
+	for _, l := range links {
+		names[l.Attrs().Index] = l.Attrs().Name
+	}
+	list, err := retry(func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	var all []Network
+	for _, a := range list {
+		p, ok := prefixOf(a.IPNet)
+		if a.Peer != nil {
+			p, ok = prefixOf(a.Peer)
+		}
+		// A single address is the machine's own.
+		if name := names[a.LinkIndex]; ok && name != except && !p.Addr().IsLoopback() && (a.Peer != nil || !p.IsSingleIP()) {
+			all = append(all, Network{p.Masked(), name})
+		}
+	}
+	slices.SortFunc(all, func(a, b Network) int {
+		return cmp.Or(a.Prefix.Compare(b.Prefix), cmp.Compare(a.Interface, b.Interface))
+	})
+	return slices.Compact(all), wrap(err, "list addresses")
+}
