@@ -15,6 +15,9 @@ import (
 // waits for it, and given up as early as a NAT's mapping is of no more use to it.
 var probeWaits = [...]time.Duration{250 * time.Millisecond, 500 * time.Millisecond, time.Second, 2 * time.Second}
 
+// doubtGap is how old an answer must be to be doubted: a NAT that has forgotten its mappings makes many connections silent at once.
+const doubtGap = time.Second
+
 // mappingLife is how long an answer counts: many NATs forget an idle mapping after 30 s.
 const mappingLife = 25 * time.Second
 
@@ -81,6 +84,17 @@ func (p *Prober) Reset() {
 	clear(p.asked)
 	p.begin()
 	p.tell()
+}
+
+// Doubt asks again because a path has gone silent: it may be that the NAT maps elsewhere now. What has just been asked is not.
+func (p *Prober) Doubt() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.round == nil && time.Since(p.finished) >= doubtGap {
+		p.mappings = nil
+		p.begin()
+		p.tell()
+	}
 }
 
 // Close ends what is under way and waits for it.

@@ -126,6 +126,28 @@ func TestProber(t *testing.T) {
 	})
 }
 
+// TestProberDoubt: the mapped address is asked for anew when a path has gone silent, once for many.
+func TestProberDoubt(t *testing.T) {
+	behindNAT(t, func(t *testing.T, a *node, probes *atomic.Int64, _ *atomic.Bool) {
+		c := a.connection(true)
+		offered(t, a, c, 1)
+		a.prober.Doubt() // what has just been answered
+		synctest.Wait()
+		if n := probes.Load(); n != 1 {
+			t.Errorf("%d probes at once", n)
+		}
+		time.Sleep(doubtGap)
+		for range 100 {
+			a.prober.Doubt()
+		}
+		synctest.Wait()
+		if n := probes.Load(); n != 2 || len(a.prober.Mappings()) != 1 {
+			t.Errorf("%d probes, mappings %v", n, a.prober.Mappings())
+		}
+		c.Close()
+	})
+}
+
 // TestProberSilence: a server that does not answer delays nothing but the end of the candidates, and not for long.
 func TestProberSilence(t *testing.T) {
 	behindNAT(t, func(t *testing.T, a *node, probes *atomic.Int64, answers *atomic.Bool) {

@@ -40,7 +40,7 @@ func newNode(t *testing.T, l udp.Listener, cfg udp.Config, mux MuxConfig, addrs 
 		t.Fatal(err)
 	}
 	n := &node{t: t, pair: pairs[0], mailbox: NewMailbox(), stop: make(chan struct{})}
-	mux.Sender = PairSender{n.pair}
+	mux.Sender = pairSender{n.pair}
 	if mux.Addresses == nil {
 		mux.Addresses = func() []netip.Addr { return addrs }
 	}
@@ -225,4 +225,18 @@ func (m *Mux) remotes(ufrag string) int {
 		return len(a.remotes)
 	}
 	return 0
+}
+
+// pairSender sends each datagram from the socket of its family.
+type pairSender struct{ udp.Pair }
+
+func (p pairSender) SendOne(r udp.Run) error {
+	s := p.Pair.V6
+	if r.Dst.Addr().Is4() {
+		s = p.Pair.V4
+	}
+	if s == nil {
+		return udp.ErrNoFamily
+	}
+	return s.SendOne(r)
 }

@@ -35,14 +35,6 @@ func (b *backoff) due(now time.Duration) bool {
 	return true
 }
 
-// nextTimeout returns when due is to be asked, 0 if nothing is wanted. It may be in the past after reset.
-func (b *backoff) nextTimeout() time.Duration {
-	if !b.wanted {
-		return 0
-	}
-	return b.earliest
-}
-
 // ended notes that an attempt, or the connection it became, is over. up is for how long there was a session since, random
 // any number.
 func (b *backoff) ended(now, up time.Duration, random uint32) {
@@ -57,8 +49,8 @@ func (b *backoff) ended(now, up time.Duration, random uint32) {
 	b.earliest = now + delay + (delay/4>>16)*time.Duration(random>>16)
 }
 
-// reset forgets the failures: a key or preshared key has changed, so the next attempt is another one. A wish that waits is
-// due at once.
+// reset forgets the failures: a key or preshared key has changed, or the peer is back, so the next attempt is another one. A
+// wish that waits is due at once.
 func (b *backoff) reset(now time.Duration) {
 	b.failures, b.earliest = 0, now
 }

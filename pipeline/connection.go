@@ -16,18 +16,22 @@ const (
 	// confirmKeepalive is how far apart the initiator repeats the keepalive that confirms a first session, until it hears from
 	// the responder or the responder's lifetime is over: a single one that is lost would end the connection there.
 	confirmKeepalive = 3 * time.Second
-	// suspectAfter is how long STUN may be quiet before a handshake that runs is given a second agent: early enough for the
-	// last initiations (6 and 10 s) to take the new path.
+	// suspectAfter is how long nothing may be heard over a path before a handshake that runs, or data that is sent, is given a
+	// second agent. pion leaves up to 4 s between two checks of a pair that works; and it is early enough for the last
+	// initiations (6 and 10 s) to take the new path.
 	suspectAfter = 5 * time.Second
 	// liveFor is how long something authentic proves that the session works, whatever ICE says.
 	liveFor = 15 * time.Second
-	// idleAfter is how long no data must pass for the agent to be closed; idleKeepalive then keeps the path open.
+	// idleAfter is how long no data must pass for the agent to be closed. Keepalives of both sides then keep the path open, and
+	// show each of them that it is: two that are missed are a reason to look for another.
 	idleAfter     = 20 * time.Second
 	idleKeepalive = 25 * time.Second
-	// agentGap is the least age at which a second agent that still checks is replaced by another.
+	idleSuspect   = 2*idleKeepalive + 10*time.Second
+	// agentGap is the least age at which an agent that still checks is replaced by another.
 	agentGap = time.Second
-	// agentLead bounds how far the peer's numbering of agents may be ahead of ours.
-	agentLead = 64
+	// agentLead bounds how far the peer's numbering of agents may be ahead of ours: more than anybody counts while the two
+	// do not hear of each other.
+	agentLead = 1 << 16
 	// seriesDelay is how late after the nomination the core may begin its series (the least gap between two initiations).
 	seriesDelay = time.Second
 )
@@ -48,8 +52,9 @@ const (
 // received something authentic in the last 15 s; it is never closed because STUN went quiet. Instead a second agent looks for
 // another path beside the first, and keypairs stay over the change.
 //
-// After 20 s without data the agent is closed, and a keepalive every 25 s keeps endpoint and NAT mappings. The next packet or
-// signal starts an agent again. While there is none, only WireGuard decides whether the peer is there.
+// After 20 s without data the agent is closed, and both sides keep their NATs' mappings by a keepalive every 25 s. The next
+// packet or signal starts an agent again, and so do keepalives that do not come. While there is none, only WireGuard decides
+// whether the peer is there.
 //
 // The controller makes one for a peer when the peer's backoff lets an attempt begin, with the keys and preshared key that
 // are the peer's at that moment, and drives it next to the peer's core:
@@ -66,7 +71,8 @@ const (
 //			case connectionClearPath:      p.path.Store(nil)
 //			case connectionStartHandshake: p.core.SetHandshakeLifetime(out.lifetime, true)
 //			                               if out.initiate { p.core.Want(now) }
-//			case connectionKeepalive:      p.core.SetPersistentKeepalive(now, out.keepalive) // if 0: the configured one
+//			case connectionKeepalive:      // send one
+//			case connectionUp:             // log
 //			case connectionSendBye:        // edge: signal out.bye
 //			case connectionClearSession:   p.core.Clear(now); p.stamps.reset(); c.effects.purge(p)
 //			case connectionClosed:         // log
@@ -106,7 +112,7 @@ type connection struct {
 	upSince       time.Duration
 	idleSince     time.Duration
 	confirmUntil  time.Duration // keepalives confirm a new session until then; 0: they need not
-	keepalive     time.Duration // the interval that is set; 0: what is configured
+	keepaliveSent time.Duration // the last that was asked for
 
 	now           time.Duration // of the last advance
 	view          sessionView   // at the last advance
@@ -129,17 +135,20 @@ const (
 	whyCandidates                // no_candidates, of the first or second agent
 	whyICE                       // ice_timeout, of the first or second agent
 	whyICELost                   // ice_disconnected, or a second agent if the session lives
-	whySuspect                   // STUN is quiet while the handshake runs
+	whySuspect                   // nothing is heard over the path
 	whyLive                      // ICE is lost and the session may live no longer
 	whyHandshake                 // handshake_timeout
 	whySession                   // the keypair stops being usable
 	whyConfirm                   // the session needs no confirming any more
+	whyKeepalive                 // a keepalive is due
 	whyIdle                      // no data for idleAfter
-	whySecondAgent               // a second agent is wanted and may start
+	whyIdleSuspect               // no keepalive of the peer's while idle
+	whyAgent                     // another agent is wanted and may start
 )
 
 var connectionWhyNames = [...]string{
-	"nothing", "candidates", "ice", "ice_lost", "suspect", "live", "handshake", "session", "confirm", "idle", "second_agent",
+	"nothing", "candidates", "ice", "ice_lost", "suspect", "live", "handshake", "session", "confirm", "keepalive",
+	"idle", "idle_suspect", "agent",
 }
 
 // String returns the timeout's name as logs show it.
@@ -148,13 +157,14 @@ func (w connectionWhy) String() string { return nameOf(connectionWhyNames[:], in
 type connectionOutputKind uint8
 
 const (
-	connectionStartAgent     connectionOutputKind = iota // agent, controlling
+	connectionStartAgent     connectionOutputKind = iota // agent
 	connectionCloseAgent                                 // agent
 	connectionPublishPath                                // path
 	connectionClearPath                                  // the peer cannot be sent to any more
 	connectionClearSession                               // forget the core's sessions, what waits for one, and the stamps
 	connectionStartHandshake                             // initiate, lifetime
-	connectionKeepalive                                  // keepalive, unless a shorter one is configured; 0: as configured
+	connectionKeepalive                                  // send one
+	connectionUp                                         // the first session is up; emitted once
 	connectionSendBye                                    // bye
 	connectionClosed                                     // closed; emitted once, nothing follows but PeerReports
 	connectionPeerReports                                // closed, with the bye that came late
@@ -162,16 +172,14 @@ const (
 
 // connectionOutput is one thing that a connection wants done. Which fields are set depends on kind.
 type connectionOutput struct {
-	kind        connectionOutputKind
-	agent       uint32
-	controlling bool
-	path        *Path // frozen
+	kind  connectionOutputKind
+	agent uint32
+	path  *Path // frozen
 	// initiate: the first initiation is ours and due now. Either role bounds its series by the lifetime and retries fast.
-	initiate  bool
-	lifetime  time.Duration
-	keepalive time.Duration
-	bye       Bye
-	closed    Closed
+	initiate bool
+	lifetime time.Duration
+	bye      Bye
+	closed   Closed
 }
 
 // sessionView is what control sees of a peer's session at one moment.
@@ -210,7 +218,7 @@ func Controls(client, peerClient bool, name, peerName string) bool {
 func newConnection(now time.Duration, generation uint32, controlling bool) *connection {
 	c := &connection{generation: generation, controlling: controlling, began: now, now: now, newest: 1}
 	c.current = agent{number: 1, started: now}
-	c.emit(connectionOutput{kind: connectionStartAgent, agent: 1, controlling: controlling})
+	c.emit(connectionOutput{kind: connectionStartAgent, agent: 1})
 	return c
 }
 
@@ -294,12 +302,12 @@ func (c *connection) advance(now time.Duration, v sessionView) {
 		return
 	case c.expired != nil:
 		c.view.tally = c.expired.Tally // the core has begun to count anew
-		c.end(CloseHandshakeTimeout)
+		c.end(c.unanswered())
 		return
 	}
 	c.countSeries()
 	if c.phase == PhaseHandshake && !v.usable && now >= c.handshakeFrom+handshakeLifetime {
-		c.end(CloseHandshakeTimeout)
+		c.end(c.unanswered())
 		return
 	}
 	if reason, lost := c.followAgents(); lost {
@@ -313,7 +321,17 @@ func (c *connection) advance(now time.Duration, v sessionView) {
 	}
 	c.followConfirm()
 	c.followData()
-	c.startSecond()
+	c.followKeepalive()
+	c.startWanted()
+}
+
+// unanswered is the reason of a close whose handshake ran out of time. Where no agent was in use and nothing came, it is not the
+// handshake that is to blame.
+func (c *connection) unanswered() CloseReason {
+	if counters := countersOf(&c.view.tally, &c.booked); c.current.number == 0 && counters.silent() {
+		return CloseICEDisconnected
+	}
+	return CloseHandshakeTimeout
 }
 
 // noteLife keeps the last proof that the session works: something authentic was received in it, or it was made. Accepted
@@ -354,29 +372,16 @@ func (c *connection) followSession() {
 		c.booked = [crypto.ReasonCount]uint32{}
 		if c.controlling {
 			c.confirmUntil = c.now + handshakeLifetime
-			c.setKeepalive(confirmKeepalive)
 		}
 		if c.upSince == 0 {
 			c.upSince = c.now
+			c.emit(connectionOutput{kind: connectionUp})
 		}
 	case c.view.usable:
 	case c.phase == PhaseHandshake:
 		c.startHandshake(c.controlling)
 	default:
 		c.loseSession()
-	}
-}
-
-// followConfirm ends the repeated confirming: something came in the new session, or the responder waits no longer.
-func (c *connection) followConfirm() {
-	if c.confirmUntil == 0 {
-		return
-	}
-	a := &c.view.activity
-	heard := a.LastDataReceived > c.view.created || a.LastReceived > c.view.created && a.LastReceived != c.handshakeAt
-	if heard || c.now >= c.confirmUntil || c.phase != PhaseUp {
-		c.confirmUntil = 0
-		c.setKeepalive(0)
 	}
 }
 
@@ -425,10 +430,8 @@ func (c *connection) end(reason CloseReason) {
 		}
 		*a = agent{}
 	}
-	c.setKeepalive(0)
 	c.emit(connectionOutput{kind: connectionClearSession})
-	if reason.farewell() {
-		bye := Bye{Generation: c.generation, Reason: reason, Counters: c.closed.Counters}
+	if bye, ok := c.closed.Bye(); ok {
 		c.emit(connectionOutput{kind: connectionSendBye, bye: bye})
 	}
 	c.emit(connectionOutput{kind: connectionClosed, closed: c.closed})
@@ -453,24 +456,28 @@ func (c *connection) nextTimeout() (at time.Duration, why connectionWhy) {
 		sooner(c.agentTimeout())
 	}
 	if c.second.number != 0 {
-		sooner(c.second.deadline())
-	}
-	if c.phase < PhaseHandshake {
-		return at, why
+		sooner(c.deadline(&c.second))
 	}
 	if c.wanted {
-		sooner(c.wantedAt, whySecondAgent)
+		sooner(c.wantedAt, whyAgent)
 	}
-	if c.phase == PhaseHandshake {
+	switch c.phase {
+	case PhaseHandshake:
 		sooner(c.handshakeFrom+handshakeLifetime, whyHandshake)
-	} else {
+	case PhaseUp, PhaseIdle:
 		sooner(c.view.created+crypto.RejectAfterTime, whySession)
 	}
 	if c.confirmUntil != 0 {
 		sooner(c.confirmUntil, whyConfirm)
 	}
-	if c.mayIdle() {
+	if due, ok := c.keepaliveAt(); ok {
+		sooner(due, whyKeepalive)
+	}
+	switch {
+	case c.mayIdle():
 		sooner(c.idleAt(), whyIdle)
+	case c.phase == PhaseIdle:
+		sooner(c.authenticated+idleSuspect, whyIdleSuspect)
 	}
 	return at, why
 }

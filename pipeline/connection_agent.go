@@ -14,15 +14,18 @@ type agent struct {
 	checks   time.Duration // when the peer named its first candidate; 0: not yet
 	selected time.Duration // when the first pair was selected; 0: not yet
 	failed   bool          // it has given up by itself
-	silent   bool          // it says that its pair is, sooner than we would
 }
 
-// deadline returns when an agent that has selected nothing is given up, and what for.
-func (a *agent) deadline() (time.Duration, connectionWhy) {
-	if a.checks == 0 {
-		return a.started + candidateTimeout, whyCandidates
+// deadline returns when an agent that has selected nothing is given up, and what for. That of the first one is the attempt's,
+// which another in its place does not move.
+func (c *connection) deadline(a *agent) (time.Duration, connectionWhy) {
+	switch {
+	case a.checks != 0:
+		return a.checks + iceTimeout, whyICE
+	case a == &c.current:
+		return c.began + candidateTimeout, whyCandidates
 	}
-	return a.checks + iceTimeout, whyICE
+	return a.started + candidateTimeout, whyCandidates
 }
 
 // handleCandidate notes that the peer has named a candidate for the agent of that number.
@@ -67,9 +70,6 @@ func (c *connection) promote() {
 	if old != 0 {
 		c.closeAgent(old)
 	}
-	if c.confirmUntil == 0 {
-		c.setKeepalive(0)
-	}
 }
 
 // handleAgentFailed notes that an agent has given up by itself. That does not shorten any deadline: it is another reason to
@@ -77,14 +77,6 @@ func (c *connection) promote() {
 func (c *connection) handleAgentFailed(number uint32) {
 	if a := c.agent(number); a != nil {
 		a.failed = true
-	}
-}
-
-// handleAgentSilent notes that an agent has not heard its pair for some seconds, or hears it again. That ends nothing, but
-// while data flows another path is looked for at once.
-func (c *connection) handleAgentSilent(number uint32, silent bool) {
-	if a := c.agent(number); a != nil {
-		a.silent = silent
 	}
 }
 
@@ -106,15 +98,14 @@ func (c *connection) handleRemoteAgent(now time.Duration, number uint32) {
 	c.wantAgent(now)
 }
 
-// wantAgent asks for a second agent beside the first: the network changed, or a relayed path is to be made direct. Before
-// the first agent has selected a pair the wish waits.
+// wantAgent asks for another agent: the network changed, or a relayed path is to be made direct.
 func (c *connection) wantAgent(now time.Duration) {
 	if c.over() {
 		return
 	}
 	c.wanted, c.wantedAt = true, now
-	if c.second.number != 0 {
-		c.wantedAt = max(now, c.second.started+agentGap)
+	if a := c.place(); a.number != 0 {
+		c.wantedAt = max(now, a.started+agentGap)
 	}
 	if c.phase == PhaseIdle {
 		c.phase = PhaseUp
@@ -137,7 +128,7 @@ func (c *connection) agent(number uint32) *agent {
 // followAgents acts on the deadlines of the agents. lost: the connection is to end.
 func (c *connection) followAgents() (reason CloseReason, lost bool) {
 	if s := &c.second; s.number != 0 {
-		if at, _ := s.deadline(); s.failed || c.now >= at {
+		if at, _ := c.deadline(s); s.failed || c.now >= at {
 			c.closeAgent(s.number)
 			*s = agent{}
 			c.retries.ended(c.now, 0, 0)
@@ -150,24 +141,40 @@ func (c *connection) followAgents() (reason CloseReason, lost bool) {
 	case c.current.number == 0:
 		return 0, false
 	case c.current.selected == 0:
-		at, why := c.current.deadline()
-		if why == whyCandidates {
-			return CloseNoCandidates, c.now >= at
-		}
-		return CloseICETimeout, c.now >= at
-	}
-	if c.parting() {
+		return c.followFirst()
+	case c.parting():
 		return 0, false
 	}
 	quiet := c.now >= c.lostAt()
 	if quiet && !c.live() {
 		return CloseICEDisconnected, true
 	}
-	if (quiet || c.suspect() || c.current.failed || c.current.silent && c.busy()) && c.second.number == 0 && !c.wanted {
-		c.wanted, c.wantedAt = true, max(c.now, c.retries.earliest)
+	if (quiet || c.suspect() || c.current.failed) && c.second.number == 0 && !c.wanted {
+		c.retryAgent()
 	}
 	return 0, false
 }
+
+// followFirst acts on the deadline of an attempt that has no pair yet. But a session that the peer, which has one, has made
+// with us is not closed for that: it goes on as an idle one does, over the way that the peer is heard from.
+func (c *connection) followFirst() (reason CloseReason, lost bool) {
+	at, why := c.deadline(&c.current)
+	switch {
+	case c.now < at:
+		return 0, false
+	case c.live():
+		c.closeAgent(c.current.number)
+		c.current, c.phase, c.handshakeFrom = agent{}, PhaseHandshake, c.now
+		c.retryAgent()
+		return 0, false
+	case why == whyCandidates:
+		return CloseNoCandidates, true
+	}
+	return CloseICETimeout, true
+}
+
+// retryAgent wants another agent, no sooner than the last ones that found nothing allow.
+func (c *connection) retryAgent() { c.wanted, c.wantedAt = true, max(c.now, c.retries.earliest) }
 
 // busy reports whether data flows, or tries to. A peer that is idle has no agent, so its silence means nothing.
 func (c *connection) busy() bool { return c.view.lastData != 0 && c.now < c.view.lastData+suspectAfter }
@@ -180,79 +187,64 @@ func (c *connection) lostAt() time.Duration {
 // parting reports whether the peer has said bye and only our own handshake deadline is waited for: it has no agent any more.
 func (c *connection) parting() bool { return c.phase == PhaseHandshake && c.report != nil }
 
-// suspect reports whether a handshake may be failing because the path is lost.
+// suspect reports whether a handshake or data may be failing because the path is lost.
 func (c *connection) suspect() bool {
-	return c.phase == PhaseHandshake && c.now >= c.lostAt()-iceLostAfter+suspectAfter
+	return c.now >= c.suspectAt() && (c.phase == PhaseHandshake || c.busy())
 }
 
-// followData closes the agent when no data has passed for a while, and wants one when some has.
-func (c *connection) followData() {
-	switch {
-	case c.phase == PhaseIdle && c.view.lastData > c.idleSince:
-		c.phase = PhaseUp
-		c.wanted, c.wantedAt = true, max(c.now, c.retries.earliest)
-	case c.mayIdle() && c.now >= c.idleAt():
-		if c.current.number != 0 {
-			c.closeAgent(c.current.number)
-			c.current = agent{}
-		}
-		c.becomeIdle()
-	}
+// suspectAt is when the path may be lost, unless something is heard, be it STUN or WireGuard.
+func (c *connection) suspectAt() time.Duration {
+	return max(c.view.lastSTUN, c.current.selected, c.authenticated) + suspectAfter
 }
 
-func (c *connection) mayIdle() bool { return c.phase == PhaseUp && c.second.number == 0 && !c.wanted }
-
-func (c *connection) idleAt() time.Duration {
-	return max(c.view.lastData, c.current.selected, c.upSince) + idleAfter
-}
-
-// becomeIdle is idle mode, without an agent. The keepalive goes on at once, so that the peer, whose agent goes quiet, sees that
-// we live.
-func (c *connection) becomeIdle() {
-	c.phase, c.idleSince = PhaseIdle, c.now
-	c.setKeepalive(idleKeepalive)
-}
-
-func (c *connection) setKeepalive(interval time.Duration) {
-	if c.keepalive != interval {
-		c.keepalive = interval
-		c.emit(connectionOutput{kind: connectionKeepalive, keepalive: interval})
-	}
-}
-
-// startSecond starts the second agent that is wanted, in the place of one that still checks.
-func (c *connection) startSecond() {
-	if !c.wanted || c.now < c.wantedAt || c.phase < PhaseHandshake || c.current.number != 0 && c.current.selected == 0 {
-		return
-	}
-	c.wanted = false
-	if c.second.number != 0 {
-		c.closeAgent(c.second.number)
-	}
-	c.newest = max(c.newest+1, c.remoteAgent)
-	c.second = agent{number: c.newest, started: c.now}
-	c.emit(connectionOutput{kind: connectionStartAgent, agent: c.newest, controlling: c.controlling})
-}
-
+// closeAgent has an agent closed.
 func (c *connection) closeAgent(number uint32) {
 	c.closing = append(c.closing, number)
 	c.emit(connectionOutput{kind: connectionCloseAgent, agent: number})
+}
+
+// place is where the next agent belongs: beside the current one, or where that is if it has found nothing yet.
+func (c *connection) place() *agent {
+	if c.current.number != 0 && c.current.selected == 0 {
+		return &c.current
+	}
+	return &c.second
+}
+
+// startWanted starts the agent that is wanted, in the place of one that still checks.
+func (c *connection) startWanted() {
+	if !c.wanted || c.now < c.wantedAt {
+		return
+	}
+	c.wanted = false
+	a := c.place()
+	next := agent{started: c.now}
+	if a.number != 0 {
+		c.closeAgent(a.number)
+	}
+	if a == &c.current {
+		next.checks = a.checks
+	}
+	c.newest = max(c.newest+1, c.remoteAgent)
+	next.number = c.newest
+	*a = next
+	c.emit(connectionOutput{kind: connectionStartAgent, agent: c.newest})
 }
 
 // agentTimeout is when the current agent needs looking after.
 func (c *connection) agentTimeout() (time.Duration, connectionWhy) {
 	switch {
 	case c.current.selected == 0:
-		return c.current.deadline()
+		return c.deadline(&c.current)
 	case c.parting():
 		return c.handshakeFrom + handshakeLifetime, whyHandshake
 	}
-	at := c.lostAt()
-	if early := at - iceLostAfter + suspectAfter; c.phase == PhaseHandshake && early > c.now {
+	at, why := c.lostAt(), whyICELost
+	if at <= c.now {
+		at, why = c.authenticated+liveFor, whyLive
+	}
+	if early := c.suspectAt(); early > c.now && early < at {
 		return early, whySuspect
 	}
-	if at > c.now {
-		return at, whyICELost
-	}
-	return c.authenticated + liveFor, whyLive
+	return at, why
 }

@@ -43,7 +43,6 @@ type party struct {
 	closed    []Closed
 	closedAt  []time.Duration
 	reports   []Closed
-	keepalive time.Duration
 	initiated []time.Duration // of all series, also of cores that were removed
 }
 
@@ -101,7 +100,9 @@ func (w *desync) next() (at time.Duration) {
 		sooner(p.at)
 	}
 	for _, p := range []*party{w.a, w.b} {
-		sooner(p.backoff.nextTimeout())
+		if p.backoff.wanted {
+			sooner(p.backoff.earliest)
+		}
 		if p.connection != nil {
 			due, why := p.connection.nextTimeout()
 			if due != 0 && due <= w.now() {
@@ -289,9 +290,7 @@ func (p *party) obey(now time.Duration, out connectionOutput) {
 			p.remote.Want()
 		}
 	case connectionKeepalive:
-		p.keepalive = out.keepalive
-		p.remote.Peer.SetPersistentKeepalive(now, out.keepalive)
-		p.remote.Drain()
+		p.remote.Send(nil)
 	case connectionSendBye:
 		bye := out.bye
 		p.signal(func() {
@@ -376,7 +375,7 @@ func (w *desync) wantUp(t *testing.T) {
 func (p *party) wantNothingLeft() {
 	p.t.Helper()
 	c := p.connection
-	if c.phase != PhaseClosed || len(p.agents) != 0 || p.remote.Endpoint.IsValid() || p.keepalive != 0 {
+	if c.phase != PhaseClosed || len(p.agents) != 0 || p.remote.Endpoint.IsValid() {
 		p.t.Errorf("%s: phase %v, agents %v, endpoint %v", p.name, c.phase, p.agents, p.remote.Endpoint)
 	}
 	at, why := p.remote.Peer.NextTimeout(p.remote.Activity)
@@ -615,20 +614,20 @@ func TestIdle(t *testing.T) {
 	w.wantUp(t)
 	w.run(idleAfter)
 	for _, p := range []*party{w.a, w.b} {
-		if p.connection.phase != PhaseIdle || len(p.agents) != 0 || p.keepalive != idleKeepalive || !p.remote.Endpoint.IsValid() {
-			t.Fatalf("%s: %v, %v, %v", p.name, p.connection.phase, p.agents, p.keepalive)
+		if p.connection.phase != PhaseIdle || len(p.agents) != 0 || !p.remote.Endpoint.IsValid() {
+			t.Fatalf("%s: %v, %v", p.name, p.connection.phase, p.agents)
 		}
 	}
 	w.run(3 * time.Hour)
-	if w.a.connection.phase != PhaseIdle || w.b.connection.phase != PhaseIdle || w.a.remote.Keepalives+w.b.remote.Keepalives < 300 {
-		t.Fatalf("%v, %v, %d keepalives", w.a.connection.phase, w.b.connection.phase, w.a.remote.Keepalives+w.b.remote.Keepalives)
+	if w.a.connection.phase != PhaseIdle || w.b.connection.phase != PhaseIdle || min(w.a.remote.Keepalives, w.b.remote.Keepalives) < 300 {
+		t.Fatalf("%v, %v, %d and %d keepalives", w.a.connection.phase, w.b.connection.phase, w.a.remote.Keepalives, w.b.remote.Keepalives)
 	}
 	w.b.send()
 	w.run(time.Second)
 	w.wantUp(t)
 	for _, p := range []*party{w.a, w.b} {
-		if p.connection.current.number != 2 || p.keepalive != 0 || len(p.closed) != 0 {
-			t.Fatalf("%s: agent %d, %v", p.name, p.connection.current.number, p.keepalive)
+		if p.connection.current.number != 2 || len(p.closed) != 0 {
+			t.Fatalf("%s: agent %d, %v", p.name, p.connection.current.number, p.closed)
 		}
 	}
 	w.run(idleAfter)
@@ -664,10 +663,43 @@ func TestIdleWithoutSignaling(t *testing.T) {
 	w.a.send()
 	last := w.now()
 	w.run(31 * time.Second) // 10 s + 5 s unanswered, then the lifetime of the series
-	if len(w.a.closed) != 1 || w.a.closed[0].Reason != CloseHandshakeTimeout || w.a.closed[0].Cause != CauseSilence {
+	if len(w.a.closed) != 1 || w.a.closed[0].Reason != CloseICEDisconnected || w.a.closed[0].Cause != CauseNone {
 		t.Fatalf("after %v: %v %+v", w.now()-last, w.a.connection.phase, w.a.closed)
 	}
 	w.a.wantNothingLeft()
+}
+
+// An idle path that dies in one direction, as when a NAT forgets its mapping, is replaced though nobody sends anything. One whose
+// peer is gone ends with its session at the latest, and not for want of a handshake: ICE hears nothing either.
+func TestIdlePathDies(t *testing.T) {
+	for _, gone := range []bool{false, true} {
+		w := newDesync(t)
+		w.a.want()
+		w.run(time.Second)
+		w.wantUp(t)
+		w.run(idleAfter + time.Minute)
+		w.net.Tap = func(d cryptotest.Datagram) bool {
+			return gone || d.To == w.b.node.Addr && w.b.connection.current.number == 0
+		}
+		if gone {
+			w.stun, w.signaling = false, false
+			w.run(crypto.RejectAfterTime + handshakeLifetime)
+			for _, p := range []*party{w.a, w.b} {
+				if len(p.closed) != 1 || p.closed[0].Reason != CloseICEDisconnected {
+					t.Fatalf("%s: %v %+v", p.name, p.connection.phase, p.closed)
+				}
+				p.wantNothingLeft()
+			}
+			continue
+		}
+		for range 90 {
+			w.run(time.Second)
+			if w.a.connection.current.number == 2 && w.b.connection.current.number == 2 {
+				break
+			}
+		}
+		w.wantUp(t)
+	}
 }
 
 // A preshared key that changes under a session makes the rekey fail. The connection stays while the old keypair carries

@@ -285,6 +285,11 @@ type Closed struct {
 	PeerReports *Bye
 }
 
+// Bye is what the peer is to be told of the close. Not ok: it knows.
+func (c *Closed) Bye() (b Bye, ok bool) {
+	return Bye{Generation: c.Generation, Reason: c.Reason, Counters: c.Counters}, c.Reason.farewell()
+}
+
 // LogAttrs describes the close for one line of the log.
 func (c *Closed) LogAttrs() []slog.Attr {
 	list := []slog.Attr{slog.String("reason", c.Reason.String())}

@@ -200,49 +200,51 @@ func TestSecondAgent(t *testing.T) {
 	c := newConnection(begun, 1, true)
 	c.wantAgent(begun)
 	c.advance(begun, v)
-	if len(drained(c)) != 1 {
-		t.Fatal("a second agent before the first has selected")
-	}
 	c.handlePath(begun, 1, somePath)
-	c.advance(begun, v)
-	if out := find(drained(c), connectionStartAgent); out == nil || out.agent != 2 || !out.controlling {
+	c.advance(begun+agentGap-1, v)
+	if find(drained(c)[1:], connectionStartAgent) != nil {
+		t.Fatal("a second agent at once")
+	}
+	c.advance(begun+agentGap, v)
+	if out := find(drained(c), connectionStartAgent); out == nil || out.agent != 2 {
 		t.Fatalf("%+v", out)
 	}
-	c.handleRemoteAgent(begun, 2) // the peer had the same thought
-	c.handleRemoteAgent(begun+time.Millisecond, 5)
-	c.handleRemoteAgent(begun+time.Millisecond, 5+agentLead) // out of any order
-	c.advance(begun+2*time.Millisecond, v)
+	now := begun + agentGap
+	c.handleRemoteAgent(now, 2) // the peer had the same thought
+	c.handleRemoteAgent(now+time.Millisecond, 5)
+	c.handleRemoteAgent(now+time.Millisecond, 5+agentLead) // out of any order
+	c.advance(now+2*time.Millisecond, v)
 	if len(drained(c)) != 0 {
 		t.Fatal("replaced at once")
 	}
-	c.advance(begun+agentGap+time.Millisecond, v)
+	c.advance(now+agentGap+time.Millisecond, v)
 	list := drained(c)
 	if gone, out := find(list, connectionCloseAgent), find(list, connectionStartAgent); gone == nil || gone.agent != 2 || out == nil || out.agent != 5 {
 		t.Fatalf("%+v", list)
 	}
-	c.handlePath(begun+2*time.Second, 2, Path{}) // too late
+	c.handlePath(now+2*time.Second, 2, Path{}) // too late
 	if len(drained(c)) != 0 {
 		t.Fatal("an old agent has a path")
 	}
-	c.handleCandidate(begun+3*time.Second, 5)
-	c.advance(begun+15*time.Second-1, v)
+	c.handleCandidate(now+3*time.Second, 5)
+	c.advance(now+15*time.Second-1, v)
 	if len(drained(c)) != 0 {
 		t.Fatal("given up early")
 	}
-	c.advance(begun+15*time.Second, v)
+	c.advance(now+15*time.Second, v)
 	if gone := find(drained(c), connectionCloseAgent); gone == nil || gone.agent != 5 || c.over() {
 		t.Fatalf("%+v", gone)
 	}
 	c.handleAgentFailed(1)
-	c.advance(begun+15500*time.Millisecond, v)
+	c.advance(now+15500*time.Millisecond, v)
 	if len(drained(c)) != 0 {
 		t.Fatal("no pause")
 	}
-	c.advance(begun+16*time.Second, v)
+	c.advance(now+16*time.Second, v)
 	if out := find(drained(c), connectionStartAgent); out == nil || out.agent != 6 {
 		t.Fatalf("%+v", out)
 	}
-	c.handlePath(begun+17*time.Second, 6, somePath)
+	c.handlePath(now+17*time.Second, 6, somePath)
 	if out := find(drained(c), connectionPublishPath); out == nil || !out.path.Fixed || out.path.Generation != 2 {
 		t.Fatalf("%+v", out)
 	}
@@ -263,8 +265,8 @@ func TestClose(t *testing.T) {
 		kinds = append(kinds, out.kind)
 	}
 	want := []connectionOutputKind{
-		connectionClearPath, connectionCloseAgent, connectionCloseAgent, connectionKeepalive, connectionClearSession,
-		connectionSendBye, connectionClosed,
+		connectionClearPath, connectionCloseAgent, connectionCloseAgent, connectionClearSession, connectionSendBye,
+		connectionClosed,
 	}
 	if !slices.Equal(kinds, want) || c.closed.Reason != CloseRemoved || c.phase != PhaseClosing {
 		t.Fatalf("%v, %v, %v", kinds, c.closed.Reason, c.phase)
@@ -362,27 +364,89 @@ func TestLostSession(t *testing.T) {
 // The initiator repeats its confirming keepalive until it hears from the responder.
 func TestConfirm(t *testing.T) {
 	v := sessionView{usable: true, created: begun, lastSTUN: begun + time.Hour, lastData: begun + time.Hour}
-	if c := selected(false, v); find(drained(c), connectionKeepalive) != nil {
-		t.Error("the responder has nothing to confirm")
-	}
-	for _, heard := range []bool{true, false} {
+	v.activity.LastSent = begun
+	for _, tt := range []struct {
+		controlling, heard bool
+		want               int
+	}{{true, false, 4}, {true, true, 1}, {false, false, 0}} { // at 3, 6, 9 and 12 s; the first one is the core's
 		v.activity.LastReceived = 0
-		c := selected(true, v)
-		if out := find(drained(c), connectionKeepalive); out == nil || out.keepalive != confirmKeepalive {
-			t.Fatalf("%+v", out)
+		c, keepalives := selected(tt.controlling, v), 0
+		for now := begun; now < begun+time.Minute; now += time.Second / 4 {
+			if tt.heard && now == begun+4*time.Second {
+				v.activity.LastReceived = now
+			}
+			c.advance(now, v)
+			if find(drained(c), connectionKeepalive) != nil {
+				keepalives++
+				if since := now - begun; since != time.Duration(keepalives)*confirmKeepalive {
+					t.Errorf("keepalive %d after %v", keepalives, since)
+				}
+			}
 		}
-		if heard {
-			v.activity.LastReceived = begun + time.Second
-		}
-		c.advance(begun+2*time.Second, v)
-		if out := find(drained(c), connectionKeepalive); heard != (out != nil && out.keepalive == 0) {
-			t.Errorf("heard %v: %+v", heard, out)
-		}
-		c.advance(begun+handshakeLifetime, v)
-		if out := find(drained(c), connectionKeepalive); heard == (out != nil) {
-			t.Errorf("heard %v: at the end %+v", heard, out)
+		if keepalives != tt.want {
+			t.Errorf("%+v: %d", tt, keepalives)
 		}
 	}
+}
+
+// A session that was made before we had a pair, and works, does not end because ICE finds none here.
+func TestLiveSessionBeforeAPair(t *testing.T) {
+	v := sessionView{usable: true, created: begun + time.Second}
+	c := newConnection(begun, 1, false)
+	c.handleCandidate(begun, 1)
+	for now := begun + time.Second; now < begun+time.Minute; now += time.Second {
+		v.lastData, v.activity.LastReceived, v.activity.LastDataReceived = now, now, now
+		c.advance(now, v)
+	}
+	if c.phase != PhaseUp && c.phase != PhaseIdle || c.upSince != begun+iceTimeout {
+		t.Fatalf("%v since %v, %+v", c.phase, c.upSince-begun, c.closed)
+	}
+	agents := 0
+	for _, out := range drained(c) {
+		if out.kind == connectionStartAgent {
+			agents++
+		}
+	}
+	if agents < 4 || agents > 6 { // of 10 s each, 1, 2, 4 .. s between
+		t.Errorf("%d agents in a minute", agents)
+	}
+	for now := begun + time.Minute; c.second.number == 0; now += time.Second {
+		v.lastData, v.activity.LastReceived, v.activity.LastDataReceived = now, now, now
+		c.advance(now, v)
+	}
+	c.handlePath(begun+2*time.Minute, c.second.number, somePath)
+	if find(drained(c), connectionPublishPath) == nil || c.current.number == 0 {
+		t.Error("no path at last")
+	}
+}
+
+// An attempt whose first agent has found nothing takes another one when the network has changed. That moves no deadline.
+func TestAnotherFirstAgent(t *testing.T) {
+	c := newConnection(begun, 1, true)
+	drained(c)
+	c.wantAgent(begun + 100*time.Millisecond)
+	c.advance(begun+100*time.Millisecond, sessionView{})
+	if len(drained(c)) != 0 {
+		t.Error("at once")
+	}
+	c.advance(begun+agentGap, sessionView{})
+	list := drained(c)
+	if gone, next := find(list, connectionCloseAgent), find(list, connectionStartAgent); gone == nil || gone.agent != 1 || next == nil || next.agent != 2 {
+		t.Fatalf("%+v", list)
+	}
+	c.handleCandidate(begun+4*time.Second, 1) // too late
+	c.handleCandidate(begun+5*time.Second, 2)
+	c.handleRemoteAgent(begun+10*time.Second, 7)
+	c.advance(begun+10*time.Second, sessionView{})
+	if out := find(drained(c), connectionStartAgent); out == nil || out.agent != 7 {
+		t.Fatalf("%+v", out)
+	}
+	wantEnd(t, c, sessionView{}, begun+5*time.Second+iceTimeout, CloseICETimeout)
+
+	c = newConnection(begun, 1, true)
+	c.wantAgent(begun + 9*time.Second)
+	c.advance(begun+9*time.Second, sessionView{})
+	wantEnd(t, c, sessionView{}, begun+candidateTimeout, CloseNoCandidates)
 }
 
 // When the agent of an idle connection finds nothing, the connection is idle again, and the next data tries anew after a pause.
@@ -390,8 +454,11 @@ func TestIdleRetries(t *testing.T) {
 	v := sessionView{usable: true, created: begun, lastSTUN: begun + time.Hour}
 	c := selected(false, v)
 	c.advance(begun+idleAfter, v)
-	if out := find(drained(c), connectionKeepalive); c.phase != PhaseIdle || out == nil || out.keepalive != idleKeepalive {
-		t.Fatalf("%v, %+v", c.phase, out)
+	if find(drained(c), connectionKeepalive) == nil || c.phase != PhaseIdle {
+		t.Fatal(c.phase)
+	}
+	if at, why := c.nextTimeout(); at != begun+idleAfter+idleKeepalive || why != whyKeepalive {
+		t.Fatalf("%v after %v", why, at-begun)
 	}
 	now := begun + 30*time.Second
 	v.lastData = now
@@ -407,7 +474,7 @@ func TestIdleRetries(t *testing.T) {
 	}
 	v.lastData = now + 1
 	c.advance(now+1, v)
-	if at, why := c.nextTimeout(); at != now+time.Second || why != whySecondAgent || len(drained(c)) != 0 {
+	if at, why := c.nextTimeout(); at != now+time.Second || why != whyAgent || len(drained(c)) != 0 {
 		t.Fatalf("%v in %v", why, at-now)
 	}
 	c.advance(now+time.Second, v)
@@ -546,7 +613,7 @@ func TestNames(t *testing.T) {
 			seen[name] = true
 		}
 	}
-	if PhaseClosed.String() != "closed" || CloseUnknown.String() != "unknown_connection" || whySecondAgent.String() != "second_agent" ||
+	if PhaseClosed.String() != "closed" || CloseUnknown.String() != "unknown_connection" || whyAgent.String() != "agent" ||
 		!strings.HasPrefix(CauseSilence.String(), "no WireGuard message arrived") || CloseReason(200).String() != "unknown" {
 		t.Error("names and constants do not fit")
 	}
@@ -577,7 +644,7 @@ func TestBackoff(t *testing.T) {
 		}
 		b.ended(now, 0, 0)
 		want *= time.Second
-		if b.want(now+want-1) || b.nextTimeout() != now+want || !b.due(now+want) || b.due(now+want) {
+		if b.want(now+want-1) || !b.due(now+want) || b.due(now+want) {
 			t.Fatalf("attempt %d: next after %v", i, b.earliest-now)
 		}
 		now += want
@@ -597,7 +664,7 @@ func TestBackoff(t *testing.T) {
 	if b.earliest != now+time.Second {
 		t.Errorf("a connection that was up counts as another failure: %v", b.earliest-now)
 	}
-	if b.nextTimeout() != 0 {
+	if b.due(now + time.Hour) {
 		t.Error("nothing is wanted")
 	}
 }
@@ -706,8 +773,8 @@ func (s *storm) watch(out connectionOutput) {
 		}
 	case connectionClosed:
 		s.closed++
-		if len(s.agents) != 0 || s.c.keepalive != 0 {
-			s.t.Fatalf("agents %v, keepalive %v are left", s.agents, s.c.keepalive)
+		if len(s.agents) != 0 {
+			s.t.Fatalf("agents %v are left", s.agents)
 		}
 	}
 	if len(s.agents) > 2 {

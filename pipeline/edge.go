@@ -24,7 +24,7 @@ const (
 	// RequestAttempt: the peer is wanted and its back-off allows it. Ask the portal for the peer's present keys, apply them
 	// (Pipeline.Edit), then call Pipeline.Begin. If that does not follow within 10 s the wish has failed, as an attempt does.
 	RequestAttempt RequestKind = iota
-	// RequestAgent: start ICE agent number Agent in the role Controlling: gather, signal, check.
+	// RequestAgent: start ICE agent number Agent, in the role that Begin was given: gather, signal, check.
 	RequestAgent
 	// RequestCloseAgent: close it; then call Attempt.AgentGone.
 	RequestCloseAgent
@@ -40,14 +40,13 @@ const (
 
 // Request is one thing that control asks of the edge. It is frozen.
 type Request struct {
-	Kind        RequestKind
-	Peer        string // its name
-	Generation  uint32 // of the attempt
-	Agent       uint32
-	Controlling bool
-	Path        *Path
-	Bye         Bye
-	Closed      Closed
+	Kind       RequestKind
+	Peer       string // its name
+	Generation uint32 // of the attempt
+	Agent      uint32
+	Path       *Path
+	Bye        Bye
+	Closed     Closed
 }
 
 // Attempt is the edge's handle on one attempt to reach a peer. Its methods may be called by any goroutine but a shard's and
@@ -89,7 +88,7 @@ func (p *Pipeline) Want(name string) {
 
 // Heard notes that a valid STUN message was heard for the agent in use. It never blocks: it may be called by any goroutine
 // and under locks.
-func (a *Attempt) Heard() { a.heard.Store(int64(a.pipeline.clock())) }
+func (a *Attempt) Heard() { a.heard.Store(int64(a.pipeline.Now())) }
 
 // RemoteCandidate notes that the peer has named a candidate for that agent.
 func (a *Attempt) RemoteCandidate(agent uint32) {
@@ -106,11 +105,6 @@ func (a *Attempt) AgentFailed(agent uint32) {
 	a.tell(func(_ time.Duration, c *connection) { c.handleAgentFailed(agent) })
 }
 
-// AgentSilent notes that nothing is heard on the pair that the agent has selected, since some seconds, or that it is again.
-func (a *Attempt) AgentSilent(agent uint32, silent bool) {
-	a.tell(func(_ time.Duration, c *connection) { c.handleAgentSilent(agent, silent) })
-}
-
 // AgentGone notes that nothing is left of an agent that was to be closed.
 func (a *Attempt) AgentGone(agent uint32) {
 	a.tell(func(_ time.Duration, c *connection) { c.handleAgentGone(agent) })
@@ -121,7 +115,8 @@ func (a *Attempt) RemoteAgent(agent uint32) {
 	a.tell(func(now time.Duration, c *connection) { c.handleRemoteAgent(now, agent) })
 }
 
-// WantAgent asks for a second agent beside the one in use: the network has changed, or a relayed path is to be made direct.
+// WantAgent asks for another agent, beside the one in use or in the place of one that has found nothing yet: the network has
+// changed, or a relayed path is to be made direct.
 func (a *Attempt) WantAgent() {
 	a.tell(func(now time.Duration, c *connection) { c.wantAgent(now) })
 }

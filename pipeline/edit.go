@@ -136,6 +136,15 @@ func (pe *PeerEdit) SetPublicKey(k crypto.PublicKey) {
 	}
 }
 
+// Retry says that what stood in the way of a named peer's connection may have changed: the back-off begins anew, and an attempt
+// that is wanted begins at once.
+func (pe *PeerEdit) Retry() {
+	if pe.peer != nil && pe.peer.link != nil {
+		pe.c.controller.retry(pe.c.now, pe.peer)
+		pe.c.controller.touch(pe.c.now, pe.peer)
+	}
+}
+
 // SetEndpoint says where the peer is; roaming may move it later. It changes nothing for a named peer, whose way the
 // connectivity edge finds.
 func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {

@@ -19,10 +19,8 @@ type link struct {
 	peer       *peer // nil once it was removed
 	backoff    backoff
 	asked      time.Duration // when RequestAttempt was made and no attempt has begun yet; 0: not
-	generation uint32        // of the newest attempt
 	connection *connection   // the newest, also when it is over; nil before the first
 	attempt    *Attempt
-	up         bool // RequestUp was made
 	told       toldPath
 	closed     *Closed // of the latest that ended; nil: none. Frozen.
 	closedAt   time.Time
@@ -118,17 +116,12 @@ func (c *controller) setReach(p *peer, next reach) {
 	}
 }
 
-// setKeepalive gives the core the interval that counts now. A named peer has one while there is a session: it would begin a
+// setKeepalive gives the core the configured interval. With a named peer it counts while there is a session: it would begin a
 // handshake of its own else.
 func (c *controller) setKeepalive(now time.Duration, p *peer) {
 	interval := time.Duration(p.keepalive) * time.Second
-	if l := p.link; l != nil {
-		switch {
-		case !l.alive() || l.connection.phase < PhaseUp:
-			interval = 0
-		case interval == 0 || l.connection.keepalive != 0 && l.connection.keepalive < interval:
-			interval = l.connection.keepalive
-		}
+	if l := p.link; l != nil && (!l.alive() || l.connection.phase < PhaseUp) {
+		interval = 0
 	}
 	if interval != p.core.PersistentKeepalive() {
 		p.core.SetPersistentKeepalive(now, interval)
@@ -144,12 +137,17 @@ func (c *controller) closeLink(now time.Duration, p *peer, reason CloseReason) {
 	c.follow(now, p)
 }
 
-// keysChanged begins anew with a named peer: another key or preshared key. A wish that waits is granted at once.
+// keysChanged begins anew with a named peer: another key or preshared key.
 func (c *controller) keysChanged(now time.Duration, p *peer) {
 	if p.link == nil {
 		return
 	}
 	c.closeLink(now, p, CloseKeysChanged)
+	c.retry(now, p)
+}
+
+// retry lets the next attempt begin as if none had failed. A wish that waits is granted at once.
+func (c *controller) retry(now time.Duration, p *peer) {
 	p.link.backoff.reset(now)
 	c.grant(now, p.link)
 }
@@ -230,7 +228,7 @@ func (c *controller) begin(now time.Duration, name string, generation uint32, co
 	}
 	c.closeLink(now, p, CloseReplaced)
 	l := p.link
-	l.generation, l.asked, l.backoff.wanted, l.up = generation, 0, false, false
+	l.asked, l.backoff.wanted = 0, false
 	l.connection, l.attempt, a.link = newConnection(now, generation, controlling), a, l
 	c.log.Debug("connection attempt", "peer", l.name, "generation", generation, "controlling", controlling)
 	c.touch(now, p)
@@ -287,17 +285,12 @@ func (c *controller) follow(now time.Duration, p *peer) {
 		}
 		c.drain(now, p)
 	}
-	c.tellUp(now, l)
 	c.setReach(p, l.reach(now))
 	c.setKeepalive(now, p)
 }
 
-// tellUp says once that the connection has its first session.
-func (c *controller) tellUp(now time.Duration, l *link) {
-	if l.up || !l.alive() || l.connection.upSince == 0 {
-		return
-	}
-	l.up = true
+// noteUp says that the connection has its first session.
+func (c *controller) noteUp(now time.Duration, l *link) {
 	attrs := []slog.Attr{
 		slog.String("peer", l.name), slog.Uint64("generation", uint64(l.connection.generation)),
 		slog.Duration("after", now-l.connection.began),
@@ -324,7 +317,7 @@ func (c *controller) fulfil(now time.Duration, p *peer, out connectionOutput) {
 	l := p.link
 	switch out.kind {
 	case connectionStartAgent:
-		c.request(l, Request{Kind: RequestAgent, Agent: out.agent, Controlling: out.controlling})
+		c.request(l, Request{Kind: RequestAgent, Agent: out.agent})
 	case connectionCloseAgent:
 		c.request(l, Request{Kind: RequestCloseAgent, Agent: out.agent})
 	case connectionPublishPath:
@@ -342,7 +335,9 @@ func (c *controller) fulfil(now time.Duration, p *peer, out connectionOutput) {
 			c.wantSession(now, p)
 		}
 	case connectionKeepalive:
-		c.setKeepalive(now, p)
+		c.sendKeepalive(now, p)
+	case connectionUp:
+		c.noteUp(now, l)
 	case connectionSendBye:
 		c.request(l, Request{Kind: RequestBye, Bye: out.bye})
 	case connectionClosed:
@@ -373,10 +368,10 @@ func (c *controller) publishPath(now time.Duration, p *peer, path *Path) {
 // tellPath logs a path, for all to see if the connection is up and goes another way than before.
 func (c *controller) tellPath(l *link, path *Path) {
 	level, message, now := slog.LevelDebug, "path selected", toldPath{path.Dst, path.Relayed}
-	if l.up && now != l.told {
+	if l.connection.upSince != 0 && now != l.told {
 		level, message, l.told = slog.LevelInfo, "path changed", now
 	}
-	attrs := []slog.Attr{slog.String("peer", l.name), slog.Uint64("generation", uint64(l.generation))}
+	attrs := []slog.Attr{slog.String("peer", l.name), slog.Uint64("generation", uint64(l.connection.generation))}
 	c.log.LogAttrs(context.Background(), level, message, append(attrs, path.attrs()...)...)
 }
 
@@ -440,10 +435,10 @@ type ConnectionStatus struct {
 
 func (l *link) status(now time.Duration) *ConnectionStatus {
 	s := &ConnectionStatus{
-		Phase: PhaseClosed, Generation: l.generation, Path: l.peer.path.Load(), Closed: l.closed, ClosedAt: l.closedAt,
+		Phase: PhaseClosed, Path: l.peer.path.Load(), Closed: l.closed, ClosedAt: l.closedAt,
 	}
 	if k := l.connection; k != nil {
-		s.Phase, s.Controlling, s.Age = k.phase, k.controlling, now-k.began
+		s.Phase, s.Generation, s.Controlling, s.Age = k.phase, k.generation, k.controlling, now-k.began
 		if k.upSince != 0 && !k.over() {
 			s.Up = now - k.upSince
 		}

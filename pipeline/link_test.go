@@ -176,8 +176,10 @@ func TestLinkIdle(t *testing.T) {
 				t.Errorf("agents %v and %v", w.a.agents, w.b.agents)
 			}
 		})
-		if w.a.counter("keepalives")+w.b.counter("keepalives") < 20 {
-			t.Error("too few keepalives")
+		for _, s := range []*side{w.a, w.b} { // a NAT may keep a mapping for what leaves only (RFC 4787, section 4.3)
+			if n := s.counter("keepalives"); n < 20 || n > 40 {
+				t.Errorf("%d keepalives came to %s", n, s.name)
+			}
 		}
 	})
 }
@@ -323,8 +325,7 @@ func TestLinkNameEndsPlainSession(t *testing.T) {
 	})
 }
 
-// A keepalive that is configured neither makes an attempt nor an initiation of its own. It counts while there is a session,
-// unless the connection wants a shorter one.
+// A keepalive that is configured neither makes an attempt nor an initiation of its own. It counts while there is a session.
 func TestLinkPersistentKeepalive(t *testing.T) {
 	runLinks(t, plain, func(w *linkWorld) {
 		set := func(seconds uint16) {
@@ -351,10 +352,8 @@ func TestLinkPersistentKeepalive(t *testing.T) {
 		w.sleep(idleAfter + time.Second)
 		w.wantPhase(PhaseIdle)
 		want(5 * time.Second)
-		set(0)
-		want(idleKeepalive)
 		set(60)
-		want(idleKeepalive)
+		want(time.Minute)
 		w.b.edit(func(e *Edit) { e.Peer(w.a.key.Public()).SetName("") })
 		want(time.Minute)
 	})

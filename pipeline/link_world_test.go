@@ -49,6 +49,7 @@ type side struct {
 	agents  map[uint32]bool
 	using   uint32 // the agent that has selected a pair last
 	seen    []seen
+	sleeper
 }
 
 // seen is a request and when it was made.
@@ -95,7 +96,7 @@ func runLinks(t *testing.T, v variant, test func(w *linkWorld)) {
 func (w *linkWorld) join(name string, v variant, number byte) *side {
 	s := &side{world: w, name: name, log: new(logBuffer), agents: make(map[uint32]bool)}
 	s.node = newNode(w.t, w.network, v, number, func(cfg *Config) {
-		cfg.Edge = s.request
+		cfg.Edge, cfg.Clock = s.request, s.clock(cfg.Clock)
 		cfg.Logger = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	})
 	return s
@@ -195,6 +196,7 @@ func (s *side) begin(generation uint32) {
 	s.number, s.using = generation, 0
 	attempt, err := s.Begin(s.other.name, generation, Controls(s.name == "a", s.name == "b", s.name, s.other.name))
 	if err != nil {
+		s.number = 0
 		return
 	}
 	s.attempt = attempt
@@ -207,6 +209,9 @@ func (s *side) offer(generation, number uint32) {
 	}
 	if generation > s.number {
 		s.begin(generation)
+	}
+	if s.number != generation {
+		return
 	}
 	s.attempt.RemoteAgent(number)
 	s.attempt.RemoteCandidate(number)

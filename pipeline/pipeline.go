@@ -141,6 +141,9 @@ func (p *Pipeline) call(f func()) error {
 	}
 }
 
+// Now reads the pipeline's clock, which runs in suspend where the system has one that does.
+func (p *Pipeline) Now() time.Duration { return p.clock() }
+
 // Counters returns what was counted, by name and in their order: shard counters as they are, those of the edges with the
 // prefixes tun_ and udp_, drops as drop_REASON, handshake messages as handshake_RESULT. It also works after Run has ended.
 func (p *Pipeline) Counters() []Counter {

@@ -16,8 +16,10 @@ import (
 const (
 	// gatherPause is how long candidates are collected before they are signaled.
 	gatherPause = 10 * time.Millisecond
-	// repeatAfter is how soon an offer or answer is sent again while nothing is known of the peer's agent.
+	// repeatAfter is how soon an offer or answer is sent again while nothing is known of the peer's agent, or of the message. At most
+	// maxSending of an agent are under way.
 	repeatAfter = time.Second
+	maxSending  = 4
 	// upgradeFirst and upgradeEvery are when a relayed connection that is not idle tries to become direct.
 	upgradeFirst = 15 * time.Second
 	upgradeEvery = 2 * time.Minute
@@ -36,6 +38,7 @@ type attempt struct {
 	connection  *ice.Connection
 	agents      map[uint32]*agent
 	newest      uint32                    // agent that was asked for
+	heard       uint32                    // the newest of the peer's agents that ours has met
 	pending     map[uint32]signal.Message // of the peer's agents that ours do not match yet
 
 	path          *pipeline.Path // as control has published it, nil: none
@@ -57,14 +60,14 @@ type agent struct {
 	local      ice.Credentials
 	candidates []string
 	end        bool
-	relays     int             // that it was made with
+	relays     int             // that it was made with, without those that were lost since
 	remote     ice.Credentials // zero: not known yet
 	seen       []string        // the peer's candidates
 	answers    bool            // the peer began it
 	settled    bool            // it has selected a pair or failed
-	silent     bool            // its pair is, for some seconds
 	sendAt     time.Time       // zero: nothing to send
-	sending    bool
+	sending    int             // messages of which nothing is known yet
+	repeatAt   time.Time       // while there are some: when the latest counts as lost
 }
 
 // obey carries out what control asked.
@@ -80,13 +83,10 @@ func (e *Edge) obey() {
 		a := e.named[attemptName{r.Peer, r.Generation}]
 		switch r.Kind {
 		case pipeline.RequestBye:
-			if p := e.peers[r.Peer]; p != nil {
-				p.farewell = r
-			}
-			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, r) })
+			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, r.Peer, r.Bye) })
 		case pipeline.RequestClosed:
 			if a != nil {
-				e.finish(a, r.Closed.Reason)
+				e.finish(a, r.Closed)
 			}
 		default:
 			if a != nil {
@@ -231,14 +231,17 @@ func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
 }
 
 // finish forgets an attempt that is over.
-func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
+func (e *Edge) finish(a *attempt, closed pipeline.Closed) {
 	p := a.peer
 	a.release()
-	p.attempt, p.last, p.done = nil, a, finished{a.run, uint64(a.generation)}
+	p.attempt, p.last = nil, ended{a.handle, a.run, closed}
 	delete(e.attempts, a.connection)
 	delete(e.named, attemptName{p.Name, a.generation})
 	e.tasks.Go(func() { _ = a.connection.Close() })
-	if reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
+	if closed.Reason == pipeline.CloseICETimeout || closed.Reason == pipeline.CloseICEDisconnected {
+		e.prober.Doubt()
+	}
+	if closed.Reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
 		e.pipeline.Load().Want(p.Name)
 	}
 }
@@ -246,6 +249,10 @@ func (e *Edge) finish(a *attempt, reason pipeline.CloseReason) {
 // startAgent starts an agent that control wants.
 func (e *Edge) startAgent(a *attempt, number uint32) {
 	a.newest = max(a.newest, number)
+	e.probeRelays()
+	if number > 1 {
+		e.prober.Doubt() // the path may be lost because a NAT maps elsewhere now
+	}
 	local, err := a.connection.Restart(number)
 	if err != nil {
 		e.log.Warn("no ICE agent could be made", "peer", a.peer.Name, "error", err)
@@ -270,8 +277,12 @@ func (e *Edge) feed(a *attempt, msg signal.Message) {
 		e.connect(a, agent, msg)
 		return
 	}
-	if msg.Agent <= a.newest {
-		return // ours is closed
+	if msg.Agent <= a.newest { // ours is closed
+		if msg.Kind == signal.Offer && msg.Agent > a.heard && !a.checking() {
+			a.heard = msg.Agent
+			a.handle.WantAgent() // the peer's waits for one that we gave up before it came
+		}
+		return
 	}
 	if old, known := a.pending[msg.Agent]; known || len(a.pending) < maxPending {
 		a.pending[msg.Agent] = newer(old, msg)
@@ -304,9 +315,9 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 			e.log.Debug("the peer's credentials are refused", "peer", a.peer.Name, "error", err)
 			return
 		}
-		agent.remote = remote
+		agent.remote, a.heard = remote, max(a.heard, agent.number)
 		agent.answers = msg.Kind == signal.Offer
-	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && !agent.sending:
+	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && agent.sending == 0:
 		agent.sendAt = time.Now().Add(repeatAfter / 4) // it has not heard of ours
 	}
 }
@@ -326,13 +337,6 @@ func (e *Edge) handleEvent(event ice.Event) {
 	}
 	if agent := a.agents[event.Generation]; agent != nil {
 		agent.note(event)
-		if silent := event.State == ice.StateDisconnected; silent != agent.silent {
-			agent.silent = silent
-			if silent {
-				e.relays.Probe() // is it a relay that is gone?
-			}
-			a.handle.AgentSilent(event.Generation, silent)
-		}
 	}
 	if event.State == ice.StateFailed {
 		a.handle.AgentFailed(event.Generation)
@@ -350,7 +354,7 @@ func (g *agent) note(event ice.Event) {
 			g.candidates = append(g.candidates, text)
 		}
 	}
-	g.settled = event.State == ice.StateConnected || event.State == ice.StateFailed
+	g.settled = g.settled || event.State == ice.StateConnected || event.State == ice.StateFailed
 	done := event.Gathered && !g.end
 	g.end = g.end || event.Gathered
 	switch {
@@ -371,7 +375,8 @@ func (e *Edge) send(a *attempt, g *agent) {
 		Kind: kind, Generation: uint64(a.generation), Agent: g.number, PublicKey: e.key.Public(), Ufrag: g.local.Ufrag,
 		Pwd: g.local.Password, Candidates: slices.Clone(g.candidates), End: g.end,
 	}
-	g.sending, g.sendAt = true, time.Time{}
+	g.sending++
+	g.sendAt, g.repeatAt = time.Time{}, time.Now().Add(repeatAfter)
 	to := a.peer.Name
 	e.tasks.Go(func() {
 		err := e.config.Signaler.Send(e.ctx, to, msg)
@@ -381,13 +386,13 @@ func (e *Edge) send(a *attempt, g *agent) {
 
 // sent notes what came of it. An agent of which the peer says nothing is told again.
 func (e *Edge) sent(a *attempt, g *agent, err error) {
-	g.sending = false
+	g.sending--
 	a.peer.absent = errors.Is(err, signal.ErrAbsent)
 	switch {
 	case a.agents[g.number] != g:
 	case a.peer.absent && a.path == nil:
 		a.handle.Close(pipeline.CloseNoCandidates)
-	case !g.sendAt.IsZero() || g.settled:
+	case !g.sendAt.IsZero() || g.settled || g.sending > 0:
 	case errors.Is(err, signal.ErrDown): // lost with the connection to the portal; Send waits for the next one
 		g.sendAt = time.Now().Add(gatherPause)
 	case err != nil || g.remote == (ice.Credentials{}):
@@ -396,7 +401,7 @@ func (e *Edge) sent(a *attempt, g *agent, err error) {
 }
 
 // sendBye tells the peer why a connection has ended. It waits.
-func (e *Edge) sendBye(ctx context.Context, limit time.Duration, r pipeline.Request) {
+func (e *Edge) sendBye(ctx context.Context, limit time.Duration, to string, bye pipeline.Bye) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {
@@ -405,16 +410,27 @@ func (e *Edge) sendBye(ctx context.Context, limit time.Duration, r pipeline.Requ
 	case <-ctx.Done():
 		return
 	}
-	err := e.config.Signaler.Send(ctx, r.Peer, byeMessage(r.Bye))
+	err := e.config.Signaler.Send(ctx, to, byeMessage(bye))
 	if err != nil {
-		e.log.Debug("the bye did not arrive", "peer", r.Peer, "error", err)
+		e.log.Debug("the bye did not arrive", "peer", to, "error", err)
 	}
 }
 
-// lacksRelay reports whether an agent that still looks for a path was made when fewer relays were up.
+// checking reports whether an agent still looks for a path.
+func (a *attempt) checking() bool {
+	for _, g := range a.agents {
+		if !g.settled {
+			return true
+		}
+	}
+	return false
+}
+
+// lacksRelay reports whether an agent that still looks for a path has fewer relays than are up now. While there is no path it
+// must have none at all: one that may be about to find a path is not given up for a second relay.
 func (a *attempt) lacksRelay(up int) bool {
 	for _, g := range a.agents {
-		if !g.settled && g.relays < up {
+		if !g.settled && g.relays < up && (a.path != nil || g.relays == 0) {
 			return true
 		}
 	}
@@ -451,7 +467,7 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 	}
 	for _, a := range e.attempts {
 		for _, g := range a.agents {
-			if !g.sending && at(g.sendAt) {
+			if g.sending == 0 && at(g.sendAt) || g.sending > 0 && g.sending < maxSending && !g.settled && at(g.repeatAt) {
 				e.send(a, g)
 			}
 		}

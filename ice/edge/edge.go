@@ -49,8 +49,6 @@ type Config struct {
 	Loopback  bool
 	// Watch follows changes of the network (netlink).
 	Watch bool
-	// Clock is the pipeline's monotonic clock, best one that runs in suspend. Nil is the runtime's.
-	Clock func() time.Duration
 	// Program names the program and its version to the portal.
 	Program string
 	Logger  *slog.Logger // nil discards
@@ -105,6 +103,9 @@ type Edge struct {
 	applyError  error
 	lastRefused string
 	skew        time.Duration // the portal's clock minus ours
+	clock       time.Duration // the pipeline's at the latest input
+	awake       time.Time     // the runtime's then, which stands still in suspend
+	relaysAsked time.Time     // see probeRelays
 	timer       *time.Timer
 }
 
@@ -245,9 +246,10 @@ func (e *Edge) Run(ctx context.Context, p *pipeline.Pipeline) error {
 		}
 	}
 	e.relays = turn.NewRelays(turn.RelaysConfig{
-		Sender: sockets{e}, Changed: e.noteRelays, Lost: e.noteLostRelay, Clock: e.config.Clock,
+		Sender: sockets{e}, Changed: e.noteRelays, Lost: e.noteLostRelay, Clock: p.Now,
 	})
 	e.receiver.Store(e.relays)
+	e.clock, e.awake = p.Now(), time.Now()
 	e.timer = time.NewTimer(time.Hour)
 	defer e.timer.Stop()
 	e.tasks.Go(func() { e.follow(ctx) })
@@ -280,6 +282,7 @@ func (e *Edge) loop(ctx context.Context, changed <-chan struct{}) {
 			e.networkChanged("asked to")
 		case <-e.timer.C:
 		}
+		e.noticeSleep()
 		e.obey()
 		e.followRelays()
 		e.timer.Reset(e.handleTimeouts(time.Now()))
@@ -313,7 +316,7 @@ func (e *Edge) close() error {
 	var byes sync.WaitGroup
 	for _, r := range e.take() {
 		if r.Kind == pipeline.RequestBye {
-			byes.Go(func() { e.sendBye(ctx, closeWait, r) })
+			byes.Go(func() { e.sendBye(ctx, closeWait, r.Peer, r.Bye) })
 		}
 	}
 	byes.Wait()

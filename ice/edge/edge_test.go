@@ -155,14 +155,10 @@ func TestRoaming(t *testing.T) {
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
 		before := c.connection("gate")
-		c.host.AddAddress(outer(99))
-		c.host.RemoveAddress(outer(c.number))
-		c.number = 99
-		c.edge.NetworkChanged()
+		c.move(99)
 		w.await(3*time.Second, "the gateway sends to the new address", func() bool {
 			return g.connection("laptop").Endpoint.Addr() == outer(99)
 		})
-		c.number = 2
 		w.carries(c, g)
 		after := c.connection("gate")
 		if !after.LastHandshake.Equal(before.LastHandshake) || after.Generation != before.Generation {

@@ -39,29 +39,51 @@ func (e *Edge) handleMessage(msg signalMessage) {
 		e.unknown(msg)
 		return
 	}
-	if !e.generations.Accept(&msg) {
+	a := p.attempt
+	if msg.Kind == signal.Offer && a != nil && a.run == 0 && msg.Generation < uint64(a.generation) {
+		return // both have begun, and the greater number counts: ours, which is told again until the peer has heard it
+	}
+	switch e.generations.Judge(&msg) {
+	case signal.Late:
+		return
+	case signal.Behind:
+		e.catchUp(p)
+		return
+	case signal.Astray:
+		e.answerBye(p, msg)
 		return
 	}
-	a := p.attempt
-	ours := a != nil && a.generation == uint32(msg.Generation) && (a.run == 0 || a.run == msg.Run)
+	ours := a != nil && a.generation == uint32(msg.Generation)
 	switch {
-	case ours && msg.Kind == signal.Bye:
+	case msg.Kind == signal.Bye && ours: // of another run: the peer has restarted and knows nothing of it
 		a.handle.Bye(byeOf(msg.Message))
-	case ours:
+	case msg.Kind == signal.Bye:
+		p.lateBye(msg)
+	case ours && (a.run == 0 || a.run == msg.Run):
 		a.run = msg.Run
 		e.feed(a, msg.Message)
-	case msg.Kind == signal.Bye:
-		e.lateBye(p, msg)
 	case p.beginning && msg.Kind == signal.Offer && (msg.Agent == 1 || p.awaits(msg)):
 		e.prepare(p, &msg)
-	case msg.Kind == signal.Answer || msg.Agent > 1:
-		if p.replies.take(time.Now()) {
-			bye := p.reply(msg)
-			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, bye) })
-		}
-	case p.done == finished{msg.Run, msg.Generation}:
+	case msg.Kind == signal.Answer || msg.Agent > 1 || p.last.was(msg):
+		e.answerBye(p, msg)
 	case p.offers.take(time.Now()):
 		e.prepare(p, &msg)
+	}
+}
+
+// catchUp answers a peer that cannot know the number of our newest attempt, which is over, with an offer of a greater one.
+func (e *Edge) catchUp(p *peer) {
+	if p.attempt == nil && !p.beginning && p.offers.take(time.Now()) {
+		p.wished = true
+		e.prepare(p, nil)
+	}
+}
+
+// answerBye tells a peer that we do not know the attempt that its message is about.
+func (e *Edge) answerBye(p *peer, msg signalMessage) {
+	if p.replies.take(time.Now()) {
+		bye := p.reply(msg)
+		e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, msg.From, bye) })
 	}
 }
 
@@ -84,8 +106,8 @@ func (e *Edge) unknown(msg signalMessage) {
 }
 
 // lateBye gives control the bye of a peer whose connection is already over here.
-func (e *Edge) lateBye(p *peer, msg signalMessage) {
-	if p.last != nil && p.last.generation == uint32(msg.Generation) {
+func (p *peer) lateBye(msg signalMessage) {
+	if p.last.is(msg) {
 		p.last.handle.Bye(byeOf(msg.Message))
 	}
 }
@@ -98,14 +120,13 @@ func (p *peer) awaits(msg signalMessage) bool {
 }
 
 // reply is the bye for a message about an attempt that is over, or never was.
-func (p *peer) reply(msg signalMessage) pipeline.Request {
-	if p.farewell.Bye.Generation == uint32(msg.Generation) {
-		return p.farewell // it may have been lost
+func (p *peer) reply(msg signalMessage) pipeline.Bye {
+	if p.last.is(msg) {
+		if bye, ok := p.last.closed.Bye(); ok {
+			return bye // it may have been lost
+		}
 	}
-	return pipeline.Request{
-		Kind: pipeline.RequestBye, Peer: msg.From,
-		Bye: pipeline.Bye{Generation: uint32(msg.Generation), Reason: pipeline.CloseUnknown},
-	}
+	return pipeline.Bye{Generation: uint32(msg.Generation), Reason: pipeline.CloseUnknown}
 }
 
 // byeMessage is a bye as it is signaled. The counters keep the names that they have in logs.

@@ -15,6 +15,32 @@ import (
 // whose allocation is up when it is made, and none later.
 const relayPatience = time.Second
 
+const (
+	// sleepLeast is how much more the clock that runs in suspend must have counted than the other for the host to have slept.
+	sleepLeast = 5 * time.Second
+	// probeGap is the least time between two questions to the relays whether they know us yet.
+	probeGap = time.Second
+)
+
+// noticeSleep looks for other paths when the host has slept: NATs and relays have forgotten us meanwhile.
+func (e *Edge) noticeSleep() {
+	clock, awake := e.pipeline.Load().Now(), time.Now()
+	slept := clock - e.clock - awake.Sub(e.awake)
+	e.clock, e.awake = clock, awake
+	if slept > sleepLeast {
+		e.networkChanged("the host has slept for " + slept.Round(time.Second).String())
+	}
+}
+
+// probeRelays asks the relays whether our allocations are there still. One that has restarted would be noticed when they are
+// refreshed, minutes later.
+func (e *Edge) probeRelays() {
+	if now := time.Now(); now.Sub(e.relaysAsked) >= probeGap {
+		e.relaysAsked = now
+		e.relays.Probe()
+	}
+}
+
 // networkChanged has every connection look for another path beside the one in use.
 func (e *Edge) networkChanged(why string) {
 	e.log.Info("the network has changed: looking for other paths", "why", why, "connections", len(e.attempts))
@@ -53,6 +79,9 @@ func (e *Edge) followRelays() {
 	e.lostRelays, e.relaysChange = nil, false
 	e.mu.Unlock()
 	for _, a := range e.attempts {
+		for _, g := range a.agents {
+			g.relays = max(0, g.relays-len(lost))
+		}
 		if a.path != nil && a.path.Channel != 0 && slices.Contains(lost, a.path.Dst) {
 			a.handle.WantAgent()
 		}
@@ -68,7 +97,7 @@ func (e *Edge) followRelays() {
 	e.relaysUntil = time.Time{}
 	e.resume()
 	for _, a := range e.attempts {
-		if a.path != nil && a.lacksRelay(up) {
+		if a.lacksRelay(up) {
 			a.handle.WantAgent()
 		}
 	}

@@ -132,12 +132,6 @@ func (w *world) relayNamed(name string, number byte) (protocol.Relay, *turnServe
 	}, s
 }
 
-// direct says whether nodes reach one another without a relay.
-func (w *world) direct(may bool) {
-	between := func(a netip.AddrPort) bool { return a.Addr().As4()[0] == 198 }
-	w.network.Hook(func(d *udptest.Datagram) bool { return may || !between(d.Src) || !between(d.Dst) })
-}
-
 // Where no direct path is, the first attempt is relayed, though the nodes have just started; as soon as there is one the
 // connection moves to it with its session.
 func TestRelayedThenDirect(t *testing.T) {

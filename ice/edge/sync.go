@@ -29,21 +29,33 @@ const (
 type peer struct {
 	protocol.Peer
 	attempt   *attempt        // the one under way or in use, nil if none
-	last      *attempt        // the latest that is over, for the peer's bye
+	last      ended           // the latest that is over
 	beginning bool            // an attempt is being prepared
 	wished    bool            // by control
 	waiting   []signalMessage // came meanwhile
 	absent    bool            // the portal said so at the last message
-	done      finished
-	askError  error        // of the question to the portal, while the attempt waits for a relay
-	announced protocol.Key // not the portal's, and logged
-	farewell  pipeline.Request
-	offers    bucket // of new attempts
-	replies   bucket // to messages that belong to no attempt
+	askError  error           // of the question to the portal, while the attempt waits for a relay
+	announced protocol.Key    // not the portal's, and logged
+	offers    bucket          // of new attempts
+	replies   bucket          // to messages that belong to no attempt
 }
 
-// finished names the latest attempt that is over, so that a late offer does not begin it again.
-type finished struct{ run, generation uint64 }
+// ended is what is kept of an attempt that is over: so that the peer's bye finds it, and a late offer does not begin it again.
+type ended struct {
+	handle *pipeline.Attempt // nil: there was none
+	run    uint64
+	closed pipeline.Closed
+}
+
+// is reports whether the attempt has the generation of a message.
+func (l ended) is(msg signalMessage) bool {
+	return l.handle != nil && l.closed.Generation == uint32(msg.Generation)
+}
+
+// was reports whether a message is about the attempt.
+func (l ended) was(msg signalMessage) bool {
+	return l.run == msg.Run && l.is(msg)
+}
 
 // follow asks the portal again and again for what has changed.
 func (e *Edge) follow(ctx context.Context) {
@@ -345,6 +357,7 @@ func (e *Edge) editPeer(edit *pipeline.Edit, p *peer, next protocol.Peer) {
 	}
 	if next.Online && !p.Online {
 		p.absent = false
+		pe.Retry()
 	}
 	p.Peer = next
 }

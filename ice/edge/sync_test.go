@@ -358,6 +358,7 @@ func TestApply(t *testing.T) {
 			w.portal.nodes["gate"] = &entry{role: protocol.Gateway, number: 9, key: protocol.Key{9}, away: true}
 		})
 		c := &node{w: w, name: "laptop", role: protocol.Client, number: 1, log: &record{}}
+		c.place.Store(1)
 		w.portal.nodes["laptop"] = &entry{role: protocol.Client, number: 1}
 		var calls []protocol.Sync
 		fail := errors.New("no such device")

@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -32,6 +33,12 @@ type world struct {
 	nodes     []*node
 	start     time.Time
 	ends      []func() // for the end of the test
+	off       sync.Map // names of nodes that are cut off from the portal
+	relayOnly bool     // see direct
+	severed   map[*node]bool
+	relayless *node // whose datagrams no relay takes
+	// lose says which messages are lost, nil: none. Frozen when the first node starts.
+	lose func(to string, msg signal.Message) bool
 }
 
 // node is one whole node: pipeline and edge.
@@ -40,6 +47,7 @@ type node struct {
 	name     string
 	role     protocol.Role
 	number   byte
+	place    atomic.Uint32 // its outer address is outer(place)
 	host     *udptest.Host
 	device   *tuntest.Device
 	pipeline *pipeline.Pipeline
@@ -48,6 +56,7 @@ type node struct {
 	log      *record
 	apply    func(protocol.Sync) error
 	state    func() signal.State
+	slept    atomic.Int64 // how much of its clock it was not there to see
 	stop     context.CancelFunc
 	ran      chan error
 }
@@ -234,7 +243,8 @@ func (w *world) node(name string, role protocol.Role) *node {
 	n := &node{w: w, name: name, role: role, number: byte(len(w.nodes) + 1), log: &record{}}
 	w.nodes = append(w.nodes, n)
 	w.portal.change(func() { w.portal.nodes[name] = &entry{role: role, number: n.number} })
-	n.host = w.network.Host(outer(n.number))
+	n.place.Store(uint32(n.number))
+	n.host = w.network.Host(n.outer())
 	n.start()
 	return n
 }
@@ -248,11 +258,11 @@ func (n *node) start() {
 	}
 	logger := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	n.edge, err = New(Config{
-		Name: n.name, Role: n.role, Signaler: n.memory, Logger: logger,
+		Name: n.name, Role: n.role, Signaler: line{n.memory, n}, Logger: logger,
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			return n.w.portal.sync(ctx, n.name, r)
 		},
-		Addresses: func() []netip.Addr { return []netip.Addr{outer(n.number)} }, Apply: n.apply, PortalState: n.state,
+		Addresses: func() []netip.Addr { return []netip.Addr{n.outer()} }, Apply: n.apply, PortalState: n.state,
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -260,8 +270,7 @@ func (n *node) start() {
 	n.device = tuntest.New(tuntest.Config{})
 	n.pipeline, err = pipeline.New(pipeline.Config{
 		Device: n.device, Listen: n.host.Listen, UDP: udp.Config{}, Logger: logger, Stray: n.edge.Stray, Edge: n.edge.Request,
-		Clock: func() time.Duration { return time.Since(n.w.start) + time.Hour }, Wall: time.Now,
-		Rand: rand.NewChaCha8([32]byte{n.number}),
+		Clock: n.clock, Wall: time.Now, Rand: rand.NewChaCha8([32]byte{n.number}),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -271,6 +280,13 @@ func (n *node) start() {
 	go func() { n.ran <- n.pipeline.Run(context.Background()) }()
 	go func() { n.ran <- n.edge.Run(ctx, n.pipeline) }()
 }
+
+// clock is what the node's clock says, which also runs while the node sleeps.
+func (n *node) clock() time.Duration {
+	return time.Since(n.w.start) + time.Hour + time.Duration(n.slept.Load())
+}
+
+func (n *node) outer() netip.Addr { return outer(byte(n.place.Load())) }
 
 // close ends the node in order: byes leave, then the pipeline ends.
 func (n *node) close() {
@@ -380,6 +396,20 @@ func (w *world) await(limit time.Duration, what string, f func() bool) time.Dura
 
 // generation is that of n's newest attempt with a peer.
 func (n *node) generation(peer string) uint64 { return uint64(n.connection(peer).Generation) }
+
+// agent is the number of the newest agent of n's that has found a path to the peer, 0 if there is none.
+func (n *node) agent(peer string) (number uint32) {
+	n.owner(func(e *Edge) {
+		if a := e.peers[peer].attempt; a != nil {
+			for _, g := range a.agents {
+				if g.settled {
+					number = max(number, g.number)
+				}
+			}
+		}
+	})
+	return number
+}
 
 // up reports whether both nodes say that they are connected.
 func up(a, b *node) bool {

@@ -250,6 +250,7 @@ func (a *allocation) Close() error {
 	if !closed {
 		a.gate.forget(a)
 		a.sock.conn.Close()
+		a.gate.server.allocations.Done()
 	}
 	return nil
 }

@@ -6,6 +6,7 @@ import (
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 )
@@ -20,17 +21,21 @@ var (
 // start runs a server on loopback, IPv4 first and IPv6 second, whose peers on loopback are allowed.
 func start(t testing.TB, edit func(*Config)) *Server {
 	t.Helper()
-	cfg := Config{
+	cfg := testConfig()
+	if edit != nil {
+		edit(&cfg)
+	}
+	return run(t, cfg)
+}
+
+func testConfig() Config {
+	return Config{
 		Listen:       []netip.AddrPort{netip.AddrPortFrom(loopback4, 0), netip.AddrPortFrom(loopback6, 0)},
 		Secret:       testSecret,
 		AllowedPeers: prefixes("127.0.0.0/8", "::1/128"),
 		// The tests of limits set their own.
 		RefusalsPerSecond: 1e6, BindingsPerSecond: 1e6,
 	}
-	if edit != nil {
-		edit(&cfg)
-	}
-	return run(t, cfg)
 }
 
 func run(t testing.TB, cfg Config) *Server {
@@ -39,6 +44,26 @@ func run(t testing.TB, cfg Config) *Server {
 	if err != nil {
 		t.Fatal(err)
 	}
+	serve(t, s)
+	return s
+}
+
+// startAhead is start with a clock for credentials that runs ahead by what the returned atomic holds, in ns.
+func startAhead(t testing.TB) (*Server, *atomic.Int64) {
+	t.Helper()
+	s, err := New(testConfig())
+	if err != nil {
+		t.Fatal(err)
+	}
+	var ahead atomic.Int64
+	s.clock = func() time.Time { return time.Now().Add(time.Duration(ahead.Load())) }
+	serve(t, s)
+	return s, &ahead
+}
+
+// serve runs s until the test ends.
+func serve(t testing.TB, s *Server) {
+	t.Helper()
 	failed := make(chan error, 1)
 	go func() { failed <- s.Run(context.Background()) }()
 	for !s.Ready() {
@@ -49,7 +74,6 @@ func run(t testing.TB, cfg Config) *Server {
 		}
 	}
 	t.Cleanup(func() { s.Close() })
-	return s
 }
 
 // patience is how long what must come is waited for, on a machine that may be busy.

@@ -124,7 +124,7 @@ func (g *gate) onAllocation(_, _ net.Addr, _, _, _ string, _ net.Addr, _ int) {
 	g.mu.Lock()
 	g.allocations[a.client] = a
 	g.mu.Unlock()
-	g.server.allocations.Add(1)
+	g.server.allocations.Add(1) // until nobody reads from it
 	g.server.stats.created.Add(1)
 }
 
@@ -197,6 +197,7 @@ func (m generator) AllocatePacketConn(want turn.AllocateListenerConfig) (net.Pac
 		return nil, nil, err
 	}
 	a := newAllocation(g, sock, want.UserID, relayed)
+	g.server.allocations.Add(1) // until it is closed
 	g.now.opened = a
 	return a, net.UDPAddrFromAddrPort(relayed), nil
 }

@@ -7,7 +7,6 @@ import (
 	"strings"
 	"syscall"
 	"testing"
-	"time"
 
 	"github.com/vishvananda/netlink"
 )
@@ -56,7 +55,7 @@ func TestSmallMTU(t *testing.T) {
 			t.Errorf("%d of 3 datagrams of %d bytes were not sent", failed, size)
 		}
 		for i := range 3 {
-			if b, _ := readPeer(conn, 5*time.Second); len(b) != size {
+			if b, _ := readPeer(conn, patience); len(b) != size {
 				t.Errorf("datagram %d of %d bytes: %d came", i, size, len(b))
 			}
 		}

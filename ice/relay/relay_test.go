@@ -321,28 +321,32 @@ func TestCredentials(t *testing.T) {
 
 // TestExpiryEndsAllocation: an expired credential cannot refresh what it made while it was valid.
 func TestExpiryEndsAllocation(t *testing.T) {
-	s := start(t, nil)
+	s, ahead := startAhead(t)
 	c := dial(t, s, 0, "x")
-	c.user, c.password = s.Credential(time.Now().Add(2*time.Second), "x")
 	c.allocate()
-	eventually(t, "the credential to expire", func() bool {
-		_, code := c.call(methodRefresh)
-		return code == codeUnauthorized
-	})
+	if _, code := c.call(methodRefresh); code != 0 {
+		t.Fatalf("Refresh: %d", code)
+	}
+	ahead.Store(int64(2 * time.Hour))
+	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+		t.Errorf("Refresh with the expired credential: %d, want 401", code)
+	}
 }
 
 // TestRenewedCredential: a later credential of the same user goes on with what an earlier one has made, also when that has
 // expired.
 func TestRenewedCredential(t *testing.T) {
-	s := start(t, nil)
+	s, ahead := startAhead(t)
 	c := dial(t, s, 0, "x")
-	c.user, c.password = s.Credential(time.Now().Add(2*time.Second), "x")
 	relayed := c.allocate()
-	eventually(t, "the credential to expire", func() bool {
-		_, code := c.call(methodRefresh)
-		return code == codeUnauthorized
-	})
-	c.user, c.password = s.Credential(time.Now().Add(time.Hour), "x")
+	if _, code := c.call(methodRefresh); code != 0 {
+		t.Fatalf("Refresh: %d", code)
+	}
+	ahead.Store(int64(2 * time.Hour))
+	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+		t.Errorf("Refresh with the expired credential: %d, want 401", code)
+	}
+	c.user, c.password = s.Credential(time.Now().Add(3*time.Hour), "x")
 	if _, code := c.call(methodRefresh); code != 0 {
 		t.Fatalf("Refresh with the renewed credential: %d", code)
 	}

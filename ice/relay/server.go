@@ -35,7 +35,7 @@ type Server struct {
 	stats stats
 	ready atomic.Bool
 
-	allocations sync.WaitGroup // goroutines that read what peers send
+	allocations sync.WaitGroup // those that are open, and those that somebody reads from
 
 	mu    sync.Mutex
 	state runState

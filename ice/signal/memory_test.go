@@ -196,7 +196,7 @@ func TestGenerations(t *testing.T) {
 				if got := g.Next("b"); got != s.generation {
 					t.Errorf("%s, step %d: Next is %d, want %d", name, i, got, s.generation)
 				}
-			} else if got := g.Accept(message(s.kind, s.run, s.generation)); got != s.want {
+			} else if got := g.Judge(message(s.kind, s.run, s.generation)); (got == Current) != s.want {
 				t.Errorf("%s, step %d: %v %d of run %d: %v", name, i, s.kind, s.generation, s.run, got)
 			}
 		}
@@ -209,19 +209,62 @@ func TestGenerations(t *testing.T) {
 	}
 }
 
+// TestWorth: a peer that has counted less is told from its late messages, once for each of its attempts, and one that follows
+// another attempt from both.
+func TestWorth(t *testing.T) {
+	g := NewGenerations()
+	want := func(kind Kind, run, generation uint64, want Worth) {
+		t.Helper()
+		if got := g.Judge(message(kind, run, generation)); got != want {
+			t.Errorf("%v %d of run %d: %v, not %v", kind, generation, run, got, want)
+		}
+	}
+	want(Answer, 1, 1, Late)
+	for range 30 {
+		g.Next("b") // to 30, unheard
+	}
+	want(Offer, 1, 1, Behind) // the first word of the peer
+	want(Offer, 1, 1, Late)
+	if g.Next("b") != 31 {
+		t.Fatal("not the next one")
+	}
+	want(Answer, 1, 30, Late) // of nobody we know
+	want(Answer, 1, 31, Current)
+	for range 10 {
+		g.Next("b")
+	}
+	want(Answer, 1, 31, Astray)
+	want(Offer, 1, 32, Behind)
+	want(Offer, 1, 32, Late)
+	want(Offer, 1, 1, Late)
+	want(Bye, 1, 31, Late)
+	second := message(Offer, 1, 33)
+	second.Agent = 2
+	if got := g.Judge(second); got != Astray {
+		t.Errorf("a second agent of an old attempt: %v", got)
+	}
+	want(Offer, 1, 33, Behind)
+	want(Offer, 2, 1, Current) // it has restarted
+	want(Offer, 1, 40, Late)
+	want(Answer, 1, 1, Late)
+	want(Answer, 2, 41, Astray) // it has met an offer of ours
+	g.Next("b")
+	want(Offer, 2, 2, Behind)
+}
+
 // TestGenerationsLive: whatever came before, a peer that goes on counting is heard again.
 func TestGenerationsLive(t *testing.T) {
 	random := rand.New(rand.NewPCG(1, 2))
 	for range 200 {
 		g := NewGenerations()
 		for range 100 {
-			g.Accept(message(Kind(1+random.IntN(3)), 1+random.Uint64N(6), 1+random.Uint64N(20)))
+			g.Judge(message(Kind(1+random.IntN(3)), 1+random.Uint64N(6), 1+random.Uint64N(20)))
 		}
-		if !g.Accept(message(Offer, 1, 21)) || !g.Accept(message(Bye, 1, 21)) {
+		if g.Judge(message(Offer, 1, 21)) != Current || g.Judge(message(Bye, 1, 21)) != Current {
 			t.Fatal("a newer offer was dropped")
 		}
 		next := g.Next("b")
-		if run := 1 + random.Uint64N(6); !g.Accept(message(Answer, run, next)) {
+		if run := 1 + random.Uint64N(6); g.Judge(message(Answer, run, next)) != Current {
 			t.Fatalf("the answer of run %d to our newest offer was dropped", run)
 		}
 	}

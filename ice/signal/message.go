@@ -17,7 +17,6 @@ const (
 	MaxReason     = 64  // bytes of a close reason or of a counter's name
 	MaxCounters   = 32
 	MaxGeneration = 1<<32 - 1
-	MaxAgent      = 1 << 16
 	// Lengths of ICE credentials (RFC 8839, section 5.4: "ice-pwd = 22*256ice-char", "ice-ufrag = 4*256ice-char").
 	MinUfrag, MinPwd, MaxCredential = 4, 22, 256
 )
@@ -210,8 +209,8 @@ func (m *Message) checkOffer() error {
 	switch {
 	case m.Reason != "" || len(m.Counters) != 0:
 		return errors.New("a close reason in an offer or answer")
-	case m.Agent == 0 || m.Agent > MaxAgent:
-		return errors.New("no agent, or one out of range")
+	case m.Agent == 0:
+		return errors.New("no agent")
 	case m.PublicKey == [32]byte{}:
 		return errors.New("no public key")
 	case !iceChars(m.Ufrag, MinUfrag) || !iceChars(m.Pwd, MinPwd):

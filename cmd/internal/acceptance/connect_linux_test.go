@@ -165,13 +165,18 @@ func (v *vpn) gridCell(c *member, round int, ck, gk lab.NAT) connectTime {
 		return s.State == "up" || s.State == "idle"
 	})
 	up := c.awaitLog("connection up", round+1, "peer="+peer)
-	if got := up.text("via"); got != want {
+	switch got := up.text("via"); {
+	case want == "direct" && got == "relay":
+		// On a busy machine the checks of a direct path may come too late to be the first. The upgrade finds it.
+		took := c.awaitConnection(2*patience, peer, "direct", isUp("direct"))
+		t.Logf("%s to %s: over the relay first, direct %v later", ck, gk, took)
+	case got != want:
 		t.Errorf("%s to %s: %s, want %s", ck, gk, got, want)
 	}
 	after, err := time.ParseDuration(up.text("after"))
 	if err != nil {
 		t.Error(err)
 	}
-	t.Logf("%-10s to %-10s: %-6s after %v", ck, gk, want, after)
+	t.Logf("%-10s to %-10s: %-6s after %v", ck, gk, up.text("via"), after)
 	return connectTime{ck.String(), gk.String(), up.text("via"), after.Seconds()}
 }

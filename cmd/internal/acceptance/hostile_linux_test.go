@@ -2,6 +2,7 @@ package acceptance
 
 import (
 	"bufio"
+	"context"
 	"encoding/hex"
 	"fmt"
 	"io"
@@ -32,18 +33,18 @@ func TestGarbage(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	laptop := v.add("walled", "client", walled)
+	relayed := v.add("walled", "client", walled)
 	desk.awaitConnection(patience, "gate", "connected", isUp("direct"))
-	laptop.awaitConnection(patience, "gate", "connected", isUp("relay"))
+	relayed.awaitConnection(patience, "gate", "connected", isUp("relay"))
 	streams := []*stream{
-		openStream(t, desk.site.Node, g.site.Node, g.overlay()), openStream(t, laptop.site.Node, g.site.Node, g.overlay()),
+		openStream(t, desk.site.Node, g.site.Node, g.overlay()), openStream(t, relayed.site.Node, g.site.Node, g.overlay()),
 	}
-	everybody := []*sluice{g.sluice, desk.sluice, laptop.sluice, v.portal}
+	everybody := []*sluice{g.sluice, desk.sluice, relayed.sluice, v.portal}
 	idle := usage(everybody)
 	counters, relay := g.counters(), v.metrics()
-	lines := len(g.lines()) + len(desk.lines()) + len(laptop.lines())
+	lines := len(g.lines()) + len(desk.lines()) + len(relayed.lines())
 
-	attack(t, v, g, desk, laptop)
+	attack(t, v, g, desk, relayed)
 	for i, s := range streams {
 		s.awaitProgress(patience, []string{"direct", "relayed"}[i])
 		t.Logf("stream %d: longest gap %v", i, s.longestGap())
@@ -61,10 +62,10 @@ func TestGarbage(t *testing.T) {
 		default:
 		}
 	}
-	if lost := append(append(g.sessionsLost(), desk.sessionsLost()...), laptop.sessionsLost()...); len(lost) != 0 {
+	if lost := append(append(g.sessionsLost(), desk.sessionsLost()...), relayed.sessionsLost()...); len(lost) != 0 {
 		t.Errorf("connections were closed: %v", lost)
 	}
-	if n := len(g.lines()) + len(desk.lines()) + len(laptop.lines()); n > lines+4 {
+	if n := len(g.lines()) + len(desk.lines()) + len(relayed.lines()); n > lines+4 {
 		t.Errorf("the nodes have logged %d lines", n-lines)
 	}
 	grown(t, g.name, counters, g.counters(), "drop_malformed", "drop_unknown_index", "drop_channel_data", "handshake_mac1_mismatch",
@@ -194,7 +195,7 @@ func (v *vpn) metrics() map[string]uint64 {
 	v.t.Helper()
 	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
 		DisableKeepAlives: true,
-		Dial: func(network, address string) (conn net.Conn, err error) {
+		DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
 			err = v.internet.Hub.Run(func() (err error) { conn, err = net.Dial(network, address); return err })
 			return conn, err
 		},

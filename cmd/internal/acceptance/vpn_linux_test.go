@@ -36,8 +36,19 @@ func TestMain(m *testing.M) {
 	if err := flag.Set("test.parallel", atOnce); err != nil {
 		panic(err)
 	}
-	lab.Main(m)
+	lab.Main(cleaning{m})
 }
+
+// cleaning removes the program after the tests.
+type cleaning struct{ *testing.M }
+
+func (c cleaning) Run() int {
+	defer func() { os.RemoveAll(programDir) }()
+	return c.M.Run()
+}
+
+// programDir is where program has built it, "" before.
+var programDir string
 
 // program builds sluice once.
 var program = sync.OnceValues(func() (string, error) {
@@ -51,11 +62,10 @@ var program = sync.OnceValues(func() (string, error) {
 			return "", err
 		}
 	}
-	dir, err := os.MkdirTemp("", "sluice-acceptance")
-	if err != nil {
+	if programDir, err = os.MkdirTemp("", "sluice-acceptance"); err != nil {
 		return "", err
 	}
-	path := filepath.Join(dir, "sluice")
+	path := filepath.Join(programDir, "sluice")
 	args := []string{"build", "-o", path}
 	if race {
 		args = append(args, "-race")
