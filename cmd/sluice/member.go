@@ -29,8 +29,9 @@ func gatewayCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "gateway",
 		Usage: "let clients reach the networks behind this machine",
-		Description: "Signs in at the portal, makes the interface, forwards what comes through the tunnel to the networks that it offers," +
-			"\nand hides it behind this machine's own addresses (masquerade), so that nothing there needs a route back.\n\n" +
+		Description: "Signs in at the portal, makes the interface, forwards what comes through the tunnel to the networks that it offers" +
+			"\n(and to no others), and hides it behind this machine's own addresses (masquerade), so that nothing there needs a" +
+			"\nroute back. What a firewall of this machine drops on the way is told by sluice status.\n\n" +
 			"   sluice gateway -token-file /etc/sluice/token -routes 10.0.0.0/24,fd09::/64" + memberText,
 		Flags: append(memberFlags(),
 			&cli.StringFlag{Name: "routes", Usage: "`PREFIXES` to offer, with commas between; the portal says who may use them"},
@@ -46,7 +47,8 @@ func clientCommand() *cli.Command {
 		Name:  "client",
 		Usage: "reach gateways and the networks behind them",
 		Description: "Signs in at the portal, makes the interface, and routes what the portal lets it reach through the tunnel. A default route" +
-			"\nthat a gateway offers is taken too; networks on this machine's own links stay reachable.\n\n" +
+			"\nthat a gateway offers is taken too; networks on this machine's own links stay reachable, and nothing else leads past" +
+			"\nthe tunnel then. Name servers stay as they are.\n\n" +
 			"   sluice client -token-file /etc/sluice/token" + memberText,
 		Flags:  memberFlags(),
 		Before: noArguments,

@@ -193,11 +193,19 @@ func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
 	return list, nil
 }
 
+// maxSearched is in how many chains of a table our interface's name is searched for: each costs a question to the kernel, and
+// those that orchestrate containers make thousands.
+const maxSearched = 100
+
 // named tells whether a rule of the table compares something with our interface's name.
 func (fw *Forwarding) named(chains []*nftables.Chain, table *nftables.Table) bool {
+	searched := 0
 	for _, c := range chains {
 		if c.Table.Name != table.Name || c.Table.Family != table.Family {
 			continue
+		}
+		if searched++; searched > maxSearched {
+			return false
 		}
 		rules, err := fw.conn.GetRules(c.Table, c)
 		if err != nil {

@@ -96,7 +96,7 @@ func TestNodeRemoved(t *testing.T) {
 	v.portalRemoves(c)
 	l := g.awaitLog("connection closed", 1, "peer=laptop")
 	t.Logf("the gateway: %s; the node: %s", l.text("reason"), c.awaitLog("connection closed", 1, "phase=up").text("reason"))
-	c.awaitLog("the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal", 1)
+	c.awaitLog("the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal node token, or node add", 1)
 	text, err := v.run(c.site.Node, "status", "-socket", c.socket)
 	if err != nil || !strings.Contains(text, "refuses the token") {
 		t.Errorf("status: %v\n%s", err, text)
