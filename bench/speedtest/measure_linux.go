@@ -59,19 +59,19 @@ func (m *measurement) run(ctx context.Context) (Result, error) {
 
 // measure runs the load and fills in what it gives.
 func (m *measurement) measure(ctx context.Context, r *Result, t *tunnel, a, b endpoint, out string) error {
-	l := newLoad(m.load, a, b, m.config.WarmUp+m.config.Duration)
-	defer l.close()
-	err := l.start()
-	defer l.finish() // also ends the threads of a load that started in part; a second time it does nothing
-	if err != nil {
-		return err
-	}
 	recordings, err := m.startPerf(t, out)
 	defer func() {
 		for _, rec := range recordings {
 			rec.abandon()
 		}
 	}()
+	if err != nil {
+		return err
+	}
+	l := newLoad(m.load, a, b, m.config.WarmUp+m.config.Duration)
+	defer l.close()
+	err = l.start()
+	defer l.finish() // also ends the threads of a load that started in part; a second time it does nothing
 	if err != nil {
 		return err
 	}
@@ -111,6 +111,9 @@ func (m *measurement) startPerf(t *tunnel, out string) (list []*recording, err e
 			return list, err
 		}
 		list = append(list, rec)
+	}
+	for _, rec := range list {
+		rec.begun()
 	}
 	return list, nil
 }

@@ -38,6 +38,7 @@ type recording struct {
 	data, text string // files
 	cmd        *exec.Cmd
 	said       *tail
+	ended      chan struct{} // closed when perf has ended
 }
 
 // record starts perf on a process. The files are named base.perf.data and base.perf.txt.
@@ -45,22 +46,41 @@ func record(pid int, base string) (*recording, error) {
 	if err := os.MkdirAll(filepath.Dir(base), 0o755); err != nil {
 		return nil, err
 	}
-	r := &recording{data: base + ".perf.data", text: base + ".perf.txt", said: &tail{}}
+	_ = os.Remove(base + ".perf.data") // perf would keep an older one beside it, and begun take it for its own
+	r := &recording{data: base + ".perf.data", text: base + ".perf.txt", said: &tail{}, ended: make(chan struct{})}
 	r.cmd = exec.Command("perf", "record", "-g", "--freq", strconv.Itoa(perfFrequency), "-o", r.data, "--pid", strconv.Itoa(pid))
 	r.cmd.Stdout, r.cmd.Stderr = r.said, r.said
 	r.cmd.SysProcAttr = &unix.SysProcAttr{Setpgid: true} // Ctrl-C is ours
 	if err := r.cmd.Start(); err != nil {
 		return nil, fmt.Errorf("perf: %w", err)
 	}
+	go func() { _ = r.cmd.Wait(); close(r.ended) }() // perf ends by a signal
 	return r, nil
+}
+
+// perfStart is how long perf may take to begin.
+const perfStart = 10 * time.Second
+
+// begun waits until perf records, which on a busy machine may be after all is over. It writes the file's header just before.
+func (r *recording) begun() {
+	for late := time.Now().Add(perfStart); time.Now().Before(late); {
+		if st, err := os.Stat(r.data); err == nil && st.Size() > 0 {
+			return
+		}
+		select {
+		case <-r.ended: // finish says why
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
 }
 
 // finish ends the recording and writes the text for the Firefox Profiler.
 func (r *recording) finish() error {
 	_ = r.cmd.Process.Signal(unix.SIGINT)
-	ended := time.AfterFunc(30*time.Second, func() { _ = r.cmd.Process.Kill() })
-	_ = r.cmd.Wait() // perf ends by the signal
-	ended.Stop()
+	late := time.AfterFunc(30*time.Second, func() { _ = r.cmd.Process.Kill() })
+	<-r.ended
+	late.Stop()
 	if st, err := os.Stat(r.data); err != nil || st.Size() == 0 {
 		return fmt.Errorf("perf recorded nothing: %s; without root, allow it: sudo sysctl -w kernel.perf_event_paranoid=1", r.said.lastLine())
 	}
@@ -81,5 +101,5 @@ func (r *recording) finish() error {
 // abandon ends a recording whose result nobody wants.
 func (r *recording) abandon() {
 	_ = r.cmd.Process.Kill()
-	_ = r.cmd.Wait()
+	<-r.ended
 }
