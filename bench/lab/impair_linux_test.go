@@ -6,6 +6,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 )
@@ -31,41 +32,59 @@ func TestLine(t *testing.T) {
 	if took := time.Since(begin); took < 20*time.Millisecond {
 		t.Errorf("arrived after %v", took)
 	}
-	count := func(i Impairment, n int) (arrived int, order bool) {
+	round := 0
+	// count sends n datagrams, and then marks until one arrives and so have as many as must.
+	count := func(i Impairment, n, must int) (arrived int, order bool) {
 		t.Helper()
+		round++
 		site.Line.Impair(0, i)
-		go func() {
-			for k := range n {
-				from.WriteToUDPAddrPort(fmt.Appendf(nil, "%05d", k), netip.MustParseAddrPort("198.18.0.1:7001"))
-				time.Sleep(time.Millisecond)
+		done := make(chan struct{})
+		var sender sync.WaitGroup
+		sender.Go(func() {
+			for k := 0; ; k++ {
+				from.WriteToUDPAddrPort(fmt.Appendf(nil, "%d %05d", round, min(k, n)), netip.MustParseAddrPort("198.18.0.1:7001"))
+				select {
+				case <-done:
+					return
+				case <-time.After(time.Millisecond):
+				}
 			}
-		}()
-		last, b := "", make([]byte, 100)
+		})
+		defer sender.Wait()
+		defer close(done)
+		last, b, marked, mark := "", make([]byte, 100), false, fmt.Sprintf("%d %05d", round, n)
 		order = true
-		for at.SetReadDeadline(time.Now().Add(2 * time.Second)); ; at.SetReadDeadline(time.Now().Add(500 * time.Millisecond)) {
+		for at.SetReadDeadline(time.Now().Add(patience)); !marked || arrived < must; {
 			k, err := at.Read(b)
-			if err != nil {
+			switch {
+			case err != nil:
 				return arrived, order
+			case !bytes.HasPrefix(b[:k], fmt.Appendf(nil, "%d ", round)): // of an earlier round
+				continue
+			case string(b[:k]) == mark:
+				marked = true
+				continue
 			}
 			arrived++
 			order = order && string(b[:k]) >= last
 			last = string(b[:k])
 		}
+		return arrived, order
 	}
-	if n, order := count(Impairment{Delay: time.Millisecond, Jitter: 3 * time.Millisecond}, 200); n != 200 || !order {
+	if n, order := count(Impairment{Delay: time.Millisecond, Jitter: 3 * time.Millisecond}, 200, 200); n != 200 || !order {
 		t.Errorf("%d of 200 arrived, in order %v", n, order)
 	}
-	if n, _ := count(Impairment{Loss: 0.5}, 200); n < 50 || n > 150 {
+	if n, _ := count(Impairment{Loss: 0.5}, 200, 0); n < 50 || n > 150 {
 		t.Errorf("%d of 200 arrived, half should be lost", n)
 	}
-	if n, _ := count(Impairment{Duplicate: 1}, 100); n != 200 {
+	if n, _ := count(Impairment{Duplicate: 1}, 100, 200); n != 200 {
 		t.Errorf("%d of 100 arrived, all should twice", n)
 	}
-	if n, order := count(Impairment{Delay: 5 * time.Millisecond, Reorder: 0.2}, 200); n != 200 || order {
+	if n, order := count(Impairment{Delay: 5 * time.Millisecond, Reorder: 0.2}, 200, 200); n != 200 || order {
 		t.Errorf("%d of 200 arrived, in order %v", n, order)
 	}
-	if n, _ := count(Impairment{Corrupt: 1}, 200); n == 200 {
-		t.Error("damaged frames all arrive, so none was damaged")
+	if n, _ := count(Impairment{Corrupt: 0.5}, 200, 0); n < 50 || n > 150 {
+		t.Errorf("%d of 200 arrived, half should be damaged and so dropped", n)
 	}
 	site.Line.Impair(0, Impairment{Delay: time.Millisecond, Loss: 0.01, Reorder: 0.01})
 	transfer(t, internet.Hub, site.Node)
