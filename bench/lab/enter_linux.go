@@ -9,6 +9,7 @@ import (
 	"runtime"
 	"strings"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -110,16 +111,7 @@ func runInside(stage string, flags uintptr) (int, error) {
 	}
 	ended := make(chan struct{})
 	defer close(ended)
-	go func() {
-		for {
-			select {
-			case s := <-signals:
-				_ = cmd.Process.Signal(s) // it may be gone already
-			case <-ended:
-				return
-			}
-		}
-	}()
+	go pass(signals, cmd.Process, ended)
 	err = cmd.Wait()
 	var exit *exec.ExitError
 	if err != nil && !errors.As(err, &exit) {
@@ -129,6 +121,28 @@ func runInside(stage string, flags uintptr) (int, error) {
 		return 128 + int(status.Signal()), nil
 	}
 	return cmd.ProcessState.ExitCode(), nil
+}
+
+// signalAgain is how often a signal is passed on until the run inside has ended.
+const signalAgain = 250 * time.Millisecond
+
+// pass passes signals on to a process until it has ended. The first process of a PID namespace gets none that it has no handler for
+// yet (pid_namespaces(7)), so each is repeated until another comes.
+func pass(signals <-chan os.Signal, to *os.Process, ended <-chan struct{}) {
+	var last os.Signal
+	again := time.NewTicker(signalAgain)
+	defer again.Stop()
+	for {
+		select {
+		case last = <-signals:
+		case <-again.C:
+		case <-ended:
+			return
+		}
+		if last != nil {
+			_ = to.Signal(last) // it may be gone already
+		}
+	}
 }
 
 // settle finishes the set-up of the run inside: private mounts, its own /proc and /run/wireguard, loopback up.

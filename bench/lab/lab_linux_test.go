@@ -323,3 +323,28 @@ func TestEnterRefusesAForgedVariable(t *testing.T) {
 		t.Errorf("set-up in the caller's own mount namespace: %v", err)
 	}
 }
+
+// A signal that comes before the run inside can hear it is not lost.
+func TestEarlySignal(t *testing.T) {
+	cmd := exec.Command("sh", "-c", `trap "" TERM; echo deaf; sleep 0.6; trap "exit 7" TERM; while :; do sleep 0.02; done`)
+	out, err := cmd.StdoutPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := cmd.Start(); err != nil {
+		t.Fatal(err)
+	}
+	signals, ended := make(chan os.Signal, 1), make(chan struct{})
+	defer close(ended)
+	if s := bufio.NewScanner(out); !s.Scan() || s.Text() != "deaf" {
+		t.Fatalf("it said %q", s.Text())
+	}
+	signals <- syscall.SIGTERM
+	go pass(signals, cmd.Process, ended)
+	limit := time.AfterFunc(10*time.Second, func() { _ = cmd.Process.Kill() })
+	defer limit.Stop()
+	_ = cmd.Wait()
+	if got := cmd.ProcessState.ExitCode(); got != 7 {
+		t.Errorf("exit code %d, want 7", got)
+	}
+}

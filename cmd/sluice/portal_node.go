@@ -244,7 +244,7 @@ func onlineText(n portal.NodeStatus) string {
 func remarks(n portal.NodeStatus) string {
 	var list []string
 	if n.Connections > 1 {
-		list = append(list, fmt.Sprintf("%d connections: the token is in use twice", n.Connections))
+		list = append(list, fmt.Sprintf("%d connections: the token is in use twice, or one is dead and not missed yet", n.Connections))
 	}
 	if n.Refused != "" {
 		list = append(list, "refused: "+n.Refused)

@@ -116,7 +116,7 @@ func runSpeedtest(ctx context.Context, cmd *cli.Command) error {
 	}
 	stderr := cmd.Root().ErrWriter
 	programs, err := speedtest.ResolveAgainst(ctx, c.Against, stderr)
-	if err != nil {
+	if err = errors.Join(err, ctx.Err()); err != nil { // from here on the run inside is told of signals
 		return interrupted(err)
 	}
 	inside, code, err := lab.Enter()

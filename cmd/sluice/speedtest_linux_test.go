@@ -162,7 +162,14 @@ func TestSpeedtestLeavesNothing(t *testing.T) {
 		if err := cmd.Process.Signal(c.signal); err != nil {
 			t.Fatal(err)
 		}
-		<-ended
+		await("it ends", func() bool {
+			select {
+			case <-ended:
+				return true
+			default:
+				return false
+			}
+		})
 		if got := cmd.ProcessState.ExitCode(); got != c.code {
 			t.Errorf("%v: exit status %d, want %d: %s", c.signal, got, c.code, errs)
 		}

@@ -22,7 +22,7 @@ type Sample struct {
 
 // View says how a status is to look. The zero value is for a pipe.
 type View struct {
-	// Width is how many columns there are for what is said in words, 0: no limit. Tables are not cut.
+	// Width is how many columns there are for what is said in words, 0: no limit. Tables are not cut, but leave out sums for rates.
 	Width int
 	// Rates has columns for the traffic in bits a second, which an earlier sample tells.
 	Rates bool
@@ -217,11 +217,18 @@ func summary(list []*edge.ConnectionStatus, away int) string {
 	return fmt.Sprintf("%d peers: %s", len(list)+away, strings.Join(parts, ", "))
 }
 
+// wide is from how many columns on a table has room for both sums and rates.
+const wide = 110
+
 // columns are the table's lines, the header first.
 func (v View) columns(list []*edge.ConnectionStatus, now, before Sample) []string {
 	var columns strings.Builder
 	t := tabwriter.NewWriter(&columns, 0, 0, 2, ' ', 0)
-	header := []string{"PEER", "STATE", "PATH", "UP FOR", "HANDSHAKE", "RTT", "RECEIVED", "SENT"}
+	header := []string{"PEER", "STATE", "PATH", "UP FOR", "HANDSHAKE", "RTT"}
+	sums := !v.Rates || v.Width == 0 || v.Width >= wide
+	if sums {
+		header = append(header, "RECEIVED", "SENT")
+	}
 	if v.Rates {
 		header = append(header, "IN", "OUT")
 	}
@@ -232,7 +239,10 @@ func (v View) columns(list []*edge.ConnectionStatus, now, before Sample) []strin
 			up = span(now.At.Sub(p.Since))
 		}
 		row := []string{
-			clean(p.Peer), clean(p.State), wayOf(p), up, age(p.LastHandshake, now.At), rtt(p.RTTms), size(p.RxBytes), size(p.TxBytes),
+			clean(p.Peer), clean(p.State), wayOf(p), up, age(p.LastHandshake, now.At), rtt(p.RTTms),
+		}
+		if sums {
+			row = append(row, size(p.RxBytes), size(p.TxBytes))
 		}
 		if v.Rates {
 			in, out := rates(p, now, before)
