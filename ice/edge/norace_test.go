@@ -1,5 +1,8 @@
-//go:build !race && linux
+//go:build !race
 
 package edge
 
-const raceStacks = 0
+const (
+	race       = false
+	raceStacks = 0
+)

@@ -1,6 +1,9 @@
-//go:build race && linux
+//go:build race
 
 package edge
 
-// raceStacks is what the stacks of a connection's goroutines need more where the race detector fills their frames.
-const raceStacks = 32 << 10
+const (
+	race = true
+	// raceStacks is what the stacks of a connection's goroutines need more where the race detector fills their frames.
+	raceStacks = 32 << 10
+)

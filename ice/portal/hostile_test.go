@@ -286,7 +286,7 @@ func TestHeldBound(t *testing.T) {
 // 500 nodes: a change is told to those whom it concerns and to nobody else, once.
 func TestManyNodes(t *testing.T) {
 	gateways, clients := 50, 450
-	if testing.Short() {
+	if testing.Short() || race { // which makes each answer ten times as dear
 		gateways, clients = 10, 50
 	}
 	p := open(t, filepath.Join(t.TempDir(), "state"))
