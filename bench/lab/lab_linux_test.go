@@ -226,6 +226,29 @@ func TestRoute(t *testing.T) {
 	}
 }
 
+// TestAddressesAreReached: a datagram to an address that was just given arrives, of either family, whether the device was up
+// before or not.
+func TestAddressesAreReached(t *testing.T) {
+	for i := range 10 {
+		a, b := pair(t, Cable{})
+		if err := b.AddAddr("eth0", netip.MustParsePrefix("fd07::2/64")); err != nil {
+			t.Fatal(err)
+		}
+		if err := a.SetDown("eth0"); err != nil {
+			t.Fatal(err)
+		}
+		if err := errors.Join(a.AddAddr("eth0", netip.MustParsePrefix("fd07::1/64")), a.SetUp("eth0")); err != nil {
+			t.Fatal(err)
+		}
+		for ns, addr := range map[*Namespace]string{a: "fd07::1", b: "fd07::2"} {
+			routes, err := ns.Netlink().RouteGet(net.ParseIP(addr))
+			if err != nil || len(routes) == 0 || routes[0].Type != unix.RTN_LOCAL {
+				t.Errorf("round %d: %s is not local: %v, %v", i, addr, routes, err)
+			}
+		}
+	}
+}
+
 func TestOffload(t *testing.T) {
 	a, b := pair(t, Cable{Off: []Offload{TCPSegmentation, UDPSegmentation}})
 	for _, ns := range []*Namespace{a, b} {

@@ -10,6 +10,7 @@ import (
 	"runtime"
 	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netns"
@@ -128,9 +129,38 @@ func (ns *Namespace) Start(cmd *exec.Cmd) error {
 	return <-request.done
 }
 
-// SetUp sets a device up.
+// SetUp sets a device up, and returns when the addresses that AddAddr has given it can be reached.
 func (ns *Namespace) SetUp(device string) error {
-	return ns.withLink(device, "set up", ns.handle.LinkSetUp)
+	return ns.withLink(device, "set up", func(l netlink.Link) error {
+		if err := ns.handle.LinkSetUp(l); err != nil {
+			return err
+		}
+		return ns.awaitAddrs(l)
+	})
+}
+
+// addrWait bounds the wait for the kernel's work queue (net/ipv6/addrconf.c, addrconf_dad_work).
+const addrWait = 20 * time.Second
+
+// awaitAddrs waits until the kernel takes what comes for the IPv6 addresses of a device that is up for its own: it makes the
+// routes for that in a work queue, a moment after the address, and drops what comes before.
+func (ns *Namespace) awaitAddrs(l netlink.Link) error {
+	addrs, err := ns.handle.AddrList(l, netlink.FAMILY_V6)
+	if err != nil {
+		return err
+	}
+	for _, a := range addrs {
+		for deadline := time.Now().Add(addrWait); a.Flags&unix.IFA_F_NODAD != 0; time.Sleep(time.Millisecond) {
+			routes, err := ns.handle.RouteGet(a.IP)
+			if err == nil && len(routes) > 0 && routes[0].Type == unix.RTN_LOCAL {
+				break
+			}
+			if time.Now().After(deadline) {
+				return fmt.Errorf("%v cannot be reached after %v (%v)", a.IP, addrWait, err)
+			}
+		}
+	}
+	return nil
 }
 
 // SetDown sets a device down. The kernel removes its routes; its IPv4 addresses stay.
@@ -150,7 +180,10 @@ func (ns *Namespace) AddAddr(device string, prefix netip.Prefix) error {
 		if prefix.Addr().Is6() {
 			addr.Flags = unix.IFA_F_NODAD // else it is tentative for a moment even where detection is off
 		}
-		return ns.handle.AddrAdd(l, addr)
+		if err := ns.handle.AddrAdd(l, addr); err != nil || l.Attrs().Flags&net.FlagUp == 0 {
+			return err
+		}
+		return ns.awaitAddrs(l)
 	})
 }
 
