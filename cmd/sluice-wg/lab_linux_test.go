@@ -253,14 +253,13 @@ func newEnds(t *testing.T, programs [2]string) [2]*end {
 // it is up: only then are its sockets bound, and a first handshake message that came earlier would be lost.
 func (e *end) up(t *testing.T, ns *lab.Namespace) {
 	t.Helper()
-	if err := ns.SetUp(e.name); err != nil {
-		t.Fatal(err)
-	}
-	// Addresses come last: IPv6 ones that are there before the device is up are put into use a moment later, by a work queue.
 	for i, bits := range [2]int{24, 64} {
 		if err := ns.AddAddr(e.name, netip.PrefixFrom(e.inner[i], bits)); err != nil {
 			t.Fatal(err)
 		}
+	}
+	if err := ns.SetUp(e.name); err != nil {
+		t.Fatal(err)
 	}
 	awaitPort(t, e.ns, e.port)
 }
