@@ -75,6 +75,7 @@ func (r *trouble) run() {
 		time.Sleep(r.upTo(4 * time.Second))
 	}
 	r.heal()
+	time.Sleep(2 * syncRetryMax) // until all have the portal's news, which may end what is up once more
 	r.await(3*time.Minute, "all connected", r.connected)
 	for _, c := range r.clients { // the path of an idle connection may have died unnoticed, which costs the first packets
 		r.carriesAgain(c, r.gates[0])
