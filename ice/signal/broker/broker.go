@@ -5,8 +5,8 @@
 // it comes back. JetStream, if there is a folder for it, is for the portal alone, which talks to the server inside
 // the process and may do everything.
 //
-// Everything is bounded: connections, in all and of one node, subscriptions, the size of messages, what may wait for a slow reader, and the memory and
-// disk of JetStream.
+// Everything is bounded: connections, in all and of one node, subscriptions, the size of messages, what may wait for a slow
+// reader, and the memory and disk of JetStream.
 package broker
 
 import (
