@@ -179,7 +179,7 @@ func TestStripChannelData(t *testing.T) {
 		if dropped != want || (received == 1) != relayed {
 			t.Errorf("%s: dropped %v, %d received", c.name, dropped, received)
 		}
-		if len(mail) == 1 != c.mail || c.mail && (mail[0].src != Path{Dst: sieveRelay, Channel: channel} || mail[0].length != 148) {
+		if len(mail) == 1 != c.mail || c.mail && (mail[0].src != Path{Dst: sieveRelay, Channel: channel, Relayed: channel != 0} || mail[0].length != 148) {
 			t.Errorf("%s: mail %+v", c.name, mail)
 		}
 		if len(s.strays) == 1 != (c.stray != "") || c.stray != "" &&

@@ -196,36 +196,15 @@ func (c *controller) handle(now time.Duration, l *letter) {
 	case p.link != nil:
 		c.handleLinkVerdict(now, p, v, &l.src)
 	case v.Roam:
-		c.move(p, &l.src)
+		p.hear(l.src)
 	}
 	c.touch(now, p)
-}
-
-// move publishes a new path to where the peer was authentically heard from.
-func (c *controller) move(p *peer, to *Path) {
-	old := p.path.Load()
-	next := &Path{Dst: to.Dst, Src: to.Src, IfIndex: to.IfIndex, Channel: to.Channel, Relayed: to.Channel != 0}
-	if p.link != nil && !p.link.alive() {
-		return // what comes late must not revive a connection that is over
-	}
-	if old != nil {
-		if old.Fixed || old.sameEndpoint(to.Dst, to.Src, to.IfIndex, to.Channel) {
-			return
-		}
-		next.Generation = old.Generation + 1
-	}
-	p.path.Store(next)
 }
 
 // notice takes a peer's signals from the lanes.
 func (c *controller) notice(now time.Duration, p *peer, signals uint32) {
 	if c.find(p.key) != p {
 		return // removed meanwhile
-	}
-	if signals&signalMoved != 0 {
-		if to := p.moved.Swap(nil); to != nil {
-			c.move(p, to)
-		}
 	}
 	if signals&signalConfirmed != 0 {
 		if kp := p.confirmed.Load(); kp != nil {
@@ -381,16 +360,6 @@ func (c *controller) sendHandshake(now time.Duration, p *peer, out crypto.Output
 func (c *controller) forgetSources() {
 	for _, p := range c.peers {
 		p.forgetSource()
-	}
-}
-
-// forgetSource leaves the choice of the local address to the routing table again.
-func (p *peer) forgetSource() {
-	path := p.path.Load()
-	if path != nil && !path.Fixed && (path.Src.IsValid() || path.IfIndex != 0) {
-		next := *path
-		next.Src, next.IfIndex, next.Generation = netip.Addr{}, 0, path.Generation+1
-		p.path.Store(&next)
 	}
 }
 

@@ -151,11 +151,7 @@ func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {
 	if pe.peer == nil || pe.peer.link != nil {
 		return
 	}
-	next := &Path{Dst: netip.AddrPortFrom(endpoint.Addr().Unmap(), endpoint.Port())}
-	if old := pe.peer.path.Load(); old != nil {
-		next.Generation = old.Generation + 1
-	}
-	pe.peer.path.Store(next)
+	pe.peer.path.Store(&Path{Dst: netip.AddrPortFrom(endpoint.Addr().Unmap(), endpoint.Port())})
 }
 
 // SetPersistentKeepalive sets the interval in seconds; 0 switches it off. Switching it on sends one at once. With a named

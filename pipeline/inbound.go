@@ -180,7 +180,7 @@ func (in *inbound) check(now time.Duration, g *inboundGroup) {
 		return
 	}
 	p.rxBytes.Add(uint64(authentic))
-	in.follow(p, m, g.channel)
+	p.roam(origin(m, g.channel)) // before the write to the TUN: the answer must go where this came from
 	if g.keypair.NeedsConfirm() && g.keypair.MarkConfirmed() {
 		p.confirmed.Store(g.keypair)
 		in.shard.notified.notify(p, signalConfirmed)
@@ -222,17 +222,6 @@ func (in *inbound) window(p *peer, kp *crypto.Keypair, run []aead.Packet) (authe
 		in.shard.stats.drop(dropReplayed, replayed)
 	}
 	return authentic, data
-}
-
-// follow tells control where the peer's authenticated datagrams come from, if that is not where ours go (roaming,
-// WireGuard paper, section 2.1).
-func (in *inbound) follow(p *peer, m *udp.Datagrams, channel uint16) {
-	path := p.path.Load()
-	if path != nil && (path.Fixed || path.sameEndpoint(m.Src, m.Dst, m.IfIndex, channel)) {
-		return
-	}
-	p.moved.Store(&Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex, Channel: channel})
-	in.shard.notified.notify(p, signalMoved)
 }
 
 // accept checks one decrypted packet as the kernel's wg_packet_consume_data_done does and coalesces it.

@@ -30,7 +30,8 @@ type wireSocket struct {
 	udp.Socket
 	runs    []udp.Run
 	bytes   []byte
-	longest int // run
+	longest int           // run
+	from    udp.Datagrams // Src, Dst and IfIndex of what Receive returns
 	stats   udp.Stats
 }
 
@@ -49,7 +50,7 @@ func (w *wireSocket) Receive(batch []udp.Datagrams) (int, error) {
 	n := min(len(batch), len(w.runs))
 	for i, r := range w.runs[:n] {
 		batch[i].Data = batch[i].Buf[:copy(batch[i].Buf, r.Data)]
-		batch[i].SegmentSize, batch[i].Src = r.SegmentSize, netip.AddrPortFrom(laneAddrA, 1)
+		batch[i].SegmentSize, batch[i].Src, batch[i].Dst, batch[i].IfIndex = r.SegmentSize, w.from.Src, w.from.Dst, w.from.IfIndex
 	}
 	if w.runs = w.runs[n:]; len(w.runs) == 0 {
 		w.runs, w.bytes = w.runs[:0], w.bytes[:0]
@@ -91,6 +92,7 @@ var laneAddrA, laneAddrB = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr
 // newLanes makes a session from A to B and lets A's TUN read the packet over and over.
 func newLanes(tb testing.TB, workers int, packet tuntest.Packet, inner [2]netip.Addr) *lanes {
 	l := &lanes{source: packet, wire: &wireSocket{bytes: make([]byte, 0, 4<<20), runs: make([]udp.Run, 0, 4096)}, now: time.Hour}
+	l.wire.from.Src = netip.AddrPortFrom(laneAddrA, 1)
 	device := func() *tuntest.Device { return tuntest.New(tuntest.Config{Capabilities: tuntest.AllCapabilities}) }
 	da, db := device(), device()
 	var err error

@@ -106,7 +106,6 @@ func (c *controller) forgetSession(now time.Duration, p *peer) {
 	p.core.Clear(now)
 	p.stamps.reset()
 	p.path.Store(nil) // also one that is not ICE's
-	p.moved.Store(nil)
 }
 
 // setReach tells the lanes what to do without a path. Those that have staged by what was said before are told to drop it.
@@ -395,7 +394,7 @@ func (c *controller) logClosed(l *link, message string, closed *Closed) {
 func (c *controller) handleLinkVerdict(now time.Duration, p *peer, v crypto.Verdict, from *Path) {
 	l := p.link
 	if v.Roam && l.alive() {
-		c.move(p, from)
+		p.hear(*from)
 	}
 	switch {
 	case l.connection != nil:

@@ -1,9 +1,13 @@
 package pipeline
 
-import "net/netip"
+import (
+	"net/netip"
 
-// Path is where a peer's datagrams go. A Path is frozen: control publishes a new one for every change, lanes load it once
-// a batch. Without ICE it is the peer's endpoint as roaming left it; with ICE it is the selected candidate pair.
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+)
+
+// Path is where a peer's datagrams go. A Path is frozen: every change publishes a new one, or one that was left before;
+// lanes load it once a batch. Without ICE it is the peer's endpoint as roaming left it; with ICE it is the selected pair.
 type Path struct {
 	// Dst is the peer's address, or the relay's when Channel is not 0.
 	Dst netip.AddrPort
@@ -17,13 +21,19 @@ type Path struct {
 	Relayed bool
 	// Fixed: authenticated datagrams from elsewhere do not move the path (the selected pair owns the endpoint).
 	Fixed bool
-	// Generation counts the paths of a connection, so that what was decided for an older one can be told apart.
+	// Generation counts the paths that ICE selected for a connection, so that what was decided for an older one can be told
+	// apart. 0 without ICE.
 	Generation uint32
 }
 
-// sameEndpoint tells whether a datagram from src to the local address dst came over p.
-func (p *Path) sameEndpoint(src netip.AddrPort, dst netip.Addr, ifIndex int, channel uint16) bool {
-	return p.Dst == src && p.Src == dst && p.IfIndex == ifIndex && p.Channel == channel
+// origin is the way back to where a datagram came from, over a relay's channel or 0.
+func origin(m *udp.Datagrams, channel uint16) Path {
+	return Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex, Channel: channel, Relayed: channel != 0}
+}
+
+// sameEndpoint tells whether what came from the origin from came over p.
+func (p *Path) sameEndpoint(from *Path) bool {
+	return p.Dst == from.Dst && p.Src == from.Src && p.IfIndex == from.IfIndex && p.Channel == from.Channel
 }
 
 // overhead is how many bytes stand before each message on the path.

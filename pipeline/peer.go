@@ -22,7 +22,7 @@ type peer struct {
 	// inbound is the lane of the other direction, shared by the shards.
 	inbound inboundLane
 
-	// path is frozen after publish; nil without endpoint.
+	// path is frozen after publish; nil without endpoint. Control decides; lanes only move it by roam, which loses to control.
 	path atomic.Pointer[Path]
 	// reach says what lanes do with packets while there is no path.
 	reach atomic.Uint32
@@ -32,7 +32,6 @@ type peer struct {
 	signals      atomic.Uint32
 	nextNotified *peer
 	confirmed    atomic.Pointer[crypto.Keypair] // has carried its first packet; nil once control has made it the current one
-	moved        atomic.Pointer[Path]
 
 	// Owned by control.
 	allowedIPs map[netip.Prefix]struct{}
@@ -59,14 +58,14 @@ func (p *peer) sending(now time.Duration) *crypto.Keypair {
 // keypairs and is taken once for each run of packets, by one shard at a time unless the peer's datagrams move between
 // sockets. It is a leaf: no other lock is taken under it.
 type inboundLane struct {
-	mu sync.Mutex
+	mu      sync.Mutex
+	visited visited // guarded by mu
 }
 
 // Signals from lanes to control.
 const (
 	signalWant      uint32 = 1 << iota // traffic wants a session or a rekey is due
 	signalConfirmed                    // peer.confirmed has carried its first packet
-	signalMoved                        // peer.moved is a new authenticated endpoint
 	signalActivity                     // a stamp went from none to some while no deadline watched it
 )
 

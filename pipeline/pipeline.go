@@ -6,8 +6,8 @@
 // coalesced superpackets to the TUN. See outbound.go and inbound.go, in packet order.
 //
 // A control goroutine owns everything else: handshakes, timers, endpoints and configuration. Its logic is a sans-IO state
-// machine (controller.go over package crypto). The two planes meet only in immutable snapshots that control publishes
-// (routes, path, keypair), in a bounded mailbox of handshake messages, and in per-peer stamps and signals.
+// machine (controller.go over package crypto). The two planes meet only in immutable snapshots that control publishes (routes,
+// keypair, and the path, which lanes move when the peer roams), in a bounded mailbox of handshake messages, and in per-peer stamps and signals.
 //
 // Goroutines, and what each may write:
 //
@@ -15,7 +15,8 @@
 //	shard    one per TUN queue: the queue, its sockets, its arenas; runs the lanes inline
 //	worker   seals or opens parts of a shard's batch if Config.Workers asks for it; the shard waits for them
 //
-// Nothing is written by two of them except the atomics in stamps and the replay windows, which a mutex guards.
+// Nothing is written by two of them except the atomics in stamps, the replay windows, which a mutex guards, and a peer's path,
+// which lanes move by comparing (roam.go).
 package pipeline
 
 import (

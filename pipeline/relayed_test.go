@@ -132,10 +132,12 @@ func (n *node) setPath(path *Path) {
 	_ = n.call(func() { n.control.controller.peers[0].path.Store(path) })
 }
 
-func (n *node) path() (path Path) {
+// path is the path of the node's only peer, an empty one if it has none.
+func (n *node) path() *Path {
+	path := new(Path)
 	_ = n.call(func() {
 		if p := n.control.controller.peers[0].path.Load(); p != nil {
-			path = *p
+			path = p
 		}
 	})
 	return path
@@ -286,9 +288,9 @@ func TestRoamingOverChannels(t *testing.T) {
 			w.t.Fatalf("the path is %+v, want channel %#x", got, channelB)
 		}
 		speak() // and stays there
-		generation := w.a.path().Generation
+		before := w.a.path()
 		speak()
-		if got := w.a.path(); got.Generation != generation {
+		if got := w.a.path(); got != before {
 			w.t.Errorf("the path moved to %+v without reason", got)
 		}
 		w.b.setPath(&Path{Dst: w.a.outer})
@@ -450,8 +452,8 @@ func TestChannelsInOneRun(t *testing.T) {
 		if got := l.b.shards[0].stats.InboundPackets.Load(); got != 3 {
 			t.Errorf("%d of 3 packets were delivered", got)
 		}
-		if moved := pa.moved.Load(); moved == nil || moved.Channel != 0x4002 {
-			t.Errorf("the peer was heard at %+v, want channel 0x4002 too", moved)
+		if pa.inbound.visited.paths[0] == nil || pa.inbound.visited.paths[0].Channel != 0x4002 || pa.path.Load().Channel != 0x4001 {
+			t.Errorf("the peer was heard at %+v and is at %+v, want channel 0x4002 and, last, 0x4001", pa.inbound.visited, pa.path.Load())
 		}
 	}
 }

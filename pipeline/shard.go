@@ -205,7 +205,7 @@ func (s *shard) purge(p *peer) {
 
 // mail puts a handshake message into control's mailbox.
 func (s *shard) mail(m *udp.Datagrams, b []byte, channel uint16) {
-	l := letter{length: len(b), src: Path{Dst: m.Src, Src: m.Dst, IfIndex: m.IfIndex, Channel: channel}}
+	l := letter{length: len(b), src: origin(m, channel)}
 	copy(l.message[:], b)
 	select {
 	case s.mailbox <- l:

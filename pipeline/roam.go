@@ -1,0 +1,72 @@
+package pipeline
+
+import "net/netip"
+
+// This file is how a path follows the peer (WireGuard paper, section 2.1). Control owns the decision where a peer is; a lane
+// that hears the peer elsewhere moves the path itself, since what answers the packet may leave before control has run. Both
+// publish by comparing, so that neither overwrites what the other has published in between.
+
+// roam moves the path to the origin of authentic data, from any lane. As in the kernel (receive.c,
+// wg_packet_consume_data_done) the endpoint is set before the packet is delivered. A selected pair stays: ICE owns it. So
+// does no path at all: the peer, or its connection, is over, and what comes late must not revive it.
+func (p *peer) roam(from Path) {
+	for {
+		old := p.path.Load()
+		if old == nil || old.Fixed || old.sameEndpoint(&from) {
+			return
+		}
+		if p.path.CompareAndSwap(old, p.inbound.visit(from)) {
+			return
+		}
+	}
+}
+
+// hear is roam for an authentic handshake message, which may also give a peer its first path. Control only, for a plain peer
+// or one whose connection is alive.
+func (p *peer) hear(from Path) {
+	if p.path.Load() == nil { // and stays so: lanes move only what is there
+		p.path.Store(&from)
+		return
+	}
+	p.roam(from)
+}
+
+// forgetSource leaves the choice of the local address to the routing table again. Control only.
+func (p *peer) forgetSource() {
+	for {
+		path := p.path.Load()
+		if path == nil || path.Fixed || !path.Src.IsValid() && path.IfIndex == 0 {
+			return
+		}
+		next := *path
+		next.Src, next.IfIndex = netip.Addr{}, 0
+		if p.path.CompareAndSwap(path, &next) {
+			return
+		}
+	}
+}
+
+// visited keeps the paths by which the peer was last heard, so that one that is heard from a few places in turn (a NAT with
+// several addresses, two uplinks, somebody who repeats its packets from elsewhere) does not cost an allocation each time. It
+// is a ring of a few: more places than that in turn cost one small allocation for each run of datagrams.
+type visited struct {
+	paths [4]*Path
+	next  uint8
+}
+
+// visit returns a frozen path to from: one of the last few, or a new one.
+func (l *inboundLane) visit(from Path) *Path {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	v := &l.visited
+	for _, path := range v.paths {
+		if path != nil && path.sameEndpoint(&from) {
+			return path
+		}
+	}
+	path := new(Path) // not &from, which would be allocated for those that are found, too
+	*path = from
+	v.paths[v.next] = path
+	v.next = (v.next + 1) % uint8(len(v.paths))
+	return path
+}
