@@ -85,12 +85,20 @@ func (c *conn) write(to netip.AddrPort, b []byte) {
 	switch {
 	case !c.mux.rules.allow(to.Addr()) || to.Port() == 0 || to.Addr().Is4() != c.local.Addr().Is4():
 		c.mux.counters.drop(dropDestination)
-	case b[0] == 0 && b[1] == 1: // a Binding request
-		c.mux.check(c, to, b)
-	default:
+	case b[0] != 0 || b[1] != 1:
 		c.mux.counters.answersSent.Add(1)
 		c.send(to, b)
+	case !c.leads(to):
+		c.mux.counters.drop(dropInterface)
+	default: // a Binding request
+		c.mux.check(c, to, b)
 	}
+}
+
+// leads tells whether a check may leave: one whose way is through another interface than its address is of would open a mapping of
+// the NAT there for a pair that cannot work. Whoever has reached us at this address may be checked in return.
+func (c *conn) leads(to netip.AddrPort) bool {
+	return c.over != nil || c.mux.met(c, to) || c.mux.leads(c.local.Addr(), to.Addr())
 }
 
 // send sends one STUN message now. No lock may be held.

@@ -27,6 +27,7 @@ const (
 	dropTransaction                 // an answer to nothing we asked, or too late
 	dropErrorResponse               // a check was refused
 	dropDestination                 // a check to where no check may go
+	dropInterface                   // a check whose way is not through the interface of its address
 	dropPaced                       // a check that came too soon after the last one to an address that is silent
 	dropUnanswered                  // a check beyond the bound for an address that does not answer
 	dropAddressCap                  // the same over all agents
@@ -40,7 +41,7 @@ const (
 var dropNames = [dropReasons]string{
 	"", "not_stun", "malformed", "not_binding", "unknown_attribute", "fingerprint", "indication", "source",
 	"unknown_username", "unauthentic", "local_address", "too_many_remotes", "inbox_full", "unknown_transaction",
-	"error_response", "destination", "paced", "unanswered", "address_cap", "global_cap", "checks_full",
+	"error_response", "destination", "interface", "paced", "unanswered", "address_cap", "global_cap", "checks_full",
 	"transactions_full", "send_failed",
 }
 

@@ -18,14 +18,17 @@ const (
 	inboxSlots = 16 // messages that wait for pion at one of an agent's addresses
 )
 
-// MuxConfig describes a Mux. Sender is required.
+// MuxConfig describes a Mux. Sender and Addresses are required.
 type MuxConfig struct {
 	Sender Sender
-	// Addresses lists the local addresses that may be offered; nil is LocalAddresses(nil). It is called for every agent,
-	// by any goroutine.
+	// Addresses lists the local addresses to offer, the best first; see Uplinks. It is called for every agent, by any goroutine.
 	Addresses func() []netip.Addr
-	// Overlay are the tunnel's prefixes: never offered, never checked.
-	Overlay []netip.Prefix
+	// Leads tells whether what is sent from one of them reaches an address by the interface that has it; nil: it always does. Called
+	// as Addresses is.
+	Leads func(from, to netip.Addr) bool
+	// Tunnel tells the addresses that are in the tunnel: never offered, never checked. It decides by address and not by range, since
+	// what tunnels take their addresses from is also what carriers give to their customers (RFC 6598). Nil: none is.
+	Tunnel func(netip.Addr) bool
 	// Loopback allows loopback addresses, for tests.
 	Loopback bool
 }
@@ -36,6 +39,7 @@ type Mux struct {
 	// frozen
 	sender    Sender
 	addresses func() []netip.Addr
+	leads     func(from, to netip.Addr) bool
 	rules     rules
 	starts    chan struct{} // holds a value for each agent that is starting
 
@@ -77,11 +81,11 @@ type transaction struct {
 // NewMux makes a Mux. It starts no goroutine.
 func NewMux(cfg MuxConfig) *Mux {
 	m := &Mux{
-		sender: cfg.Sender, addresses: cfg.Addresses, rules: rules{overlay: cfg.Overlay, loopback: cfg.Loopback},
+		sender: cfg.Sender, addresses: cfg.Addresses, leads: cfg.Leads, rules: rules{tunnel: cfg.Tunnel, loopback: cfg.Loopback},
 		starts: make(chan struct{}, maxStarting), members: map[string]*member{}, transactions: map[transactionID]*transaction{},
 	}
-	if m.addresses == nil {
-		m.addresses = func() []netip.Addr { return LocalAddresses(nil) }
+	if m.leads == nil {
+		m.leads = func(netip.Addr, netip.Addr) bool { return true }
 	}
 	return m
 }

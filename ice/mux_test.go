@@ -249,7 +249,7 @@ func manyLinks(t *testing.T, a, b *node, links int, limit time.Duration) {
 
 // TestUDPMux pins what pion expects of the four methods.
 func TestUDPMux(t *testing.T) {
-	m := NewMux(MuxConfig{Sender: newSink(), Overlay: []netip.Prefix{netip.MustParsePrefix("100.64.0.0/11")}, Addresses: func() []netip.Addr {
+	m := NewMux(MuxConfig{Sender: newSink(), Tunnel: inTunnel("100.64.0.9"), Addresses: func() []netip.Addr {
 		var list []netip.Addr
 		for _, a := range strings.Fields("10.0.0.1 10.0.0.1 ::ffff:10.0.0.3 127.0.0.1 ::1 fe80::1 224.0.0.1 100.64.0.9 0.0.0.0 2001:db8::1") {
 			list = append(list, netip.MustParseAddr(a))
@@ -260,7 +260,7 @@ func TestUDPMux(t *testing.T) {
 	for _, a := range m.GetListenAddresses() {
 		got = append(got, a.String())
 	}
-	if s := strings.Join(got, " "); s != "10.0.0.1:51820 10.0.0.3:51820 [2001:db8::1]:51820" {
+	if s := strings.Join(got, " "); s != "10.0.0.1:51820 10.0.0.3:51820 100.64.0.9:51820 [2001:db8::1]:51820" {
 		t.Errorf("offered %s", s)
 	}
 	var mux pion.UDPMux = m

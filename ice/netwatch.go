@@ -31,17 +31,33 @@ type bell interface {
 	close()
 }
 
-// NewWatcher starts to watch the network namespace of the calling thread. addresses lists the local addresses that matter,
-// nil is LocalAddresses(nil); a goroutine of the Watcher calls it.
+// NewWatcher starts to watch the network namespace of the calling thread. addresses lists the local addresses that matter, see
+// Uplinks.All; a goroutine of the Watcher calls it. Nil: those of all interfaces do.
 func NewWatcher(addresses func() []netip.Addr) (*Watcher, error) {
-	if addresses == nil {
-		addresses = func() []netip.Addr { return LocalAddresses(nil) }
-	}
 	b, err := newBell()
 	if err != nil {
 		return nil, err
 	}
-	return watch(b, addresses), nil
+	if addresses != nil {
+		return watch(b, addresses), nil
+	}
+	all, err := NewUplinks(nil, 0)
+	if err != nil {
+		b.close()
+		return nil, err
+	}
+	return watch(withUplinks{b, all}, all.All), nil
+}
+
+// withUplinks closes what was made for the Watcher alone.
+type withUplinks struct {
+	bell
+	uplinks *Uplinks
+}
+
+func (w withUplinks) close() {
+	w.bell.close()
+	_ = w.uplinks.Close()
 }
 
 // Changes delivers a value after the network has changed; changes before it was taken count as one.

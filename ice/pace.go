@@ -49,6 +49,7 @@ type remote struct {
 	unanswered int
 	alive      bool // has answered at some time
 	pairs      []pairPace
+	met        []netip.Addr // local addresses that an authentic request of it has come to
 }
 
 // pairPace is the latest check from one local address.
@@ -92,6 +93,17 @@ func (r *remote) due(local netip.Addr, now time.Time) dropReason {
 func (r *remote) credit(local netip.Addr) {
 	r.unanswered = max(0, r.unanswered-1)
 	r.pair(local).last = time.Time{}
+	if !slices.Contains(r.met, local) {
+		r.met = append(r.met, local)
+	}
+}
+
+// met tells whether an authentic request has come to the conn from an address.
+func (m *Mux) met(c *conn, from netip.AddrPort) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	r := c.member.remotes[from]
+	return r != nil && slices.Contains(r.met, c.local.Addr())
 }
 
 func (r *remote) answered() { r.unanswered, r.alive = 0, true }

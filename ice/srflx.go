@@ -66,6 +66,13 @@ func (p *Prober) SetServers(servers []netip.AddrPort) {
 	}
 }
 
+// Servers lists those that are asked. Frozen.
+func (p *Prober) Servers() []netip.AddrPort {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.servers
+}
+
 // Mappings lists what is known now, at most one for each server.
 func (p *Prober) Mappings() []Mapping {
 	p.mu.Lock()

@@ -298,7 +298,7 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 	if !first && agent.remote != remote {
 		return // of an agent that is no more
 	}
-	for _, text := range e.usable(msg.Candidates) {
+	for _, text := range msg.Candidates {
 		if slices.Contains(agent.seen, text) {
 			continue
 		}
@@ -320,13 +320,6 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 	case msg.Kind == signal.Offer && !agent.settled && agent.sendAt.IsZero() && agent.sending == 0:
 		agent.sendAt = time.Now().Add(repeatAfter / 4) // it has not heard of ours
 	}
-}
-
-// usable are the candidates that do not lead through a tunnel.
-func (e *Edge) usable(candidates []string) []string {
-	filter := signal.Filter{Overlay: e.view.Overlay, AllowLoopback: e.config.Loopback}
-	list, _ := filter.Keep(slices.Clone(candidates))
-	return list
 }
 
 // handleEvent takes what is new about an ICE agent.

@@ -43,8 +43,10 @@ type Config struct {
 	Apply func(protocol.Sync) error
 	// Interface is the name of the TUN, whose addresses are never offered.
 	Interface string
-	// Addresses lists the local addresses to offer; nil: those of all other interfaces. Loopback allows loopback ones. Both
-	// are for tests.
+	// Mark is the fwmark of what the pipeline's sockets send, by which the system chooses its way.
+	Mark uint32
+	// Addresses lists the local addresses to offer; nil: those of all other interfaces, as ice.Uplinks orders them. Loopback allows
+	// loopback ones. Both are for tests.
 	Addresses func() []netip.Addr
 	Loopback  bool
 	// Watch follows changes of the network (netlink).
@@ -66,10 +68,11 @@ type Edge struct {
 	mailbox *ice.Mailbox
 	prober  *ice.Prober
 	byes    chan struct{} // holds a value for each bye that is being sent
+	uplinks *ice.Uplinks  // nil: Config.Addresses says what is offered
 
 	pipeline atomic.Pointer[pipeline.Pipeline]
-	receiver atomic.Pointer[turn.Relays]    // relays, for other goroutines; nil before Run
-	overlay  atomic.Pointer[[]netip.Prefix] // what tunnel addresses come from, as the portal says
+	receiver atomic.Pointer[turn.Relays]         // relays, for other goroutines; nil before Run
+	given    atomic.Pointer[map[netip.Addr]bool] // tunnel addresses, as the portal has given them
 
 	mu           sync.Mutex // a leaf; guards what follows
 	requests     []pipeline.Request
@@ -120,11 +123,6 @@ func New(cfg Config) (*Edge, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
-	if cfg.Addresses == nil {
-		cfg.Addresses = func() []netip.Addr {
-			return ice.LocalAddresses(func(name string) bool { return name == cfg.Interface })
-		}
-	}
 	key, err := crypto.GeneratePrivateKey(rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("edge: %w", err)
@@ -136,9 +134,15 @@ func New(cfg Config) (*Edge, error) {
 		peers: make(map[string]*peer), attempts: make(map[*ice.Connection]*attempt),
 		named: make(map[attemptName]*attempt), generations: signal.NewGenerations(),
 	}
-	e.mux = ice.NewMux(ice.MuxConfig{
-		Sender: sockets{e}, Addresses: e.offered, Overlay: protocol.DefaultOverlay(), Loopback: cfg.Loopback,
-	})
+	mux := ice.MuxConfig{Sender: sockets{e}, Addresses: cfg.Addresses, Tunnel: e.inTunnel, Loopback: cfg.Loopback}
+	if cfg.Addresses == nil {
+		e.uplinks, err = ice.NewUplinks(func(name string) bool { return name == cfg.Interface }, cfg.Mark)
+		if err != nil {
+			return nil, fmt.Errorf("edge: %w", err)
+		}
+		mux.Addresses, mux.Leads = e.offered, e.uplinks.Leads
+	}
+	e.mux = ice.NewMux(mux)
 	e.prober = ice.NewProber(e.mux, nil)
 	return e, nil
 }
@@ -164,17 +168,36 @@ func (s sockets) LocalPort() uint16 {
 	return 0
 }
 
-// offered are the local addresses without those that lead through a tunnel. Any goroutine.
+// offered are the addresses of our uplinks, those from which the relays are reached first. Any goroutine.
 func (e *Edge) offered() []netip.Addr {
-	list := e.config.Addresses()
-	if overlay := e.overlay.Load(); overlay != nil {
-		list = slices.DeleteFunc(list, func(a netip.Addr) bool { return contains(*overlay, a) })
+	var servers []netip.Addr
+	for _, s := range e.prober.Servers() {
+		servers = append(servers, s.Addr())
 	}
-	return list
+	return e.uplinks.Addresses(servers)
 }
 
-func contains(list []netip.Prefix, a netip.Addr) bool {
-	return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(a.Unmap()) })
+// inTunnel tells the tunnel addresses that the portal has given to us and our peers. Any goroutine.
+func (e *Edge) inTunnel(a netip.Addr) bool {
+	given := e.given.Load()
+	return given != nil && (*given)[a]
+}
+
+// givenBy lists the tunnel addresses in the portal's answer: ours, and of what leads to a peer the single addresses of the overlay.
+func givenBy(s *protocol.Sync) map[netip.Addr]bool {
+	given := make(map[netip.Addr]bool)
+	for _, p := range s.Addresses {
+		given[p.Addr()] = true
+	}
+	for i := range s.Peers {
+		for _, p := range s.Peers[i].AllowedIPs {
+			inside := func(o netip.Prefix) bool { return o.Contains(p.Addr()) }
+			if p.IsSingleIP() && slices.ContainsFunc(s.Overlay, inside) {
+				given[p.Addr()] = true
+			}
+		}
+	}
+	return given
 }
 
 // Stray is for pipeline.Config.Stray: it never blocks.
@@ -237,7 +260,11 @@ func (e *Edge) Run(ctx context.Context, p *pipeline.Pipeline) error {
 	}
 	var changed <-chan struct{}
 	if e.config.Watch {
-		watcher, err := ice.NewWatcher(e.config.Addresses)
+		addresses := e.config.Addresses
+		if e.uplinks != nil {
+			addresses = e.uplinks.All
+		}
+		watcher, err := ice.NewWatcher(addresses)
 		if err != nil {
 			e.log.Warn("changes of the network are not noticed; send SIGHUP after one", "error", err)
 		} else {
@@ -324,7 +351,11 @@ func (e *Edge) close() error {
 		_ = connection.Close()
 	}
 	e.tasks.Wait()
-	return errors.Join(e.prober.Close(), e.relays.Close(), e.mux.Close())
+	err := errors.Join(e.prober.Close(), e.relays.Close(), e.mux.Close())
+	if e.uplinks != nil {
+		err = errors.Join(err, e.uplinks.Close())
+	}
+	return err
 }
 
 // take empties the mailbox of requests.

@@ -205,7 +205,8 @@ func (e *Edge) noteClock(portal int64) {
 
 // apply configures pipeline, relays and host by the portal's answer.
 func (e *Edge) apply(s protocol.Sync) {
-	e.overlay.Store(&s.Overlay)
+	given := givenBy(&s)
+	e.given.Store(&given)
 	peers := e.admit(s.Peers)
 	if err := e.pipeline.Load().Edit(func(edit *pipeline.Edit) error { e.edit(edit, peers); return nil }); err != nil {
 		return // it has ended

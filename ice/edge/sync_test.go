@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -401,23 +402,43 @@ func TestApply(t *testing.T) {
 	})
 }
 
-// Addresses that lead through a tunnel are neither offered nor checked, whatever prefixes the portal takes them from.
-func TestOverlay(t *testing.T) {
+// Addresses that the portal has given out in the tunnel are not checked; others of the same range are a carrier's (RFC 6598).
+func TestTunnelAddresses(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {
-		w.portal.overlay = []netip.Prefix{netip.MustParsePrefix("198.51.100.64/26")}
+		w.portal.overlay = protocol.DefaultOverlay()
+		w.node("gate", protocol.Gateway)
 		c := w.node("laptop", protocol.Client)
 		time.Sleep(time.Second)
-		c.owner(func(e *Edge) { e.config.Addresses = func() []netip.Addr { return []netip.Addr{outer(1), outer(70)} } })
-		if got := c.edge.offered(); len(got) != 1 || got[0] != outer(1) {
-			t.Errorf("offered: %v", got)
-		}
+		given := 0
 		c.owner(func(e *Edge) {
-			list := []string{"1 1 udp 1 198.51.100.70 1000 typ host", "1 1 udp 1 198.51.100.7 1000 typ host"}
-			if got := e.usable(list); len(got) != 1 || got[0] != list[1] || !strings.Contains(list[0], "100.70") {
-				t.Errorf("usable: %v", got)
+			for _, p := range append(slices.Clone(e.view.Addresses), e.peers["gate"].AllowedIPs...) {
+				if given++; !e.inTunnel(p.Addr()) {
+					t.Errorf("%v is given and may be checked", p)
+				}
+			}
+			for _, p := range e.view.Overlay {
+				if last := lastOf(p); e.inTunnel(last) {
+					t.Errorf("%v is not given and may not be checked", last)
+				}
 			}
 		})
+		if given < 2 {
+			t.Errorf("%d addresses are given", given)
+		}
+		if outside := netip.MustParseAddr("100.72.3.77"); c.edge.inTunnel(outside) {
+			t.Errorf("%v is a carrier's", outside)
+		}
 	})
+}
+
+// lastOf is the last address of a prefix.
+func lastOf(p netip.Prefix) netip.Addr {
+	b := p.Masked().Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	last, _ := netip.AddrFromSlice(b)
+	return last
 }
 
 // Status holds what is public only.

@@ -10,8 +10,6 @@ import (
 // Filter says which candidates are taken from a message. The zero value leaves out loopback, multicast, broadcast,
 // unspecified and IPv6 link-local addresses (those mean nothing without a zone, which cannot be sent). It is frozen.
 type Filter struct {
-	// Overlay are the prefixes of the tunnel's own addresses: a path to one would lead through the tunnel itself.
-	Overlay []netip.Prefix
 	// AllowLoopback is for tests on one machine.
 	AllowLoopback bool
 }
@@ -38,7 +36,7 @@ func (f *Filter) allowed(addr netip.Addr) bool {
 	case addr.Is4() && (addr.As4()[0] == 0 || addr.As4() == [4]byte{255, 255, 255, 255}):
 		return false // "this network" and broadcast (RFC 6890, table 1 and 16)
 	}
-	return !slices.ContainsFunc(f.Overlay, func(p netip.Prefix) bool { return p.Contains(addr) })
+	return true
 }
 
 // candidateAddress returns the address of a UDP candidate, unmapped, if c is one of the form (RFC 8839, section 5.1)

@@ -26,7 +26,6 @@ type portalLink struct {
 
 func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
 	cfg := t.SignalConfig()
-	cfg.Filter.Overlay = protocol.DefaultOverlay()
 	cfg.Dialer = (&dialer{mark: mark, last: map[string]string{}}).dial
 	bus, err := signal.Connect(cfg)
 	if err != nil {
