@@ -72,6 +72,10 @@ func Main(m Runner) {
 	os.Exit(m.Run())
 }
 
+// Inside reports whether the program runs in a lab. A TestMain that has to use the machine's own network, to build something for
+// instance, does it while this is false, before [Main].
+func Inside() bool { return os.Getenv(envLab) != "" }
+
 // Need skips the test, with the reason, unless it runs inside a lab.
 func Need(t Skipper) {
 	t.Helper()

@@ -10,6 +10,9 @@ func Enter() (inside bool, code int, err error) { return false, 1, ErrUnsupporte
 // Main runs the tests where they are; those that call Need are skipped.
 func Main(m Runner) { os.Exit(m.Run()) }
 
+// Inside reports whether the program runs in a lab: never.
+func Inside() bool { return false }
+
 // Need skips the test.
 func Need(t Skipper) {
 	t.Helper()

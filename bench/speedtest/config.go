@@ -77,7 +77,7 @@ type Config struct {
 	// Node is our node's command without the interface name, such as {"/usr/bin/sluice", "node"}. Empty: the
 	// implementations sluice and null are left out.
 	Node     []string
-	Against  []string      // "wireguard-go", "tailscale" or paths of programs
+	Against  []string      // names of Peers, or paths of programs
 	Limits   []string      // default bare and null
 	Cases    []string      // default all
 	Duration time.Duration // of one measurement, default 3 s

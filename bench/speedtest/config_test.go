@@ -2,6 +2,7 @@ package speedtest
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -75,10 +76,11 @@ func TestResolvePeerFindsTheBuiltOne(t *testing.T) {
 	t.Setenv("XDG_CACHE_HOME", cache)
 	t.Setenv("LocalAppData", cache)
 	t.Setenv("HOME", cache)
-	t.Setenv("PATH", "") // no go command: building is impossible
+	t.Setenv("PATH", "") // neither go nor cargo: building is impossible
 	for _, p := range peerPrograms {
-		if _, err := ResolveAgainst(context.Background(), []string{p.name}, nil); err == nil || !strings.Contains(err.Error(), "go command") {
-			t.Errorf("%s without the go command: %v", p.name, err)
+		if _, err := ResolveAgainst(context.Background(), []string{p.name}, nil); !errors.Is(err, ErrNoTool) ||
+			!strings.Contains(err.Error(), p.tool+" command") {
+			t.Errorf("%s without its tool: got %v, want one that names the %s command", p.name, err, p.tool)
 		}
 		dirs, err := filepath.Glob(filepath.Join(cache, "*", "sluice", "peers", p.name, p.version, "*"))
 		if len(dirs) == 0 {

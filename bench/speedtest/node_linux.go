@@ -116,8 +116,8 @@ func startProgram(ns *lab.Namespace, s side, device string, impl implementation,
 	n.stats = filepath.Join(dir, "stats-"+device+".json")
 	_ = os.Remove(n.stats) // of the measurement before
 	n.cmd = exec.Command(impl.command[0], args...)
-	// boringtun gives up root only to become a user that may not open the TUN; WG_SUDO=1 keeps it as it is.
-	n.cmd.Env = append(os.Environ(), "WG_PROCESS_FOREGROUND=1", "LOG_LEVEL=error", "WG_SUDO=1", "SLUICE_STATS="+n.stats)
+	// boringtun gives up root only to become a user that may not open the TUN; WG_SUDO keeps it as it is.
+	n.cmd.Env = append(os.Environ(), "WG_PROCESS_FOREGROUND=1", "LOG_LEVEL=error", "WG_SUDO=true", "SLUICE_STATS="+n.stats)
 	n.cmd.Env = append(n.cmd.Env, impl.env...)
 	n.cmd.Stderr = n.stderr
 	n.cmd.Stdout = n.stderr

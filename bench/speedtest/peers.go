@@ -15,15 +15,18 @@ import (
 // peerProgram is a program to compare with that is built from source.
 type peerProgram struct {
 	name    string // of the implementation
-	module  string
+	tool    string // that builds it: go, for a package of a module, or cargo, for a crate
+	module  string // package or crate
 	version string
-	binary  string // file that go install makes
+	binary  string // file that the tool makes
 }
 
 // peerPrograms are the programs that -against knows by name. Their versions stand here only.
 var peerPrograms = []peerProgram{
-	{"wireguard-go", "golang.zx2c4.com/wireguard", "v0.0.0-20260522210424-ecfc5a8d5446", "wireguard"},
-	{"tailscale", "github.com/tailscale/wireguard-go", "v0.0.0-20260928213032-417aef361226", "wireguard-go"},
+	{"wireguard-go", "go", "golang.zx2c4.com/wireguard", "v0.0.0-20260522210424-ecfc5a8d5446", "wireguard"},
+	{"tailscale", "go", "github.com/tailscale/wireguard-go", "v0.0.0-20260928213032-417aef361226", "wireguard-go"},
+	{"boringtun", "cargo", "boringtun-cli", "0.7.1", "boringtun-cli"},
+	{"gotatun", "cargo", "gotatun-cli", "0.10.2", "gotatun"},
 }
 
 // Peers are the names that Config.Against may hold beside paths.
@@ -105,24 +108,42 @@ func (p peerProgram) build(ctx context.Context, log io.Writer) (string, error) {
 	if log != nil {
 		fmt.Fprintf(log, "building %s@%s\n", p.module, p.version)
 	}
-	goTool, err := exec.LookPath("go")
+	cmd, built, err := p.install(ctx, tmp)
 	if err != nil {
-		return "", fmt.Errorf("-against %s is built from source and needs the go command in PATH; or give the path of a built program", p.name)
+		return "", err
 	}
-	cmd := exec.CommandContext(ctx, goTool, "install", "-trimpath", p.module+"@"+p.version)
-	// GOFLAGS of the caller, such as -mod=vendor, are about another module.
-	cmd.Env = append(os.Environ(), "GOBIN="+tmp, "GOFLAGS=", "GOTOOLCHAIN=auto", "CGO_ENABLED=0")
 	cmd.Dir = tmp
 	if out, err := cmd.CombinedOutput(); err != nil {
 		if ctx.Err() != nil {
 			return "", ctx.Err()
 		}
-		return "", fmt.Errorf("-against %s: go install %s@%s: %v: %s", p.name, p.module, p.version, err, lastLine(string(out)))
+		return "", fmt.Errorf("-against %s: %s install %s@%s: %v: %s", p.name, p.tool, p.module, p.version, err, lastLine(string(out)))
 	}
-	if err := os.Rename(filepath.Join(tmp, p.binary), path); err != nil {
+	if err := os.Rename(built, path); err != nil {
 		return "", fmt.Errorf("-against %s: %w", p.name, err)
 	}
 	return path, nil
+}
+
+// ErrNoTool means that a program to compare with is built by a tool that is not installed.
+var ErrNoTool = errors.New("or give the path of a built program")
+
+// install is the command that builds the program below dir, and the file that it makes.
+func (p peerProgram) install(ctx context.Context, dir string) (cmd *exec.Cmd, built string, err error) {
+	tool, err := exec.LookPath(p.tool)
+	if err != nil {
+		return nil, "", fmt.Errorf("-against %s is built from source and needs the %s command in PATH; %w", p.name, p.tool, ErrNoTool)
+	}
+	if p.tool == "cargo" {
+		cmd = exec.CommandContext(ctx, tool, "install", "--quiet", "--locked", "--root", dir, "--version", p.version, p.module)
+		// The target folder goes with dir; it has a gigabyte that nothing needs any more.
+		cmd.Env = append(os.Environ(), "CARGO_TARGET_DIR="+filepath.Join(dir, "target"))
+		return cmd, filepath.Join(dir, "bin", p.binary), nil
+	}
+	cmd = exec.CommandContext(ctx, tool, "install", "-trimpath", p.module+"@"+p.version)
+	// GOFLAGS of the caller, such as -mod=vendor, are about another module.
+	cmd.Env = append(os.Environ(), "GOBIN="+dir, "GOFLAGS=", "GOTOOLCHAIN=auto", "CGO_ENABLED=0")
+	return cmd, filepath.Join(dir, p.binary), nil
 }
 
 // lastLine is the last line of text that is not blank.

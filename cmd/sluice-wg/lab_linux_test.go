@@ -35,6 +35,7 @@ func TestMain(m *testing.M) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		panic(err)
 	}
+	buildCounterparts()
 	lab.Main(m)
 }
 
@@ -244,7 +245,7 @@ func newEnds(t *testing.T, programs [2]string) [2]*end {
 		t.Fatal(err)
 	}
 	for i, e := range ends {
-		e.pid = start(t, e.ns, nil, programs[i], e.name)
+		e.pid = start(t, e.ns, counterpartEnv, programs[i], e.name)
 	}
 	return ends
 }
@@ -264,15 +265,17 @@ func (e *end) up(t *testing.T, ns *lab.Namespace) {
 	awaitPort(t, e.ns, e.port)
 }
 
-// awaitPort waits until a UDP port is bound in a namespace.
+// awaitPort waits until a UDP port is bound in a namespace: by a socket for IPv4, or by one for both families.
 func awaitPort(t *testing.T, ns *lab.Namespace, port uint16) {
 	t.Helper()
 	bound := fmt.Sprintf(":%04X ", port)
 	for end := time.Now().Add(patient); ; time.Sleep(5 * time.Millisecond) {
 		var table []byte
-		err := ns.Run(func() (err error) {
-			table, err = os.ReadFile("/proc/thread-self/net/udp")
-			return err
+		err := ns.Run(func() error {
+			v4, err := os.ReadFile("/proc/thread-self/net/udp")
+			v6, err6 := os.ReadFile("/proc/thread-self/net/udp6")
+			table = append(v4, v6...)
+			return errors.Join(err, err6)
 		})
 		if err != nil {
 			t.Fatal(err)

@@ -206,29 +206,6 @@ func TestCounts(t *testing.T) {
 	}
 }
 
-// TestInterop carries pings and TCP to and from the wireguard-go of the distribution, over both families, with a preshared key.
-func TestInterop(t *testing.T) {
-	need(t, "wg", "ping", "wireguard-go")
-	ours := program(t)
-	for family, outer := range []string{"IPv4", "IPv6"} {
-		for _, programs := range [][2]string{{ours, "wireguard-go"}, {"wireguard-go", ours}, {ours, ours}} {
-			t.Run(fmt.Sprintf("%s, %s initiates to %s", outer, filepath.Base(programs[0]), filepath.Base(programs[1])), func(t *testing.T) {
-				ends := tunnel(t, programs, family)
-				ping(t, ends[0].ns, 3, ends[1].inner[0])
-				ping(t, ends[1].ns, 3, ends[0].inner[1])
-				for inner := range 2 {
-					transfer(t, ends[0], ends[1], inner)
-					transfer(t, ends[1], ends[0], inner)
-				}
-				got := must(t, ends[1].ns, "wg", "show", ends[1].name, "endpoints")
-				if want := netip.AddrPortFrom(ends[0].outer[family], ends[0].port).String(); !strings.Contains(got, want) {
-					t.Errorf("the responder knows the endpoint %q, want %s", got, want)
-				}
-			})
-		}
-	}
-}
-
 // TestPortTakenWhenUp: an interface that comes up while its port is taken binds as soon as it is given another.
 func TestPortTakenWhenUp(t *testing.T) {
 	ns, name, wg := newInterface(t)
