@@ -59,6 +59,15 @@ const (
 	TopologyRelay  = "relay"  // each behind a symmetric NAT; all goes over the portal's relay
 )
 
+// The programs that make the load.
+const (
+	LoadOwn   = "own"    // threads of the speed test itself
+	LoadIperf = "iperf3" // which must be installed; it measures no round trips
+)
+
+// Loads are the values of Config.Load.
+func Loads() []string { return []string{LoadOwn, LoadIperf} }
+
 // Topologies are the values of Config.Topology.
 func Topologies() []string { return []string{TopologyDirect, TopologyNAT, TopologyRelay} }
 
@@ -84,6 +93,7 @@ type Config struct {
 	WarmUp   time.Duration // before each, default a fifteenth of Duration
 	Rounds   int           // default 1
 	Topology string        // one of Topologies, default direct
+	Load     string        // one of Loads, default own
 	Segment  bool          // switch tx-udp-segmentation and TSO off on the cable
 	Profile  string        // one of Profiles: our node is started with -profile
 	Perf     bool          // perf record -g on both nodes
@@ -139,12 +149,25 @@ func (c Config) Normalize() (Config, error) {
 	if c.OutDir == "" {
 		c.OutDir = "speedtest-out"
 	}
+	if c.Load == "" {
+		c.Load = LoadOwn
+	}
+	if !slices.Contains(Loads(), c.Load) {
+		return c, fmt.Errorf("no load %q; use one of %s", c.Load, strings.Join(Loads(), ", "))
+	}
 	if len(c.Cases) == 0 {
 		for _, known := range Cases() {
-			c.Cases = append(c.Cases, known.Name)
+			if known.kind != loadRTT || c.Load == LoadOwn {
+				c.Cases = append(c.Cases, known.Name)
+			}
 		}
 	}
-	_, err := c.selected()
+	list, err := c.selected()
+	for _, one := range list {
+		if one.kind == loadRTT && c.Load != LoadOwn {
+			return c, fmt.Errorf("%s measures no round trips; leave out case %s, or -load", c.Load, one.Name)
+		}
+	}
 	return c, err
 }
 

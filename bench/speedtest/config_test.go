@@ -35,6 +35,8 @@ func TestNormalize(t *testing.T) {
 		{Config{Rounds: 1e6}, "rounds"},
 		{Config{Cases: []string{"tcp-1", "tcp-2"}}, `no case "tcp-2"; use one or more of tcp-1,tcp-4`},
 		{Config{Limits: []string{"sky"}}, `no limit "sky"; use`},
+		{Config{Load: "wind"}, `no load "wind"; use one of own, iperf3`},
+		{Config{Load: "iperf3", Cases: []string{"rtt-idle"}}, "iperf3 measures no round trips; leave out case rtt-idle"},
 		{Config{Profile: "heat"}, `no profile "heat"; use one of cpu`},
 	} {
 		if _, err := bad.c.Normalize(); err == nil || !strings.Contains(err.Error(), bad.want) || strings.Contains(err.Error(), "\n") {

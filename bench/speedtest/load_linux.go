@@ -32,9 +32,11 @@ type count struct {
 	_              [112]byte
 }
 
-// newLoad makes the load of a case between two endpoints.
-func newLoad(c Case, a, b endpoint, total time.Duration) load {
+// newLoad makes the load of a case between two endpoints, with one of the programs of Loads.
+func newLoad(program string, c Case, a, b endpoint, total time.Duration) load {
 	switch {
+	case program == LoadIperf:
+		return &iperfLoad{load: c, a: a, b: b, total: total}
 	case c.kind == loadUDP:
 		return &udpLoad{from: a, to: b, size: c.size}
 	case c.kind == loadRTT && c.loaded:

@@ -68,7 +68,7 @@ func (m *measurement) measure(ctx context.Context, r *Result, t *tunnel, a, b en
 	if err != nil {
 		return err
 	}
-	l := newLoad(m.load, a, b, m.config.WarmUp+m.config.Duration)
+	l := newLoad(m.config.Load, m.load, a, b, m.config.WarmUp+m.config.Duration)
 	defer l.close()
 	err = l.start()
 	defer l.finish() // also ends the threads of a load that started in part; a second time it does nothing

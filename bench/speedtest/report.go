@@ -25,6 +25,7 @@ type Settings struct {
 	InnerMTU  int     `json:"inner_mtu"`   // of the tunnels, bytes
 	Segmented bool    `json:"segmented"`   // offloads of the cable are off
 	Topology  string  `json:"topology"`    // direct, nat or relay
+	Load      string  `json:"load"`        // own or iperf3
 	RTTEveryS float64 `json:"rtt_every_s"` // interval of round-trip probes, seconds
 }
 

@@ -184,6 +184,9 @@ func (r *Report) notes() []string {
 	case TopologyRelay:
 		notes = append(notes, "a client and a gateway, each behind a symmetric NAT, over the portal's relay on the same machine")
 	}
+	if s.Load == LoadIperf {
+		notes = append(notes, "the load is iperf3's")
+	}
 	if s.Segmented {
 		notes = append(notes, "TCP and UDP segmentation offload of the cable are off")
 	}

@@ -71,6 +71,34 @@ func TestAllCases(t *testing.T) {
 	}
 }
 
+// TestIperf: iperf3's traffic is counted as ours is.
+func TestIperf(t *testing.T) {
+	lab.Need(t)
+	if _, err := exec.LookPath("iperf3"); err != nil {
+		t.Skip("SKIPPED: iperf3 is not installed")
+	}
+	c := Config{Load: LoadIperf, Duration: 500 * time.Millisecond, WarmUp: 300 * time.Millisecond, Limits: []string{ImplBare}}
+	report, err := Run(context.Background(), c, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range report.Results {
+		one := Cases()[caseIndex(r.Case)]
+		if r.GbitPerS <= 0 || r.BytesReceived == 0 || r.BytesSent == 0 {
+			t.Errorf("%s: got %+v, want traffic", r.Case, r)
+		}
+		if one.backward > 0 && (r.ForwardGbit <= 0 || r.BackwardGbit <= 0) {
+			t.Errorf("%s: %g and %g Gbit/s, want both directions", r.Case, r.ForwardGbit, r.BackwardGbit)
+		}
+		if one.kind == loadUDP && (r.KPPS <= 0 || r.PacketsReceived > r.PacketsSent) {
+			t.Errorf("%s: %g kpps, %d of %d packets, want some, and no more than were sent", r.Case, r.KPPS, r.PacketsReceived, r.PacketsSent)
+		}
+	}
+	if len(report.Results) != 6 {
+		t.Errorf("%d results, want 6", len(report.Results))
+	}
+}
+
 // checkResult checks what must hold however slow the machine is.
 func checkResult(t *testing.T, r Result) {
 	t.Helper()

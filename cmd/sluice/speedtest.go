@@ -34,10 +34,12 @@ func speedtestCommand() *cli.Command {
 			&cli.StringSliceFlag{Name: "limits", Value: []string{speedtest.ImplBare, speedtest.ImplNull},
 				Usage: "measure these `LIMITS` too: " + strings.Join(speedtest.Limits(), ",") + ", or none"},
 			&cli.StringSliceFlag{Name: "against", Usage: "measure `PROGRAM` too: " + strings.Join(speedtest.Peers(), ", ") +
-				" (built by go install, once) or the path of one that is started as PROGRAM -f IFNAME; may be repeated"},
+				" (built from source, once) or the path of one that is started as PROGRAM -f IFNAME; may be repeated"},
 			&cli.IntFlag{Name: "rounds", Value: 1, Usage: "measure everything `N` times, interleaved, and take medians"},
 			&cli.StringFlag{Name: "topology", Value: speedtest.TopologyDirect,
 				Usage: "direct: a cable; nat: a client and a gateway behind NATs; relay: the same over a relay, with a portal of their own"},
+			&cli.StringFlag{Name: "load", Value: speedtest.LoadOwn,
+				Usage: "who makes the traffic: " + strings.Join(speedtest.Loads(), " or ") + ", to see what is the load's and what the tunnel's"},
 			&cli.BoolFlag{Name: "segment", Usage: "switch TSO and tx-udp-segmentation off on the cable, as most real ones are"},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object instead of the table"},
 			&cli.StringFlag{Name: "html", Usage: "write a report with charts to `FILE`"},
@@ -77,7 +79,7 @@ JSON: {schema, started, machine, settings, programs, results}. results is a list
 func speedtestConfig(cmd *cli.Command) (speedtest.Config, error) {
 	c := speedtest.Config{
 		Against: cmd.StringSlice("against"), Limits: cmd.StringSlice("limits"), Cases: cmd.StringSlice("cases"),
-		Duration: cmd.Duration("duration"), Rounds: cmd.Int("rounds"), Segment: cmd.Bool("segment"),
+		Duration: cmd.Duration("duration"), Rounds: cmd.Int("rounds"), Load: cmd.String("load"), Segment: cmd.Bool("segment"),
 		Topology: cmd.String("topology"),
 		Profile:  cmd.String("profile"), Perf: cmd.Bool("perf"), OutDir: cmd.String("out"),
 	}

@@ -39,7 +39,7 @@ func TestSpeedtestHelp(t *testing.T) {
 	if code := run([]string{"sluice", "speedtest", "-h"}, strings.NewReader(""), &out, &errs); code != 0 {
 		t.Fatalf("exit %d: %s", code, errs.String())
 	}
-	for _, want := range []string{"tcp-bidir", "rtt-loaded", "gbit_per_s", "-against", "wireguard-go, tailscale", "-duration"} {
+	for _, want := range []string{"tcp-bidir", "rtt-loaded", "gbit_per_s", "-against", "wireguard-go, tailscale, boringtun, gotatun", "-load", "-duration"} {
 		if !strings.Contains(out.String(), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}
