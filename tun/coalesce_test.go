@@ -39,9 +39,9 @@ func cutRun(t *testing.T, r *Run) [][]byte {
 	}
 	var header [virtioHeaderLen]byte
 	encodeVirtio(header[:], &r.Offload)
-	data, o, ok := decodeVirtio(header[:], whole)
-	if !ok || len(data) != len(whole) || o != r.Offload {
-		t.Fatalf("offload %+v decodes as %+v, %v", r.Offload, o, ok)
+	data, o, f := decodeVirtio(header[:], whole)
+	if f != faultNone || len(data) != len(whole) || o != r.Offload {
+		t.Fatalf("offload %+v decodes as %+v, fault %d", r.Offload, o, f)
 	}
 	all := cutAll(t, &Superpacket{Data: whole, Offload: r.Offload})
 	if len(all) != len(r.Pieces) {

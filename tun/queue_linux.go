@@ -84,14 +84,14 @@ func (q *linuxQueue) Read(batch []Superpacket) (int, error) {
 		return 0, ErrClosed
 	}
 	defer q.leave()
-	n, calls, malformed := 0, 0, 0
+	n, calls, faults := 0, 0, 0
 	var segments, bytes uint64
 	var errno syscall.Errno
-	// Malformed packets do not keep the caller here for ever.
-	for n < len(batch) && malformed <= len(batch) {
+	// Packets that are dropped do not keep the caller here for ever.
+	for n < len(batch) && faults <= len(batch) {
 		p := &batch[n]
-		var ok bool
-		ok, errno = q.readOne(p)
+		var f fault
+		f, errno = q.readOne(p)
 		calls++
 		if errno == unix.EINTR {
 			continue
@@ -99,8 +99,9 @@ func (q *linuxQueue) Read(batch []Superpacket) (int, error) {
 		if errno != 0 {
 			break
 		}
-		if !ok {
-			malformed++
+		if f != faultNone {
+			faults++
+			q.count(f)
 			continue
 		}
 		n++
@@ -108,9 +109,6 @@ func (q *linuxQueue) Read(batch []Superpacket) (int, error) {
 		bytes += uint64(len(p.Data))
 	}
 	q.stats.ReadCalls.Add(uint64(calls))
-	if malformed > 0 {
-		q.stats.ReadMalformed.Add(uint64(malformed))
-	}
 	if n > 0 {
 		q.stats.ReadPackets.Add(uint64(n))
 		q.stats.ReadSegments.Add(segments)
@@ -131,7 +129,15 @@ func readError(errno syscall.Errno) error {
 	return fmt.Errorf("tun: read: %w", errno)
 }
 
-func (q *linuxQueue) readOne(p *Superpacket) (ok bool, errno syscall.Errno) {
+func (q *linuxQueue) count(f fault) {
+	if f == faultUnserved {
+		q.stats.ReadUnserved.Add(1)
+		return
+	}
+	q.stats.ReadMalformed.Add(1)
+}
+
+func (q *linuxQueue) readOne(p *Superpacket) (f fault, errno syscall.Errno) {
 	buf := p.Buf[:ReadBufferSize]
 	if !q.vnet {
 		buf = buf[ReadHeadroom:]
@@ -140,23 +146,28 @@ func (q *linuxQueue) readOne(p *Superpacket) (ok bool, errno syscall.Errno) {
 	}
 	r, _, errno := syscall.RawSyscall(unix.SYS_READ,
 		uintptr(q.fd), uintptr(unsafe.Pointer(unsafe.SliceData(buf))), uintptr(len(buf)))
-	if errno != 0 {
-		return false, errno
+	switch {
+	case errno == unix.EINVAL:
+		// The kernel took a superpacket off the queue that no virtio-net header can describe (tun_put_user).
+		return faultUnserved, 0
+	case errno != 0:
+		return faultNone, errno
 	}
 	n := int(r)
 	if n > len(buf) || q.vnet && n < virtioHeaderLen {
-		return false, 0
+		return faultMalformed, 0
 	}
 	if q.vnet {
-		p.Data, p.Offload, ok = decodeVirtio(buf[:virtioHeaderLen], buf[virtioHeaderLen:n])
-		return ok, 0
+		p.Data, p.Offload, f = decodeVirtio(buf[:virtioHeaderLen], buf[virtioHeaderLen:n])
+		return f, 0
 	}
 	p.Offload = Offload{}
 	length, ok := ip.Length(buf[:n])
-	if ok {
-		p.Data = buf[:length]
+	if !ok {
+		return faultMalformed, 0
 	}
-	return ok, 0
+	p.Data = buf[:length]
+	return faultNone, 0
 }
 
 func countSegments(p *Superpacket) uint64 {

@@ -16,7 +16,8 @@ var ErrMalformed = errors.New("tun: malformed superpacket")
 //
 // The packets are those that the kernel would make (net/ipv4/tcp_offload.c tcp_gso_segment, net/ipv4/udp_offload.c
 // __udp_gso_segment, net/ipv4/af_inet.c inet_gso_segment): IPv4 identification counts up, sequence numbers advance,
-// FIN and PSH stand only on the last and CWR only on the first, checksums are complete.
+// FIN and PSH stand only on the last and CWR only on the first, checksums are complete. IPv4 options and IPv6 extension
+// headers stand in every segment as they are.
 type Segmenter struct {
 	data      []byte
 	kind      GSOType
@@ -44,7 +45,7 @@ func (s *Segmenter) Init(p *Superpacket) error {
 	if p.Type == GSONone {
 		return s.initSingle(p)
 	}
-	o := Offload{Type: p.Type, SegmentSize: p.SegmentSize}
+	o := Offload{Type: p.Type, SegmentSize: p.SegmentSize, NeedsChecksum: p.NeedsChecksum}
 	four := p.Data[0]>>4 == 4
 	if four != (p.Type == GSOTCPv4 || p.Type == GSOUDPv4) || !locateTransport(p.Data, &o) {
 		return ErrMalformed
@@ -52,8 +53,23 @@ func (s *Segmenter) Init(p *Superpacket) error {
 	s.data, s.kind, s.size = p.Data, p.Type, int(o.SegmentSize)
 	s.transport, s.header = int(o.ChecksumStart), int(o.HeaderLen)
 	s.count = max(1, (len(s.data)-s.header+s.size-1)/s.size)
-	s.sumHeaders()
+	s.sumHeaders(s.pseudoSum(p.NeedsChecksum, int(o.ChecksumOffset)))
 	return nil
+}
+
+// pseudoSum is the sum of the pseudo-header without the length. An incomplete checksum's field, at offset, holds it, and there
+// the kernel goes on from that (tcp_gso_segment): it has the final destination (RFC 8200, section 8.1), which is not the IP
+// header's where there is an IPv6 routing header or an IPv4 source route.
+func (s *Segmenter) pseudoSum(incomplete bool, offset int) uint16 {
+	if incomplete {
+		t := s.data[s.transport:]
+		return ip.Add(binary.BigEndian.Uint16(t[offset:]), ^uint16(len(t)))
+	}
+	protocol := uint8(ip.ProtocolUDP)
+	if s.isTCP() {
+		protocol = ip.ProtocolTCP
+	}
+	return ip.PseudoSum(s.data, protocol, 0)
 }
 
 func (s *Segmenter) initSingle(p *Superpacket) error {
@@ -69,20 +85,20 @@ func (s *Segmenter) initSingle(p *Superpacket) error {
 	return nil
 }
 
-func (s *Segmenter) sumHeaders() {
+// sumHeaders takes the sum of the pseudo-header without the length.
+func (s *Segmenter) sumHeaders(sum uint16) {
 	h := s.data[:s.header]
 	if h[0]>>4 == 4 {
 		s.ipSum = ip.Sum(h[0:2], ip.Sum(h[6:10], ip.Sum(h[12:ip.IPv4(h).HeaderLen()], 0)))
 	}
 	t := h[s.transport:]
 	if s.isTCP() {
-		sum := ip.PseudoSum(h, ip.ProtocolTCP, 0)
 		// Ports; acknowledgement; window; urgent pointer and options. Not: sequence number, flags, checksum.
 		sum = ip.Sum(t[8:12], ip.Sum(t[0:4], sum))
 		s.transportSum = ip.Sum(t[18:], ip.Sum(t[14:16], sum))
 		return
 	}
-	s.transportSum = ip.Sum(t[0:4], ip.PseudoSum(h, ip.ProtocolUDP, 0))
+	s.transportSum = ip.Sum(t[0:4], sum)
 }
 
 func (s *Segmenter) isTCP() bool { return s.kind == GSOTCPv4 || s.kind == GSOTCPv6 }

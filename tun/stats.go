@@ -8,6 +8,7 @@ type QueueStats struct {
 	WriteCalls, WritePackets, WriteSegments, WriteBytes atomic.Uint64
 	// Drops by reason.
 	ReadMalformed  atomic.Uint64 // offload fields outside of the packet, or not IP
+	ReadUnserved   atomic.Uint64 // superpackets of a kind that is not cut: a fragment, or AH, ESP or too long a chain before TCP or UDP
 	WriteRefused   atomic.Uint64 // the kernel refused a packet (EINVAL) even without offload
 	WriteDown      atomic.Uint64 // interface down (EIO)
 	OffloadRefused atomic.Uint64 // runs that had to be written packet by packet after EINVAL

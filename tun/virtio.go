@@ -30,23 +30,34 @@ const (
 	udpChecksumOffset = 6
 )
 
+// fault says why a packet that was read is not used.
+type fault uint8
+
+const (
+	faultNone      fault = iota
+	faultMalformed       // no IP packet, or fields that do not fit it
+	faultUnserved        // a superpacket of a kind that is not cut
+)
+
 // decodeVirtio reads the header and validates it against the packet behind it, which is trimmed to its IP length. hdr_len
-// is not read: on forwarded packets it is not to be trusted, so header lengths come from the packet. Not ok: no IP
-// packet, a kind of offload that we did not ask for, or fields that do not fit the packet.
-func decodeVirtio(header, packet []byte) (data []byte, o Offload, ok bool) {
+// is not read: on forwarded packets it is not to be trusted, so header lengths come from the packet.
+func decodeVirtio(header, packet []byte) (data []byte, o Offload, f fault) {
 	n, ok := ip.Length(packet)
 	if !ok {
-		return nil, o, false
+		return nil, o, faultMalformed
 	}
 	data = packet[:n]
 	flags, kind := header[0], header[1]&^virtioGSOECN
 	start, offset := binary.NativeEndian.Uint16(header[6:]), binary.NativeEndian.Uint16(header[8:])
 	if kind == virtioGSONone {
 		if flags&virtioNeedsChecksum == 0 {
-			return data, Offload{}, true
+			return data, Offload{}, faultNone
 		}
 		o = Offload{NeedsChecksum: true, ChecksumStart: start, ChecksumOffset: offset}
-		return data, o, validateChecksum(data, &o)
+		if !validateChecksum(data, &o) {
+			return nil, o, faultMalformed
+		}
+		return data, o, faultNone
 	}
 	o.NeedsChecksum = flags&virtioNeedsChecksum != 0
 	o.SegmentSize = binary.NativeEndian.Uint16(header[4:])
@@ -61,12 +72,15 @@ func decodeVirtio(header, packet []byte) (data []byte, o Offload, ok bool) {
 	case kind == virtioGSOUDP:
 		o.Type = GSOUDPv6
 	default:
-		return nil, o, false
+		return nil, o, faultUnserved
 	}
-	if !locateTransport(data, &o) || o.NeedsChecksum && (o.ChecksumStart != start || o.ChecksumOffset != offset) {
-		return nil, o, false
+	if !locateTransport(data, &o) {
+		return nil, o, faultUnserved
 	}
-	return data, o, true
+	if o.NeedsChecksum && (o.ChecksumStart != start || o.ChecksumOffset != offset) {
+		return nil, o, faultMalformed
+	}
+	return data, o, faultNone
 }
 
 // validateChecksum says whether the checksum field lies behind the IP header and inside of the packet.
@@ -83,9 +97,11 @@ func validateChecksum(data []byte, o *Offload) bool {
 // says whether it is one that can be segmented.
 func locateTransport(data []byte, o *Offload) bool {
 	t, ok := ip.FindTransport(data)
-	// With a routing header the destination in the pseudo-header is not the one in the IP header. Nobody sends
-	// superpackets of that kind.
-	if !ok || t.Fragment || t.Routed || o.SegmentSize == 0 {
+	if !ok || t.Fragment || o.SegmentSize == 0 {
+		return false
+	}
+	// An incomplete checksum has the routing header's final destination in it; nothing else tells that.
+	if t.Routed && !o.NeedsChecksum {
 		return false
 	}
 	o.ChecksumStart = uint16(t.Offset)

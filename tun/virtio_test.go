@@ -28,40 +28,40 @@ func TestDecodeVirtio(t *testing.T) {
 		header []byte
 		packet []byte
 		want   Offload
-		ok     bool
+		fault  fault
 	}{
-		{"plain", virtioBytes(0, 0, 0, 0, 0, 0), tcp, Offload{}, true},
-		{"valid", virtioBytes(2, 0, 0, 0, 0, 0), tcp, Offload{}, true},
-		{"checksum", virtioBytes(1, 0, 0, 0, 20, 16), tcp, Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}, true},
-		{"checksum in IP header", virtioBytes(1, 0, 0, 0, 10, 0), tcp, Offload{}, false},
-		{"checksum behind the end", virtioBytes(1, 0, 0, 0, 20, 323), tcp, Offload{}, false},
+		{"plain", virtioBytes(0, 0, 0, 0, 0, 0), tcp, Offload{}, faultNone},
+		{"valid", virtioBytes(2, 0, 0, 0, 0, 0), tcp, Offload{}, faultNone},
+		{"checksum", virtioBytes(1, 0, 0, 0, 20, 16), tcp, Offload{NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16}, faultNone},
+		{"checksum in IP header", virtioBytes(1, 0, 0, 0, 10, 0), tcp, Offload{}, faultMalformed},
+		{"checksum behind the end", virtioBytes(1, 0, 0, 0, 20, 323), tcp, Offload{}, faultMalformed},
 		{"TCPv4, wrong hdr_len", virtioBytes(1, 1, 9999, 100, 20, 16), tcp, Offload{
-			Type: GSOTCPv4, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16, HeaderLen: 44, SegmentSize: 100}, true},
+			Type: GSOTCPv4, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16, HeaderLen: 44, SegmentSize: 100}, faultNone},
 		{"TCPv4 with ECN", virtioBytes(1, 0x81, 44, 100, 20, 16), tcp, Offload{
-			Type: GSOTCPv4, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16, HeaderLen: 44, SegmentSize: 100}, true},
+			Type: GSOTCPv4, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 16, HeaderLen: 44, SegmentSize: 100}, faultNone},
 		{"TCPv6", virtioBytes(1, 4, 60, 100, 40, 16), tcp6, Offload{
-			Type: GSOTCPv6, NeedsChecksum: true, ChecksumStart: 40, ChecksumOffset: 16, HeaderLen: 60, SegmentSize: 100}, true},
+			Type: GSOTCPv6, NeedsChecksum: true, ChecksumStart: 40, ChecksumOffset: 16, HeaderLen: 60, SegmentSize: 100}, faultNone},
 		{"UDPv4", virtioBytes(1, 5, 28, 100, 20, 6), udp, Offload{
-			Type: GSOUDPv4, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6, HeaderLen: 28, SegmentSize: 100}, true},
+			Type: GSOUDPv4, NeedsChecksum: true, ChecksumStart: 20, ChecksumOffset: 6, HeaderLen: 28, SegmentSize: 100}, faultNone},
 		{"UDPv6", virtioBytes(1, 5, 48, 100, 40, 6), udp6, Offload{
-			Type: GSOUDPv6, NeedsChecksum: true, ChecksumStart: 40, ChecksumOffset: 6, HeaderLen: 48, SegmentSize: 100}, true},
-		{"TCPv6 says v4", virtioBytes(1, 1, 60, 100, 40, 16), tcp6, Offload{}, false},
-		{"TCPv4 says v6", virtioBytes(1, 4, 60, 100, 20, 16), tcp, Offload{}, false},
-		{"UDP says TCP", virtioBytes(1, 1, 60, 100, 20, 16), udp, Offload{}, false},
-		{"TCP says UDP", virtioBytes(1, 5, 60, 100, 20, 6), tcp, Offload{}, false},
-		{"UFO", virtioBytes(1, 3, 28, 100, 20, 6), udp, Offload{}, false},
-		{"size 0", virtioBytes(1, 1, 44, 0, 20, 16), tcp, Offload{}, false},
-		{"wrong start", virtioBytes(1, 1, 44, 100, 24, 16), tcp, Offload{}, false},
-		{"wrong offset", virtioBytes(1, 1, 44, 100, 20, 6), tcp, Offload{}, false},
-		{"fragment", virtioBytes(1, 1, 40, 100, 20, 16), fragment, Offload{}, false},
-		{"not IP", virtioBytes(0, 0, 0, 0, 0, 0), []byte{0x50, 1, 2, 3}, Offload{}, false},
+			Type: GSOUDPv6, NeedsChecksum: true, ChecksumStart: 40, ChecksumOffset: 6, HeaderLen: 48, SegmentSize: 100}, faultNone},
+		{"TCPv6 says v4", virtioBytes(1, 1, 60, 100, 40, 16), tcp6, Offload{}, faultUnserved},
+		{"TCPv4 says v6", virtioBytes(1, 4, 60, 100, 20, 16), tcp, Offload{}, faultUnserved},
+		{"UDP says TCP", virtioBytes(1, 1, 60, 100, 20, 16), udp, Offload{}, faultUnserved},
+		{"TCP says UDP", virtioBytes(1, 5, 60, 100, 20, 6), tcp, Offload{}, faultUnserved},
+		{"UFO", virtioBytes(1, 3, 28, 100, 20, 6), udp, Offload{}, faultUnserved},
+		{"size 0", virtioBytes(1, 1, 44, 0, 20, 16), tcp, Offload{}, faultUnserved},
+		{"wrong start", virtioBytes(1, 1, 44, 100, 24, 16), tcp, Offload{}, faultMalformed},
+		{"wrong offset", virtioBytes(1, 1, 44, 100, 20, 6), tcp, Offload{}, faultMalformed},
+		{"fragment", virtioBytes(1, 1, 40, 100, 20, 16), fragment, Offload{}, faultUnserved},
+		{"not IP", virtioBytes(0, 0, 0, 0, 0, 0), []byte{0x50, 1, 2, 3}, Offload{}, faultMalformed},
 	} {
 		t.Run(c.name, func(t *testing.T) {
-			data, o, ok := decodeVirtio(c.header, append(bytes.Clone(c.packet), 0, 0, 0))
-			if ok != c.ok || ok && o != c.want {
-				t.Fatalf("%+v, %v, want %+v, %v", o, ok, c.want, c.ok)
+			data, o, f := decodeVirtio(c.header, append(bytes.Clone(c.packet), 0, 0, 0))
+			if f != c.fault || f == faultNone && o != c.want {
+				t.Fatalf("%+v, fault %d, want %+v, %d", o, f, c.want, c.fault)
 			}
-			if ok && !bytes.Equal(data, c.packet) {
+			if f == faultNone && !bytes.Equal(data, c.packet) {
 				t.Error("not trimmed to the IP length")
 			}
 		})
@@ -97,7 +97,7 @@ func TestDecodeVirtioTruncated(t *testing.T) {
 		var header [virtioHeaderLen]byte
 		encodeVirtio(header[:], &p.Offload)
 		for n := range p.Data {
-			if _, _, ok := decodeVirtio(header[:], p.Data[:n]); ok {
+			if _, _, f := decodeVirtio(header[:], p.Data[:n]); f == faultNone {
 				t.Errorf("%+v cut to %d bytes accepted", s, n)
 			}
 		}
@@ -116,8 +116,8 @@ func FuzzDecodeVirtio(f *testing.F) {
 		if len(header) < virtioHeaderLen {
 			return
 		}
-		data, o, ok := decodeVirtio(header, packet)
-		if !ok {
+		data, o, f := decodeVirtio(header, packet)
+		if f != faultNone {
 			return
 		}
 		if n, valid := ip.Length(data); !valid || n != len(data) {

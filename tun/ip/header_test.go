@@ -261,6 +261,7 @@ func TestFindTransport(t *testing.T) {
 		{chain(ProtocolTCP, whole), Transport{ProtocolTCP, 48, false, true, false}, true},
 		{chain(59, dst), Transport{59, 48, false, true, false}, true},
 		{chain(ProtocolTCP, dst, dst, dst, dst, dst, dst, dst), Transport{ProtocolTCP, 96, false, true, false}, true},
+		{chain(ProtocolTCP, dst, dst, dst, dst, dst, dst, dst, dst), Transport{ProtocolTCP, 104, false, true, false}, true},
 		{chain(ProtocolTCP, dst, dst, dst, dst, dst, dst, dst, dst, dst), Transport{}, false},
 		{chain(ProtocolTCP, []byte{ProtocolDestOptions, 255}), Transport{}, false},
 		{four(0), Transport{ProtocolTCP, 24, false, true, false}, true},

@@ -30,7 +30,7 @@ func FindTransport(p []byte) (t Transport, ok bool) {
 		}, true
 	}
 	t = Transport{Protocol: p[6], Offset: IPv6HeaderLen, First: true}
-	for range maxExtensions {
+	for range maxExtensions + 1 { // the last look finds the transport header
 		rest := p[t.Offset:]
 		var n int
 		switch t.Protocol {
