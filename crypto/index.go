@@ -55,6 +55,12 @@ func (t *IndexTable) Lookup(index uint32) *Keypair {
 	return nil
 }
 
+// Owns reports whether index is of one of the peer's sessions, or of its handshake under way. Any goroutine.
+func (t *IndexTable) Owns(peer *Peer, index uint32) bool {
+	e := t.find(index)
+	return e != nil && e.peer == peer
+}
+
 func (t *IndexTable) find(index uint32) *indexEntry {
 	s := t.slots.Load()
 	e := s.entry[index&s.mask].Load()

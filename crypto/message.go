@@ -77,6 +77,10 @@ func classify(b []byte) (MessageType, Reason) {
 	return MessageType(word), Accepted
 }
 
+// Index is the index that each message bears behind its type word: the sender's in an initiation or response, the receiver's
+// in a cookie reply or transport data. b is a message for which [Classify] was ok.
+func Index(b []byte) uint32 { return binary.LittleEndian.Uint32(b[offsetSender:]) }
+
 // PutTransportHeader writes the header of a transport data message into the first [SizeTransportHeader] bytes of b,
 // which must be that long. The ciphertext follows it.
 func PutTransportHeader(b []byte, index uint32, counter uint64) {

@@ -212,6 +212,9 @@ func (c *controller) notice(now time.Duration, p *peer, signals uint32) {
 			p.confirmed.CompareAndSwap(kp, nil)
 		}
 	}
+	if signals&signalLoop != 0 {
+		c.warnOfLoop(p)
+	}
 	if signals&signalWant != 0 && c.up {
 		c.want(now, p)
 	}

@@ -45,6 +45,7 @@ type outbound struct {
 
 	// send
 	runs4, runs6 sendQueue
+	loop         datagramID // of our own datagram whose first fragment came in last
 	icmp         tokenBucket
 	reply        []byte
 }
@@ -85,7 +86,7 @@ func (o *outbound) run(now time.Duration) (int, error) {
 	st := o.shard.stats
 	st.OutboundBatches.Add(1)
 	st.OutboundPackets.Add(uint64(n))
-	o.route(n)
+	o.route(now, n)
 	for _, p := range o.lanes {
 		o.carry(now, p)
 	}
@@ -114,9 +115,10 @@ func (o *outbound) read() (int, error) {
 }
 
 // 2. route sorts the batch's packets into chains, one a peer, in their order.
-func (o *outbound) route(n int) {
+func (o *outbound) route(now time.Duration, n int) {
 	var lastDst netip.Addr
 	var lastPeer *peer
+	var own ownDatagrams
 	for i := range n {
 		if _, ok := ip.Length(o.packets[i].Data); !ok {
 			o.shard.stats.drop(dropNotIP, segmentCount(&o.packets[i]))
@@ -125,10 +127,16 @@ func (o *outbound) route(n int) {
 		dst := ip.Destination(o.packets[i].Data)
 		if lastPeer == nil || lastDst != dst {
 			lastPeer, lastDst = o.shard.routes.lookup(dst), dst
+			own = o.ownDatagrams(now, lastPeer, dst)
 		}
 		if lastPeer == nil {
 			o.shard.stats.drop(dropNoRoute, segmentCount(&o.packets[i]))
 			o.unreachable(&o.packets[i])
+			continue
+		}
+		if own.path != nil && own.include(o.packets[i].Data) {
+			o.shard.stats.drop(dropRoutingLoop, segmentCount(&o.packets[i]))
+			o.looped(now, lastPeer)
 			continue
 		}
 		lane := &lastPeer.outbound[o.shard.id]

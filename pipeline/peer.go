@@ -32,6 +32,7 @@ type peer struct {
 	signals      atomic.Uint32
 	nextNotified *peer
 	confirmed    atomic.Pointer[crypto.Keypair] // has carried its first packet; nil once control has made it the current one
+	looped       atomic.Int64                   // when control was last told of a routing loop, 0: never
 
 	// Owned by control.
 	allowedIPs map[netip.Prefix]struct{}
@@ -67,6 +68,7 @@ const (
 	signalWant      uint32 = 1 << iota // traffic wants a session or a rekey is due
 	signalConfirmed                    // peer.confirmed has carried its first packet
 	signalActivity                     // a stamp went from none to some while no deadline watched it
+	signalLoop                         // our own datagrams for the peer came in at the TUN
 )
 
 // stamps are what lanes note of a peer's traffic, once a batch, for control's timers and for status. Durations are on the

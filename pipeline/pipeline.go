@@ -7,7 +7,8 @@
 //
 // A control goroutine owns everything else: handshakes, timers, endpoints and configuration. Its logic is a sans-IO state
 // machine (controller.go over package crypto). The two planes meet only in immutable snapshots that control publishes (routes,
-// keypair, and the path, which lanes move when the peer roams), in a bounded mailbox of handshake messages, and in per-peer stamps and signals.
+// keypair, and the path, which lanes move when the peer roams), in a bounded mailbox of handshake messages, and in per-peer
+// stamps and signals.
 //
 // Goroutines, and what each may write:
 //

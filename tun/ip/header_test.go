@@ -239,10 +239,12 @@ func TestFindTransport(t *testing.T) {
 	routing := []byte{ProtocolRouting, 0, 4, 1}
 	routed := []byte{ProtocolRouting, 0, 4, 0}
 	first, later, whole := []byte{ProtocolFragment, 0, 0, 1}, []byte{ProtocolFragment, 0, 0, 8}, []byte{ProtocolFragment}
+	identified := []byte{ProtocolFragment, 0, 0, 8, 1, 2, 3, 4}
 	four := func(fragment uint16) []byte {
 		p := make([]byte, 40)
 		p[0], p[9] = 0x46, ProtocolTCP
 		binary.BigEndian.PutUint16(p[2:], 40)
+		binary.BigEndian.PutUint16(p[4:], fragment>>13<<8)
 		binary.BigEndian.PutUint16(p[6:], fragment)
 		return p
 	}
@@ -251,23 +253,24 @@ func TestFindTransport(t *testing.T) {
 		want Transport
 		ok   bool
 	}{
-		{chain(ProtocolTCP), Transport{ProtocolTCP, 40, false, true, false}, true},
-		{chain(ProtocolUDP, hop, dst), Transport{ProtocolUDP, 56, false, true, false}, true},
-		{chain(ProtocolTCP, routing), Transport{ProtocolTCP, 48, false, true, true}, true},
-		{chain(ProtocolTCP, routed), Transport{ProtocolTCP, 48, false, true, false}, true},
-		{chain(ProtocolTCP, first), Transport{ProtocolTCP, 48, true, true, false}, true},
-		{chain(ProtocolTCP, later), Transport{ProtocolTCP, 48, true, false, false}, true},
-		{chain(ProtocolHopByHop, later), Transport{ProtocolHopByHop, 48, true, false, false}, true},
-		{chain(ProtocolTCP, whole), Transport{ProtocolTCP, 48, false, true, false}, true},
-		{chain(59, dst), Transport{59, 48, false, true, false}, true},
-		{chain(ProtocolTCP, dst, dst, dst, dst, dst, dst, dst), Transport{ProtocolTCP, 96, false, true, false}, true},
-		{chain(ProtocolTCP, dst, dst, dst, dst, dst, dst, dst, dst), Transport{ProtocolTCP, 104, false, true, false}, true},
+		{chain(ProtocolTCP), Transport{ProtocolTCP, 40, false, true, false, 0}, true},
+		{chain(ProtocolUDP, hop, dst), Transport{ProtocolUDP, 56, false, true, false, 0}, true},
+		{chain(ProtocolTCP, routing), Transport{ProtocolTCP, 48, false, true, true, 0}, true},
+		{chain(ProtocolTCP, routed), Transport{ProtocolTCP, 48, false, true, false, 0}, true},
+		{chain(ProtocolTCP, first), Transport{ProtocolTCP, 48, true, true, false, 0}, true},
+		{chain(ProtocolTCP, later), Transport{ProtocolTCP, 48, true, false, false, 0}, true},
+		{chain(ProtocolHopByHop, later), Transport{ProtocolHopByHop, 48, true, false, false, 0}, true},
+		{chain(ProtocolTCP, identified), Transport{ProtocolTCP, 48, true, false, false, 0x01020304}, true},
+		{chain(ProtocolTCP, whole), Transport{ProtocolTCP, 48, false, true, false, 0}, true},
+		{chain(59, dst), Transport{59, 48, false, true, false, 0}, true},
+		{chain(ProtocolTCP, dst, dst, dst, dst, dst, dst, dst), Transport{ProtocolTCP, 96, false, true, false, 0}, true},
+		{chain(ProtocolTCP, dst, dst, dst, dst, dst, dst, dst, dst), Transport{ProtocolTCP, 104, false, true, false, 0}, true},
 		{chain(ProtocolTCP, dst, dst, dst, dst, dst, dst, dst, dst, dst), Transport{}, false},
 		{chain(ProtocolTCP, []byte{ProtocolDestOptions, 255}), Transport{}, false},
-		{four(0), Transport{ProtocolTCP, 24, false, true, false}, true},
-		{four(0x4000), Transport{ProtocolTCP, 24, false, true, false}, true},
-		{four(0x2000), Transport{ProtocolTCP, 24, true, true, false}, true},
-		{four(0x0001), Transport{ProtocolTCP, 24, true, false, false}, true},
+		{four(0), Transport{ProtocolTCP, 24, false, true, false, 0}, true},
+		{four(0x4000), Transport{ProtocolTCP, 24, false, true, false, 0x200}, true},
+		{four(0x2000), Transport{ProtocolTCP, 24, true, true, false, 0x100}, true},
+		{four(0x0001), Transport{ProtocolTCP, 24, true, false, false, 0}, true},
 	} {
 		got, ok := FindTransport(c.p)
 		if ok != c.ok || ok && got != c.want {

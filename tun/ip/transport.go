@@ -9,6 +9,9 @@ type Transport struct {
 	Fragment bool // part of a larger packet
 	First    bool // the first fragment, or no fragment: the transport header is at Offset
 	Routed   bool // an IPv6 routing header names another final destination
+	// ID is the identification that the fragments of one packet share; 16 bits in IPv4, whole or not, and 0 in IPv6 without
+	// a fragment header.
+	ID uint32
 }
 
 // maxExtensions bounds the chain of IPv6 extension headers that FindTransport follows.
@@ -27,6 +30,7 @@ func FindTransport(p []byte) (t Transport, ok bool) {
 			Offset:   h.HeaderLen(),
 			Fragment: offset != 0 || h.MoreFragments(),
 			First:    offset == 0,
+			ID:       uint32(h.ID()),
 		}, true
 	}
 	t = Transport{Protocol: p[6], Offset: IPv6HeaderLen, First: true}
@@ -51,6 +55,7 @@ func FindTransport(p []byte) (t Transport, ok bool) {
 			// An "atomic fragment" (RFC 6946) is whole, but it still has the extension header.
 			t.Fragment = t.Fragment || word&0xfff9 != 0
 			t.First = word&0xfff8 == 0
+			t.ID = binary.BigEndian.Uint32(rest[4:8])
 		default:
 			return t, true
 		}
