@@ -8,8 +8,6 @@ import (
 	"net/netip"
 	"sync"
 	"time"
-
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // errNotSTUN is what pion gets if it sends anything else.
@@ -37,9 +35,9 @@ func newConn(m *Mux, a *member, local netip.AddrPort) *conn {
 }
 
 // deliver queues a copy of the datagram.
-func (c *conn) deliver(s *pipeline.Stray) dropReason {
+func (c *conn) deliver(data []byte, from netip.AddrPort) dropReason {
 	select {
-	case c.inbox <- received{bytes.Clone(s.Data), s.Src}:
+	case c.inbox <- received{bytes.Clone(data), from}:
 		return dropNone
 	default:
 		return dropInboxFull
@@ -107,7 +105,7 @@ func (c *conn) send(to netip.AddrPort, b []byte) {
 		c.over(to, b)
 		return
 	}
-	c.mux.send(c.local.Addr(), to, b)
+	c.mux.send(c.local.Addr(), c.mux.actual(c, to), b)
 }
 
 func (c *conn) shut() { c.once.Do(func() { close(c.closed) }) }

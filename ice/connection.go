@@ -115,6 +115,7 @@ func (c *Connection) Connect(generation uint32, remote Credentials) error {
 		return ErrCredentials
 	}
 	a.started = true
+	c.config.Mux.introduce(a.member, remote, c.config.Controlling)
 	candidates := a.remotes
 	c.tasks.Go(func() { a.start(remote, candidates) })
 	return nil
@@ -280,6 +281,38 @@ func (c *Connection) selected(a *agent, path pipeline.Path, local, remote string
 	c.nameRelay(a, &path)
 	a.news.State = StateConnected
 	c.config.Mux.counters.pathsFound.Add(1)
+	c.publish(a, path)
+	from := path.Src
+	if local == ice.CandidateTypeRelay.String() {
+		from = netip.Addr{} // TURN knows the peer by its address: what comes from another one takes another way
+	}
+	c.config.Mux.follow(a.member, from, path.Dst, func(from, to netip.AddrPort) { c.moved(a, from, to) })
+}
+
+// Stray notes that WireGuard data of the peer has come authentically from path.Dst to path.Src, although the connection's path
+// leads elsewhere. If the peer answers there and not at the old address any more, the connection follows it, as an event tells.
+func (c *Connection) Stray(path pipeline.Path) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current == nil || c.path == nil || c.path.Channel != 0 {
+		return
+	}
+	mux := c.config.Mux
+	mux.mu.Lock()
+	defer mux.mu.Unlock()
+	mux.heardFrom(c.current.member, path.Dst, path.Src, time.Now())
+}
+
+// moved follows the peer of the agent in use to where a NAT has mapped it anew.
+func (c *Connection) moved(a *agent, from, to netip.AddrPort) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if a.dead || a != c.current || c.path == nil || c.path.Dst != from {
+		return // another pair was selected meanwhile
+	}
+	path := *c.path
+	path.Dst, c.remoteType = to, ice.CandidateTypePeerReflexive.String()
+	c.nameRelay(a, &path)
 	c.publish(a, path)
 }
 

@@ -51,6 +51,7 @@ type counters struct {
 	requests, answers                       atomic.Uint64 // received and given to an agent
 	checksSent, answersSent, probesSent     atomic.Uint64
 	agentsStarted, agentsFailed, pathsFound atomic.Uint64
+	trials, moves                           atomic.Uint64 // see roam.go
 }
 
 func (c *counters) drop(r dropReason) { c.drops[r].Add(1) }
@@ -72,6 +73,8 @@ func (m *Mux) Counters() []pipeline.Counter {
 		{Name: "ice_agents_started", Value: c.agentsStarted.Load()},
 		{Name: "ice_agents_failed", Value: c.agentsFailed.Load()},
 		{Name: "ice_paths_found", Value: c.pathsFound.Load()},
+		{Name: "ice_trials", Value: c.trials.Load()},
+		{Name: "ice_moves", Value: c.moves.Load()},
 	}
 	for r := dropNone + 1; r < dropReasons; r++ {
 		list = append(list, pipeline.Counter{Name: "drop_ice_" + dropNames[r], Value: c.drops[r].Load()})

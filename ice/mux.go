@@ -2,6 +2,7 @@ package ice
 
 import (
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/netip"
 	"sync"
@@ -51,7 +52,7 @@ type Mux struct {
 	members      map[string]*member // by local ufrag
 	transactions map[transactionID]*transaction
 	buckets      buckets
-	timers       sync.WaitGroup // members' timers that are armed or run
+	timers       sync.WaitGroup // members' timers that are armed or run, and trials
 }
 
 // member is what the mux knows of one agent.
@@ -65,6 +66,10 @@ type member struct {
 	timer           *time.Timer
 	sent            []*transaction // in the order they were sent
 	removed         bool
+	peer            Credentials // zero: not known yet
+	controlling     bool
+	tieBreaker      uint64 // frozen; of the mux's own checks
+	roam            roam
 	lastSeen        time.Time
 	roundTrip       time.Duration // as measured then
 	measured        time.Time
@@ -76,6 +81,7 @@ type transaction struct {
 	conn   *conn
 	remote netip.AddrPort
 	sent   time.Time
+	trial  *trial // whose it is; nil: pion's
 }
 
 // NewMux makes a Mux. It starts no goroutine.
@@ -145,10 +151,14 @@ func (m *Mux) request(s *pipeline.Stray, msg *message) dropReason {
 	if c == nil {
 		return dropLocalAddress
 	}
-	if why := m.heard(c, s.Src); why != dropNone {
+	if !msg.nominate { // else ICE moves there by itself
+		m.heardFrom(a, s.Src, s.Dst, time.Now())
+	}
+	from := a.known(c, s.Src)
+	if why := m.heard(c, from); why != dropNone {
 		return why
 	}
-	return c.deliver(s)
+	return c.deliver(s.Data, from)
 }
 
 // heard notes an authentic request that came to an agent's conn. The lock is held.
@@ -190,10 +200,13 @@ func (m *Mux) answer(s *pipeline.Stray, msg *message) dropReason {
 	if t == nil || t.conn.over != nil {
 		return dropTransaction
 	}
+	if t.trial != nil {
+		return m.answerTrial(t, msg, s.Src)
+	}
 	if why := m.settle(t, msg); why != dropNone {
 		return why
 	}
-	return t.conn.deliver(s)
+	return t.conn.deliver(s.Data, t.conn.member.known(t.conn, s.Src))
 }
 
 // settle notes the answer to a check. The lock is held.
@@ -227,6 +240,7 @@ func (m *Mux) add(ufrag, password string, heard func()) (*member, error) {
 	}
 	a := &member{
 		ufrag: ufrag, password: password, heard: heard, conns: map[netip.Addr]*conn{}, remotes: map[netip.AddrPort]*remote{},
+		tieBreaker: rand.Uint64(),
 	}
 	m.members[ufrag] = a
 	return a, nil
@@ -274,6 +288,8 @@ func (m *Mux) remove(a *member) {
 		}
 	}
 	a.queue, a.sent = nil, nil
+	a.endTrial()
+	a.roam = roam{}
 	m.disarm(a)
 }
 

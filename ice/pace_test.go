@@ -215,7 +215,7 @@ func TestBuckets(t *testing.T) {
 // TestUnsendable: a socket that refuses is counted and harms nobody.
 func TestUnsendable(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		m := NewMux(MuxConfig{Sender: pairSender{udp.Pair{V6: closedSocket{}}}, Addresses: func() []netip.Addr {
+		m := NewMux(MuxConfig{Sender: pairSender{Pair: udp.Pair{V6: closedSocket{}}}, Addresses: func() []netip.Addr {
 			return []netip.Addr{aliceAddr, alice6}
 		}})
 		c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox()})

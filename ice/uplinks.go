@@ -109,9 +109,12 @@ func (u *Uplinks) All() []netip.Addr {
 	return list
 }
 
-// own are the machine's addresses without those of interfaces that are skipped. The lock is held.
+// own are the machine's addresses without those of interfaces that are skipped, and without IPv6 addresses of the link, which mean
+// nothing elsewhere. The lock is held.
 func (u *Uplinks) own() []localAddress {
-	return slices.DeleteFunc(u.table.addresses(), func(a localAddress) bool { return u.skip != nil && u.skip(a.name) })
+	return slices.DeleteFunc(u.table.addresses(), func(a localAddress) bool {
+		return u.skip != nil && u.skip(a.name) || a.addr.Is6() && a.addr.IsLinkLocalUnicast()
+	})
 }
 
 // Leads tells whether what is sent from one of the machine's addresses leaves through the interface that has it, or is what the
@@ -172,7 +175,7 @@ func rank(all []localAddress, sources []source) []netip.Addr {
 	taken := make(map[place]int)
 	for _, a := range all {
 		at := place{a.link, a.addr.Is4()}
-		if a.addr.Is6() && a.addr.IsLinkLocalUnicast() || of(a) < 0 || taken[at] == maxOfLink {
+		if of(a) < 0 || taken[at] == maxOfLink {
 			continue
 		}
 		taken[at]++

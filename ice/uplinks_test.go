@@ -77,8 +77,7 @@ func TestRank(t *testing.T) {
 	bridge.bridge = true
 	eth0, eth1 := onLink(5, "eth0", "192.0.2.2"), onLink(4, "eth1", "198.51.100.2")
 	stable, temporary, third := onLink(5, "eth0", "2001:db8::2"), onLink(5, "eth0", "2001:db8::3"), onLink(5, "eth0", "2001:db8::4")
-	local := onLink(5, "eth0", "fe80::1")
-	all := []localAddress{bridge, tunnel, eth1, eth0, local, stable, temporary, third}
+	all := []localAddress{bridge, tunnel, eth1, eth0, stable, temporary, third}
 	for name, c := range map[string]struct {
 		sources []source
 		want    string
@@ -101,13 +100,13 @@ func TestRank(t *testing.T) {
 	}
 }
 
-// TestUplinksSkip: the tunnel's own interface is never offered, and is no change of the network.
+// TestUplinksSkip: neither the tunnel's own interface nor an address of the link is offered, or a change of the network.
 func TestUplinksSkip(t *testing.T) {
 	f := docker(1)
-	f.own = append(f.own, onLink(50, "sluice0", "100.64.0.1"))
+	f.own = append(f.own, onLink(50, "sluice0", "100.64.0.1"), onLink(99, "eth0", "fe80::1"))
 	u := f.uplinks(func(name string) bool { return name == "sluice0" })
 	for _, list := range [][]netip.Addr{u.Addresses(nil), u.All()} {
-		if len(list) != 4 || slices.Contains(list, netip.MustParseAddr("100.64.0.1")) {
+		if len(list) != 4 || slices.Contains(list, netip.MustParseAddr("fe80::1")) || slices.Contains(list, netip.MustParseAddr("100.64.0.1")) {
 			t.Errorf("got %v", list)
 		}
 	}

@@ -30,6 +30,7 @@ type node struct {
 	pumps   sync.WaitGroup
 	stop    chan struct{}
 	events  []Event
+	beyond  *middle // nil: nothing is between the machine and the network
 }
 
 // newNode makes a machine on l. addrs are offered.
@@ -40,7 +41,8 @@ func newNode(t *testing.T, l udp.Listener, cfg udp.Config, mux MuxConfig, addrs 
 		t.Fatal(err)
 	}
 	n := &node{t: t, pair: pairs[0], mailbox: NewMailbox(), stop: make(chan struct{})}
-	mux.Sender = pairSender{n.pair}
+	n.beyond = &middle{}
+	mux.Sender = pairSender{n.pair, n.beyond}
 	if mux.Addresses == nil {
 		mux.Addresses = func() []netip.Addr { return addrs }
 	}
@@ -67,7 +69,7 @@ func (n *node) pump(s udp.Socket) {
 			for rest := m.Data; len(rest) > 0; {
 				b := rest[:min(m.SegmentSize, len(rest))]
 				rest = rest[len(b):]
-				n.mux.Receive(pipeline.Stray{Data: b, Src: m.Src, Dst: m.Dst, IfIndex: m.IfIndex})
+				n.mux.Receive(pipeline.Stray{Data: b, Src: n.beyond.seen(m.Src), Dst: m.Dst, IfIndex: m.IfIndex})
 			}
 		}
 		if k == 0 {
@@ -227,10 +229,72 @@ func (m *Mux) remotes(ufrag string) int {
 	return 0
 }
 
-// pairSender sends each datagram from the socket of its family.
-type pairSender struct{ udp.Pair }
+// middle is a NAT that the others are behind, as the machine at its other end sees it. The zero value translates nothing.
+type middle struct {
+	mu    sync.Mutex
+	now   map[netip.AddrPort]netip.AddrPort // by the inner address: the outer one that datagrams come from
+	alive map[netip.AddrPort]netip.AddrPort // by the outer address: the inner one that datagrams go to; missing: nowhere
+	ever  map[netip.AddrPort]bool           // outer addresses
+	lost  int                               // datagrams that went to an outer address without an inner one
+	turns int                               // counts what comes, if every second datagram comes from the inner address; 0: none does
+}
+
+// rebind has what comes from inner come from outer; outer addresses that there were lead nowhere any more unless they stay.
+func (n *middle) rebind(inner, outer netip.AddrPort, stay bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	if n.now == nil {
+		n.now, n.alive, n.ever = map[netip.AddrPort]netip.AddrPort{}, map[netip.AddrPort]netip.AddrPort{}, map[netip.AddrPort]bool{}
+	}
+	if !stay {
+		clear(n.alive)
+	}
+	n.now[inner], n.alive[outer], n.ever[inner], n.ever[outer] = outer, inner, true, true
+	if stay {
+		n.alive[inner] = inner
+	}
+}
+
+func (n *middle) seen(src netip.AddrPort) netip.AddrPort {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	outer, ok := n.now[src]
+	if ok && n.turns > 0 {
+		n.turns++
+	}
+	if !ok || n.turns%2 == 1 {
+		return src
+	}
+	return outer
+}
+
+func (n *middle) towards(dst netip.AddrPort) (netip.AddrPort, bool) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	inner, ok := n.alive[dst]
+	if !ok && n.ever[dst] {
+		n.lost++
+		return dst, false
+	}
+	if ok {
+		return inner, true
+	}
+	return dst, true
+}
+
+// pairSender sends each datagram from the socket of its family, through what is between.
+type pairSender struct {
+	udp.Pair
+	beyond *middle
+}
 
 func (p pairSender) SendOne(r udp.Run) error {
+	ok := true
+	if p.beyond != nil {
+		if r.Dst, ok = p.beyond.towards(r.Dst); !ok {
+			return nil
+		}
+	}
 	s := p.Pair.V6
 	if r.Dst.Addr().Is4() {
 		s = p.Pair.V4

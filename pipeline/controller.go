@@ -215,6 +215,9 @@ func (c *controller) notice(now time.Duration, p *peer, signals uint32) {
 	if signals&signalLoop != 0 {
 		c.warnOfLoop(p)
 	}
+	if signals&signalStray != 0 && p.link != nil && p.link.alive() {
+		c.request(p.link, Request{Kind: RequestStray, Path: p.strayed.Load()})
+	}
 	if signals&signalWant != 0 && c.up {
 		c.want(now, p)
 	}

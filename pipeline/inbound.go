@@ -180,7 +180,11 @@ func (in *inbound) check(now time.Duration, g *inboundGroup) {
 		return
 	}
 	p.rxBytes.Add(uint64(authentic))
-	p.roam(origin(m, g.channel)) // before the write to the TUN: the answer must go where this came from
+	from := origin(m, g.channel)
+	p.roam(from) // before the write to the TUN: the answer must go where this came from
+	if p.stray(now, from) {
+		in.shard.notified.notify(p, signalStray)
+	}
 	if g.keypair.NeedsConfirm() && g.keypair.MarkConfirmed() {
 		p.confirmed.Store(g.keypair)
 		in.shard.notified.notify(p, signalConfirmed)

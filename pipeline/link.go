@@ -395,6 +395,9 @@ func (c *controller) handleLinkVerdict(now time.Duration, p *peer, v crypto.Verd
 	l := p.link
 	if v.Roam && l.alive() {
 		p.hear(*from)
+		if p.stray(now, *from) {
+			c.request(l, Request{Kind: RequestStray, Path: p.strayed.Load()})
+		}
 	}
 	switch {
 	case l.connection != nil:

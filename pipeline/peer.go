@@ -34,6 +34,9 @@ type peer struct {
 	confirmed    atomic.Pointer[crypto.Keypair] // has carried its first packet; nil once control has made it the current one
 	looped       atomic.Int64                   // when control was last told of a routing loop, 0: never
 
+	strayed   atomic.Pointer[Path] // where data last came from that did not come from where the selected pair leads; frozen
+	strayedAt atomic.Int64         // when control was last told
+
 	// Owned by control.
 	allowedIPs map[netip.Prefix]struct{}
 	keepalive  uint16 // seconds
@@ -67,6 +70,7 @@ type inboundLane struct {
 const (
 	signalWant      uint32 = 1 << iota // traffic wants a session or a rekey is due
 	signalConfirmed                    // peer.confirmed has carried its first packet
+	signalStray                        // peer.strayed is where the peer may have moved
 	signalActivity                     // a stamp went from none to some while no deadline watched it
 	signalLoop                         // our own datagrams for the peer came in at the TUN
 )

@@ -1,6 +1,9 @@
 package pipeline
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // This file is how a path follows the peer (WireGuard paper, section 2.1). Control owns the decision where a peer is; a lane
 // that hears the peer elsewhere moves the path itself, since what answers the packet may leave before control has run. Both
@@ -19,6 +22,26 @@ func (p *peer) roam(from Path) {
 			return
 		}
 	}
+}
+
+// strayInterval is how far apart control hears of data that comes from elsewhere than the selected pair leads to. Where a NAT sends
+// each packet by another of its addresses that is for good.
+const strayInterval = 200 * time.Millisecond
+
+// stray notes that authentic data came from elsewhere than the selected pair leads to, from any lane, and tells whether control is to
+// hear of it: a NAT may have mapped the peer anew, which ICE can find out. What comes or goes over a relay's channel is another way
+// and not another address.
+func (p *peer) stray(now time.Duration, from Path) bool {
+	path := p.path.Load()
+	if path == nil || !path.Fixed || path.Dst == from.Dst || path.Channel != 0 || from.Channel != 0 {
+		return false
+	}
+	last := p.strayedAt.Load()
+	if last != 0 && now < time.Duration(last)+strayInterval || !p.strayedAt.CompareAndSwap(last, int64(now)) {
+		return false
+	}
+	p.strayed.Store(p.inbound.visit(from))
+	return true
 }
 
 // hear is roam for an authentic handshake message, which may also give a peer its first path. Control only, for a plain peer

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"sync"
 	"testing"
+	"time"
 
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun/tuntest"
@@ -154,5 +155,54 @@ func BenchmarkRoam(b *testing.B) {
 				p.roam(Path{Dst: netip.AddrPortFrom(laneAddrA, uint16(1+i%places))})
 			}
 		})
+	}
+}
+
+// Control hears of data that comes from elsewhere than the selected pair leads to, and not more often than it need; what comes over
+// a relay or from where the pair leads is none of it.
+func TestStray(t *testing.T) {
+	pair := Path{Dst: netip.MustParseAddrPort("192.0.2.1:1"), Src: laneAddrB, Fixed: true}
+	elsewhere := Path{Dst: netip.MustParseAddrPort("192.0.2.1:2"), Src: laneAddrB}
+	for _, c := range []struct {
+		name string
+		path *Path
+		from Path
+		want bool
+	}{
+		{"another port", &pair, elsewhere, true},
+		{"another address", &pair, Path{Dst: netip.MustParseAddrPort("[2001:db8::1]:1")}, true},
+		{"where the pair leads, at another address of ours", &pair, Path{Dst: pair.Dst, Src: laneAddrA, IfIndex: 3}, false},
+		{"over a relay", &pair, Path{Dst: elsewhere.Dst, Channel: 0x4001}, false},
+		{"off a relay", &Path{Dst: pair.Dst, Channel: 0x4001, Fixed: true}, elsewhere, false},
+		{"without ICE", &Path{Dst: pair.Dst}, elsewhere, false},
+		{"no path", nil, elsewhere, false},
+	} {
+		p := new(peer)
+		p.path.Store(c.path)
+		if got := p.stray(1, c.from); got != c.want {
+			t.Errorf("%s: control is told: %v, want %v", c.name, got, c.want)
+		}
+		if got := p.strayed.Load(); (got != nil) != c.want || c.want && *got != c.from {
+			t.Errorf("%s: noted %+v, want %+v", c.name, got, c.from)
+		}
+	}
+	p := new(peer)
+	p.path.Store(&pair)
+	told := 0
+	allocs := testing.AllocsPerRun(1000, func() {
+		told++
+		p.stray(time.Duration(told)*time.Millisecond, elsewhere)
+	})
+	if allocs != 0 {
+		t.Errorf("%v allocations for each run of datagrams", allocs)
+	}
+	n := 0
+	for ms := range 1000 {
+		if p.stray(time.Hour+time.Duration(ms)*time.Millisecond, elsewhere) {
+			n++
+		}
+	}
+	if want := int(time.Second / strayInterval); n != want {
+		t.Errorf("control was told %d times in a second, want %d", n, want)
 	}
 }

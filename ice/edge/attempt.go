@@ -107,6 +107,8 @@ func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
 			a.connection.CloseAgent(r.Agent)
 			a.handle.AgentGone(r.Agent)
 		})
+	case pipeline.RequestStray:
+		a.connection.Stray(*r.Path)
 	case pipeline.RequestPath:
 		release := func() {}
 		if r.Path != nil {

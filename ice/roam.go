@@ -1,0 +1,277 @@
+package ice
+
+import (
+	"net/netip"
+	"time"
+
+	"github.com/pion/ice/v2"
+	"github.com/pion/stun"
+)
+
+// This file follows a peer that a NAT maps anew while its agent is in use. Who is behind that NAT sees nothing of it: its checks are
+// answered as before. And pion gives up the other side only after 11 s, since an ICE agent, once it has selected a pair, moves to no
+// other that was not nominated.
+//
+// What comes from another address than the pair leads to, a check or WireGuard data, is the reason to ask: one check goes there and
+// one to the old address at the same moment. If the new one answers and the old one does not, the pair leads to the new address from
+// then on. pion does not notice: to the agent the peer stays where it was, and the mux translates. So
+//
+//   - nothing moves by the word of a source address, which others can forge: the answer to a check proves by the peer's ICE password
+//     that the peer has read what was sent there;
+//   - a peer that is heard from two addresses, because a NAT balances its load or somebody duplicates, stays where it is as long as
+//     the old one works;
+//   - an address that does not answer is sent five checks of some 110 bytes in 1.5 s. An agent begins two trials a second at most,
+//     each for a datagram that bore the peer's own proof, and all keep within what the pacing allows for silent addresses.
+const (
+	// trialTries is how many checks go to each of the two addresses, trialGap the time from the first to the second; it doubles.
+	trialTries = 5
+	trialGap   = 100 * time.Millisecond
+	// trialGrace is how long, at least, the old address may answer after the new one has. It has as long again as the answer of
+	// the new one took, and so more than one check where the round trip is a usual one.
+	trialGrace = 250 * time.Millisecond
+	trialLimit = 3 * time.Second
+	// trialRest is how long an address is not looked at that did not answer, or to which the peer has not moved.
+	trialRest = time.Second
+	// trialRate, in a second, and trialBurst bound the trials of an agent.
+	trialRate  = 2
+	trialBurst = 4
+	maxRefused = 16
+)
+
+// roam is where the peer of an agent in use is. Guarded by the mux's lock. Zero: there is no pair, or it begins at a relay.
+type roam struct {
+	conn     *conn
+	base, at netip.AddrPort                // the pair's end as pion knows it, and as it is
+	moved    func(from, to netip.AddrPort) // called without the mux's lock
+	trial    *trial                        // nil: none runs
+	refused  map[netip.AddrPort]time.Time  // not looked at until then
+	budget   bucket                        // of trials
+}
+
+// trial asks an address whether the peer is there, and the old one whether it is there still. It has a goroutine while it runs.
+type trial struct {
+	to       netip.AddrPort
+	began    time.Time
+	sent     int
+	answered time.Time     // when to answered first; zero: it has not
+	took     time.Duration // how long that answer did
+	stays    bool          // the old one answered
+	ids      []transactionID
+	news     chan struct{} // one slot: something was answered
+	ended    chan struct{} // closed when the trial is not to go on
+}
+
+// verdictAt is when the trial is decided if nothing more is answered.
+func (t *trial) verdictAt() time.Time {
+	if t.answered.IsZero() {
+		return t.began.Add(trialLimit)
+	}
+	return t.answered.Add(max(trialGrace, t.took))
+}
+
+// over tells whether it is decided.
+func (t *trial) over(now time.Time) bool { return t.stays || !now.Before(t.verdictAt()) }
+
+// sendAt is when the next check is due; ok false: there is none.
+func (t *trial) sendAt() (at time.Time, ok bool) {
+	return t.began.Add(trialGap * (1<<t.sent - 1)), t.sent < trialTries
+}
+
+// follow makes a pair that an agent has selected the one to be followed: from the local address to remote. What was followed before is
+// not any more.
+func (m *Mux) follow(a *member, local netip.Addr, remote netip.AddrPort, moved func(from, to netip.AddrPort)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a.endTrial()
+	a.roam = roam{}
+	if c := a.conns[local]; c != nil && !a.removed {
+		a.roam = roam{
+			conn: c, base: remote, at: remote, moved: moved, refused: map[netip.AddrPort]time.Time{},
+			budget: bucket{trialBurst, time.Now()},
+		}
+	}
+}
+
+// introduce tells the mux the peer's credentials, and whether we control.
+func (m *Mux) introduce(a *member, peer Credentials, controlling bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	a.peer, a.controlling = peer, controlling
+}
+
+// known is the address by which pion knows the one that something came from. The lock is held.
+func (a *member) known(c *conn, from netip.AddrPort) netip.AddrPort {
+	if r := &a.roam; r.conn == c && r.at == from {
+		return r.base
+	}
+	return from
+}
+
+// actual is where what pion sends to an address has to go.
+func (m *Mux) actual(c *conn, to netip.AddrPort) netip.AddrPort {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if r := &c.member.roam; r.conn == c && r.base == to {
+		return r.at
+	}
+	return to
+}
+
+// heardFrom notes that the peer of an agent was authentically heard from an address, at one of ours. If that is not where it should be,
+// a trial begins. The lock is held.
+func (m *Mux) heardFrom(a *member, from netip.AddrPort, local netip.Addr, now time.Time) {
+	r := &a.roam
+	switch {
+	case a.removed || r.conn == nil || a.peer.Ufrag == "" || from == r.at || !m.rules.allow(from.Addr()) || from.Port() == 0:
+		return
+	case local.IsValid() && local != r.conn.local.Addr() || from.Addr().Is4() != r.at.Addr().Is4():
+		return // another pair: that is for ICE to select
+	case r.trial != nil && (r.trial.to == from || !r.trial.answered.IsZero()) || now.Before(r.refused[from]):
+		return
+	}
+	if r.budget.fill(trialRate, trialBurst, now); r.budget.tokens < 1 {
+		return
+	}
+	r.budget.tokens--
+	a.endTrial()
+	t := &trial{to: from, began: now, news: make(chan struct{}, 1), ended: make(chan struct{})}
+	r.trial = t
+	m.counters.trials.Add(1)
+	m.timers.Go(func() { m.try(a, t) })
+}
+
+// endTrial forgets the trial. The lock is held.
+func (a *member) endTrial() {
+	t := a.roam.trial
+	if t == nil {
+		return
+	}
+	for _, id := range t.ids {
+		delete(a.roam.conn.mux.transactions, id)
+	}
+	close(t.ended)
+	a.roam.trial = nil
+}
+
+// try runs a trial to its end.
+func (m *Mux) try(a *member, t *trial) {
+	for {
+		now := time.Now()
+		m.mu.Lock()
+		if a.roam.trial != t {
+			m.mu.Unlock()
+			return
+		}
+		if t.over(now) {
+			tell := a.settleTrial(now)
+			m.mu.Unlock()
+			tell()
+			return
+		}
+		wake := t.verdictAt()
+		var checks []*check
+		if at, ok := t.sendAt(); ok && !now.Before(at) {
+			checks = m.trialChecks(a, now)
+		}
+		if at, ok := t.sendAt(); ok && at.Before(wake) {
+			wake = at
+		}
+		m.mu.Unlock()
+		for _, k := range checks {
+			m.send(k.conn.local.Addr(), k.remote, k.data)
+		}
+		select {
+		case <-time.After(wake.Sub(now)):
+		case <-t.news:
+		case <-t.ended:
+			return
+		}
+	}
+}
+
+// settleTrial ends a trial that is decided, and returns what is to be told without the lock, which is held.
+func (a *member) settleTrial(now time.Time) (tell func()) {
+	r := &a.roam
+	from, to, moved := r.at, r.trial.to, r.moved
+	if r.trial.stays || r.trial.answered.IsZero() {
+		if len(r.refused) >= maxRefused {
+			clear(r.refused)
+		}
+		r.refused[to] = now.Add(trialRest)
+		a.endTrial()
+		return func() {}
+	}
+	a.endTrial()
+	r.at = to
+	clear(r.refused)
+	r.conn.mux.counters.moves.Add(1)
+	return func() { moved(from, to) }
+}
+
+// trialChecks makes the next check for each of the two addresses; the new one gets none after its answer. The lock is held.
+func (m *Mux) trialChecks(a *member, now time.Time) (list []*check) {
+	r := &a.roam
+	t := r.trial
+	t.sent++
+	for _, to := range [...]netip.AddrPort{r.at, t.to} {
+		if to == t.to && (!t.answered.IsZero() || m.buckets.take(to, now) != dropNone) {
+			continue
+		}
+		id := newTransactionID()
+		data, err := a.checkRequest(id)
+		if err != nil { // the credentials have been looked at: it cannot be
+			continue
+		}
+		t.ids = append(t.ids, id)
+		m.transactions[id] = &transaction{id: id, conn: r.conn, remote: to, sent: now, trial: t}
+		m.counters.checksSent.Add(1)
+		list = append(list, &check{conn: r.conn, remote: to, data: data})
+	}
+	return list
+}
+
+// trialPriority is that of a peer-reflexive candidate (RFC 8445, section 7.1.1).
+const trialPriority = 110<<24 | 65535<<8 | 255
+
+// checkRequest builds a check of the agent's (RFC 8445, section 7.1). It nominates nothing.
+func (a *member) checkRequest(id transactionID) ([]byte, error) {
+	var role stun.Setter = ice.AttrControlled(a.tieBreaker)
+	if a.controlling {
+		role = ice.AttrControlling(a.tieBreaker)
+	}
+	msg, err := stun.Build(
+		stun.BindingRequest, stun.NewTransactionIDSetter(id), stun.NewUsername(a.peer.Ufrag+":"+a.ufrag), role,
+		ice.PriorityAttr(trialPriority), stun.NewShortTermIntegrity(a.peer.Password), stun.Fingerprint,
+	)
+	if err != nil {
+		return nil, err
+	}
+	return msg.Raw, nil
+}
+
+// answerTrial takes the answer to a check of a trial. A NAT may forward what comes to an old address while all that leaves it comes from
+// a new one: then the old one does not count as there, since the mapping lives on by what leaves. The lock is held.
+func (m *Mux) answerTrial(t *transaction, msg *message, from netip.AddrPort) dropReason {
+	a, k, now := t.conn.member, t.trial, time.Now()
+	switch {
+	case msg.class == classError:
+		return dropErrorResponse
+	case !msg.authentic(a.peer.Password):
+		return dropUnauthentic
+	case from != t.remote: // RFC 8445, section 7.2.5.2.1
+		return dropTransaction
+	case t.remote != k.to:
+		k.stays = true
+	case k.answered.IsZero():
+		k.answered, k.took = now, now.Sub(t.sent)
+		m.buckets.answered(k.to)
+	}
+	a.lastSeen = now
+	a.heard()
+	m.counters.answers.Add(1)
+	select {
+	case k.news <- struct{}{}:
+	default:
+	}
+	return dropNone
+}
