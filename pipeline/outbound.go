@@ -427,10 +427,13 @@ func (o *outbound) tooBig(sp *tun.Superpacket, mtu int) {
 	}
 }
 
-// answer writes an ICMP error to the TUN; it is empty where none may be sent.
+// answer has an ICMP error sent by the host, or else writes it to the TUN; it is empty where none may be sent.
 func (o *outbound) answer(reply []byte) {
-	if len(reply) > 0 {
-		o.shard.stats.ICMPErrors.Add(1)
+	if len(reply) == 0 {
+		return
+	}
+	o.shard.stats.ICMPErrors.Add(1)
+	if sender, ok := o.shard.device.(tun.ErrorSender); !ok || !sender.SendError(reply) {
 		o.shard.writeOne(reply)
 	}
 }

@@ -57,7 +57,7 @@ type shardStats struct {
 	InboundPackets   atomic.Uint64 // packets delivered to the TUN, before coalescing
 	InboundRuns      atomic.Uint64 // writes to the TUN, after coalescing
 	Keepalives       atomic.Uint64 // received
-	ICMPErrors       atomic.Uint64 // ICMP errors written to the TUN
+	ICMPErrors       atomic.Uint64 // ICMP errors sent, by the host or through the TUN
 	ChannelSent      atomic.Uint64 // ChannelData made for relays: packets sealed, and control's own messages at the first shard
 	ChannelReceived  atomic.Uint64 // well-formed ChannelData of relays, whatever was in it
 

@@ -97,6 +97,16 @@ type Device interface {
 	Close() error
 }
 
+// ErrorSender is a Device whose host can send ICMP errors itself, as a router does: from an address of its own (RFC 1812, section
+// 4.3.2.4; RFC 4443, section 2.2), to whom a NAT of the host has hidden, too. What is written to the device cannot bear such an
+// address, since a host takes nothing that comes in from itself.
+type ErrorSender interface {
+	// SendError has the host send an ICMP error that package ip has made of a packet read from the device; its source is
+	// replaced. It does not block and copies what it takes. False: the host cannot, and the caller writes the error to the
+	// device. Errors beyond a few that wait are dropped. Any goroutine.
+	SendError(icmpError []byte) bool
+}
+
 // Event is a change of the interface's state.
 type Event uint8
 

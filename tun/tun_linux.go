@@ -28,6 +28,7 @@ type linuxDevice struct {
 	views   []Queue
 	events  chan Event
 	monitor *monitor
+	errors  *errorSender
 
 	// Atomic.
 	mtu          atomic.Int32
@@ -56,6 +57,7 @@ func open(o Options) (Device, error) {
 		d.release(o.FD)
 		return nil, err
 	}
+	d.errors = startErrorSender(d.queues[0].fd)
 	return d, nil
 }
 
@@ -267,7 +269,10 @@ func (d *linuxDevice) refuse(t GSOType) {
 	}
 }
 
-// Close stops the monitor, waits for it, and closes the queues. A queue whose goroutine is in Read or Write is closed
+// SendError is of ErrorSender.
+func (d *linuxDevice) SendError(icmpError []byte) bool { return d.errors.post(icmpError) }
+
+// Close stops the monitor and the sender of errors, waits for them, and closes the queues. A queue whose goroutine is in Read or Write is closed
 // when that call returns; every later call returns ErrClosed. The interface goes with its last descriptor, unless it
 // was made persistent by someone else.
 func (d *linuxDevice) Close() error {
@@ -275,6 +280,7 @@ func (d *linuxDevice) Close() error {
 		return nil
 	}
 	d.monitor.stop()
+	d.errors.close()
 	for _, q := range d.queues {
 		q.close()
 	}

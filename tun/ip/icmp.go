@@ -124,8 +124,34 @@ func appendICMPv6(dst, packet []byte, src netip.Addr, kind, code uint8, rest uin
 	dst = binary.BigEndian.AppendUint32(dst, rest)
 	dst = append(dst, quoted...)
 	h := IPv6(dst[start:])
-	body := h.Payload()
-	h.SetPayloadLen(len(body))
-	binary.BigEndian.PutUint16(body[2:], ^Sum(body, PseudoSum(h, ProtocolICMPv6, len(body))))
+	h.SetPayloadLen(len(h.Payload()))
+	setICMPv6Checksum(h)
 	return dst
+}
+
+// Quoted is what an ICMP error that this package made quotes of the packet that it is about, from its IP header on.
+func Quoted(icmpError []byte) []byte {
+	if icmpError[0]>>4 == 4 {
+		return icmpError[IPv4HeaderLen+icmpHeaderLen:]
+	}
+	return icmpError[IPv6HeaderLen+icmpHeaderLen:]
+}
+
+// SetErrorSource gives an ICMP error that this package made another source address, of its family.
+func SetErrorSource(icmpError []byte, src netip.Addr) {
+	if icmpError[0]>>4 == 4 {
+		from := src.As4()
+		copy(icmpError[12:], from[:])
+		IPv4(icmpError).SetChecksum()
+		return
+	}
+	from := src.As16()
+	copy(icmpError[8:], from[:])
+	setICMPv6Checksum(icmpError)
+}
+
+func setICMPv6Checksum(h IPv6) {
+	body := h.Payload()
+	body[2], body[3] = 0, 0
+	binary.BigEndian.PutUint16(body[2:], ^Sum(body, PseudoSum(h, ProtocolICMPv6, len(body))))
 }

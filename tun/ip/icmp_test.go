@@ -179,3 +179,27 @@ func TestAppendAllocations(t *testing.T) {
 		t.Errorf("%v allocations", n)
 	}
 }
+
+// An error with another source is as whole as one that was made with it.
+func TestSetErrorSource(t *testing.T) {
+	for _, c := range [][3]string{{"10.0.0.1", "10.0.0.2", "192.0.2.7"}, {"fd00::1", "fd00::2", "2001:db8::7"}} {
+		packet := make([]byte, 60)
+		from, to, src := netip.MustParseAddr(c[0]), netip.MustParseAddr(c[1]), netip.MustParseAddr(c[2])
+		if from.Is4() {
+			copy(packet, []byte{0x45, 0, 0, 60, 0, 0, 0, 0, 64, ProtocolUDP})
+			copy(packet[12:], append(from.AsSlice(), to.AsSlice()...))
+		} else {
+			copy(packet, []byte{0x60, 0, 0, 0, 0, 20, ProtocolUDP, 64})
+			copy(packet[8:], append(from.AsSlice(), to.AsSlice()...))
+		}
+		want := AppendUnreachable(nil, packet, src)
+		got := AppendUnreachable(nil, packet, netip.Addr{})
+		SetErrorSource(got, src)
+		if !bytes.Equal(got, want) {
+			t.Errorf("from %v:\n%x, want\n%x", src, got, want)
+		}
+		if quoted := Quoted(got); !bytes.Equal(quoted, packet) {
+			t.Errorf("quoted:\n%x, want\n%x", quoted, packet)
+		}
+	}
+}
