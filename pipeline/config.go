@@ -56,8 +56,8 @@ const (
 	sendBytes = readBytes + readBytes/8
 	// batchPackets is how many packets may wait to be sealed or opened in one batch.
 	batchPackets = 2048
-	// maxInner is the longest inner packet that a datagram can carry.
-	maxInner = udp.MaxDatagram - crypto.SizeTransportHeader - aead.Overhead
+	// MaxMTU is the longest inner packet that a datagram can carry; 4 bytes less where it goes over a relay.
+	MaxMTU = udp.MaxDatagram - crypto.SizeTransportHeader - aead.Overhead
 	// mailboxSlots is the handshake queue; a message that finds it full is dropped. Cookies start at an eighth.
 	mailboxSlots = 1024
 	// stagedBytes bounds what all lanes of a shard may stage for peers without a session.

@@ -26,6 +26,7 @@ type control struct {
 	up     bool       // the interface is; without sockets if they could not be opened
 	pairs  []udp.Pair // one a shard; nil without sockets
 	closed counterSet // of sockets that are no more
+	loss   lossWatch
 }
 
 func newControl(p *Pipeline) *control {
@@ -78,7 +79,18 @@ func (c *control) loop(ctx context.Context, failed <-chan error) error {
 			c.now = p.clock()
 			c.controller.handleTimeout(c.now)
 		}
-		c.alarm.set(c.now, c.controller.nextTimeout(c.now))
+		c.watchLoss()
+		c.alarm.set(c.now, sooner(c.controller.nextTimeout(c.now), c.loss.deadline()))
+	}
+}
+
+// watchLoss writes a line if packets are being lost.
+func (c *control) watchLoss() {
+	if !c.loss.due(c.now) {
+		return
+	}
+	if lost := c.loss.look(c.now, c.laneCounters()); lost != nil {
+		c.log.Warn("packets were lost", lost...)
 	}
 }
 
@@ -115,9 +127,22 @@ func (c *control) handleEvent(event tun.Event) error {
 		c.pairs = nil
 		c.log.Info("interface down")
 	case tun.EventMTU:
-		c.log.Debug("MTU changed", "mtu", c.pipeline.config.Device.MTU())
+		c.noteMTU()
+	case tun.EventMTUClamped:
+		c.log.Warn("the MTU was too large for a UDP datagram and was set back", "mtu", c.pipeline.config.Device.MTU())
 	}
 	return nil
+}
+
+// noteMTU says so where the MTU lets packets through that no datagram can carry.
+func (c *control) noteMTU() {
+	mtu := c.pipeline.config.Device.MTU()
+	if mtu > MaxMTU {
+		c.log.Warn("the MTU is too large for a UDP datagram: longer packets than max_mtu are dropped; set it to that or less",
+			"mtu", mtu, "max_mtu", MaxMTU)
+		return
+	}
+	c.log.Debug("MTU changed", "mtu", mtu)
 }
 
 // bind opens sockets as asked for and hands them to the shards; on error the old ones stay. The interface is up: with its
@@ -216,6 +241,20 @@ func (c *control) port() uint16 {
 }
 
 func (c *control) counters() counterSet {
+	set := c.laneCounters()
+	for _, p := range c.controller.peers {
+		for i := range p.outbound {
+			set["staged_packets"] += uint64(p.outbound[i].count.Load()) // now
+		}
+	}
+	for r := range crypto.ReasonCount {
+		set["handshake_"+r.String()] += c.controller.reasons[r].Load()
+	}
+	return set
+}
+
+// laneCounters are those of shards, queues and sockets, also the ones of before.
+func (c *control) laneCounters() counterSet {
 	set := make(counterSet)
 	for name, value := range c.closed {
 		set[name] += value
@@ -233,14 +272,6 @@ func (c *control) counters() counterSet {
 				set["udp_send_buffer_size"] = uint64(s.Offloads().SendBuffer)
 			}
 		}
-	}
-	for _, p := range c.controller.peers {
-		for i := range p.outbound {
-			set["staged_packets"] += uint64(p.outbound[i].count.Load()) // now
-		}
-	}
-	for r := range crypto.ReasonCount {
-		set["handshake_"+r.String()] += c.controller.reasons[r].Load()
 	}
 	return set
 }

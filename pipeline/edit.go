@@ -192,6 +192,7 @@ type Status struct {
 	ListenPort uint16
 	Mark       uint32
 	Peers      []PeerStatus // in the order they were added
+	Lost       []Counter    // packets lost in queues and the like, by cause; causes that never were are left out
 }
 
 // PeerStatus is one peer of a Status.
@@ -213,7 +214,7 @@ func (p *Pipeline) Status() (Status, error) {
 	err := p.call(func() {
 		s = Status{
 			PrivateKey: p.local.PrivateKey(), ListenPort: p.control.port(), Mark: p.control.udp.Mark,
-			Peers: p.control.controller.status(p.control.now),
+			Peers: p.control.controller.status(p.control.now), Lost: losses(p.control.laneCounters()),
 		}
 	})
 	return s, err

@@ -25,7 +25,7 @@ type labNode struct {
 }
 
 // newLabNode starts node i of a pair: outer address 10.1.0.i+1 on a cable, inner address 10.0.0.i+1.
-func newLabNode(t *testing.T, ns *lab.Namespace, i int, queues int) labNode {
+func newLabNode(t *testing.T, ns *lab.Namespace, i int, queues int, outer udp.Config) labNode {
 	t.Helper()
 	var device tun.Device
 	inner := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), 24)
@@ -37,7 +37,7 @@ func newLabNode(t *testing.T, ns *lab.Namespace, i int, queues int) labNode {
 		t.Fatal(err)
 	}
 	p, err := New(Config{
-		Device: device, UDP: udp.Config{Port: 9000},
+		Device: device, UDP: outer,
 		Listen: func(cfg udp.Config) (pairs []udp.Pair, err error) {
 			err = ns.Run(func() error { pairs, err = udp.Listen(cfg); return err })
 			return pairs, err
@@ -90,6 +90,12 @@ func labKey(i int) crypto.PrivateKey { return crypto.PrivateKey{byte(8 * (i + 1)
 // newLabPair starts two nodes on a cable. Their TUNs have no IPv6, so that the kernel has nothing to say by itself.
 func newLabPair(t *testing.T, queues int) (nodes [2]labNode) {
 	t.Helper()
+	return newLabPairWith(t, queues, udp.Config{Port: 9000})
+}
+
+// newLabPairWith does so with sockets of another kind, whose port must be 9000.
+func newLabPairWith(t *testing.T, queues int, outer udp.Config) (nodes [2]labNode) {
+	t.Helper()
 	lab.Need(t)
 	var plugs [2]lab.Plug
 	for i := range plugs {
@@ -115,7 +121,7 @@ func newLabPair(t *testing.T, queues int) (nodes [2]labNode) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		nodes[i] = newLabNode(t, plug.Namespace, i, queues)
+		nodes[i] = newLabNode(t, plug.Namespace, i, queues, outer)
 	}
 	return nodes
 }

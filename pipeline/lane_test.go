@@ -374,7 +374,7 @@ func TestExtremeSizes(t *testing.T) {
 		segments, n, lost int
 	}
 	for _, header := range []int{0, ChannelHeaderSize} {
-		most := maxInner - header
+		most := MaxMTU - header
 		for _, c := range []extreme{
 			{"65495 segments of one byte", tiny, len(tinySegments), 1, 0},
 			{"segments of 9000 bytes", few, len(fewSegments), 40, 0},

@@ -250,9 +250,9 @@ func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpa
 		return true
 	}
 	n := o.segmenter.Count()
-	if o.segmenter.Len(0) > maxInner-path.overhead() {
+	if o.segmenter.Len(0) > MaxMTU-path.overhead() {
 		o.shard.stats.drop(dropTooBig, n)
-		o.tooBig(sp, maxInner-path.overhead())
+		o.tooBig(sp, MaxMTU-path.overhead())
 		return true
 	}
 	counter, ok := kp.Reserve(n)
@@ -287,7 +287,7 @@ const sealAtOnce = 48 << 10
 // message follows a ChannelData header, so that a run of them is a run of datagrams to the relay.
 func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter uint64, k int, tos uint8) int {
 	length, header := o.segmenter.Len(k), path.overhead()
-	message := crypto.SizeTransportHeader + o.pad(length, maxInner-header) + aead.Overhead
+	message := crypto.SizeTransportHeader + o.pad(length, MaxMTU-header) + aead.Overhead
 	size := header + message
 	if o.used+size > len(o.arena) || len(o.sealing) == cap(o.sealing) || len(q.runs) == cap(q.runs) {
 		o.flushMidBatch()

@@ -19,7 +19,7 @@ const monitorInterval = time.Second
 //
 // A netlink socket in the device's namespace is the doorbell; its messages are not read, since they may be lost and are
 // about other interfaces too. Each ring, and each second, the monitor asks: the descriptor for the device's name and
-// namespace, then a socket of that namespace for flags and MTU. Where the program may not enter the namespace, it is
+// namespace, then sockets of that namespace for what was dropped, flags and MTU. Where the program may not enter the namespace, it is
 // blind, and takes the device to be up unless a write of nothing says EIO: who stopped because of a wrong EventDown would
 // never find out, but who writes to a device that is down gets ErrDown.
 type monitor struct {
@@ -33,6 +33,7 @@ type monitor struct {
 	control   int    // any socket of the namespace; -1 while blind
 	up        bool
 	refused   bool // the latest write of nothing met EIO
+	drops     dropCount
 
 	done chan struct{}
 }
@@ -90,12 +91,21 @@ func (m *monitor) wait() {
 		{Fd: int32(m.netlink), Events: unix.POLLIN},
 	}
 	unix.Poll(fds[:], int(monitorInterval/time.Millisecond))
-	var drop [8192]byte
-	unix.Read(m.bell, drop[:8])
+	var drop [8]byte
+	unix.Read(m.bell, drop[:])
+	m.drain(func([]byte) {})
+}
+
+// drain reads what the netlink socket has.
+func (m *monitor) drain(use func(messages []byte)) {
+	var buf [16384]byte
 	for m.netlink >= 0 {
-		// ENOBUFS says that messages were lost, and clears the condition.
-		if _, err := unix.Read(m.netlink, drop[:]); err != nil && !errors.Is(err, unix.ENOBUFS) {
-			break
+		n, err := unix.Read(m.netlink, buf[:])
+		switch {
+		case err == nil:
+			use(buf[:n])
+		case !errors.Is(err, unix.ENOBUFS): // which says that messages were lost, and clears the condition
+			return
 		}
 	}
 }
@@ -142,6 +152,7 @@ func (m *monitor) query() (up bool, mtu int, ok bool) {
 		return false, 0, false
 	}
 	name := request.Name()
+	m.countDrops(name) // which also answers the bell, so what rang is asked for after it
 	if request, err = unix.NewIfreq(name); err != nil || unix.IoctlIfreq(m.control, unix.SIOCGIFFLAGS, request) != nil {
 		return false, 0, false
 	}
@@ -149,7 +160,22 @@ func (m *monitor) query() (up bool, mtu int, ok bool) {
 	if request, err = unix.NewIfreq(name); err != nil || unix.IoctlIfreq(m.control, unix.SIOCGIFMTU, request) != nil {
 		return false, 0, false
 	}
-	return up, int(request.Uint32()), true
+	return up, m.clamp(request), true
+}
+
+// clamp sets the interface's MTU, which request holds, back to the largest that is allowed, and returns what it then is. Where
+// that is not permitted it stays, and whoever reads the device has to bear with it.
+func (m *monitor) clamp(request *unix.Ifreq) int {
+	mtu, most := int(request.Uint32()), m.device.maxMTU
+	if most == 0 || mtu <= most {
+		return mtu
+	}
+	request.SetUint32(uint32(most))
+	if unix.IoctlIfreq(m.control, unix.SIOCSIFMTU, request) != nil {
+		return mtu
+	}
+	post(m.device.events, EventMTUClamped)
+	return most
 }
 
 // follow moves the sockets to the device's namespace.

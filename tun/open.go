@@ -14,6 +14,9 @@ type Options struct {
 	Name string
 	// MTU in bytes; 0 leaves the system's.
 	MTU int
+	// MaxMTU is the largest MTU that the interface may have, 0: any. Open refuses more; a larger one that is set from outside is
+	// set back, where that is permitted, and told by EventMTUClamped. Linux only.
+	MaxMTU int
 	// Queues of a multi-queue device (IFF_MULTI_QUEUE); 0 and 1 ask for a plain one. Only Linux has more than one.
 	Queues int
 	// FD, if above 0, is an open TUN descriptor to adopt, for example WG_TUN_FD, made with IFF_TUN and IFF_NO_PI; with
@@ -50,6 +53,9 @@ const eventBacklog = 64
 func Open(o Options) (Device, error) {
 	if err := validateName(o.Name); err != nil {
 		return nil, err
+	}
+	if o.MaxMTU > 0 && o.MTU > o.MaxMTU {
+		return nil, fmt.Errorf("tun: an MTU of %d is too large; use at most %d", o.MTU, o.MaxMTU)
 	}
 	return open(o)
 }

@@ -12,4 +12,8 @@ type QueueStats struct {
 	WriteRefused   atomic.Uint64 // the kernel refused a packet (EINVAL) even without offload
 	WriteDown      atomic.Uint64 // interface down (EIO)
 	OffloadRefused atomic.Uint64 // runs that had to be written packet by packet after EINVAL
+	// What the kernel dropped between the device and us. It tells that of the whole device, so the first queue has it, as of a
+	// second ago, since the device was opened.
+	ReadDropped  atomic.Uint64 // before Read: the queue was full (Linux tx_dropped)
+	WriteDropped atomic.Uint64 // behind Write (Linux rx_dropped)
 }

@@ -114,8 +114,9 @@ type Event uint8
 const (
 	EventUp Event = iota
 	EventDown
-	EventMTU  // Device.MTU has changed
-	EventGone // the interface was deleted from outside
+	EventMTU        // Device.MTU has changed
+	EventMTUClamped // a larger MTU than Options.MaxMTU was set, and set back
+	EventGone       // the interface was deleted from outside
 )
 
 // Queue is one queue of a device. It belongs to one goroutine. No method blocks.

@@ -24,6 +24,7 @@ const (
 type linuxDevice struct {
 	// Frozen.
 	name    string
+	maxMTU  int // 0: any
 	queues  []*linuxQueue
 	views   []Queue
 	events  chan Event
@@ -45,7 +46,7 @@ const (
 )
 
 func open(o Options) (Device, error) {
-	d := &linuxDevice{events: make(chan Event, eventBacklog)}
+	d := &linuxDevice{maxMTU: o.MaxMTU, events: make(chan Event, eventBacklog)}
 	err := d.attach(o)
 	if err == nil {
 		err = d.configure(o)

@@ -29,6 +29,8 @@ type Status struct {
 	Mappings    []MappingStatus    `json:"mappings"`
 	Relays      []turn.RelayStatus `json:"relays"`
 	Connections []ConnectionStatus `json:"connections"` // one for each peer, by name
+	// Lost counts packets that were lost in queues and the like, by the name of the counter (pipeline.Counter).
+	Lost map[string]uint64 `json:"lost,omitempty"`
 	// Problem is why the host could not be configured, Notes are what may be in the way there: the program's that applies.
 	Problem string   `json:"problem,omitempty"`
 	Notes   []string `json:"notes,omitempty"`
@@ -114,7 +116,10 @@ func (e *Edge) status() Status {
 	now := time.Now()
 	byName := make(map[string]pipeline.PeerStatus)
 	if of, err := e.pipeline.Load().Status(); err == nil {
-		s.ListenPort = of.ListenPort
+		s.ListenPort, s.Lost = of.ListenPort, make(map[string]uint64, len(of.Lost))
+		for _, c := range of.Lost {
+			s.Lost[c.Name] = c.Value
+		}
 		for _, p := range of.Peers {
 			byName[p.Name] = p
 		}

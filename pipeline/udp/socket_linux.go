@@ -31,6 +31,8 @@ type linuxSocket struct {
 	// oneRun is an array because sender takes a slice, and one on the stack would escape.
 	oneRun [1]Run
 
+	drops dropCount
+
 	// Atomic.
 	users atomic.Int64 // calls in progress, plus closedFlag after Close
 	stats Stats
@@ -111,8 +113,11 @@ func (s *linuxSocket) Writable() <-chan struct{} { return nil }
 // Offloads are what opening the socket found.
 func (s *linuxSocket) Offloads() Offloads { return s.offloads }
 
-// Stats counts, see [Stats].
-func (s *linuxSocket) Stats() *Stats { return &s.stats }
+// Stats counts, see [Stats]; what the kernel dropped is as of this call.
+func (s *linuxSocket) Stats() *Stats {
+	s.countDropped()
+	return &s.stats
+}
 
 // SendOne sends r.Data as one datagram, whatever its SegmentSize, see [Socket]. A datagram that was not sent is counted
 // and told.

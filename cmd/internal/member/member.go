@@ -146,7 +146,7 @@ func (n *node) build() (err error) {
 	if err != nil {
 		return err
 	}
-	dev, err := tun.Open(tun.Options{Name: o.Interface, MTU: o.MTU, Queues: n.settings.Queues, NoOffload: n.settings.NoGSO})
+	dev, err := tun.Open(tun.Options{Name: o.Interface, MTU: o.MTU, MaxMTU: pipeline.MaxMTU, Queues: n.settings.Queues, NoOffload: n.settings.NoGSO})
 	if err != nil {
 		return err
 	}

@@ -74,7 +74,7 @@ func serve(o Options, s environment.Settings, ready *readiness) (err error) {
 	ctx, stop := signal.NotifyContext(context.Background(), environment.EndSignals...)
 	defer stop()
 
-	dev, err := tun.Open(tun.Options{Name: o.Name, MTU: defaultMTU, Queues: s.Queues, FD: s.TunFD, NoOffload: s.NoGSO})
+	dev, err := tun.Open(tun.Options{Name: o.Name, MTU: defaultMTU, MaxMTU: pipeline.MaxMTU, Queues: s.Queues, FD: s.TunFD, NoOffload: s.NoGSO})
 	if err != nil {
 		return err
 	}

@@ -1,8 +1,10 @@
 package status
 
 import (
+	"cmp"
 	"fmt"
 	"io"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -49,10 +51,38 @@ func (v View) Write(w io.Writer, now, before Sample) error {
 	for _, note := range s.Notes {
 		v.say(&b, "", "NOTE: %s", note)
 	}
+	v.writeLost(&b, s.Lost)
 	b.WriteByte('\n')
 	v.writePeers(&b, now, before)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// lostWhere says in words where the packets of a counter were lost.
+var lostWhere = map[string]string{
+	"tun_read_dropped":      "on their way into the tunnel, which was too slow for them",
+	"tun_read_unserved":     "on their way into the tunnel, of a kind that it cannot cut",
+	"tun_read_malformed":    "on their way into the tunnel, which were no IP packets",
+	"drop_too_big":          "too long for a UDP datagram",
+	"drop_staged_full":      "while too many waited for a session",
+	"drop_send_stalled":     "because the UDP socket took nothing more",
+	"udp_send_no_buffer":    "because the network device took nothing more",
+	"udp_send_too_big":      "too long for the path",
+	"udp_receive_dropped":   "in front of the UDP socket, which was read too slowly",
+	"udp_receive_truncated": "longer than a datagram can be",
+	"tun_write_refused":     "which the kernel refused to receive",
+	"drop_tun_full":         "because the interface took nothing more",
+	"tun_write_dropped":     "by the kernel behind the tunnel",
+}
+
+// writeLost tells how many packets were lost, and where, the most first.
+func (v View) writeLost(b *strings.Builder, lost map[string]uint64) {
+	names := slices.SortedFunc(maps.Keys(lost), func(x, y string) int {
+		return cmp.Or(cmp.Compare(lost[y], lost[x]), cmp.Compare(x, y))
+	})
+	for _, name := range names {
+		v.say(b, "", "LOST: %d packets %s (%s)", lost[name], lostWhere[name], name)
+	}
 }
 
 // say writes something in words, on as many lines as it takes.

@@ -10,6 +10,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/ice/edge"
 	"github.com/sluice-vpn/sluice/ice/turn"
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 var update = flag.Bool("update", false, "write the golden files anew")
@@ -82,6 +83,7 @@ func TestWrite(t *testing.T) {
 			Name: "lap\x1b[31mtop", Role: "client", Interface: "sluice0", Since: noon, Problem: "host: add route: run as root or with CAP_NET_ADMIN",
 			Addresses: prefixList("100.64.0.9/32"), Portal: edge.PortalStatus{Up: true, Since: noon, Refused: "the gateway\u202e offers 0.0.0.0/0", AheadS: -7200},
 			Connections: []edge.ConnectionStatus{{Peer: "office", State: "none", Online: true, Explanation: "the peer is not connected\nto the portal"}},
+			Lost:        map[string]uint64{"drop_tun_full": 7, "tun_read_dropped": 283630, "udp_receive_dropped": 7, "of_tomorrow\x1b": 1},
 		}}},
 	} {
 		var b strings.Builder
@@ -123,6 +125,15 @@ func TestUnits(t *testing.T) {
 	for n, want := range map[float64]string{0: "0 bit/s", 124.9: "999 bit/s", 125: "1 kbit/s", 1.25e8: "1.0 Gbit/s", 1.25e11: "1000.0 Gbit/s"} {
 		if got := rate(n); got != want {
 			t.Errorf("%g: %q, want %q", n, got, want)
+		}
+	}
+}
+
+// Every counter of losses has words that say where they were.
+func TestLostWhere(t *testing.T) {
+	for _, name := range pipeline.LossNames() {
+		if lostWhere[name] == "" {
+			t.Errorf("nothing says what %s is", name)
 		}
 	}
 }

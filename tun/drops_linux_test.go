@@ -1,0 +1,129 @@
+//go:build linux && !sluice_portable
+
+package tun
+
+import (
+	"encoding/binary"
+	"net/netip"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/sluice-vpn/sluice/tun/host"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// awaitCount waits for a counter to be what it is to become; the monitor looks once a second.
+func awaitCount(t *testing.T, what string, counter *atomic.Uint64, want uint64) {
+	t.Helper()
+	for range 2000 {
+		if counter.Load() == want {
+			return
+		}
+		time.Sleep(5 * time.Millisecond)
+	}
+	t.Errorf("%s: %d, want %d", what, counter.Load(), want)
+}
+
+// What the kernel drops because nobody reads is counted to the packet: here, and in another namespace under another name.
+func TestLinuxReadDropped(t *testing.T) {
+	const sent = 3000
+	other := inNewNamespace(t, func() {})
+	inNewNamespace(t, func() {
+		d := mustOpen(t, Options{Name: "drops0"})
+		q, packets := d.Queues()[0], batch(64)
+		begin := func(name string) {
+			must(t, host.AddAddress(name, netip.MustParsePrefix("10.9.0.1/24")))
+			must(t, host.SetUp(name))
+			expect(t, d, EventUp)
+		}
+		// overflow returns how many packets were read of those that were sent, and what else was.
+		overflow := func() (read uint64) {
+			settle(t, q, packets)
+			before := q.Stats().ReadPackets.Load()
+			transmit(t, []byte("payload"), sent)
+			settle(t, q, packets)
+			return q.Stats().ReadPackets.Load() - before
+		}
+		begin("drops0")
+		read := overflow()
+		if read >= sent {
+			t.Fatalf("%d of %d packets read: nothing was dropped", read, sent)
+		}
+		awaitCount(t, "ReadDropped", &q.Stats().ReadDropped, sent-read)
+
+		link, err := netlink.LinkByName("drops0")
+		must(t, err)
+		must(t, netlink.LinkSetNsFd(link, other))
+		expect(t, d, EventDown)
+		inNamespace(t, other, func() {
+			link, err := netlink.LinkByName("drops0")
+			must(t, err)
+			must(t, netlink.LinkSetName(link, "renamed0"))
+			begin("renamed0")
+			read += overflow()
+			awaitCount(t, "ReadDropped after the move", &q.Stats().ReadDropped, 2*sent-read)
+		})
+	})
+}
+
+// A larger MTU than a datagram carries is refused by Open, and set back where somebody else sets it.
+func TestLinuxMaxMTU(t *testing.T) {
+	inNewNamespace(t, func() {
+		if _, err := Open(Options{Name: "mtu0", MTU: 1401, MaxMTU: 1400}); err == nil {
+			t.Fatal("Open took an MTU above MaxMTU")
+		}
+		d := mustOpen(t, Options{Name: "mtu0", MTU: 1300, MaxMTU: 1400})
+		must(t, host.SetMTU("mtu0", 1400))
+		expect(t, d, EventMTU)
+		must(t, host.SetMTU("mtu0", 1300))
+		expect(t, d, EventMTU)
+		must(t, host.SetMTU("mtu0", 1401))
+		expect(t, d, EventMTUClamped)
+		expect(t, d, EventMTU)
+		link, err := netlink.LinkByName("mtu0")
+		must(t, err)
+		if d.MTU() != 1400 || link.Attrs().MTU != 1400 {
+			t.Errorf("MTU is %d, and we think %d, want 1400", link.Attrs().MTU, d.MTU())
+		}
+	})
+}
+
+func TestParseDrops(t *testing.T) {
+	attribute := func(kind uint16, value []byte) []byte {
+		b := make([]byte, (unix.SizeofRtAttr+len(value)+3)&^3)
+		binary.NativeEndian.PutUint16(b, uint16(unix.SizeofRtAttr+len(value)))
+		binary.NativeEndian.PutUint16(b[2:], kind)
+		copy(b[unix.SizeofRtAttr:], value)
+		return b
+	}
+	stats := make([]byte, 25*8)
+	binary.NativeEndian.PutUint64(stats[6*8:], 11) // rx_dropped
+	binary.NativeEndian.PutUint64(stats[7*8:], 22) // tx_dropped
+	message := func(kind uint16, name string, stats []byte) []byte {
+		b := make([]byte, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg)
+		b = append(b, attribute(unix.IFLA_IFNAME, append([]byte(name), 0))...)
+		b = append(b, attribute(unix.IFLA_STATS64, stats)...)
+		binary.NativeEndian.PutUint32(b, uint32(len(b)))
+		binary.NativeEndian.PutUint16(b[4:], kind)
+		return b
+	}
+	whole := append(message(unix.RTM_NEWLINK, "other0", stats), message(unix.RTM_NEWLINK, "wg0", stats)...)
+	if d, ok := parseDrops(whole, "wg0"); !ok || d != (linkDrops{tx: 22, rx: 11}) {
+		t.Errorf("%+v, %v, want 22 and 11", d, ok)
+	}
+	for name, b := range map[string][]byte{
+		"other interface": message(unix.RTM_NEWLINK, "other0", stats),
+		"deletion":        message(unix.RTM_DELLINK, "wg0", stats),
+		"short":           message(unix.RTM_NEWLINK, "wg0", stats[:56]),
+		"nothing":         nil,
+	} {
+		if d, ok := parseDrops(b, "wg0"); ok {
+			t.Errorf("%s: %+v", name, d)
+		}
+	}
+	for n := range whole { // no truncation is fatal
+		parseDrops(whole[:n], "wg0")
+	}
+}
