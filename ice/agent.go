@@ -213,9 +213,15 @@ func (a *agent) onState(s ice.ConnectionState) {
 
 // onSelected is pion's callback.
 func (a *agent) onSelected(local, remote ice.Candidate) {
-	if path, ok := a.path(local, remote); ok {
-		a.connection.selected(a, path, local.Type().String(), remote.Type().String())
+	path, ok := a.path(local, remote)
+	if !ok {
+		return
 	}
+	k := a.connection
+	k.selected(a, path, local.Type().String(), remote.Type().String())
+	from, _ := candidateAddress(local) // path has read both
+	to, _ := candidateAddress(remote)
+	k.config.Mux.follow(a.member, from, to, func(old, next netip.AddrPort) { k.moved(a, old, next) })
 }
 
 // path translates a candidate pair.

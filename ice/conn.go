@@ -99,13 +99,16 @@ func (c *conn) leads(to netip.AddrPort) bool {
 	return c.over != nil || c.mux.met(c, to) || c.mux.leads(c.local.Addr(), to.Addr())
 }
 
-// send sends one STUN message now. No lock may be held.
-func (c *conn) send(to netip.AddrPort, b []byte) {
+// send sends one STUN message of pion's now, to where the peer is. No lock may be held.
+func (c *conn) send(to netip.AddrPort, b []byte) { c.emit(c.mux.actual(c, to), b) }
+
+// emit sends one STUN message now. No lock may be held.
+func (c *conn) emit(to netip.AddrPort, b []byte) {
 	if c.over != nil {
 		c.over(to, b)
 		return
 	}
-	c.mux.send(c.local.Addr(), c.mux.actual(c, to), b)
+	c.mux.send(c.local.Addr(), to, b)
 }
 
 func (c *conn) shut() { c.once.Do(func() { close(c.closed) }) }

@@ -282,11 +282,19 @@ func (c *Connection) selected(a *agent, path pipeline.Path, local, remote string
 	a.news.State = StateConnected
 	c.config.Mux.counters.pathsFound.Add(1)
 	c.publish(a, path)
-	from := path.Src
-	if local == ice.CandidateTypeRelay.String() {
-		from = netip.Addr{} // TURN knows the peer by its address: what comes from another one takes another way
+}
+
+// Check has the pair that the agent in use has selected checked at once, since nothing is heard over it.
+func (c *Connection) Check() {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.current == nil {
+		return
 	}
-	c.config.Mux.follow(a.member, from, path.Dst, func(from, to netip.AddrPort) { c.moved(a, from, to) })
+	mux := c.config.Mux
+	mux.mu.Lock()
+	defer mux.mu.Unlock()
+	mux.askAgain(c.current.member, time.Now())
 }
 
 // Stray notes that WireGuard data of the peer has come authentically from path.Dst to path.Src, although the connection's path

@@ -35,6 +35,7 @@ const (
 	dropChecksFull                  // too many pairs of one agent wait to be checked
 	dropTransactionsFull            // too many requests of one agent are unanswered
 	dropSendFailed                  // the socket refused it
+	dropTaken                       // none: the mux itself has asked for it. Not counted
 	dropReasons
 )
 
@@ -42,7 +43,7 @@ var dropNames = [dropReasons]string{
 	"", "not_stun", "malformed", "not_binding", "unknown_attribute", "fingerprint", "indication", "source",
 	"unknown_username", "unauthentic", "local_address", "too_many_remotes", "inbox_full", "unknown_transaction",
 	"error_response", "destination", "interface", "paced", "unanswered", "address_cap", "global_cap", "checks_full",
-	"transactions_full", "send_failed",
+	"transactions_full", "send_failed", "",
 }
 
 // counters counts what the mux did. Written and read by any goroutine.
@@ -76,7 +77,7 @@ func (m *Mux) Counters() []pipeline.Counter {
 		{Name: "ice_trials", Value: c.trials.Load()},
 		{Name: "ice_moves", Value: c.moves.Load()},
 	}
-	for r := dropNone + 1; r < dropReasons; r++ {
+	for r := dropNone + 1; r < dropTaken; r++ {
 		list = append(list, pipeline.Counter{Name: "drop_ice_" + dropNames[r], Value: c.drops[r].Load()})
 	}
 	return list

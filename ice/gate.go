@@ -13,7 +13,11 @@ type Gate struct {
 // Open makes the way through the gate for one relayed address. send sends what may go to a peer, data borrowed until it
 // returns; it is called by any goroutine, later than Relayed.Send too, and must not block. There is nothing to close.
 func (g *Gate) Open(relayed netip.AddrPort, send func(to netip.AddrPort, data []byte)) *Relayed {
-	return &Relayed{&conn{mux: g.mux, member: g.member, local: relayed, over: send}}
+	c := &conn{mux: g.mux, member: g.member, local: relayed, over: send}
+	g.mux.mu.Lock()
+	defer g.mux.mu.Unlock()
+	g.member.relayed[relayed] = c
+	return &Relayed{c}
 }
 
 // Relayed is an agent at one relayed address. Its methods may be called by any goroutine.
@@ -33,7 +37,7 @@ func (r *Relayed) Send(to netip.AddrPort, data []byte) {
 // to one that it sent this way. Of what may be for another agent nothing is counted; data is borrowed until it returns.
 func (r *Relayed) Receive(from netip.AddrPort, data []byte) bool {
 	why := r.judge(from, data)
-	if why != dropNone && why != dropUnknownUsername && why != dropTransaction {
+	if why != dropNone && why != dropTaken && why != dropUnknownUsername && why != dropTransaction {
 		r.conn.mux.counters.drop(why)
 	}
 	return why == dropNone
@@ -69,6 +73,12 @@ func (r *Relayed) judge(from netip.AddrPort, data []byte) dropReason {
 	t := m.transactions[msg.id]
 	if t == nil || t.conn != r.conn {
 		return dropTransaction
+	}
+	if t.trial != nil {
+		if why := m.answerTrial(t, &msg, from); why != dropNone {
+			return why
+		}
+		return dropTaken
 	}
 	return m.settle(t, &msg)
 }

@@ -60,6 +60,7 @@ type member struct {
 	ufrag, password string // frozen
 	heard           func() // frozen; called under the lock
 	conns           map[netip.Addr]*conn
+	relayed         map[netip.AddrPort]*conn // by the relayed address
 	remotes         map[netip.AddrPort]*remote
 	queue           []*check
 	next            time.Time // earliest time of the next check
@@ -239,7 +240,8 @@ func (m *Mux) add(ufrag, password string, heard func()) (*member, error) {
 		return nil, errors.New("ice: ufrag in use")
 	}
 	a := &member{
-		ufrag: ufrag, password: password, heard: heard, conns: map[netip.Addr]*conn{}, remotes: map[netip.AddrPort]*remote{},
+		ufrag: ufrag, password: password, heard: heard, conns: map[netip.Addr]*conn{}, relayed: map[netip.AddrPort]*conn{},
+		remotes:    map[netip.AddrPort]*remote{},
 		tieBreaker: rand.Uint64(),
 	}
 	m.members[ufrag] = a

@@ -38,7 +38,7 @@ const (
 	maxRefused = 16
 )
 
-// roam is where the peer of an agent in use is. Guarded by the mux's lock. Zero: there is no pair, or it begins at a relay.
+// roam is where the peer of an agent in use is. Guarded by the mux's lock. Zero: there is no pair.
 type roam struct {
 	conn     *conn
 	base, at netip.AddrPort                // the pair's end as pion knows it, and as it is
@@ -50,7 +50,7 @@ type roam struct {
 
 // trial asks an address whether the peer is there, and the old one whether it is there still. It has a goroutine while it runs.
 type trial struct {
-	to       netip.AddrPort
+	to       netip.AddrPort // zero: only the old one is asked
 	began    time.Time
 	sent     int
 	answered time.Time     // when to answered first; zero: it has not
@@ -79,12 +79,16 @@ func (t *trial) sendAt() (at time.Time, ok bool) {
 
 // follow makes a pair that an agent has selected the one to be followed: from the local address to remote. What was followed before is
 // not any more.
-func (m *Mux) follow(a *member, local netip.Addr, remote netip.AddrPort, moved func(from, to netip.AddrPort)) {
+func (m *Mux) follow(a *member, local, remote netip.AddrPort, moved func(from, to netip.AddrPort)) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	a.endTrial()
 	a.roam = roam{}
-	if c := a.conns[local]; c != nil && !a.removed {
+	c := a.relayed[local]
+	if c == nil {
+		c = a.conns[local.Addr()]
+	}
+	if c != nil && !a.removed {
 		a.roam = roam{
 			conn: c, base: remote, at: remote, moved: moved, refused: map[netip.AddrPort]time.Time{},
 			budget: bucket{trialBurst, time.Now()},
@@ -126,6 +130,8 @@ func (m *Mux) heardFrom(a *member, from netip.AddrPort, local netip.Addr, now ti
 		return
 	case local.IsValid() && local != r.conn.local.Addr() || from.Addr().Is4() != r.at.Addr().Is4():
 		return // another pair: that is for ICE to select
+	case r.conn.over != nil:
+		return // TURN knows the peer by its address: what comes from another one takes another way
 	case r.trial != nil && (r.trial.to == from || !r.trial.answered.IsZero()) || now.Before(r.refused[from]):
 		return
 	}
@@ -133,10 +139,23 @@ func (m *Mux) heardFrom(a *member, from netip.AddrPort, local netip.Addr, now ti
 		return
 	}
 	r.budget.tokens--
-	a.endTrial()
-	t := &trial{to: from, began: now, news: make(chan struct{}, 1), ended: make(chan struct{})}
-	r.trial = t
 	m.counters.trials.Add(1)
+	m.begin(a, from, now)
+}
+
+// askAgain checks the pair that an agent has selected, at once and again until the peer answers, unless a trial does so already. The
+// answer is heard. The lock is held.
+func (m *Mux) askAgain(a *member, now time.Time) {
+	if !a.removed && a.roam.conn != nil && a.peer.Ufrag != "" && a.roam.trial == nil {
+		m.begin(a, netip.AddrPort{}, now)
+	}
+}
+
+// begin begins a trial in the place of the one that there may be. The lock is held.
+func (m *Mux) begin(a *member, to netip.AddrPort, now time.Time) {
+	a.endTrial()
+	t := &trial{to: to, began: now, news: make(chan struct{}, 1), ended: make(chan struct{})}
+	a.roam.trial = t
 	m.timers.Go(func() { m.try(a, t) })
 }
 
@@ -178,7 +197,7 @@ func (m *Mux) try(a *member, t *trial) {
 		}
 		m.mu.Unlock()
 		for _, k := range checks {
-			m.send(k.conn.local.Addr(), k.remote, k.data)
+			k.conn.emit(k.remote, k.data)
 		}
 		select {
 		case <-time.After(wake.Sub(now)):
@@ -197,7 +216,9 @@ func (a *member) settleTrial(now time.Time) (tell func()) {
 		if len(r.refused) >= maxRefused {
 			clear(r.refused)
 		}
-		r.refused[to] = now.Add(trialRest)
+		if to.IsValid() {
+			r.refused[to] = now.Add(trialRest)
+		}
 		a.endTrial()
 		return func() {}
 	}
@@ -214,7 +235,7 @@ func (m *Mux) trialChecks(a *member, now time.Time) (list []*check) {
 	t := r.trial
 	t.sent++
 	for _, to := range [...]netip.AddrPort{r.at, t.to} {
-		if to == t.to && (!t.answered.IsZero() || m.buckets.take(to, now) != dropNone) {
+		if !to.IsValid() || to == t.to && (!t.answered.IsZero() || m.buckets.take(to, now) != dropNone) {
 			continue
 		}
 		id := newTransactionID()

@@ -111,6 +111,33 @@ func TestRebindIdle(t *testing.T) {
 	}
 }
 
+// TestCheckShowsWhereWeAre: the side that is mapped anew and hears nothing asks, and is followed for that.
+func TestCheckShowsWhereWeAre(t *testing.T) {
+	for _, controls := range []bool{false, true} {
+		world(t, func(t *testing.T, _ *udptest.Network, a, b *node) {
+			r := newRoaming(t, a, b, controls)
+			defer r.close()
+			r.far.beyond.rebind(r.inner, r.outer(1), false)
+			r.link.a.Check()
+			if took := r.await(r.outer(1), 5*time.Second); took > 600*time.Millisecond {
+				t.Errorf("b controls %v: moved after %v", controls, took)
+			}
+			before, _ := r.link.a.LastSeen()
+			r.link.a.Check()
+			r.link.a.Check() // one is under way
+			sent := a.counter("ice_checks_sent")
+			r.idle(100 * time.Millisecond)
+			if after, _ := r.link.a.LastSeen(); after == before || a.counter("ice_checks_sent") > sent+2 {
+				t.Errorf("last seen %v, before %v; %d checks", after, before, a.counter("ice_checks_sent")-sent)
+			}
+			r.idle(10 * time.Second)
+			if n := b.counter("ice_moves"); n != 1 || r.conn.Path().Dst != r.outer(1) {
+				t.Errorf("%d moves, to %v", n, r.conn.Path().Dst)
+			}
+		})
+	}
+}
+
 // TestBothMappingsWork: a peer that is heard from two addresses in turn, both of which lead to it, is not followed to and fro.
 func TestBothMappingsWork(t *testing.T) {
 	world(t, func(t *testing.T, _ *udptest.Network, a, b *node) {

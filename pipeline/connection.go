@@ -16,10 +16,6 @@ const (
 	// confirmKeepalive is how far apart the initiator repeats the keepalive that confirms a first session, until it hears from
 	// the responder or the responder's lifetime is over: a single one that is lost would end the connection there.
 	confirmKeepalive = 3 * time.Second
-	// suspectAfter is how long nothing may be heard over a path before a handshake that runs, or data that is sent, is given a
-	// second agent. pion leaves up to 4 s between two checks of a pair that works; and it is early enough for the last
-	// initiations (6 and 10 s) to take the new path.
-	suspectAfter = 5 * time.Second
 	// liveFor is how long something authentic proves that the session works, whatever ICE says.
 	liveFor = 15 * time.Second
 	// idleAfter is how long no data must pass for the agent to be closed. Keepalives of both sides then keep the path open, and
@@ -102,6 +98,7 @@ type connection struct {
 	closing         []uint32 // agents that were closed and are not gone
 	wanted          bool     // a second agent is, from wantedAt on
 	wantedAt        time.Duration
+	asking          asking
 	remoteAgent     uint32  // the number the peer gave to its second agent, if it is ahead
 	retries         backoff // of second agents that are wanted because the first is lost
 
@@ -135,7 +132,8 @@ const (
 	whyCandidates                // no_candidates, of the first or second agent
 	whyICE                       // ice_timeout, of the first or second agent
 	whyICELost                   // ice_disconnected, or a second agent if the session lives
-	whySuspect                   // nothing is heard over the path
+	whyQuiet                     // nothing is heard over the path: ask
+	whySuspect                   // nothing is heard although it was asked
 	whyLive                      // ICE is lost and the session may live no longer
 	whyHandshake                 // handshake_timeout
 	whySession                   // the keypair stops being usable
@@ -147,7 +145,7 @@ const (
 )
 
 var connectionWhyNames = [...]string{
-	"nothing", "candidates", "ice", "ice_lost", "suspect", "live", "handshake", "session", "confirm", "keepalive",
+	"nothing", "candidates", "ice", "ice_lost", "quiet", "suspect", "live", "handshake", "session", "confirm", "keepalive",
 	"idle", "idle_suspect", "agent",
 }
 
@@ -159,6 +157,7 @@ type connectionOutputKind uint8
 const (
 	connectionStartAgent     connectionOutputKind = iota // agent
 	connectionCloseAgent                                 // agent
+	connectionCheckAgent                                 // agent: have it check the pair it has selected, at once
 	connectionPublishPath                                // path
 	connectionClearPath                                  // the peer cannot be sent to any more
 	connectionClearSession                               // forget the core's sessions, what waits for one, and the stamps
@@ -322,6 +321,7 @@ func (c *connection) advance(now time.Duration, v sessionView) {
 	c.followConfirm()
 	c.followData()
 	c.followKeepalive()
+	c.followQuiet()
 	c.startWanted()
 }
 
@@ -457,6 +457,9 @@ func (c *connection) nextTimeout() (at time.Duration, why connectionWhy) {
 	}
 	if c.second.number != 0 {
 		sooner(c.deadline(&c.second))
+	}
+	if due, ok := c.quietAt(); ok {
+		sooner(due, whyQuiet)
 	}
 	if c.wanted {
 		sooner(c.wantedAt, whyAgent)

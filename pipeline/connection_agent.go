@@ -176,9 +176,6 @@ func (c *connection) followFirst() (reason CloseReason, lost bool) {
 // retryAgent wants another agent, no sooner than the last ones that found nothing allow.
 func (c *connection) retryAgent() { c.wanted, c.wantedAt = true, max(c.now, c.retries.earliest) }
 
-// busy reports whether data flows, or tries to. A peer that is idle has no agent, so its silence means nothing.
-func (c *connection) busy() bool { return c.view.lastData != 0 && c.now < c.view.lastData+suspectAfter }
-
 // lostAt is when the current agent counts as lost, unless it hears something.
 func (c *connection) lostAt() time.Duration {
 	return max(c.view.lastSTUN, c.current.selected) + iceLostAfter
@@ -186,16 +183,6 @@ func (c *connection) lostAt() time.Duration {
 
 // parting reports whether the peer has said bye and only our own handshake deadline is waited for: it has no agent any more.
 func (c *connection) parting() bool { return c.phase == PhaseHandshake && c.report != nil }
-
-// suspect reports whether a handshake or data may be failing because the path is lost.
-func (c *connection) suspect() bool {
-	return c.now >= c.suspectAt() && (c.phase == PhaseHandshake || c.busy())
-}
-
-// suspectAt is when the path may be lost, unless something is heard, be it STUN or WireGuard.
-func (c *connection) suspectAt() time.Duration {
-	return max(c.view.lastSTUN, c.current.selected, c.authenticated) + suspectAfter
-}
 
 // closeAgent has an agent closed.
 func (c *connection) closeAgent(number uint32) {
@@ -243,7 +230,7 @@ func (c *connection) agentTimeout() (time.Duration, connectionWhy) {
 	if at <= c.now {
 		at, why = c.authenticated+liveFor, whyLive
 	}
-	if early := c.suspectAt(); early > c.now && early < at {
+	if early, ok := c.suspectAt(); ok && early > c.now && early < at {
 		return early, whySuspect
 	}
 	return at, why

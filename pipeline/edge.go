@@ -30,6 +30,9 @@ const (
 	RequestCloseAgent
 	// RequestPath: the connection's datagrams go to Path from now on, nil: nowhere. A TURN channel in it must be kept.
 	RequestPath
+	// RequestCheck: nothing is heard over the pair that agent number Agent has selected; have it checked at once. Attempt.Heard tells
+	// the answer.
+	RequestCheck
 	// RequestStray: authentic data of the peer came from Path.Dst to Path.Src, and not from where the connection's path leads. If
 	// the peer is there now, tell by Attempt.Selected.
 	RequestStray

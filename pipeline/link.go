@@ -319,6 +319,8 @@ func (c *controller) fulfil(now time.Duration, p *peer, out connectionOutput) {
 		c.request(l, Request{Kind: RequestAgent, Agent: out.agent})
 	case connectionCloseAgent:
 		c.request(l, Request{Kind: RequestCloseAgent, Agent: out.agent})
+	case connectionCheckAgent:
+		c.request(l, Request{Kind: RequestCheck, Agent: out.agent})
 	case connectionPublishPath:
 		c.publishPath(now, p, out.path)
 	case connectionClearPath:

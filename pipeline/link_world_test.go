@@ -180,6 +180,10 @@ func (s *side) obey(r Request) {
 		w.pairUp(r.Generation, r.Agent)
 	case RequestCloseAgent:
 		delete(s.agents, r.Agent)
+	case RequestCheck:
+		if attempt != nil && w.stun {
+			attempt.Heard()
+		}
 	}
 }
 

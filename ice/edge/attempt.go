@@ -107,6 +107,11 @@ func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
 			a.connection.CloseAgent(r.Agent)
 			a.handle.AgentGone(r.Agent)
 		})
+	case pipeline.RequestCheck:
+		if a.path != nil && a.path.Channel != 0 {
+			e.probeRelays() // a NAT that maps us anew has cut us off from our relay, too
+		}
+		a.connection.Check()
 	case pipeline.RequestStray:
 		a.connection.Stray(*r.Path)
 	case pipeline.RequestPath:
