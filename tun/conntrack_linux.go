@@ -28,11 +28,8 @@ const (
 	attrSourcePort    = 2 // CTA_PROTO_SRC_PORT
 	attrICMPID        = 4 // CTA_PROTO_ICMP_ID, type and code are one and two more
 	attrICMPv6ID      = 7 // CTA_PROTO_ICMPV6_ID
-	attrTypeMask      = 0x3fff
 
-	netlinkHeaderLen = 16 // struct nlmsghdr
-	netfilterLen     = 4  // struct nfgenmsg
-	attrHeaderLen    = 4  // struct nlattr
+	netfilterLen = 4 // struct nfgenmsg
 )
 
 // originalSource returns who has sent a packet (or the beginning of it) that has left the host's NAT, if the host tracks it. The
@@ -72,15 +69,8 @@ func appendConntrackRequest(b, packet []byte) ([]byte, bool) {
 	if packet[0]>>4 == 6 {
 		family = unix.AF_INET6
 	}
-	start := len(b)
-	b = append(b, make([]byte, netlinkHeaderLen)...)
-	b = append(b, family, 0, 0, 0) // version 0, resource 0
-	b = appendAttr(b, attrTupleReply, appendAnswerTuple(nil, packet, t))
-	h := b[start:]
-	binary.NativeEndian.PutUint32(h[0:], uint32(len(h)))
-	binary.NativeEndian.PutUint16(h[4:], conntrackGet)
-	binary.NativeEndian.PutUint16(h[6:], unix.NLM_F_REQUEST)
-	return b, true
+	body := []byte{family, 0, 0, 0} // version 0, resource 0
+	return appendRequest(b, conntrackGet, appendAttr(body, attrTupleReply, appendAnswerTuple(nil, packet, t))), true
 }
 
 // appendAnswerTuple appends addresses and ports as the answers to packet have them.
@@ -118,17 +108,6 @@ func answerType(protocol, query uint8) uint8 {
 	return query + 1 // 13 by 14, 15 by 16, 17 by 18
 }
 
-// appendAttr appends a netlink attribute, padded to four bytes.
-func appendAttr(b []byte, kind uint16, value []byte) []byte {
-	b = binary.NativeEndian.AppendUint16(b, uint16(attrHeaderLen+len(value)))
-	b = binary.NativeEndian.AppendUint16(b, kind)
-	b = append(b, value...)
-	for len(b)%attrHeaderLen != 0 {
-		b = append(b, 0)
-	}
-	return b
-}
-
 // parseConntrackAnswer returns the source of the connection's first direction.
 func parseConntrackAnswer(b []byte) (netip.Addr, bool) {
 	if len(b) < netlinkHeaderLen+netfilterLen || binary.NativeEndian.Uint16(b[4:])>>8 != unix.NFNL_SUBSYS_CTNETLINK {
@@ -142,19 +121,4 @@ func parseConntrackAnswer(b []byte) (netip.Addr, bool) {
 		}
 	}
 	return netip.Addr{}, false
-}
-
-// findAttr returns the value of the first attribute of a kind, nil if there is none.
-func findAttr(b []byte, kind uint16) []byte {
-	for len(b) >= attrHeaderLen {
-		n := int(binary.NativeEndian.Uint16(b))
-		if n < attrHeaderLen || n > len(b) {
-			return nil
-		}
-		if binary.NativeEndian.Uint16(b[2:])&attrTypeMask == kind {
-			return b[attrHeaderLen:n]
-		}
-		b = b[min(len(b), (n+attrHeaderLen-1)&^(attrHeaderLen-1)):]
-	}
-	return nil
 }

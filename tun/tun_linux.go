@@ -58,6 +58,7 @@ func open(o Options) (Device, error) {
 		d.release(o.FD)
 		return nil, err
 	}
+	quieten(d.queues[0].fd)
 	d.errors = startErrorSender(d.queues[0].fd)
 	return d, nil
 }
