@@ -117,6 +117,7 @@ type connection struct {
 	authenticated time.Duration // the last proof that the session works
 	booked        [crypto.ReasonCount]uint32
 	order         CloseReason
+	obstacle      CloseCause // why ICE may find nothing, as far as the edge knows
 	expired       *crypto.HandshakeExpired
 	report        *Bye
 	closed        Closed
@@ -260,9 +261,7 @@ func (c *connection) handleBye(b Bye) {
 	c.report = &b
 	if c.over() {
 		c.closed.PeerReports = c.report
-		if c.closed.Cause != CauseNone {
-			c.closed.Cause = causeOf(c.closed.Counters, c.report)
-		}
+		c.closed.Cause = c.cause(c.closed.Reason)
 		c.emit(connectionOutput{kind: connectionPeerReports, closed: c.closed})
 		return
 	}
@@ -323,15 +322,6 @@ func (c *connection) advance(now time.Duration, v sessionView) {
 	c.followKeepalive()
 	c.followQuiet()
 	c.startWanted()
-}
-
-// unanswered is the reason of a close whose handshake ran out of time. Where no agent was in use and nothing came, it is not the
-// handshake that is to blame.
-func (c *connection) unanswered() CloseReason {
-	if counters := countersOf(&c.view.tally, &c.booked); c.current.number == 0 && counters.silent() {
-		return CloseICEDisconnected
-	}
-	return CloseHandshakeTimeout
 }
 
 // noteLife keeps the last proof that the session works: something authentic was received in it, or it was made. Accepted
@@ -402,42 +392,6 @@ func (c *connection) startHandshake(initiate bool) {
 	if !c.asked {
 		c.asked = true
 		c.emit(connectionOutput{kind: connectionStartHandshake, initiate: initiate, lifetime: handshakeLifetime})
-	}
-}
-
-// end cleans up and says why.
-func (c *connection) end(reason CloseReason) {
-	c.closed = Closed{
-		Generation: c.generation, Reason: reason, Phase: c.phase, Lasted: c.now - c.began, PeerReports: c.report,
-		Counters: countersOf(&c.view.tally, &c.booked),
-	}
-	if c.upSince != 0 {
-		c.closed.Up = c.now - c.upSince
-	}
-	if c.phase == PhaseHandshake {
-		c.closed.Waited = c.now - c.handshakeFrom
-	}
-	if reason == CloseHandshakeTimeout ||
-		reason == ClosePeerClosed && c.report != nil && c.report.Reason == CloseHandshakeTimeout {
-		c.closed.Cause = causeOf(c.closed.Counters, c.report)
-	}
-	if c.paths > 0 {
-		c.emit(connectionOutput{kind: connectionClearPath})
-	}
-	for _, a := range [...]*agent{&c.current, &c.second} {
-		if a.number != 0 {
-			c.closeAgent(a.number)
-		}
-		*a = agent{}
-	}
-	c.emit(connectionOutput{kind: connectionClearSession})
-	if bye, ok := c.closed.Bye(); ok {
-		c.emit(connectionOutput{kind: connectionSendBye, bye: bye})
-	}
-	c.emit(connectionOutput{kind: connectionClosed, closed: c.closed})
-	c.phase, c.wanted, c.expired = PhaseClosing, false, nil
-	if len(c.closing) == 0 {
-		c.phase = PhaseClosed
 	}
 }
 

@@ -75,10 +75,10 @@ func (r CloseReason) backsOff() bool {
 // farewell reports whether the peer is to be told of it.
 func (r CloseReason) farewell() bool { return r != ClosePeerClosed && r != CloseReplaced }
 
-// CloseCause is what most likely stood in the way of a handshake.
+// CloseCause is what most likely stood in the way of a handshake, or of ICE.
 type CloseCause uint8
 
-// The causes. CauseNone belongs to closes that are not about the handshake.
+// The causes. CauseNone belongs to closes that are about neither, or of which no more is known than the reason says.
 const (
 	CauseNone           CloseCause = iota
 	CausePeerHasOldKey             // mac1_mismatch: initiations were made for another public key than ours
@@ -97,6 +97,10 @@ const (
 	CauseWeAreLoaded               // initiations were refused for our load
 	CauseDamaged                   // messages came, but none that opens
 	CauseSilence                   // nothing came
+	// What the edge knows of ICE, see Attempt.Obstacle.
+	CauseUDPBlocked       // nothing comes back over UDP, from no relay and no peer
+	CausePeerUDPBlocked   // the peer names no address that a relay has seen, although relays are there
+	CauseRelayCredentials // no relay is up, and one refuses our credentials
 )
 
 var closeCauseNames = [...]string{
@@ -117,6 +121,9 @@ var closeCauseNames = [...]string{
 	"we are under load",
 	"WireGuard messages arrive damaged",
 	"no WireGuard message arrived although ICE works",
+	"UDP is blocked here, or no relay is up: none of them answers",
+	"UDP is blocked at the peer: it names no address that a relay has seen",
+	"the relay refuses our credentials",
 }
 
 // String returns the cause as status and logs show it, "" for CauseNone.

@@ -106,6 +106,11 @@ func (a *Attempt) Selected(agent uint32, path Path) {
 	a.tell(func(now time.Duration, c *connection) { c.handlePath(now, agent, path) })
 }
 
+// Obstacle notes what ICE most likely fails for, if it does; CauseNone: nothing that is known.
+func (a *Attempt) Obstacle(cause CloseCause) {
+	a.tell(func(_ time.Duration, c *connection) { c.obstacle = cause })
+}
+
 // AgentFailed notes that the agent has given up by itself.
 func (a *Attempt) AgentFailed(agent uint32) {
 	a.tell(func(_ time.Duration, c *connection) { c.handleAgentFailed(agent) })

@@ -46,6 +46,7 @@ type attempt struct {
 	local, remote string         // candidate types of the path
 	release       func()         // lets go of the path's channel
 	upgradeAt     time.Time      // zero: not planned
+	obstacle      pipeline.CloseCause
 }
 
 // attemptName is how control names an attempt.
@@ -63,6 +64,7 @@ type agent struct {
 	relays     int             // that it was made with, without those that were lost since
 	remote     ice.Credentials // zero: not known yet
 	seen       []string        // the peer's candidates
+	remoteEnd  bool            // those are all
 	answers    bool            // the peer began it
 	settled    bool            // it has selected a pair or failed
 	sendAt     time.Time       // zero: nothing to send
@@ -316,6 +318,7 @@ func (e *Edge) connect(a *attempt, agent *agent, msg signal.Message) {
 			}
 		}
 	}
+	agent.remoteEnd = agent.remoteEnd || msg.End
 	switch {
 	case first:
 		if err := a.connection.Connect(agent.number, remote); err != nil {
@@ -343,6 +346,7 @@ func (e *Edge) handleEvent(event ice.Event) {
 	}
 	if event.Path != nil && event.Path.Generation > a.found {
 		a.found, a.local, a.remote = event.Path.Generation, event.Local, event.Remote
+		e.passage.found = true
 		a.handle.Selected(event.FoundBy, *event.Path)
 	}
 }
@@ -479,6 +483,7 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 			}
 		}
 	}
+	at(e.followPassage(now))
 	if len(e.held) > 0 && (e.relaysUntil.IsZero() || at(e.relaysUntil)) {
 		e.resume()
 	}

@@ -91,6 +91,7 @@ type Edge struct {
 	relaysUp    map[netip.AddrPort]bool // as logged
 	relaysUntil time.Time               // attempts wait for a first relay until then
 	held        []*peer                 // whose attempts do
+	passage     passage
 	peers       map[string]*peer
 	attempts    map[*ice.Connection]*attempt
 	named       map[attemptName]*attempt // the same

@@ -49,6 +49,7 @@ func (e *Edge) networkChanged(why string) {
 	}
 	e.prober.Reset()
 	e.relays.Probe()
+	e.listen()
 	for _, a := range e.attempts {
 		a.handle.WantAgent()
 	}
@@ -92,6 +93,9 @@ func (e *Edge) followRelays() {
 	e.logRelays()
 	up := len(e.relays.URLs())
 	if up == 0 {
+		if len(lost) > 0 {
+			e.listen()
+		}
 		return
 	}
 	e.relaysUntil = time.Time{}

@@ -119,7 +119,7 @@ func (w *world) relayNamed(name string, number byte) (protocol.Relay, *turnServe
 	s.server, err = turn.NewServer(turn.ServerConfig{
 		Realm: "example.org", LoggerFactory: quiet,
 		AuthHandler: func(a *turn.RequestAttributes) (string, []byte, bool) {
-			return a.Username, turn.GenerateAuthKey(a.Username, a.Realm, "password"), true
+			return a.Username, turn.GenerateAuthKey(a.Username, a.Realm, "password"), a.Username != "stranger"
 		},
 		PacketConnConfigs: []turn.PacketConnConfig{{PacketConn: conn, RelayAddressGenerator: s}},
 	})

@@ -69,13 +69,15 @@ type ConnectionStatus struct {
 	Remote   string         `json:"remote_candidate,omitempty"`
 	RTTms    float64        `json:"rtt_ms,omitempty"` // of the last STUN check
 	// Since is when the connection was first up; LastHandshake the newest WireGuard session.
-	Since         time.Time    `json:"since,omitzero"`
-	LastHandshake time.Time    `json:"last_handshake,omitzero"`
-	RxBytes       uint64       `json:"rx_bytes"`
-	TxBytes       uint64       `json:"tx_bytes"`
-	NextAttemptS  float64      `json:"next_attempt_s,omitempty"`
-	LastClose     *CloseStatus `json:"last_close,omitempty"`
-	Explanation   string       `json:"explanation"` // one sentence
+	Since         time.Time `json:"since,omitzero"`
+	LastHandshake time.Time `json:"last_handshake,omitzero"`
+	RxBytes       uint64    `json:"rx_bytes"`
+	TxBytes       uint64    `json:"tx_bytes"`
+	NextAttemptS  float64   `json:"next_attempt_s,omitempty"`
+	// Obstacle is why ICE may find nothing, as far as it is known.
+	Obstacle    string       `json:"obstacle,omitempty"`
+	LastClose   *CloseStatus `json:"last_close,omitempty"`
+	Explanation string       `json:"explanation"` // one sentence
 }
 
 // CloseStatus is how the latest connection that is over ended.
@@ -109,6 +111,9 @@ func (e *Edge) status() Status {
 	}
 	for _, m := range e.prober.Mappings() {
 		s.Mappings = append(s.Mappings, MappingStatus{m.Server, m.Mapped})
+	}
+	if e.passage.told != pipeline.CauseNone {
+		s.Notes = append(s.Notes, e.passage.told.String())
 	}
 	if e.applyError != nil {
 		s.Problem = strings.ReplaceAll(e.applyError.Error(), "\n", "; ")
@@ -177,6 +182,9 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) 
 	if k.Closed != nil {
 		s.LastClose = closeStatus(k)
 	}
+	if p.attempt != nil {
+		s.Obstacle = p.attempt.obstacle.String()
+	}
 	return s
 }
 
@@ -221,9 +229,9 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 	}
 	switch s.State {
 	case pipeline.PhaseCandidates.String():
-		return "waits for the peer's answer through the portal"
+		return "waits for the peer's answer through the portal" + s.but()
 	case pipeline.PhaseChecking.String():
-		return "ICE looks for a path"
+		return "ICE looks for a path" + s.but()
 	case pipeline.PhaseHandshake.String():
 		return "ICE has found a path, the WireGuard handshake is under way"
 	case pipeline.PhaseUp.String(), pipeline.PhaseIdle.String():
@@ -253,6 +261,14 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 		return "not connected, after " + last
 	}
 	return "not connected, since nothing wants it"
+}
+
+// but is what stands in the way of ICE, after what it does.
+func (s *ConnectionStatus) but() string {
+	if s.Obstacle == "" {
+		return ""
+	}
+	return "; " + s.Obstacle
 }
 
 func (s *ConnectionStatus) explainPath() string {

@@ -268,6 +268,9 @@ func (e *Edge) applyRelays(relays []protocol.Relay) {
 	case !slices.Equal(before, now):
 		e.relaysUntil = time.Now().Add(relayPatience)
 	}
+	if !slices.Equal(before, now) {
+		e.listen()
+	}
 }
 
 // admit is which of the peers that the portal lists are taken: those with a name and a key of their own. A node could report

@@ -30,7 +30,7 @@ type RelayServer struct {
 type RelaysConfig struct {
 	// Sender sends from the pipeline's sockets; any goroutine.
 	Sender interface{ SendOne(udp.Run) error }
-	// Changed is called when Status has changed in a way that matters: an allocation came up or is gone. It must not block.
+	// Changed is called when Status has changed in a way that matters: an allocation came up, is gone, or was not to be had. It must not block.
 	Changed func()
 	// Lost is called with the server of an allocation that is gone: paths over it are dead. It must not block.
 	Lost func(server netip.AddrPort)

@@ -215,6 +215,8 @@ func (r *Relays) drain(now time.Duration, s *server) {
 		case Allocated:
 			r.counts.allocations.Add(1)
 			r.changed = true
+		case Failed:
+			r.changed = true
 		case Lost:
 			r.counts.losses.Add(1)
 			r.end(now, s)

@@ -16,6 +16,10 @@ type relayCounts struct {
 	clientDrops                                   [DropCount]atomic.Uint64 // of servers that are gone
 }
 
+// Received is how many datagrams have come from the servers: that is more than none where UDP passes and one of them is up, whatever
+// it thinks of us.
+func (r *Relays) Received() uint64 { return r.counts.received.Load() }
+
 // Counters returns what was counted, by name: drops as drop_turn_REASON, the rest with the prefix turn_.
 func (r *Relays) Counters() []pipeline.Counter {
 	c := &r.counts

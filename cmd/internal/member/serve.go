@@ -31,7 +31,7 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if r := n.machine.remarks.Load(); r != nil {
-		s.Notes = r.notes
+		s.Notes = append(s.Notes, r.notes...)
 		if s.Problem == "" {
 			s.Problem = r.problem
 		}

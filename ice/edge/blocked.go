@@ -1,0 +1,106 @@
+package edge
+
+import (
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/sluice-vpn/sluice/ice/turn"
+	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+// This file finds out why ICE may find nothing: a network that lets no UDP through says nothing, and neither does one at the other end.
+
+// blockedAfter is how long no relay must have answered for UDP to count as blocked: their clients have asked each of them four times by
+// then, and the prober has given up.
+const blockedAfter = 5 * time.Second
+
+// passage is whether UDP gets through to anybody.
+type passage struct {
+	since    time.Time // when we began to listen; zero: nobody was asked
+	received uint64    // by the relays until then
+	found    bool      // a pair of addresses has worked since
+	told     pipeline.CloseCause
+	silent   bool // no relay has answered for blockedAfter
+}
+
+// listen begins to watch whether UDP gets through: relays were named, the network has changed, or the last relay is gone.
+func (e *Edge) listen() {
+	e.passage.since, e.passage.received, e.passage.found, e.passage.silent = time.Now(), e.relays.Received(), false, false
+	if len(e.relays.Servers()) == 0 {
+		e.passage.since = time.Time{}
+	}
+}
+
+// followPassage draws the conclusions and returns when to look again; zero: when something happens.
+func (e *Edge) followPassage(now time.Time) (again time.Time) {
+	p := &e.passage
+	switch due := p.since.Add(blockedAfter); {
+	case p.since.IsZero() || e.relays.Received() != p.received || len(e.prober.Mappings()) > 0:
+		p.silent = false
+	case now.Before(due):
+		again = due
+	default: // a node without any network is not worth a word about UDP
+		p.silent = e.signaling()
+	}
+	cause := e.ownObstacle()
+	if cause != p.told {
+		p.told = cause
+		e.tellPassage(cause)
+	}
+	up := len(e.relays.URLs()) > 0
+	for _, a := range e.attempts {
+		cause := cause
+		switch {
+		case a.path != nil:
+			cause = pipeline.CauseNone
+		case cause == pipeline.CauseNone && up && a.peerUnseen():
+			cause = pipeline.CausePeerUDPBlocked
+		}
+		if cause != a.obstacle {
+			a.obstacle = cause
+			a.handle.Obstacle(cause)
+		}
+	}
+	return again
+}
+
+// ownObstacle is what keeps us from being reached, CauseNone if nothing does. Where a pair of addresses works, silent relays mean that
+// they are down.
+func (e *Edge) ownObstacle() pipeline.CloseCause {
+	refuses := func(r turn.RelayStatus) bool {
+		return r.Reason == turn.ReasonCredentials.String() || r.Reason == turn.ReasonForbidden.String() || r.Reason == turn.ReasonRefused.String()
+	}
+	switch {
+	case e.passage.silent && !e.passage.found:
+		return pipeline.CauseUDPBlocked
+	case len(e.relays.URLs()) == 0 && slices.ContainsFunc(e.relays.Status(), refuses):
+		return pipeline.CauseRelayCredentials
+	}
+	return pipeline.CauseNone
+}
+
+// tellPassage logs a change of it, once.
+func (e *Edge) tellPassage(cause pipeline.CloseCause) {
+	if cause == pipeline.CauseNone {
+		e.log.Info("nothing keeps relays from answering any more")
+		return
+	}
+	var servers []string
+	for _, r := range e.relays.Status() {
+		text := r.Server.String()
+		if r.Reason != "" {
+			text += " " + r.Reason
+		}
+		servers = append(servers, text)
+	}
+	e.log.Warn(cause.String(), "relays", strings.Join(servers, ", "))
+}
+
+// peerUnseen reports whether the peer has named all its addresses and none of them is one that a relay has seen, or has given it.
+func (a *attempt) peerUnseen() bool {
+	g := a.agents[a.newest]
+	return g != nil && g.remoteEnd && len(g.seen) > 0 && !slices.ContainsFunc(g.seen, func(candidate string) bool {
+		return strings.Contains(candidate, " typ srflx") || strings.Contains(candidate, " typ relay")
+	})
+}
