@@ -157,22 +157,8 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 	i := lane.first
 	lane.first = -1
 	path, kp := p.path.Load(), p.sending(now)
-	reach := reach(p.reach.Load())
-	switch {
-	case path == nil && reach != reachStage:
-		for ; i >= 0; i = o.next[i] {
-			o.shard.stats.drop(dropNoEndpoint, segmentCount(&o.packets[i]))
-			o.unreachable(&o.packets[i])
-		}
-		if reach == reachLater {
-			o.want(now, p, lane)
-		}
-		return
-	case path == nil || kp == nil:
-		for ; i >= 0; i = o.next[i] {
-			o.stage(lane, &o.packets[i])
-		}
-		o.want(now, p, lane)
+	if path == nil || kp == nil {
+		o.hold(now, p, path, i)
 		return
 	}
 	sealed := o.release(now, p, lane, path, kp)
@@ -188,6 +174,30 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 		o.want(now, p, lane)
 	}
 	o.sent(now, p)
+}
+
+// hold does what there is to do with the chain of packets from i on while there is no session: it stages them and asks for one, or
+// answers that there is no way. What the host sends to its link of its own accord is no reason for a session, so that an interface
+// that nobody uses stays silent (the kernel's WireGuard has no link-local address to send such from: device.c, wg_open).
+func (o *outbound) hold(now time.Duration, p *peer, path *Path, i int16) {
+	lane, reach, wanted := &p.outbound[o.shard.id], reach(p.reach.Load()), false
+	for ; i >= 0; i = o.next[i] {
+		sp := &o.packets[i]
+		switch {
+		case ip.IsHousekeeping(sp.Data):
+			o.shard.stats.drop(dropHousekeeping, 1)
+			continue
+		case path == nil && reach != reachStage:
+			o.shard.stats.drop(dropNoEndpoint, segmentCount(sp))
+			o.unreachable(sp)
+		default:
+			o.stage(lane, sp)
+		}
+		wanted = true
+	}
+	if wanted && (path != nil || reach != reachNone) {
+		o.want(now, p, lane)
+	}
 }
 
 // release seals what was staged, ahead of anything newer. It returns false if the keypair's counter ran out; what is left

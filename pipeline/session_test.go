@@ -471,3 +471,30 @@ func (w *world) sealRaw(t *testing.T, plaintexts [][]byte) {
 		t.Fatal(err)
 	}
 }
+
+// What a host sends to its link of its own accord begins no handshake, whoever has the route to everywhere; with a session it is
+// carried like anything else.
+func TestHousekeepingBeginsNothing(t *testing.T) {
+	eachVariant(t, func(w *world) {
+		all := netip.MustParsePrefix("::/0")
+		for n, other := range map[*node]*node{w.a: w.b, w.b: w.a} {
+			_ = n.Edit(func(e *Edit) error { e.Peer(other.key.Public()).AddAllowedIP(all); return nil })
+		}
+		solicitation := make([]byte, ip.IPv6HeaderLen+8)
+		writeIPHeader(solicitation, netip.MustParseAddr("fe80::1"), netip.MustParseAddr("ff02::2"), ip.ProtocolICMPv6)
+		solicitation[ip.IPv6HeaderLen] = 133
+		sent := 0
+		w.network.Hook(func(*udptest.Datagram) bool { sent++; return true })
+		w.a.device.InjectData(solicitation)
+		w.sleep(20 * time.Second)
+		if sent != 0 {
+			w.t.Errorf("%d datagrams left, want none", sent)
+		}
+		w.wantCounter(w.a, "drop_housekeeping", 1)
+		w.exchange(w.t)
+		w.b.device.TakeSegments()
+		w.a.device.InjectData(solicitation)
+		w.settle()
+		w.wantPackets(w.b, solicitation)
+	})
+}

@@ -16,6 +16,7 @@ const (
 	dropNotIP            dropReason = iota // TUN packet without a usable IP header
 	dropNoRoute                            // no peer's allowed IPs cover the destination
 	dropNoEndpoint                         // the peer has no path yet
+	dropHousekeeping                       // the host's own router solicitation or group report, and no session yet that it could take
 	dropRoutingLoop                        // our own datagram: the route to the peer's endpoint leads into the tunnel
 	dropTooBig                             // longer than a UDP datagram can carry
 	dropStagedFull                         // too many packets waited for a session: 128 of a peer, or all that a shard keeps
@@ -39,7 +40,7 @@ const (
 )
 
 var dropNames = [dropReasons]string{
-	"not_ip", "no_route", "no_endpoint", "routing_loop", "too_big", "staged_full", "staged_expired", "send_stalled", "no_address_family", "stray",
+	"not_ip", "no_route", "no_endpoint", "housekeeping", "routing_loop", "too_big", "staged_full", "staged_expired", "send_stalled", "no_address_family", "stray",
 	"malformed", "channel_data", "mailbox_full", "unknown_index", "expired_keypair", "unauthentic", "replayed", "inner_malformed",
 	"source_not_allowed", "ecn", "tun_full", "tun_down",
 }

@@ -190,7 +190,7 @@ func (m *monitor) follow() {
 	if unix.Fstat(namespace, &stat) != nil || stat.Ino == m.namespace {
 		return
 	}
-	quieten(m.fd) // first: the next thing that happens to it may be that it comes up
+	quieten(m.fd)
 	m.closeSockets()
 	m.namespace = stat.Ino
 	if netlink, control, err := openSocketsIn(namespace); err == nil {

@@ -324,3 +324,32 @@ func FuzzFindTransport(f *testing.F) {
 		}
 	})
 }
+
+// What a host sends to its link by itself, and what only looks like it.
+func TestIsHousekeeping(t *testing.T) {
+	six := func(to string, kind uint8, headers ...[]byte) []byte {
+		p := chain(ProtocolICMPv6, headers...)
+		copy(p[24:], netip.MustParseAddr(to).AsSlice())
+		p[IPv6HeaderLen+8*len(headers)] = kind
+		return p
+	}
+	four := func(to string, protocol uint8) []byte {
+		p := make([]byte, 28)
+		p[0], p[3], p[9] = 0x45, 28, protocol
+		copy(p[16:], netip.MustParseAddr(to).AsSlice())
+		return p
+	}
+	for name, c := range map[string]struct {
+		packet []byte
+		want   bool
+	}{
+		"router solicitation": {six("ff02::2", 133), true}, "listener report": {six("ff02::16", 143, []byte{ProtocolHopByHop}), true},
+		"IGMP report": {four("224.0.0.22", 2), true}, "ping to a group": {six("ff02::1", 128), false}, "advertisement": {six("ff02::1", 134), false},
+		"solicitation to a host": {six("fd00::2", 133), false}, "wider group": {six("ff05::2", 143), false}, "OSPF": {four("224.0.0.5", 89), false},
+		"mDNS": {four("224.0.0.251", ProtocolUDP), false}, "IGMP to a host": {four("10.0.0.1", 2), false}, "no ICMP at all": {six("ff02::2", 133)[:IPv6HeaderLen], false},
+	} {
+		if got := IsHousekeeping(c.packet); got != c.want {
+			t.Errorf("%s: %v, want %v", name, got, c.want)
+		}
+	}
+}
