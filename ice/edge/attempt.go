@@ -20,7 +20,7 @@ const (
 	// maxSending of an agent are under way.
 	repeatAfter = time.Second
 	maxSending  = 4
-	// upgradeFirst and upgradeEvery are when a relayed connection that is not idle tries to become direct.
+	// upgradeFirst and upgradeEvery are when a relayed connection tries to become direct.
 	upgradeFirst = 15 * time.Second
 	upgradeEvery = 2 * time.Minute
 	byeTimeout   = 3 * time.Second
@@ -478,9 +478,7 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 		if at(a.upgradeAt) {
 			a.upgradeAt = now.Add(upgradeEvery + rand.N(upgradeEvery/8))
 			at(a.upgradeAt)
-			if len(a.agents) > 0 { // else it is idle, and the agent that comes with the next packet tries all ways
-				a.handle.WantAgent()
-			}
+			a.handle.WantAgent() // of an idle one, too: the next packet may come in a hurry
 		}
 	}
 	at(e.followPassage(now))

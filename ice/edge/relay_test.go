@@ -171,6 +171,32 @@ func TestRelayedThenDirect(t *testing.T) {
 	})
 }
 
+// A relayed connection without data becomes direct, too, when it can, and is idle again.
+func TestIdleRelayedThenDirect(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		one, _ := w.relayNamed("north", 1)
+		w.portal.relays = []protocol.Relay{one}
+		w.direct(false)
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		idle := func() bool { return c.connection("gate").State == "idle" && g.connection("laptop").State == "idle" }
+		w.await(time.Minute, "idle", idle)
+		if s := c.connection("gate"); s.Via != "relay" {
+			t.Fatalf("status %+v", s)
+		}
+		w.direct(true)
+		w.await(upgradeEvery*9/8+upgradeFirst, "direct", func() bool {
+			return c.connection("gate").Via == "direct" && g.connection("laptop").Via == "direct"
+		})
+		w.await(time.Minute, "idle again", idle)
+		w.carries(c, g)
+		if s := c.connection("gate"); s.Via != "direct" || s.Generation != 1 {
+			t.Errorf("status %+v", s)
+		}
+	})
+}
+
 // Where signaling is slow, the peer's checks are there before its candidates, over all paths, and those of the relay are not
 // taken for the peer's own: the direct path is chosen although it is the slower one.
 func TestChecksBeforeCandidates(t *testing.T) {

@@ -286,12 +286,7 @@ func (s *ConnectionStatus) explainPath() string {
 		text = "a session is up"
 	}
 	if s.Via == "relay" {
-		text += ", since no direct pair of addresses has worked; tries again "
-		if idle {
-			text += "with the next packet"
-		} else {
-			text += fmt.Sprintf("every %.0f min", upgradeEvery.Minutes())
-		}
+		text += fmt.Sprintf(", since no direct pair of addresses has worked; tries again every %.0f min", upgradeEvery.Minutes())
 	}
 	if idle {
 		text += "; idle: keepalives hold the path"

@@ -55,7 +55,7 @@ func (v *vpn) siteBehind(name string, bridges int) *lab.Site {
 // A carrier gives its customers addresses of the range that tunnel addresses come from (RFC 6598). Such an address is offered, and
 // checked, as any other: only what the portal has given out is not.
 func TestCarrierNAT(t *testing.T) {
-	for name, addr := range map[string]string{"in the range": "100.72.3.77", "beyond it": "100.100.3.77", "the tunnel's own": "100.64.0.1"} {
+	for name, addr := range map[string]string{"in the range": "100.72.3.77", "beyond it": "100.100.3.77", "a peer's": "100.64.0.1", "our own": "100.64.0.4"} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			v := newVPN(t)

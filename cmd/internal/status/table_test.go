@@ -46,7 +46,7 @@ func busy() edge.Status {
 				Explanation: "direct to 198.51.100.7:41234 (host - srflx)"},
 			{Peer: "bob-with-a-long-name", State: "idle", Since: noon.Add(-3 * time.Hour), AllowedIPs: prefixList("100.64.0.3/32", "10.2.0.0/24", "fd0a::/64"), Via: "relay", Relay: "fra", Endpoint: netip.MustParseAddrPort("203.0.113.5:3478"),
 				RTTms: 48, LastHandshake: noon.Add(-150 * time.Second), RxBytes: 512, TxBytes: 1536,
-				Explanation: "relayed by fra at 203.0.113.5:3478 (relay - srflx), since no direct pair of addresses has worked; tries again with the next packet; idle: keepalives hold the path",
+				Explanation: "relayed by fra at 203.0.113.5:3478 (relay - srflx), since no direct pair of addresses has worked; tries again every 2 min; idle: keepalives hold the path",
 				LastClose:   &edge.CloseStatus{At: noon.Add(-3 * time.Hour), Reason: "ice_disconnected", LastedS: 300}},
 			{Peer: "carol", State: "waiting", NextAttemptS: 5, Explanation: "tries again in 5 s, after handshake_timeout: preshared keys differ",
 				LastClose: &edge.CloseStatus{At: noon.Add(-12 * time.Second), Reason: "handshake_timeout", Cause: "preshared keys differ",
