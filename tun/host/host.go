@@ -48,6 +48,6 @@ type Rule struct {
 	To       netip.Prefix // destination to match; zero matches all
 	Mark     uint32       // firewall mark to match; 0 matches all
 	Invert   bool         // apply to packets that do not match
-	// SuppressDefault ignores the table's routes of prefix length 0, so that only more specific routes count.
-	SuppressDefault bool
+	// MinBits ignores the table's routes with a shorter prefix: 1 those to everywhere, 0 none.
+	MinBits int
 }

@@ -139,9 +139,10 @@ func TestRule(t *testing.T) {
 	inNewNamespace(t)
 	for _, r := range []Rule{
 		{Table: 77, Mark: 0x55, Invert: true, Priority: 100},
-		{Table: unix.RT_TABLE_MAIN, SuppressDefault: true, Priority: 99, IPv6: true},
-		{Table: 51888, Mark: 0x55, Invert: true, SuppressDefault: true, Priority: 98},
+		{Table: unix.RT_TABLE_MAIN, MinBits: 1, Priority: 99, IPv6: true},
+		{Table: 51888, Mark: 0x55, Invert: true, MinBits: 1, Priority: 98},
 		{Table: 51888, Priority: 97},
+		{Table: 51888, Mark: 0x55, Invert: true, MinBits: 128, Priority: 96, IPv6: true},
 	} {
 		family := netlink.FAMILY_V4
 		if r.IPv6 {
@@ -152,7 +153,7 @@ func TestRule(t *testing.T) {
 			must(t, err)
 			for _, have := range all {
 				if have.Priority == r.Priority && have.Table == r.Table && have.Mark == r.Mark && have.Invert == r.Invert &&
-					(have.SuppressPrefixlen == 0) == r.SuppressDefault {
+					have.SuppressPrefixlen+1 == r.MinBits {
 					n++
 				}
 			}

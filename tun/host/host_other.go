@@ -67,6 +67,9 @@ func (*Routing) Set([]netip.Prefix) error { return ErrUnsupported }
 // Changes counts what was changed.
 func (*Routing) Changes() uint64 { return 0 }
 
+// Unmarked tells why answers are not marked.
+func (*Routing) Unmarked() error { return nil }
+
 // Networks lists the networks that the machine has an address in.
 func Networks(string) ([]Network, error) { return nil, ErrUnsupported }
 

@@ -12,7 +12,7 @@ import (
 
 // Priorities of the policy rules, see RoutingConfig.
 const (
-	peersPriority    = rulePriority
+	singlePriority   = rulePriority
 	networksPriority = rulePriority + 1
 	restPriority     = rulePriority + 2
 )
@@ -60,35 +60,34 @@ func (r *Routing) changeRule(rule Rule, change func(Rule) error) error {
 	return r.change(nil)
 }
 
-// wantedRules are the rules for the routes of our table. Those for networks are everybody's who has a default route.
+// wantedRules are the rules for the routes of our table. Those for networks are everybody's who shares the priorities.
 func (r *Routing) wantedRules(family int, routes []tableRoute, have []Rule) ([]Rule, error) {
 	rule := Rule{IPv6: family == netlink.FAMILY_V6, Mark: r.cfg.Mark, Invert: true, Table: r.cfg.Table}
 	var want []Rule
-	if len(routes) > 0 {
-		peers := rule
-		peers.Priority, peers.SuppressDefault = peersPriority, true
-		want = append(want, peers)
+	if slices.ContainsFunc(routes, func(t tableRoute) bool { return t.prefix.IsSingleIP() }) {
+		single := rule
+		single.Priority, single.MinBits = singlePriority, 32
+		if rule.IPv6 {
+			single.MinBits = 128
+		}
+		want = append(want, single)
 	}
-	ours := slices.ContainsFunc(routes, func(t tableRoute) bool { return isDefault(t.prefix) })
 	others := slices.ContainsFunc(have, func(h Rule) bool { return h.Priority == restPriority && h.Table != r.cfg.Table })
-	if ours || others {
-		list, err := Networks(r.cfg.Interface)
-		if err != nil {
-			return nil, err
-		}
-		kept := slices.Clone(r.cfg.Keep)
-		for _, n := range list {
-			kept = append(kept, n.Prefix)
-		}
-		for _, p := range kept {
-			if p.Addr().Is6() == rule.IPv6 && !isDefault(p) {
-				want = append(want, Rule{
-					IPv6: rule.IPv6, Priority: networksPriority, To: p.Masked(), Table: unix.RT_TABLE_MAIN, SuppressDefault: true,
-				})
-			}
+	list, err := Networks(r.cfg.Interface)
+	if err != nil {
+		return nil, err
+	}
+	kept := slices.Clone(r.cfg.Keep)
+	for _, n := range list {
+		kept = append(kept, n.Prefix)
+	}
+	for _, p := range kept {
+		overlaps := func(t tableRoute) bool { return !t.prefix.IsSingleIP() && t.prefix.Overlaps(p) }
+		if p.Addr().Is6() == rule.IPv6 && !isDefault(p) && (others || slices.ContainsFunc(routes, overlaps)) {
+			want = append(want, Rule{IPv6: rule.IPv6, Priority: networksPriority, To: p.Masked(), Table: unix.RT_TABLE_MAIN, MinBits: 1})
 		}
 	}
-	if ours {
+	if slices.ContainsFunc(routes, func(t tableRoute) bool { return !t.prefix.IsSingleIP() }) {
 		rule.Priority = restPriority
 		want = append(want, rule)
 	}
@@ -101,12 +100,12 @@ func policyRules(family int) ([]Rule, error) {
 	var rules []Rule
 	for i := range list {
 		have := &list[i]
-		if have.Priority < peersPriority || have.Priority > restPriority {
+		if have.Priority < singlePriority || have.Priority > restPriority {
 			continue
 		}
 		rule := Rule{
 			IPv6: family == netlink.FAMILY_V6, Priority: have.Priority, Mark: have.Mark, Invert: have.Invert, Table: have.Table,
-			SuppressDefault: have.SuppressPrefixlen == 0,
+			MinBits: have.SuppressPrefixlen + 1, // -1: there is none
 		}
 		if have.Dst != nil {
 			rule.To, _ = prefixOf(have.Dst)

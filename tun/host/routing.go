@@ -18,17 +18,18 @@ const (
 // Routes are in a table of their own, so that what the machine has in main stays as it is, and the program's own outer
 // packets, which carry Mark, never see them: the tunnel cannot swallow itself. The rules of each family that has a route:
 //
-//	5188: not fwmark MARK lookup TABLE suppress_prefixlength 0    routes to peers
-//	5189: to NETWORK lookup main suppress_prefixlength 0          if there is a default route in TABLE: for each network on
-//	                                                              another interface of the machine, and each of Keep
+//	5188: not fwmark MARK lookup TABLE suppress_prefixlength 31   routes to single addresses, which peers have (IPv6: 127)
+//	5189: to NETWORK lookup main suppress_prefixlength 0          for each network on another interface of the machine, and each
+//	                                                              of Keep, that a route of TABLE overlaps with
 //	5190: not fwmark MARK lookup TABLE                            and only then all the rest
 //
-// With a default route, no other route of main counts but those to the networks of 5189. Networks are those that the machine
-// has an address in: a route that somebody else on the link has pushed (DHCP, RFC 3442) leads nothing past the tunnel.
+// So the machine's own links come first. Otherwise no route of main counts where TABLE has one: networks are those that the
+// machine has an address in, and a route that somebody else on the link has pushed (DHCP, RFC 3442) leads nothing past the tunnel.
 //
-// With a default route, and where reverse path filtering is strict (rp_filter=1), the mark is also put on what answers
-// marked packets (conntrack, in a table of ours `inet sluice-INTERFACE-mark`), and src_valid_mark is set; a killed
-// program leaves that on, which does no harm.
+// As long as there are routes, an nftables table of ours, `inet sluice-INTERFACE-mark`, puts the mark (by conntrack) on what
+// answers marked packets, and on what answers connections that came by another interface, so that answers go back the way the
+// question came. For strict reverse path filtering (rp_filter=1) of both, src_valid_mark is set; a note in the table has it
+// reset after a program was killed. See Routing.Unmarked for machines where this cannot be.
 //
 // Several programs may share Table and Mark; the last one to leave deletes the rules. A route belongs to the one who had it
 // first.

@@ -8,8 +8,6 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -17,15 +15,17 @@ import (
 // Routing keeps an interface's addresses, its routes, and the policy rules that lead to them. Its methods act in the namespace
 // of the calling thread, always the same one, and belong to one goroutine.
 type Routing struct {
-	cfg RoutingConfig
-	// validMark: we have set src_valid_mark.
-	validMark bool
-	changes   uint64
+	cfg     RoutingConfig
+	changes uint64
+	// addresses are the interface's own, markedFor those that the table of marks was written with.
+	addresses, markedFor []netip.Prefix
+	unmarked             error
 }
 
-// NewRouting takes over what a killed process may have left: rules that lead to an empty table.
+// NewRouting takes over what a killed process may have left: rules that lead to an empty table, and a table of marks.
 func NewRouting(cfg RoutingConfig) (*Routing, error) {
 	r := &Routing{cfg: cfg.withDefaults()}
+	r.syncMark(false)
 	return r, r.syncRules()
 }
 
@@ -44,6 +44,7 @@ func (r *Routing) change(err error) error {
 // SetAddresses makes these, and no others but link-local ones, the interface's addresses. IPv6 addresses are left out where
 // the machine has no IPv6.
 func (r *Routing) SetAddresses(want []netip.Prefix) error {
+	r.addresses = want
 	link, err := netlink.LinkByName(r.cfg.Interface)
 	if err != nil {
 		return wrap(err, "set addresses of %q", r.cfg.Interface)
@@ -140,7 +141,8 @@ func (r *Routing) Set(routes []netip.Prefix) error {
 			err = errors.Join(err, r.change(DeleteRoute(r.route(p))))
 		}
 	}
-	return errors.Join(err, r.syncRules(), r.syncMark(slices.ContainsFunc(want, isDefault)))
+	r.syncMark(len(want) > 0)
+	return errors.Join(err, r.syncRules())
 }
 
 // addRoute adds a route that nobody else has, else the error is EEXIST.
@@ -158,7 +160,8 @@ func (r *Routing) Close() error {
 	for _, p := range have {
 		err = errors.Join(err, DeleteRoute(r.route(p)))
 	}
-	return errors.Join(err, r.syncRules(), r.syncMark(false))
+	r.syncMark(false)
+	return errors.Join(err, r.syncRules())
 }
 
 func isDefault(p netip.Prefix) bool { return p.Bits() == 0 }
@@ -216,76 +219,6 @@ func tableRoutes(family, table int) ([]tableRoute, error) {
 		routes = append(routes, tableRoute{p, have.LinkIndex})
 	}
 	return routes, err
-}
-
-// syncMark lets answers to our own packets pass a strict reverse path filter, which would look for their way back in the
-// tunnel. Without a default route there, main answers as always.
-func (r *Routing) syncMark(all bool) error {
-	conn, err := nftables.New()
-	if err != nil {
-		return wrap(err, "mark answers")
-	}
-	table := &nftables.Table{Name: tablePrefix + r.cfg.Interface + "-mark", Family: nftables.TableFamilyINet}
-	tables, err := conn.ListTablesOfFamily(table.Family)
-	present := slices.ContainsFunc(tables, func(t *nftables.Table) bool { return t.Name == table.Name })
-	wanted := all && strictFilter()
-	switch {
-	case !wanted && !present:
-		return r.setValidMark(false) // also where there is no nftables
-	case err != nil:
-		return wrapNFT(err, "list nftables")
-	case wanted && !present:
-		writeMarkTable(conn, table, r.cfg.Mark)
-	case !wanted:
-		conn.DelTable(table)
-	}
-	return errors.Join(wrapNFT(conn.Flush(), "mark answers"), r.setValidMark(wanted))
-}
-
-// strictFilter: the greater of an interface's rp_filter and that of all counts, 1 is strict (ip-sysctl.rst).
-func strictFilter() bool {
-	all, _ := readSetting("ipv4/conf/all/rp_filter")
-	for _, path := range interfaceSettings("ipv4", "rp_filter") {
-		if value, _ := readSetting(path); max(all, value) == "1" {
-			return true
-		}
-	}
-	return false
-}
-
-func (r *Routing) setValidMark(on bool) error {
-	const path = "ipv4/conf/all/src_valid_mark"
-	if on {
-		changed, err := changeSetting(path, "0", "1")
-		r.validMark = r.validMark || changed
-		return err
-	}
-	if !r.validMark {
-		return nil
-	}
-	r.validMark = false
-	_, err := changeSetting(path, "1", "0")
-	return err
-}
-
-// writeMarkTable queues the table: the connection of what leaves with our mark has it, and so what comes back gets it.
-func writeMarkTable(conn *nftables.Conn, table *nftables.Table, mark uint32) {
-	conn.AddTable(table)
-	accept := nftables.ChainPolicyAccept
-	chain := func(name string, hook *nftables.ChainHook) *nftables.Chain {
-		return conn.AddChain(&nftables.Chain{
-			Name: name, Table: table, Type: nftables.ChainTypeFilter, Policy: &accept, Hooknum: hook, Priority: nftables.ChainPriorityMangle,
-		})
-	}
-	isMark := &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: markBytes(mark)}
-	conn.AddRule(&nftables.Rule{Table: table, Chain: chain("postrouting", nftables.ChainHookPostrouting), Exprs: []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1}, isMark,
-		&expr.Ct{Key: expr.CtKeyMARK, Register: 1, SourceRegister: true},
-	}})
-	conn.AddRule(&nftables.Rule{Table: table, Chain: chain("prerouting", nftables.ChainHookPrerouting), Exprs: []expr.Any{
-		&expr.Ct{Key: expr.CtKeyMARK, Register: 1}, isMark,
-		&expr.Meta{Key: expr.MetaKeyMARK, Register: 1, SourceRegister: true},
-	}})
 }
 
 func setMark(c syscall.RawConn, mark uint32) error {

@@ -11,6 +11,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
@@ -23,7 +24,7 @@ func ourRules(t *testing.T) (v4, v6 []int) {
 		rules, err := netlink.RuleList(family)
 		must(t, err)
 		for _, r := range rules {
-			if r.Priority >= peersPriority && r.Priority <= restPriority {
+			if r.Priority >= singlePriority && r.Priority <= restPriority {
 				*list = append(*list, r.Priority)
 			}
 		}
@@ -67,11 +68,13 @@ func TestRoutingSet(t *testing.T) {
 		routes, want []string
 		v4, v6       []int
 	}{
-		{[]string{"10.0.0.0/24", "10.0.1.7/24"}, []string{"10.0.0.0/24", "10.0.1.0/24"}, []int{5188}, nil},
-		{[]string{"10.0.0.0/24", "10.0.1.0/24"}, []string{"10.0.0.0/24", "10.0.1.0/24"}, []int{5188}, nil},
-		{[]string{"10.0.1.0/24", "fd09::/64"}, []string{"10.0.1.0/24", "fd09::/64"}, []int{5188}, []int{5188}},
-		{[]string{"0.0.0.0/0", "fd09::/64"}, []string{"0.0.0.0/0", "fd09::/64"}, []int{5188, 5189, 5190}, []int{5188}},
-		{[]string{"::/0"}, []string{"::/0"}, nil, []int{5188, 5189, 5190}},
+		{[]string{"10.0.0.0/24", "10.0.1.7/24"}, []string{"10.0.0.0/24", "10.0.1.0/24"}, []int{5190}, nil},
+		{[]string{"10.0.0.0/24", "10.0.1.0/24"}, []string{"10.0.0.0/24", "10.0.1.0/24"}, []int{5190}, nil},
+		{[]string{"10.0.1.0/24", "fd09::/64"}, []string{"10.0.1.0/24", "fd09::/64"}, []int{5190}, []int{5190}},
+		{[]string{"0.0.0.0/0", "fd09::/64"}, []string{"0.0.0.0/0", "fd09::/64"}, []int{5189, 5190}, []int{5190}},
+		{[]string{"192.168.0.0/16", "fd07::/68"}, []string{"192.168.0.0/16", "fd07::/68"}, []int{5189, 5190}, []int{5189, 5190}},
+		{[]string{"100.64.0.2/32", "fd09::2/128"}, []string{"100.64.0.2/32", "fd09::2/128"}, []int{5188}, []int{5188}},
+		{[]string{"::/0"}, []string{"::/0"}, nil, []int{5189, 5190}},
 		{nil, nil, nil, nil},
 	} {
 		must(t, r.Set(prefixes(step.routes...)))
@@ -105,7 +108,7 @@ func TestRoutingAddresses(t *testing.T) {
 	must(t, os.WriteFile(settings+"ipv6/conf/host0/disable_ipv6", []byte("1"), 0))
 	must(t, r.SetAddresses(prefixes("100.64.0.1/32", "fd00:2021:1111::1/128")))
 	must(t, r.Set(prefixes("fd09::/64", "10.0.0.0/8")))
-	wantRules(t, []int{5188}, nil)
+	wantRules(t, []int{5190}, nil)
 }
 
 // TestRouteTaken: a route that leads to another interface of the table stays there, until that is gone.
@@ -149,19 +152,19 @@ func TestRoutingMended(t *testing.T) {
 		must(t, r.Set(prefixes("10.0.0.0/24", "0.0.0.0/0")))
 		return r.Changes() - before
 	}
-	if n := set(); n != 5 {
-		t.Errorf("%d changes, want an address, two routes and two rules", n)
+	if n := set(); n != 4 {
+		t.Errorf("%d changes, want an address, two routes and a rule", n)
 	}
 	for what, harm := range map[string]func() error{
 		"a route":    func() error { return DeleteRoute(r.route(netip.MustParsePrefix("10.0.0.0/24"))) },
-		"a rule":     func() error { return DeleteRule(Rule{Priority: peersPriority, Table: DefaultTable}) },
+		"a rule":     func() error { return DeleteRule(Rule{Priority: restPriority, Table: DefaultTable}) },
 		"an address": func() error { return DeleteAddress("host0", netip.MustParsePrefix("100.64.0.1/32")) },
 	} {
 		must(t, harm())
 		if n := set(); n == 0 { // with the last address, the system deletes the routes
 			t.Errorf("%s was deleted: %d changes", what, n)
 		}
-		wantRules(t, []int{5188, 5189, 5190}, nil)
+		wantRules(t, []int{5189, 5190}, nil)
 	}
 	must(t, AddAddress("eth0", netip.MustParsePrefix("192.168.8.2/24"))) // nobody's interference
 	if n := set(); n != 0 {
@@ -189,13 +192,13 @@ func TestRoutingShared(t *testing.T) {
 	a, b := newRouting(t, "host0"), newRouting(t, "host1")
 	must(t, a.Set(prefixes("10.0.0.0/24", "0.0.0.0/0")))
 	must(t, b.Set(prefixes("10.0.1.0/24")))
-	wantRules(t, []int{5188, 5189, 5190}, nil)
+	wantRules(t, []int{5189, 5190}, nil)
 	must(t, a.Close())
-	wantRules(t, []int{5188}, nil)
+	wantRules(t, []int{5190}, nil)
 	host1, err := netlink.LinkByName("host1")
 	must(t, err)
 	must(t, netlink.LinkDel(host1)) // as when its program is killed
-	wantRules(t, []int{5188}, nil)
+	wantRules(t, []int{5190}, nil)
 	newRouting(t, "host0")
 	wantRules(t, nil, nil)
 	must(t, b.Close())
@@ -246,47 +249,188 @@ func TestMarkBypasses(t *testing.T) {
 	}
 }
 
-// TestStrictReversePath: with a default route in the tunnel and rp_filter=1, answers to marked packets still arrive.
-func TestStrictReversePath(t *testing.T) {
+// answersLab is a client with a tunnel, a host behind it, and a server beyond the client's link, which knows a way to the host.
+type answersLab struct{ client, behind, server *lab.Namespace }
+
+func newAnswersLab(t *testing.T) *answersLab {
+	t.Helper()
 	lab.Need(t)
-	client, err := lab.NewNamespace("client")
-	must(t, err)
-	defer client.Close()
-	server, err := lab.NewNamespace("server")
-	must(t, err)
-	defer server.Close()
-	must(t, lab.Connect(lab.Cable{}, lab.Plug{Namespace: client, Device: "eth0", Addrs: prefixes("192.168.7.2/24")},
-		lab.Plug{Namespace: server, Device: "eth0", Addrs: prefixes("192.168.7.1/24")}))
-	must(t, server.AddAddr("lo", netip.MustParsePrefix("203.0.113.1/32"))) // beyond the client's link
-	must(t, client.AddRoute(netip.MustParsePrefix("0.0.0.0/0"), "eth0", netip.MustParseAddr("192.168.7.1")))
-	echo(t, server, "203.0.113.1:7")
-
-	var r *Routing
-	must(t, client.Run(func() error {
+	l := &answersLab{}
+	for name, ns := range map[string]**lab.Namespace{"client": &l.client, "behind": &l.behind, "server": &l.server} {
+		made, err := lab.NewNamespace(name)
+		must(t, err)
+		t.Cleanup(func() { made.Close() })
+		*ns = made
+	}
+	plug := func(ns *lab.Namespace, device string, addresses ...string) lab.Plug {
+		return lab.Plug{Namespace: ns, Device: device, Addrs: prefixes(addresses...)}
+	}
+	must(t, lab.Connect(lab.Cable{}, plug(l.client, "eth0", "192.168.7.2/24", "fd07::2/64"), plug(l.server, "eth0", "192.168.7.1/24", "fd07::1/64")))
+	must(t, lab.Connect(lab.Cable{}, plug(l.client, "eth1", "192.168.9.1/24", "fd09::1/64"), plug(l.behind, "eth0", "192.168.9.2/24", "fd09::2/64")))
+	// A router asks for the client's link address in its own name, and so must a server that stands for what is beyond it.
+	must(t, l.server.Run(func() error { return os.WriteFile(settings+"ipv4/conf/all/arp_announce", []byte("2"), 0) }))
+	for _, a := range prefixes("203.0.113.1/32", "2001:db8::1/128") { // beyond the client's link
+		must(t, l.server.AddAddr("lo", a))
+	}
+	for _, f := range []struct{ all, server, behind, client, network string }{
+		{"0.0.0.0/0", "192.168.7.1", "192.168.9.1", "192.168.7.2", "192.168.9.0/24"}, {"::/0", "fd07::1", "fd09::1", "fd07::2", "fd09::/64"},
+	} {
+		must(t, l.client.AddRoute(netip.MustParsePrefix(f.all), "eth0", netip.MustParseAddr(f.server)))
+		must(t, l.behind.AddRoute(netip.MustParsePrefix(f.all), "eth0", netip.MustParseAddr(f.behind)))
+		must(t, l.server.AddRoute(netip.MustParsePrefix(f.network), "eth0", netip.MustParseAddr(f.client)))
+	}
+	must(t, l.client.Run(func() error {
 		device, err := openTUN("sluice0")
-		if err != nil {
-			return err
-		}
 		t.Cleanup(func() { device.Close() })
-		r, err = NewRouting(RoutingConfig{Interface: "sluice0"})
-		return errors.Join(err, SetUp("sluice0"), r.SetAddresses(prefixes("100.64.0.1/32")),
-			os.WriteFile(settings+"ipv4/conf/all/rp_filter", []byte("1"), 0), r.Set(prefixes("0.0.0.0/0")))
+		return errors.Join(err, os.WriteFile(settings+"ipv4/ip_forward", []byte("1"), 0),
+			os.WriteFile(settings+"ipv6/conf/all/forwarding", []byte("1"), 0))
 	}))
-	must(t, client.Run(func() error { return ask("203.0.113.1:7") }))
+	return l
+}
 
-	must(t, client.Run(func() error {
-		if value, err := readSetting("ipv4/conf/all/src_valid_mark"); err != nil || value != "1" {
-			t.Errorf("src_valid_mark is %q, %v", value, err)
-		}
-		if err := r.Close(); err != nil {
+// routing gives the client a tunnel with routes.
+func (l *answersLab) routing(t *testing.T, routes ...string) (r *Routing) {
+	t.Helper()
+	must(t, l.client.Run(func() (err error) {
+		if r, err = NewRouting(RoutingConfig{Interface: "sluice0"}); err != nil {
 			return err
 		}
-		if value, err := readSetting("ipv4/conf/all/src_valid_mark"); err != nil || value != "0" {
-			t.Errorf("src_valid_mark is %q after Close, %v", value, err)
-		}
-		return nil
+		return errors.Join(SetUp("sluice0"), r.SetAddresses(prefixes("100.64.0.1/32", "fd00:2021:1111::1/128")), r.Set(prefixes(routes...)))
 	}))
-	must(t, client.Run(func() error { wantRules(t, nil, nil); return ask("203.0.113.1:7") }))
+	return r
+}
+
+// TestStrictReversePath: with rp_filter=1 answers to marked packets arrive, whatever route leads their sender into the tunnel.
+func TestStrictReversePath(t *testing.T) {
+	for _, route := range []string{"0.0.0.0/0", "203.0.113.0/24", "203.0.113.1/32"} {
+		for _, where := range []string{"all", "eth0"} {
+			t.Run(route+" "+where, func(t *testing.T) {
+				l := newAnswersLab(t)
+				echo(t, l.server, "203.0.113.1:7")
+				must(t, l.client.Run(func() error {
+					return errors.Join(os.WriteFile(settings+"ipv4/conf/all/rp_filter", []byte("0"), 0),
+						os.WriteFile(settings+"ipv4/conf/"+where+"/rp_filter", []byte("1"), 0))
+				}))
+				r := l.routing(t, route)
+				must(t, l.client.Run(func() error { return ask("203.0.113.1:7") }))
+				must(t, l.client.Run(func() error {
+					if value, err := readSetting(validMark); err != nil || value != "1" || r.Unmarked() != nil {
+						t.Errorf("src_valid_mark is %q, %v, %v", value, err, r.Unmarked())
+					}
+					err := r.Close()
+					if value, err := readSetting(validMark); err != nil || value != "0" {
+						t.Errorf("src_valid_mark is %q after Close, %v", value, err)
+					}
+					return err
+				}))
+				must(t, l.client.Run(func() error { wantRules(t, nil, nil); return ask("203.0.113.1:7") }))
+			})
+		}
+	}
+}
+
+// TestValidMarkKilled: what a killed program has left goes with the next one, of another interface too, and not before the last.
+func TestValidMarkKilled(t *testing.T) {
+	inNewNamespace(t)
+	wantMark := func(want string, tables ...string) {
+		t.Helper()
+		conn, err := nftables.New()
+		must(t, err)
+		list, err := conn.ListTables()
+		must(t, err)
+		var names []string
+		for _, table := range list {
+			names = append(names, table.Name)
+		}
+		slices.Sort(names)
+		if got, err := readSetting(validMark); err != nil || got != want || !slices.Equal(names, tables) {
+			t.Errorf("src_valid_mark %s (%v), tables %q; want %s, %q", got, err, names, want, tables)
+		}
+	}
+	add := func(name string) {
+		t.Helper()
+		link := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TUN}
+		link.Name = name
+		must(t, netlink.LinkAdd(link))
+	}
+	add("host1")
+	add("host2")
+	killed, other := newRouting(t, "host1"), newRouting(t, "host2")
+	must(t, killed.Set(prefixes("10.0.0.0/24")))
+	must(t, other.Set(prefixes("10.0.1.0/24")))
+	wantMark("1", "sluice-host1-mark", "sluice-host2-mark")
+	host1, err := netlink.LinkByName("host1")
+	must(t, err)
+	must(t, netlink.LinkDel(host1))
+	r := newRouting(t, "host0")
+	must(t, r.Set(prefixes("10.0.0.0/24")))
+	wantMark("1", "sluice-host0-mark", "sluice-host2-mark")
+	must(t, r.Close())
+	wantMark("1", "sluice-host2-mark")
+	must(t, other.Close())
+	wantMark("0")
+}
+
+// TestAnswersGoBack: who asks from beyond the client's link, past the tunnel, gets the answer that way, from the client and from a
+// host behind it, also where reverse path filtering is strict. What they begin goes into the tunnel.
+func TestAnswersGoBack(t *testing.T) {
+	l := newAnswersLab(t)
+	must(t, l.client.Run(func() error { return os.WriteFile(settings+"ipv4/conf/all/rp_filter", []byte("1"), 0) }))
+	r := l.routing(t, "0.0.0.0/0", "::/0")
+	for _, f := range []struct{ from, client, behind, tunnel string }{
+		{"203.0.113.1", "192.168.7.2", "192.168.9.2", "100.64.0.1"}, {"2001:db8::1", "fd07::2", "fd09::2", "fd00:2021:1111::1"},
+	} {
+		echo(t, l.client, net.JoinHostPort(f.client, "7"))
+		echo(t, l.client, net.JoinHostPort(f.tunnel, "7"))
+		echo(t, l.behind, net.JoinHostPort(f.behind, "7"))
+		echo(t, l.server, net.JoinHostPort(f.from, "7"))
+		from := &net.Dialer{LocalAddr: &net.UDPAddr{IP: net.ParseIP(f.from)}}
+		for _, to := range []string{f.client, f.behind} {
+			if err := l.server.Run(func() error { return askFrom(from, net.JoinHostPort(to, "7"), 10) }); err != nil {
+				t.Errorf("%s asks %s: %v", f.from, to, err)
+			}
+		}
+		if err := l.behind.Run(func() error { return askFrom(&net.Dialer{}, net.JoinHostPort(f.from, "7"), 1) }); err == nil {
+			t.Errorf("what %s began went past the tunnel", f.behind)
+		}
+		must(t, l.server.AddRoute(netip.PrefixFrom(netip.MustParseAddr(f.tunnel), len(netip.MustParseAddr(f.tunnel).AsSlice())*8), "eth0",
+			netip.MustParseAddr(f.client)))
+		if err := l.server.Run(func() error { return askFrom(from, net.JoinHostPort(f.tunnel, "7"), 1) }); err == nil {
+			t.Errorf("%s was reached past the tunnel", f.tunnel)
+		}
+	}
+	must(t, l.client.Run(r.Close))
+}
+
+// TestOwnLinkFirst: a network on the machine's own link is reached there, whatever is offered; peers' addresses are in the tunnel.
+func TestOwnLinkFirst(t *testing.T) {
+	inNewNamespace(t)
+	newCable(t, "192.168.7.2/24", "100.64.0.9/10", "fd07::2/64")
+	r := newRouting(t, "host0")
+	by := func(dst string) string {
+		t.Helper()
+		routes, err := netlink.RouteGet(net.ParseIP(dst))
+		must(t, err)
+		link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+		must(t, err)
+		return link.Attrs().Name
+	}
+	for _, offer := range []string{"192.168.7.0/24", "192.168.7.128/25", "192.168.0.0/16", "fd07::/64", "fd07::/80", "fd00::/8"} {
+		must(t, r.SetAddresses(prefixes("100.64.0.1/32", "fd00:2021:1111::1/128")))
+		must(t, r.Set(prefixes("100.64.0.2/32", "192.168.8.0/24", "fd08::/64", offer)))
+		for dst, want := range map[string]string{
+			"192.168.7.200": "eth0", "fd07::99": "eth0", "192.168.8.1": "host0", "fd08::1": "host0", "100.64.0.2": "host0", "100.64.0.3": "eth0",
+		} {
+			if got := by(dst); got != want {
+				t.Errorf("%s is offered: %s goes by %s, want %s", offer, dst, got, want)
+			}
+		}
+	}
+	must(t, DeleteAddress("eth0", netip.MustParsePrefix("192.168.7.2/24"))) // the machine leaves its network
+	must(t, r.Set(prefixes("192.168.7.0/24")))
+	if got := by("192.168.7.200"); got != "host0" {
+		t.Errorf("in another network, 192.168.7.200 goes by %s", got)
+	}
 }
 
 // echo answers each datagram until the test ends.
@@ -309,13 +453,16 @@ func echo(t *testing.T, ns *lab.Namespace, address string) {
 
 // ask sends a marked datagram, and again for each second without an answer.
 func ask(address string) error {
-	dialer := net.Dialer{Control: MarkControl(DefaultMark)}
+	return askFrom(&net.Dialer{Control: MarkControl(DefaultMark)}, address, 10)
+}
+
+func askFrom(dialer *net.Dialer, address string, tries int) error {
 	conn, err := dialer.DialContext(context.Background(), "udp", address)
 	if err != nil {
 		return err
 	}
 	defer conn.Close()
-	for range 10 {
+	for range tries {
 		if _, err = conn.Write([]byte("?")); err != nil {
 			return err
 		}

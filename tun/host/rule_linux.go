@@ -47,8 +47,8 @@ func (r Rule) request(kind, flags int) error {
 	if r.Mark != 0 {
 		attribute(unix.FRA_FWMARK, r.Mark)
 	}
-	if r.SuppressDefault {
-		attribute(unix.FRA_SUPPRESS_PREFIXLEN, 0)
+	if r.MinBits > 0 {
+		attribute(unix.FRA_SUPPRESS_PREFIXLEN, uint32(r.MinBits-1))
 	}
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err

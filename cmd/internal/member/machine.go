@@ -55,6 +55,11 @@ func (m *machine) apply(answer protocol.Sync) error {
 
 func (m *machine) set() (routes []netip.Prefix, err error) {
 	routes, _ = routesOf(m.answer, m.options.Routes)
+	networks, err := host.Networks(m.options.Interface)
+	if err != nil {
+		return nil, err
+	}
+	routes = besideLinks(routes, networks)
 	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(routes))
 }
 
@@ -83,7 +88,7 @@ func (m *machine) mend() {
 func (m *machine) remark(problem error) {
 	now := &remarks{notes: m.obstacles()}
 	if problem != nil {
-		now.problem = strings.ReplaceAll(problem.Error(), "\n", "; ")
+		now.problem = oneLine(problem)
 	}
 	before := m.remarks.Swap(now)
 	if before == nil {
@@ -113,6 +118,9 @@ func (m *machine) obstacles() (notes []string) {
 		return notes
 	}
 	notes = append(notes, covered(routes, networks)...)
+	if err := m.routing.Unmarked(); err != nil {
+		notes = append(notes, "answers to who reaches this machine past the tunnel may go into it, and are lost: "+oneLine(err))
+	}
 	if m.forwarding == nil {
 		return notes
 	}
@@ -126,13 +134,15 @@ func (m *machine) obstacles() (notes []string) {
 	return notes
 }
 
-// covered tells of networks of the machine's own that a route leads into the tunnel.
+func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// covered tells of networks of the machine's own that a gateway offers too.
 func covered(routes []netip.Prefix, networks []host.Network) (notes []string) {
 	for _, n := range networks {
 		for _, r := range routes {
-			if r.Bits() > 0 && !r.IsSingleIP() && r.Overlaps(n.Prefix) {
-				notes = append(notes, fmt.Sprintf("%s on %s overlaps with %s, which a gateway offers: those addresses are reached through the tunnel",
-					n.Prefix, n.Interface, r))
+			if r.Bits() > 0 && !inOverlay(r) && r.Overlaps(n.Prefix) {
+				notes = append(notes, fmt.Sprintf("%s on %s overlaps with %s, which a gateway offers: those addresses are reached on %s, not through the tunnel",
+					n.Prefix, n.Interface, r, n.Interface))
 			}
 		}
 	}
@@ -200,8 +210,24 @@ func routesOf(answer protocol.Sync, own []netip.Prefix) (routes, shadowed []neti
 // shadows tells whether the offered prefix keeps a peer's out. A default route says nothing about the network behind this node,
 // and tunnel addresses are never there.
 func shadows(own, p netip.Prefix) bool {
-	inTunnel := func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) }
-	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !slices.ContainsFunc(protocol.DefaultOverlay(), inTunnel)
+	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !inOverlay(p)
+}
+
+// inOverlay tells whether the prefix is of tunnel addresses.
+func inOverlay(p netip.Prefix) bool {
+	return slices.ContainsFunc(protocol.DefaultOverlay(), func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) })
+}
+
+// besideLinks leaves out single addresses on the machine's own links, but for tunnel addresses: host.Routing takes a single
+// address for a peer's, which comes before the links.
+func besideLinks(routes []netip.Prefix, networks []host.Network) (beside []netip.Prefix) {
+	for _, r := range routes {
+		onLink := func(n host.Network) bool { return n.Prefix.Contains(r.Addr()) }
+		if !r.IsSingleIP() || inOverlay(r) || !slices.ContainsFunc(networks, onLink) {
+			beside = append(beside, r)
+		}
+	}
+	return beside
 }
 
 func unique(list []netip.Prefix) []netip.Prefix {

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/tun/host"
 )
 
 func prefixes(list ...string) []netip.Prefix {
@@ -33,6 +34,27 @@ func TestRoutesOf(t *testing.T) {
 		routes, shadowed := routesOf(s, prefixes(strings.Fields(tt.own)...))
 		if !slices.Equal(routes, prefixes(strings.Fields(tt.routes)...)) || !slices.Equal(shadowed, prefixes(strings.Fields(tt.shadowed)...)) {
 			t.Errorf("%+v: %v, left out %v", tt, routes, shadowed)
+		}
+	}
+}
+
+// TestOwnLinks: a gateway's offer of what is on the machine's own link is told, and a single address there is not routed.
+func TestOwnLinks(t *testing.T) {
+	networks := []host.Network{
+		{Prefix: netip.MustParsePrefix("192.168.7.0/24"), Interface: "eth0"}, {Prefix: netip.MustParsePrefix("100.64.0.0/10"), Interface: "wwan0"},
+		{Prefix: netip.MustParsePrefix("fd07::/64"), Interface: "eth0"},
+	}
+	for offer, link := range map[string]string{
+		"192.168.7.0/24": "eth0", "192.168.7.9/32": "eth0", "192.168.0.0/16": "eth0", "fd07::/80": "eth0", "fd07::9/128": "eth0",
+		"192.168.8.0/24": "", "0.0.0.0/0": "", "::/0": "", "100.64.0.2/32": "",
+	} {
+		route := prefixes(offer)
+		notes := covered(route, networks)
+		if told := len(notes) == 1 && strings.Contains(notes[0], offer) && strings.Contains(notes[0], " on "+link); told != (link != "") || len(notes) > 1 {
+			t.Errorf("%s: %q, want one of %q", offer, notes, link)
+		}
+		if got, want := len(besideLinks(route, networks)) == 1, link == "" || !route[0].IsSingleIP(); got != want {
+			t.Errorf("%s: routed %v, want %v", offer, got, want)
 		}
 	}
 }
