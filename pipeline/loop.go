@@ -1,6 +1,7 @@
 package pipeline
 
 import (
+	"encoding/binary"
 	"net/netip"
 	"time"
 
@@ -110,6 +111,65 @@ func (c *controller) warnOfLoop(p *peer) {
 	if path == nil {
 		return // nor is there a loop any more
 	}
-	c.log.Warn("routing loop: the route to the peer's endpoint leads into the tunnel to that peer; give the endpoint a route of its own, "+
-		"or take it out of the peer's allowed IPs. What comes back is dropped", "peer", name, "endpoint", path.Dst)
+	c.log.Warn("routing loop: the route to the peer's endpoint leads into this tunnel, at once or by another one; give the endpoint a route of its own, "+
+		"or take it out of the allowed IPs that cover it. What comes back is dropped", "peer", name, "endpoint", path.Dst)
+}
+
+// outerMarks are the fields of the outer header that follow from the inner packet.
+type outerMarks struct {
+	tos uint8
+	ttl uint8 // 0: the host's default
+}
+
+// nestHops is what it costs, in hops of TTL, to carry the transport data of a tunnel in a tunnel. It ends loops that one peer's
+// lane cannot see, of two peers or two programs whose endpoints have routes into each other's tunnels: each lap would wrap
+// the packet once more with a fresh TTL, and when it has outgrown the MTU double it. With the usual TTL of 64 there are six laps,
+// and a tunnel in a tunnel in a tunnel still has 44 hops to go.
+const nestHops = 10
+
+// nestedTTL returns the TTL for what carries a packet for which ip.Length was ok: 0, unless that is transport data itself. Not
+// ok: its hops are used up.
+func nestedTTL(packet []byte) (ttl uint8, ok bool) {
+	if !isTransport(packet) {
+		return 0, true
+	}
+	if ttl = packet[7]; packet[0]>>4 == 4 {
+		ttl = packet[8]
+	}
+	if ttl <= nestHops {
+		return 0, false
+	}
+	return ttl - nestHops, true
+}
+
+// isTransport reports whether an IP packet has the type word of WireGuard transport data at the beginning of its UDP payload, or
+// behind a ChannelData header there. A later fragment has none, and starts anew, but small.
+func isTransport(packet []byte) bool {
+	header := ip.IPv6HeaderLen
+	switch {
+	case packet[0]>>4 == 4:
+		h := ip.IPv4(packet)
+		if h.Protocol() != ip.ProtocolUDP || h.FragmentOffset() != 0 {
+			return false
+		}
+		header = h.HeaderLen()
+	case packet[6] != ip.ProtocolUDP:
+		if packet[6] == ip.ProtocolTCP { // the usual
+			return false
+		}
+		t, ok := ip.FindTransport(packet)
+		if !ok || !t.First || t.Protocol != ip.ProtocolUDP {
+			return false
+		}
+		header = t.Offset
+	}
+	at := header + ip.UDPHeaderLen
+	if len(packet) < at+ChannelHeaderSize+crypto.SizeTransportHeader {
+		return false
+	}
+	message := packet[at:]
+	if IsChannelData(message) {
+		message = message[ChannelHeaderSize:]
+	}
+	return binary.LittleEndian.Uint32(message) == uint32(crypto.MessageTransport)
 }

@@ -41,13 +41,13 @@ func wrap(src, dst netip.AddrPort, payload []byte, options int) []byte {
 }
 
 // cutIPv4 makes two fragments of a packet, the first of n bytes of payload.
-func cutIPv4(packet []byte, id uint16, n int) (first, rest []byte) {
+func cutIPv4(packet []byte, id uint32, n int) (first, rest []byte) {
 	first = bytes.Clone(packet[:ip.IPv4HeaderLen+n])
 	rest = append(bytes.Clone(packet[:ip.IPv4HeaderLen]), packet[ip.IPv4HeaderLen+n:]...)
 	binary.BigEndian.PutUint16(first[6:], 0x2000)
 	binary.BigEndian.PutUint16(rest[6:], uint16(n/8))
 	for _, f := range []ip.IPv4{first, rest} {
-		f.SetID(id)
+		f.SetID(uint16(id))
 		f.SetTotalLen(len(f))
 		f.SetChecksum()
 	}
@@ -237,5 +237,70 @@ func TestRoutingLoopIsTold(t *testing.T) {
 	}
 	if !strings.Contains(log.String(), loopEndpoint4.String()) || strings.Contains(log.String(), p.key.Encode()) {
 		t.Errorf("the line names not the endpoint, or a whole key: %s", &log)
+	}
+}
+
+// What carries a tunnel's transport data has fewer hops to go than that, and at last none; anything else has the host's default.
+func TestNestedTTL(t *testing.T) {
+	transport := append([]byte{4, 0, 0, 0, 1, 2, 3, 4}, make([]byte, 60)...)
+	relayed := append([]byte{0x40, 1, 0, 68}, transport...)
+	withTTL := func(packet []byte, ttl byte) []byte {
+		if packet[0]>>4 == 4 {
+			packet[8] = ttl
+		} else {
+			packet[7] = ttl
+		}
+		return packet
+	}
+	for _, to := range []netip.AddrPort{loopEndpoint4, loopEndpoint6} {
+		from := netip.AddrPortFrom(loopSource(to), 7)
+		whole := wrap(from, to, append(bytes.Clone(transport), make([]byte, 1300)...), 0)
+		cut := cutIPv4
+		if to.Addr().Is6() {
+			cut = cutIPv6
+		}
+		one, two := cut(whole, 1, 1000)
+		for _, c := range []struct {
+			name   string
+			packet []byte
+			want   uint8
+			ok     bool
+		}{
+			{"transport data", withTTL(wrap(from, to, transport, 0), 64), 54, true},
+			{"a second time", withTTL(wrap(from, to, transport, 0), 54), 44, true},
+			{"a last time", withTTL(wrap(from, to, transport, 0), 11), 1, true},
+			{"once too often", withTTL(wrap(from, to, transport, 0), 10), 0, false},
+			{"none left", withTTL(wrap(from, to, transport, 0), 0), 0, false},
+			{"behind a relay", withTTL(wrap(from, to, relayed, 0), 64), 54, true},
+			{"a first fragment", withTTL(one, 64), 54, true},
+			{"a later fragment", withTTL(two, 8), 0, true},
+			{"an initiation", withTTL(wrap(from, to, append([]byte{1, 0, 0, 0}, make([]byte, 144)...), 0), 8), 0, true},
+			{"something else", withTTL(wrap(from, to, make([]byte, 100), 0), 8), 0, true},
+			{"too short", withTTL(wrap(from, to, transport[:8], 0), 8), 0, true},
+		} {
+			if got, ok := nestedTTL(c.packet); got != c.want || ok != c.ok {
+				t.Errorf("%s to %v: %d, %v, want %d, %v", c.name, to.Addr(), got, ok, c.want, c.ok)
+			}
+		}
+		if to.Addr().Is6() {
+			if got, _ := nestedTTL(withTTL(wrap(from, to, transport, 2), 64)); got != 54 {
+				t.Errorf("behind extension headers: %d, want 54", got)
+			}
+		}
+	}
+	l := newLanes(t, 0, tuntest.Packet{}, laneInner)
+	packet := datagram(laneInner[0], laneInner[1], 1, 100)
+	copy(packet[28:], transport)
+	for _, want := range []uint8{0, 54} {
+		l.source, l.supply = tuntest.Packet{Data: packet}, 1
+		if want == 0 {
+			l.source.Data = datagram(laneInner[0], laneInner[1], 1, 100)
+		}
+		if _, err := l.a.shards[0].outbound.run(l.now); err != nil || len(l.wire.runs) == 0 {
+			t.Fatalf("%v, %d runs", err, len(l.wire.runs))
+		}
+		if got := l.wire.runs[len(l.wire.runs)-1].TTL; got != want {
+			t.Errorf("a run with TTL %d, want %d", got, want)
+		}
 	}
 }

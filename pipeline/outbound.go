@@ -265,6 +265,12 @@ func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpa
 		o.tooBig(sp, MaxMTU-path.overhead())
 		return true
 	}
+	ttl, ok := nestedTTL(sp.Data)
+	if !ok {
+		o.shard.stats.drop(dropRoutingLoop, n)
+		o.looped(o.shard.now, p)
+		return true
+	}
 	counter, ok := kp.Reserve(n)
 	if !ok {
 		return false
@@ -277,10 +283,10 @@ func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpa
 	if !path.Dst.Addr().Is4() {
 		q = &o.runs6
 	}
-	tos := uint8(ip.Mark(sp.Data))
+	outer := outerMarks{tos: uint8(ip.Mark(sp.Data)), ttl: ttl}
 	total := 0
 	for k := range n {
-		total += o.segment(q, path, kp, counter+uint64(k), k, tos)
+		total += o.segment(q, path, kp, counter+uint64(k), k, outer)
 	}
 	o.shard.stats.OutboundSegments.Add(uint64(n))
 	if path.Channel != 0 {
@@ -295,7 +301,7 @@ const sealAtOnce = 48 << 10
 
 // segment writes one sealed-to-be packet into the arena and returns the length of its message. On a relayed path the
 // message follows a ChannelData header, so that a run of them is a run of datagrams to the relay.
-func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter uint64, k int, tos uint8) int {
+func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter uint64, k int, outer outerMarks) int {
 	length, header := o.segmenter.Len(k), path.overhead()
 	message := crypto.SizeTransportHeader + o.pad(length, MaxMTU-header) + aead.Overhead
 	size := header + message
@@ -314,7 +320,7 @@ func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter
 		Src:     msg[crypto.SizeTransportHeader : crypto.SizeTransportHeader+length],
 		Counter: counter,
 	})
-	q.append(path, o.arena, o.used, size, tos)
+	q.append(path, o.arena, o.used, size, outer)
 	o.used += size
 	o.bytes += size
 	return message
@@ -328,10 +334,10 @@ func (o *outbound) pad(length, most int) int {
 }
 
 // append adds arena[at:at+size] to the last run if it fits there, or as a new run.
-func (q *sendQueue) append(path *Path, arena []byte, at, size int, tos uint8) {
+func (q *sendQueue) append(path *Path, arena []byte, at, size int, outer outerMarks) {
 	if n := len(q.runs); n > q.sent && !q.full && q.path == path && q.end == at {
 		r := &q.runs[n-1]
-		if size <= r.SegmentSize && r.TOS == tos && len(r.Data)+size <= udp.MaxDatagram &&
+		if size <= r.SegmentSize && r.TOS == outer.tos && r.TTL == outer.ttl && len(r.Data)+size <= udp.MaxDatagram &&
 			len(r.Data) < udp.MaxSegments*r.SegmentSize {
 			r.Data = r.Data[:len(r.Data)+size]
 			q.end += size
@@ -339,7 +345,9 @@ func (q *sendQueue) append(path *Path, arena []byte, at, size int, tos uint8) {
 			return
 		}
 	}
-	q.runs = append(q.runs, path.run(arena[at:at+size], tos))
+	r := path.run(arena[at:at+size], outer.tos)
+	r.TTL = outer.ttl
+	q.runs = append(q.runs, r)
 	q.path, q.end, q.full = path, at+size, false
 }
 

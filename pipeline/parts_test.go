@@ -97,7 +97,7 @@ func TestSendQueueAppend(t *testing.T) {
 		at := 0
 		for _, s := range c.steps {
 			at += s.gap
-			q.append(s.path, arena, at, s.size, s.tos)
+			q.append(s.path, arena, at, s.size, outerMarks{tos: s.tos})
 			at += s.size
 		}
 		var got []int
@@ -134,11 +134,11 @@ func TestRunThatWaitsIsNotChanged(t *testing.T) {
 	path := &Path{Dst: netip.MustParseAddrPort("192.0.2.1:1")}
 	s := &shard{stats: new(shardStats)}
 	var q sendQueue
-	q.append(path, arena, 0, 100, 0)
+	q.append(path, arena, 0, 100, outerMarks{})
 	if q.send(s, &fullSocket{}) {
 		t.Fatal("a full socket took something")
 	}
-	q.append(path, arena, 100, 100, 0)
+	q.append(path, arena, 100, 100, outerMarks{})
 	if len(q.runs) != 2 || len(q.runs[0].Data) != 100 {
 		t.Errorf("%d runs wait, the first of %d bytes; want 2, the first unchanged", len(q.runs), len(q.runs[0].Data))
 	}

@@ -13,10 +13,12 @@ const (
 	levelUDP  = 17 // SOL_UDP
 	levelIPv6 = 41 // SOL_IPV6
 
-	typeIPTOS       = 1  // IP_TOS: one byte when received, an int when sent
-	typeIPPktinfo   = 8  // IP_PKTINFO: struct in_pktinfo
-	typeIPv6Pktinfo = 50 // IPV6_PKTINFO: struct in6_pktinfo
-	typeIPv6Tclass  = 67 // IPV6_TCLASS: int
+	typeIPTOS        = 1  // IP_TOS: one byte when received, an int when sent
+	typeIPTTL        = 2  // IP_TTL: int
+	typeIPPktinfo    = 8  // IP_PKTINFO: struct in_pktinfo
+	typeIPv6Pktinfo  = 50 // IPV6_PKTINFO: struct in6_pktinfo
+	typeIPv6HopLimit = 52 // IPV6_HOPLIMIT: int
+	typeIPv6Tclass   = 67 // IPV6_TCLASS: int
 
 	typeUDPSegment = 103 // UDP_SEGMENT: uint16, bytes per segment
 	typeUDPGRO     = 104 // UDP_GRO: int, bytes per segment
@@ -25,7 +27,7 @@ const (
 	controlHeader    = wordSize + 8 // struct cmsghdr: size_t length, int level, int type; a multiple of wordSize
 	pktinfoSize      = 12           // int ifindex; in_addr spec_dst; in_addr addr
 	ipv6PktinfoSize  = 20           // in6_addr addr; uint32 ifindex
-	sendControlSize  = 3*controlHeader + 8 + 8 + 24
+	sendControlSize  = 4*controlHeader + 8 + 8 + 8 + 24
 	receiveSpareSize = 64 // for messages that another option may add; cut ones are noticed by MSG_CTRUNC
 	// receiveControlSize holds PKTINFO, TOS and GRO.
 	receiveControlSize = sendControlSize + receiveSpareSize
@@ -36,7 +38,7 @@ type outgoing struct {
 	src         netip.Addr // invalid: the kernel's choice
 	ifIndex     int
 	segmentSize int // 0: a single datagram
-	tos         uint8
+	tos, ttl    uint8
 }
 
 // incoming is what the control messages of a received run said; zero values for what was not there.
@@ -79,6 +81,14 @@ func appendControl(b []byte, f family, o outgoing) []byte {
 		}
 		b = appendControlHeader(b, level, kind, 4)
 		b = alignControl(native.AppendUint32(b, uint32(o.tos)))
+	}
+	if o.ttl != 0 {
+		level, kind := uint32(levelIP), uint32(typeIPTTL)
+		if f == v6 {
+			level, kind = levelIPv6, typeIPv6HopLimit
+		}
+		b = appendControlHeader(b, level, kind, 4)
+		b = alignControl(native.AppendUint32(b, uint32(o.ttl)))
 	}
 	if o.segmentSize != 0 {
 		b = appendControlHeader(b, levelUDP, typeUDPSegment, 2)

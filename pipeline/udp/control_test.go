@@ -31,6 +31,8 @@ func TestAppendControl(t *testing.T) {
 		{"nothing", v4, outgoing{}, nil},
 		{"tos", v4, outgoing{tos: 0x88}, rawControl(levelIP, typeIPTOS, int32Bytes(0x88))},
 		{"traffic class", v6, outgoing{tos: 3}, rawControl(levelIPv6, typeIPv6Tclass, int32Bytes(3))},
+		{"ttl", v4, outgoing{ttl: 56}, rawControl(levelIP, typeIPTTL, int32Bytes(56))},
+		{"hop limit", v6, outgoing{ttl: 48}, rawControl(levelIPv6, typeIPv6HopLimit, int32Bytes(48))},
 		{"segments", v4, outgoing{segmentSize: 1452}, rawControl(levelUDP, typeUDPSegment, binary.NativeEndian.AppendUint16(nil, 1452))},
 		{"source", v4, outgoing{src: addr4, ifIndex: 3}, rawControl(levelIP, typeIPPktinfo, pktinfo4)},
 		{"interface alone", v4, outgoing{ifIndex: 9}, rawControl(levelIP, typeIPPktinfo, append(int32Bytes(9), make([]byte, 8)...))},
@@ -55,7 +57,7 @@ func TestAppendControl(t *testing.T) {
 
 func TestAppendControlFitsItsArray(t *testing.T) {
 	var room [sendControlSize]byte
-	all := outgoing{src: addr6, ifIndex: 1, tos: 1, segmentSize: 1}
+	all := outgoing{src: addr6, ifIndex: 1, tos: 1, ttl: 1, segmentSize: 1}
 	if got := appendControl(room[:0], v6, all); &got[0] != &room[0] {
 		t.Fatalf("%d bytes do not fit the array of %d", len(got), len(room))
 	}

@@ -150,7 +150,7 @@ func (t *sender) cut(i int, r *Run, c cursor) piece {
 	if p.end >= len(r.Data) {
 		p.end = -1
 	}
-	out := outgoing{tos: r.TOS}
+	out := outgoing{tos: r.TOS, ttl: r.TTL}
 	if p.datagrams > 1 {
 		out.segmentSize = size
 	}

@@ -56,6 +56,8 @@ type Run struct {
 	IfIndex int
 	// TOS is the outer header's whole byte: DSCP and ECN.
 	TOS uint8
+	// TTL is the outer header's TTL or hop limit; 0: the host's default. The portable socket leaves it to the host.
+	TTL uint8
 }
 
 // Errors that callers branch on.
