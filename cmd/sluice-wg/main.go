@@ -9,6 +9,7 @@ import (
 	"os"
 	"strings"
 
+	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/cmd/internal/node"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 )
@@ -43,7 +44,11 @@ const (
 	exitUsage  = 2
 )
 
-func main() { os.Exit(run(os.Args[1:], os.Stdout, os.Stderr)) }
+func main() {
+	status := run(os.Args[1:], os.Stdout, logs.Writer(os.Stderr))
+	logs.Flush()
+	os.Exit(status)
+}
 
 func run(args []string, stdout, stderr io.Writer) int {
 	o, done, err := parse(args)

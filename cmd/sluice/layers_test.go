@@ -46,7 +46,7 @@ var layers = map[string][]string{
 		"cmd/internal/environment", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "tun", "tun/host", "crypto",
 	},
 	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
-	"cmd/sluice-wg":    {"cmd/internal/node", "cmd/internal/version"},
+	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},
 	"cmd/sluice":       {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
 	"ice/edge":         {"ice/...", "pipeline", "pipeline/udp", "crypto"},
 	"ice/...":          {"ice/...", "pipeline", "pipeline/udp"},

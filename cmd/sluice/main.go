@@ -30,7 +30,11 @@ type usageError struct{ text string }
 
 func (e usageError) Error() string { return e.text }
 
-func main() { os.Exit(run(os.Args, os.Stdin, os.Stdout, os.Stderr)) }
+func main() {
+	status := run(os.Args, os.Stdin, os.Stdout, os.Stderr)
+	logs.Flush()
+	os.Exit(status)
+}
 
 func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	if err := member.CheckArguments(args); err != nil {

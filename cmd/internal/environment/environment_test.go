@@ -11,6 +11,8 @@ import (
 	"testing"
 
 	"github.com/sluice-vpn/sluice/pipeline"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 )
 
 func TestSettings(t *testing.T) {
@@ -56,6 +58,7 @@ func TestLogLevel(t *testing.T) {
 		l.Info("i")
 		l.Warn("w")
 		l.Error("e")
+		logs.Flush()
 		f.Seek(0, io.SeekStart)
 		text, _ := io.ReadAll(f)
 		f.Close()

@@ -30,13 +30,19 @@ import (
 // timeFormat has as many digits always, so that lines of several files sort.
 const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
 
-// New returns a logger to f of records at level or above: human text if f is a terminal, JSON lines if not.
+// New returns a logger to f of records at level or above: human text if f is a terminal, JSON lines if not. Logging never waits for
+// whoever reads f: lines that find no room are lost, and counted in a line of their own. Call Flush before the program ends.
 func New(f *os.File, level slog.Leveler) *slog.Logger {
+	encode := encodeJSON
 	if term.IsTerminal(int(f.Fd())) {
-		return slog.New(NewText(f, level))
+		encode = encodeText
 	}
-	return slog.New(NewJSON(f, level))
+	return slog.New(&lineWriter{out: &output{w: spoolFor(f, encode)}, level: level, encode: encode})
 }
+
+// Writer is for the few lines to f that are no records, such as the error that a program ends with: each Write is one, in order with
+// those of loggers, and does not wait either.
+func Writer(f *os.File) io.Writer { return spoolFor(f, nil) }
 
 // NewJSON returns a slog.Handler that writes JSON lines to w, each with one Write. It may be used by several goroutines.
 func NewJSON(w io.Writer, level slog.Leveler) slog.Handler {
@@ -54,6 +60,9 @@ type field struct {
 	value slog.Value
 }
 
+// encoder appends a record without the end of its line.
+type encoder func(b *bytes.Buffer, r slog.Record, fields []field)
+
 type output struct {
 	mu sync.Mutex
 	w  io.Writer // guarded by mu
@@ -65,7 +74,7 @@ type lineWriter struct {
 	level  slog.Leveler
 	fields []field
 	prefix string // of the open groups, with its last dot
-	encode func(b *bytes.Buffer, r slog.Record, fields []field)
+	encode encoder
 }
 
 func (h *lineWriter) Enabled(_ context.Context, level slog.Level) bool {

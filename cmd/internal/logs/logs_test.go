@@ -113,6 +113,7 @@ func TestConcurrentLinesStayWhole(t *testing.T) {
 		})
 	}
 	wg.Wait()
+	Flush()
 	b, err := os.ReadFile(f.Name())
 	if err != nil {
 		t.Fatal(err)
@@ -147,6 +148,7 @@ func TestReadmeLine(t *testing.T) {
 		for _, text := range hostile {
 			l.Error(text, "name", text)
 		}
+		Flush()
 		f.Close()
 	}
 	run := exec.Command("bash", "-c", string(command[1]))
