@@ -103,7 +103,7 @@ func (a *allocation) checked(permission bool, peer netip.AddrPort, datagrams int
 	switch {
 	case !permission:
 		stats.dropN(dropNoPermission, datagrams)
-	case !a.gate.server.peers.admits(peer):
+	case !a.gate.server.reach.Load().admits(peer):
 		stats.dropN(dropPeerDenied, datagrams)
 	case peer.Addr().Is4() != a.relayed.Addr().Is4():
 		stats.dropN(dropPeerFamily, datagrams)
@@ -127,12 +127,7 @@ func (a *allocation) toChannel(number uint16, data []byte, segment int, oob []by
 		return
 	}
 	if a.checked(permission, peer, datagrams) {
-		failed := 0
-		if len(data) == 0 {
-			failed = countError(a.sock.sendOne(nil, peer, netip.Addr{}))
-		} else {
-			failed = a.sock.send(data, segment, peer, netip.Addr{}, oob)
-		}
+		failed := a.pass(peer, data, segment, oob)
 		a.gate.server.stats.sent(toPeer, datagrams, failed, len(data), segment)
 	}
 }
@@ -145,11 +140,8 @@ func (a *allocation) WriteTo(p []byte, addr net.Addr) (int, error) {
 	}
 	peer := udpAddr.AddrPort() // as in the message: a mapped address stays one, and has no permission
 	if a.permitted(peer, 1) {
-		if err := a.sock.sendOne(p, peer, netip.Addr{}); err != nil {
-			a.gate.server.stats.drop(dropSendFailed)
-		} else {
-			a.gate.server.stats.relayed(toPeer, 1, len(p))
-		}
+		var oob [64]byte
+		a.gate.server.stats.sent(toPeer, 1, a.pass(peer, p, max(len(p), 1), oob[:0]), len(p), len(p))
 	}
 	return len(p), nil
 }
@@ -178,8 +170,8 @@ func (a *allocation) ReadFrom(p []byte) (int, net.Addr, error) {
 			a.rest()
 			return a.end(err)
 		}
-		if err == nil {
-			a.fromPeer(r)
+		if err == nil && a.fromPeer(r, a.work) {
+			a.train = r
 		}
 	}
 }
@@ -203,8 +195,8 @@ func (a *allocation) rest() {
 	}
 }
 
-// fromPeer relays datagrams of one peer to the client, or leaves them in a.train for pion.
-func (a *allocation) fromPeer(r received) {
+// fromPeer relays datagrams of one peer to the client, or reports that they are for pion, since the peer has no channel.
+func (a *allocation) fromPeer(r received, work *scratch) (forPion bool) {
 	datagrams := segments(len(r.data), r.segment)
 	a.mu.RLock()
 	permission := a.permissions[r.src.Addr()]
@@ -212,17 +204,17 @@ func (a *allocation) fromPeer(r received) {
 	a.mu.RUnlock()
 	switch {
 	case !a.checked(permission, r.src, datagrams):
+		return false
 	case bound:
-		a.gate.server.stats.sent(toClient, datagrams, a.frame(number, r), len(r.data), r.segment)
-	case len(r.data) > 0:
-		a.train = r
-	default: // an empty datagram: pion's ReadFrom could not tell it from none
+		a.gate.server.stats.sent(toClient, datagrams, a.frame(number, r, work), len(r.data), r.segment)
+		return false
 	}
+	return len(r.data) > 0 // pion's ReadFrom could not tell an empty datagram from none
 }
 
 // frame sends datagrams to the client as ChannelData, in runs that the kernel cuts.
-func (a *allocation) frame(number uint16, r received) (failed int) {
-	out, data := a.work.out[:0], r.data
+func (a *allocation) frame(number uint16, r received, work *scratch) (failed int) {
+	out, data := work.out[:0], r.data
 	step := channelHead + min(r.segment, max(len(data), 1))
 	limit := max(1, maxRun/step) * step
 	for first := true; first || len(data) > 0; first = false {
@@ -231,7 +223,7 @@ func (a *allocation) frame(number uint16, r received) (failed int) {
 		out = binary.BigEndian.AppendUint16(out, uint16(len(one)))
 		out = append(out, one...)
 		if data = data[len(one):]; len(data) == 0 || len(out)+step > limit {
-			failed += a.gate.sock.send(out, step, a.client, a.local, a.work.oob[:])
+			failed += a.gate.sock.send(out, step, a.client, a.local, work.oob[:])
 			out = out[:0]
 		}
 	}

@@ -181,19 +181,6 @@ var udpTransport = attr{attrRequestedTransport, []byte{transportUDP, 0, 0, 0}}
 
 func peerAttr(p netip.AddrPort, id *[12]byte) attr { return attr{attrXORPeer, xorValue(p, id)} }
 
-// xorValue is the inverse of xorAddress.
-func xorValue(p netip.AddrPort, id *[12]byte) []byte {
-	a, family := p.Addr().AsSlice(), byte(familyIPv6)
-	if p.Addr().Is4() {
-		family = familyIPv4
-	}
-	key := append(binary.BigEndian.AppendUint32(nil, cookie), id[:]...)
-	for i := range a {
-		a[i] ^= key[i]
-	}
-	return append(binary.BigEndian.AppendUint16([]byte{0, family}, p.Port()^cookie>>16), a...)
-}
-
 // plain is a message without credentials.
 func plain(method, class int, id [12]byte, attrs ...attr) []byte {
 	b := appendHeader(nil, method, class, &id)

@@ -15,12 +15,14 @@ const DefaultPort = 3478
 // Config configures a Server. The zero value is a relay on port 3478 of every address, with a secret of its own making.
 type Config struct {
 	// Listen are the addresses to listen on, UDP. Port 0 takes a free one. Empty: port 3478 of every IPv4 and every IPv6
-	// address, of which one family may be missing.
+	// address. If it is every address of both families, one family may be missing.
 	Listen []netip.AddrPort
 	// PublicAddrs are the addresses under which clients and peers reach this machine, at most one of a family. A family
 	// without one takes the address of Listen, or, if that is unspecified, the one this machine uses towards the internet;
 	// behind a NAT it has to be given.
 	PublicAddrs []netip.Addr
+	// OnlyPublic: a family without one of PublicAddrs has no relayed addresses.
+	OnlyPublic bool
 	// MinPort and MaxPort bound the ports of relayed addresses, both included. 0 and 0: 49152 to 65535 (RFC 8656 section 7.2).
 	MinPort, MaxPort uint16
 	// Realm is the realm of the credentials, at most 20 bytes, so that the first answer to a client stays within three times
@@ -114,15 +116,8 @@ func (cfg *Config) check() error {
 			return fmt.Errorf("relay: Config.Listen: %v is no address to listen on", a)
 		}
 	}
-	families := map[bool]bool{}
-	for _, a := range cfg.PublicAddrs {
-		if !a.IsValid() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
-			return fmt.Errorf("relay: Config.PublicAddrs: %v is no address of a host", a)
-		}
-		if families[a.Is4()] {
-			return errors.New("relay: Config.PublicAddrs has two addresses of one family")
-		}
-		families[a.Is4()] = true
+	if err := checkPublic(cfg.PublicAddrs); err != nil {
+		return err
 	}
 	for _, p := range append(cfg.DeniedPeers[:len(cfg.DeniedPeers):len(cfg.DeniedPeers)], cfg.AllowedPeers...) {
 		if !p.IsValid() {
@@ -132,15 +127,36 @@ func (cfg *Config) check() error {
 	return nil
 }
 
+func checkPublic(list []netip.Addr) error {
+	families := map[bool]bool{}
+	for _, a := range list {
+		if !a.IsValid() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
+			return fmt.Errorf("relay: Config.PublicAddrs: %v is no address of a host", a)
+		}
+		if families[a.Is4()] {
+			return errors.New("relay: Config.PublicAddrs has two addresses of one family")
+		}
+		families[a.Is4()] = true
+	}
+	return nil
+}
+
 // listenAddrs are the addresses to listen on; one of optional may be missing.
 func (cfg *Config) listenAddrs() (addrs []netip.AddrPort, optional bool) {
-	if len(cfg.Listen) > 0 {
-		return cfg.Listen, false
+	addrs = cfg.Listen
+	if len(addrs) == 0 {
+		addrs = []netip.AddrPort{
+			netip.AddrPortFrom(netip.IPv4Unspecified(), DefaultPort),
+			netip.AddrPortFrom(netip.IPv6Unspecified(), DefaultPort),
+		}
 	}
-	return []netip.AddrPort{
-		netip.AddrPortFrom(netip.IPv4Unspecified(), DefaultPort),
-		netip.AddrPortFrom(netip.IPv6Unspecified(), DefaultPort),
-	}, true
+	families := map[bool]bool{}
+	optional = true
+	for _, a := range addrs {
+		families[a.Addr().Is4()] = true
+		optional = optional && a.Addr().IsUnspecified()
+	}
+	return addrs, optional && len(families) == 2
 }
 
 // outward is the address this machine uses towards the internet, or the zero Addr. Nothing is sent: connecting a UDP socket

@@ -147,7 +147,7 @@ func TestDenyPerDatagram(t *testing.T) {
 			a.bind(uint16(0x4000+i), at)
 			before := s.stats.drops[dropPeerDenied].Load()
 			a.toChannel(uint16(0x4000+i), []byte("x"), 1, nil)
-			a.fromPeer(received{data: []byte("x"), segment: 1, src: at})
+			a.fromPeer(received{data: []byte("x"), segment: 1, src: at}, new(scratch))
 			if a.permitted(at, 1) {
 				t.Errorf("%v: Send passes", at)
 			}

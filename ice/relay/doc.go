@@ -18,6 +18,9 @@
 // the stranger sent, an answer to an authenticated client carries MESSAGE-INTEGRITY, and where pion stays silent
 // (437, 441) the gate answers.
 //
+// What one allocation sends to the relayed address of another is handed over inside the process (inside.go), with all checks of
+// both: a NAT in front of this machine need not lead our public address back to us.
+//
 // ChannelData, which is nearly all traffic, does not enter pion: gate and allocation relay it themselves, as UDP_GRO and
 // UDP_SEGMENT runs where the kernel has them.
 //

@@ -205,6 +205,7 @@ func (g *gate) forget(a *allocation) {
 		delete(g.allocations, a.client)
 	}
 	g.mu.Unlock()
+	g.server.inside.remove(a)
 	g.server.quota.release(a.user)
 }
 

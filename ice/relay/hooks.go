@@ -77,7 +77,7 @@ func (g *gate) onAuth(_, _ net.Addr, _, _, _, _ string, verdict bool) {
 	case r.reserve || r.evenPort && !g.server.refusals.allow(r.src.Addr(), g.server.since()):
 		// pion remembers a reservation for 30 s for each EVEN-PORT, asked for or not; the limit bounds that list.
 		r.code = codeInsufficient
-	case r.family == familyIPv6 && !g.server.relays[false].IsValid(), r.family != familyIPv6 && !g.server.relays[true].IsValid():
+	case !g.server.reach.Load().public[r.family != familyIPv6].IsValid():
 		r.code = codeFamily
 	}
 	if g.find(r.src) != nil {
@@ -90,7 +90,7 @@ func (g *gate) admitPeer(_ net.Addr, ip net.IP) bool {
 	peer, _ := netip.AddrFromSlice(ip) // 4 or 16 bytes, as in the message: a mapped address stays one
 	r := &g.now
 	a := g.find(r.src)
-	policy, limit := &g.server.peers, g.server.cfg.PeersPerAllocation
+	policy, limit := &g.server.reach.Load().peerPolicy, g.server.cfg.PeersPerAllocation
 	if a == nil || !policy.admitsAddr(peer) {
 		r.code = codeForbidden
 		return false
@@ -124,6 +124,7 @@ func (g *gate) onAllocation(_, _ net.Addr, _, _, _ string, _ net.Addr, _ int) {
 	g.mu.Lock()
 	g.allocations[a.client] = a
 	g.mu.Unlock()
+	g.server.inside.add(a)
 	g.server.allocations.Add(1) // until nobody reads from it
 	g.server.stats.created.Add(1)
 }
@@ -209,13 +210,14 @@ func (trial) Close() error { return nil }
 
 // openRelayed opens a socket on a random port of the range, an even one if even is set. RFC 8656 section 7.2 asks for ports that cannot be guessed.
 func (s *Server) openRelayed(v4, even bool) (*socket, netip.AddrPort, error) {
-	public, bind := s.relays[v4], s.binds[v4]
+	reach := s.reach.Load()
+	public, bind := reach.public[v4], reach.bind[v4]
 	if !public.IsValid() {
 		return nil, netip.AddrPort{}, errNoRelay
 	}
 	for range portTries {
 		port := randomPort(s.cfg.MinPort, s.cfg.MaxPort)
-		if s.peers.ports[port] || even && port%2 != 0 {
+		if reach.ports[port] || even && port%2 != 0 {
 			continue
 		}
 		sock, err := openSocket(netip.AddrPortFrom(bind, port), s.socketConfig(false))

@@ -111,10 +111,22 @@ func TestRelayAllocates(t *testing.T) {
 	}); n != 0 {
 		t.Errorf("to the peer: %v allocations", n)
 	}
-	if n := testing.AllocsPerRun(100, func() { a.fromPeer(received{data: run, segment: 500, src: at}) }); n != 0 {
+	if n := testing.AllocsPerRun(100, func() { a.fromPeer(received{data: run, segment: 500, src: at}, a.work) }); n != 0 {
 		t.Errorf("to the client: %v allocations", n)
 	}
-	if s.stats.datagrams[toPeer].Load() != 101*20 || s.stats.datagrams[toClient].Load() == 0 {
+	other := newAllocation(g, open(), "y", at)
+	other.client, other.local = client, loopback4
+	other.permit(a.relayed.Addr())
+	other.bind(0x4002, a.relayed)
+	s.inside.add(other)
+	if n := testing.AllocsPerRun(100, func() {
+		copy(work, run)
+		g.left = received{data: work, segment: len(one), src: client}
+		g.relayRun()
+	}); n != 0 {
+		t.Errorf("to the client of another allocation: %v allocations", n)
+	}
+	if s.stats.datagrams[toPeer].Load() != 202*20 || s.stats.datagrams[toClient].Load() == 0 {
 		t.Errorf("%d datagrams to the peer, %d to the client", s.stats.datagrams[toPeer].Load(), s.stats.datagrams[toClient].Load())
 	}
 }

@@ -40,13 +40,13 @@ func prefixes(list ...string) []netip.Prefix {
 	return out
 }
 
-// peerPolicy says which peers may be reached. Frozen once the sockets are open.
+// peerPolicy says which peers may be reached. Frozen.
 type peerPolicy struct {
 	denied, allowed []netip.Prefix
 	listening       map[netip.AddrPort]bool // where we listen, as far as it is known: a relay that talks to itself makes loops
 	ports           map[uint16]bool         // the ports of listening
 	own             map[netip.Addr]bool     // addresses of relayed transport addresses
-	local           map[netip.Addr]bool     // the other addresses of this machine, as they were at the start
+	local           map[netip.Addr]bool     // the other addresses of this machine, as they were when it was made
 	low, high       uint16                  // the relayed ports
 }
 

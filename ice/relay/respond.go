@@ -4,6 +4,7 @@ import (
 	"crypto/hmac"
 	"crypto/sha1"
 	"encoding/binary"
+	"net/netip"
 )
 
 // reasons are the reason phrases of the errors that the gate writes itself (RFC 8489 section 14.8, RFC 8656 section 19).
@@ -36,6 +37,19 @@ func appendAttr(b []byte, kind uint16, value []byte) []byte {
 	}
 	binary.BigEndian.PutUint16(b[2:], uint16(len(b)-headerSize))
 	return b
+}
+
+// xorValue is the inverse of xorAddress.
+func xorValue(p netip.AddrPort, id *[12]byte) []byte {
+	a, family := p.Addr().AsSlice(), byte(familyIPv6)
+	if p.Addr().Is4() {
+		family = familyIPv4
+	}
+	key := append(binary.BigEndian.AppendUint32(nil, cookie), id[:]...)
+	for i := range a {
+		a[i] ^= key[i]
+	}
+	return append(binary.BigEndian.AppendUint16([]byte{0, family}, p.Port()^cookie>>16), a...)
 }
 
 // appendError appends an ERROR-CODE attribute (RFC 8489 section 14.8).

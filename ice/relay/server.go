@@ -26,14 +26,14 @@ type Server struct {
 
 	// frozen when ready
 	offloads offloads
-	peers    peerPolicy
-	relays   map[bool]netip.Addr // the address of relayed transport addresses, by whether it is IPv4; invalid: none
-	binds    map[bool]netip.Addr // where their sockets are bound
 	gates    []*gate
 
 	// atomic
 	stats stats
 	ready atomic.Bool
+	reach atomic.Pointer[reach] // nil until the sockets are open
+
+	inside neighbours
 
 	allocations sync.WaitGroup // those that are open, and those that somebody reads from
 
@@ -196,11 +196,11 @@ func (s *Server) open() error {
 	if len(s.gates) == 0 {
 		return errors.New("relay: the machine has neither IPv4 nor IPv6")
 	}
-	s.chooseRelays()
-	s.choosePolicy()
-	if !s.relays[true].IsValid() && !s.relays[false].IsValid() {
+	reach := s.newReach(s.cfg.PublicAddrs)
+	if !reach.public[true].IsValid() && !reach.public[false].IsValid() {
 		return errors.New("relay: Config.PublicAddrs is empty and no public address was found")
 	}
+	s.reach.Store(reach)
 	return nil
 }
 
@@ -210,68 +210,6 @@ func (s *Server) socketConfig(listening bool) socketConfig {
 		c.sendBuffer /= 4 // only one client fills it
 	}
 	return c
-}
-
-// chooseRelays sets relays and binds: the public address of each family that is listened on, and where a socket for it can
-// be bound, which is the same address unless a NAT translates it.
-func (s *Server) chooseRelays() {
-	s.relays, s.binds = map[bool]netip.Addr{}, map[bool]netip.Addr{}
-	for _, a := range s.cfg.PublicAddrs {
-		s.relays[a.Is4()] = a
-	}
-	for _, g := range s.gates {
-		a := g.sock.local.Addr()
-		v4 := a.Is4()
-		if !s.relays[v4].IsValid() {
-			if s.relays[v4] = a; a.IsUnspecified() {
-				s.relays[v4] = outward(v4)
-			}
-		}
-		if !s.binds[v4].IsValid() {
-			s.binds[v4] = a
-		}
-	}
-	for v4, public := range s.relays {
-		if !s.binds[v4].IsValid() { // a family for peers only
-			s.binds[v4] = netip.IPv6Unspecified()
-			if v4 {
-				s.binds[v4] = netip.IPv4Unspecified()
-			}
-		}
-		if sock, err := openSocket(netip.AddrPortFrom(public, 0), socketConfig{}); public.IsValid() && err == nil {
-			s.binds[v4] = public
-			sock.conn.Close()
-		}
-	}
-}
-
-// choosePolicy sets the peer policy.
-func (s *Server) choosePolicy() {
-	s.peers = peerPolicy{
-		denied: s.cfg.DeniedPeers, allowed: s.cfg.AllowedPeers,
-		listening: map[netip.AddrPort]bool{}, ports: map[uint16]bool{}, own: map[netip.Addr]bool{},
-		local: map[netip.Addr]bool{}, low: s.cfg.MinPort, high: s.cfg.MaxPort,
-	}
-	if addrs, err := net.InterfaceAddrs(); err == nil {
-		for _, a := range addrs {
-			if prefix, ok := a.(*net.IPNet); ok {
-				ip, _ := netip.AddrFromSlice(prefix.IP)
-				s.peers.local[ip.Unmap()] = true
-			}
-		}
-	}
-	for _, a := range s.relays {
-		if a.IsValid() {
-			s.peers.own[a] = true
-		}
-	}
-	for _, g := range s.gates {
-		s.peers.listening[g.sock.local] = true
-		s.peers.ports[g.sock.local.Port()] = true
-		for a := range s.peers.own {
-			s.peers.listening[netip.AddrPortFrom(a, g.sock.local.Port())] = true
-		}
-	}
 }
 
 // receiveFailed looks at the error of a receive and reports whether it is the end. Other errors are counted, and waited out for
