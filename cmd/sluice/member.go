@@ -140,5 +140,8 @@ func parseRoutes(text string) ([]netip.Prefix, error) {
 		}
 		routes = append(routes, p)
 	}
+	if err := protocol.ValidateRoutes(routes); err != nil {
+		return nil, usageError{"-routes: " + err.Error()}
+	}
 	return routes, nil
 }

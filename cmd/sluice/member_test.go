@@ -38,6 +38,8 @@ func TestMemberUsage(t *testing.T) {
 		{"client -interface ../x", 2, `^$`, `-interface "../x": want`},
 		{"client -log-level loud", 2, `^$`, `-log-level "loud": want debug, info, error or silent\n$`},
 		{"gateway -routes 10.0.0.0/24,10.1", 2, `^$`, `-routes: "10.1" is no prefix`},
+		{"gateway -routes " + strings.Repeat("10.0.0.0/24,", 70), 2, `^$`, `-routes: 70 routes are more than the 64 that one gateway may offer; join`},
+		{"gateway -routes fe80::/64", 2, `^$`, `-routes: fe80::/64 has a meaning on one machine or link only`},
 		{"gateway -routes 10.0.0.7/24", 2, `^$`, `did you mean 10.0.0.0/24\?\n$`},
 		{"client sluice1-abcdef", 2, `^$`, `^sluice: a token on the command line`},
 		{"status -socket=/tmp/sluice1-abcdef", 2, `^$`, `^sluice: a token on the command line`},

@@ -186,6 +186,37 @@ func TestHostileRequests(t *testing.T) {
 	}
 }
 
+// TestRefusalTold: a node that must change something is told what; only what is no request of ours is "not understood".
+func TestRefusalTold(t *testing.T) {
+	p := open(t, filepath.Join(t.TempDir(), "state"))
+	add(t, p, "gate", protocol.Gateway)
+	c := newCrowd(t, p)
+	k := key(t)
+	text, _ := k.MarshalText()
+	routes := func(n int) string {
+		return `{"public_key":"` + string(text) + `","routes":[` + strings.Repeat(`"10.0.0.0/8",`, n-1) + `"10.0.0.0/8"]}`
+	}
+	for data, want := range map[string]string{
+		routes(65):    "65 routes are more than the 64 that one gateway may offer",
+		routes(900):   "900 routes are more than the 64",
+		routes(5_000): "offer fewer routes",
+		`{"public_key":"` + string(text) + `","routes":["fe80::/64"]}`: "fe80::/64 has a meaning on one machine or link only",
+		`{}`:   "no public key",
+		`[]`:   "does not understand this program",
+		"\x00": "update the older of the two",
+	} {
+		c.publish(t, "gate", "_INBOX_gate.x.1", []byte(data))
+		_, s := c.next(t)
+		understood := !strings.Contains(want, "understand") && !strings.Contains(want, "update")
+		if !strings.Contains(s.Refused, want) || understood == strings.Contains(s.Refused, "understand") {
+			t.Errorf("%.60q is told %q, want %q in it", data, s.Refused, want)
+		}
+		if n := p.Nodes(); n[0].Refused != s.Refused {
+			t.Errorf("the operator is told %q, the node %q", n[0].Refused, s.Refused)
+		}
+	}
+}
+
 // A node that floods the portal is dropped; others are served.
 func TestFlood(t *testing.T) {
 	p := open(t, filepath.Join(t.TempDir(), "state"))

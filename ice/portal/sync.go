@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"encoding/json"
+	"errors"
 	"net/netip"
 	"time"
 
@@ -50,7 +51,11 @@ func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
 	request, err := protocol.DecodeRequest(m.Data)
 	if err != nil {
 		p.counters.malformed.Add(1)
-		answer := refuse("the portal does not understand this program: " + err.Error())
+		why := err.Error()
+		if errors.Is(err, protocol.ErrForm) {
+			why = "the portal does not understand this program (" + why + "); update the older of the two"
+		}
+		answer := refuse(why)
 		p.visit(name, answer.Refused, now)
 		p.respond(m, answer)
 		return

@@ -36,38 +36,43 @@ func DecodeSync(data []byte) (Sync, error) {
 	if len(data) > MaxAnswer {
 		return Sync{}, errors.New("protocol: the portal's answer is too long")
 	}
-	if err := decode(data, &s); err != nil {
-		return Sync{}, fmt.Errorf("protocol: the portal's answer: %w", err)
+	err := decode(data, &s)
+	if err == nil {
+		err = s.Validate()
 	}
-	if err := s.Validate(); err != nil {
-		return Sync{}, fmt.Errorf("protocol: the portal's answer: %w", err)
+	if err != nil {
+		return Sync{}, fmt.Errorf("protocol: this program does not understand the portal's answer (%w); update the older of the two", err)
 	}
 	return s, nil
 }
 
-// DecodeRequest parses and validates a request.
+// DecodeRequest parses and validates a request. ErrForm: it is none that we know; any other error says in one sentence what the
+// node has to change.
 func DecodeRequest(data []byte) (SyncRequest, error) {
 	var r SyncRequest
 	if len(data) > MaxRequest {
-		return SyncRequest{}, errors.New("protocol: the request is too long")
+		return SyncRequest{}, fmt.Errorf("the request has %d bytes, more than %d; offer fewer routes", len(data), MaxRequest)
 	}
 	if err := decode(data, &r); err != nil {
-		return SyncRequest{}, fmt.Errorf("protocol: %w", err)
+		return SyncRequest{}, err
 	}
 	if err := r.Validate(); err != nil {
-		return SyncRequest{}, fmt.Errorf("protocol: %w", err)
+		return SyncRequest{}, err
 	}
 	return r, nil
 }
+
+// ErrForm is what is no JSON of this protocol: another program's, or that of another age.
+var ErrForm = errors.New("not JSON of the right form")
 
 // decode reads one JSON object and nothing behind it. Unknown keys are ignored, so that a newer program can say more.
 func decode(data []byte, v any) error {
 	d := json.NewDecoder(bytes.NewReader(data))
 	if err := d.Decode(v); err != nil {
-		return errors.New("not JSON of the right form")
+		return ErrForm
 	}
 	if _, err := d.Token(); err != io.EOF {
-		return errors.New("something follows the JSON object")
+		return fmt.Errorf("%w: something follows the JSON object", ErrForm)
 	}
 	return nil
 }

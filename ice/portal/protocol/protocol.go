@@ -124,12 +124,21 @@ func (r *SyncRequest) Validate() error {
 	case !printable(r.Program, maxText):
 		return errors.New("the program's name is too long, or not one line")
 	}
-	for _, p := range r.Routes {
+	return ValidateRoutes(r.Routes)
+}
+
+// ValidateRoutes checks what a gateway offers. Errors are for whoever chose the routes.
+func ValidateRoutes(routes []netip.Prefix) error {
+	if n := len(routes); n > MaxRoutes {
+		return fmt.Errorf("%d routes are more than the %d that one gateway may offer; join neighbours (10.0.0.0/24 and 10.0.1.0/24"+
+			" are 10.0.0.0/23), or divide them among several gateways", n, MaxRoutes)
+	}
+	for _, p := range routes {
 		if p.Bits() > 0 && (p.Addr().IsLoopback() || p.Addr().Is6() && p.Addr().IsLinkLocalUnicast()) {
 			return fmt.Errorf("%v has a meaning on one machine or link only; leave it out", p)
 		}
 	}
-	return validatePrefixes(r.Routes, MaxRoutes)
+	return validatePrefixes(routes, MaxRoutes)
 }
 
 // printable reports whether text is one line of at most most bytes that a terminal may show.
