@@ -1,9 +1,12 @@
 package portal
 
 import (
+	"fmt"
+	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"syscall"
 	"testing"
@@ -12,7 +15,7 @@ import (
 )
 
 // TestDiskFull runs a portal on a disk that fills up: a clear error, and what was stored before is there when there is room again and
-// the portal is restarted.
+// the portal goes on by itself; a restart finds all.
 func TestDiskFull(t *testing.T) {
 	const variable = "SLUICE_TEST_DISK"
 	if os.Getenv(variable) == "" {
@@ -59,17 +62,79 @@ func TestDiskFull(t *testing.T) {
 	if n := p.Nodes(); len(n) == 0 || n[0].Name != "first" {
 		t.Errorf("%+v", n)
 	}
+	if got := ready(p); !strings.HasPrefix(got, "503 not ready: ") || !strings.Contains(got, "written") && !strings.Contains(got, "no space") {
+		t.Errorf("/readyz says %s", got)
+	}
 	if err := os.Remove(ballast); err != nil {
 		t.Fatal(err)
 	}
+	// It goes on by itself, with what the failed changes may have left in the store made right.
+	until(t, "the state can be written again", func() bool { return p.Trouble() == nil })
+	add(t, p, "next", protocol.Client)
+	if n := p.Nodes(); ready(p) != "200 ready" || len(n) < 2 {
+		t.Errorf("/readyz says %s, and there are %d nodes", ready(p), len(n))
+	}
+	want := names(p)
 	p.Close()
 	p, err = start(folder)
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer p.Close()
-	if n := p.Nodes(); len(n) == 0 || n[0].Name != "first" {
-		t.Errorf("%+v", n)
+	if got := names(p); !slices.Equal(got, want) {
+		t.Errorf("after a restart there are %v, want %v", got, want)
 	}
 	add(t, p, "last", protocol.Client)
+}
+
+func names(p *Portal) (list []string) {
+	for _, n := range p.Nodes() {
+		list = append(list, n.Name)
+	}
+	return list
+}
+
+// ready is what /readyz says.
+func ready(p *Portal) string {
+	w := httptest.NewRecorder()
+	p.Ops().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
+	return fmt.Sprintf("%d %s", w.Code, strings.TrimSpace(w.Body.String()))
+}
+
+// TestStoreLost: what befalls the state folder of a running portal has a name, in /readyz too, and what can be mended is.
+func TestStoreLost(t *testing.T) {
+	folder := filepath.Join(t.TempDir(), "state")
+	p := open(t, folder)
+	add(t, p, "first", protocol.Client)
+	if got := ready(p); got != "200 ready" {
+		t.Fatalf("/readyz: %s", got)
+	}
+	tend := func() { p.note(p.tend(t.Context())) }
+	if err := os.RemoveAll(filepath.Join(folder, storeName)); err != nil {
+		t.Fatal(err)
+	}
+	tend()
+	add(t, p, "second", protocol.Client)
+	for name, want := range map[string]string{certificateName: "portal.pem: no such file", "": "was removed or replaced"} {
+		path := filepath.Join(folder, name)
+		if err := os.Rename(path, folder+".away"); err != nil {
+			t.Fatal(err)
+		}
+		tend()
+		if got := ready(p); !strings.HasPrefix(got, "503 not ready: ") || !strings.Contains(got, want) {
+			t.Errorf("without %q /readyz says %s, want 503 and %q", name, got, want)
+		}
+		if err := os.Rename(folder+".away", path); err != nil {
+			t.Fatal(err)
+		}
+		tend()
+		if got := ready(p); got != "200 ready" {
+			t.Errorf("with %q again /readyz says %s", name, got)
+		}
+	}
+	p.Close()
+	p = open(t, folder)
+	if got := names(p); !slices.Equal(got, []string{"first", "second"}) {
+		t.Errorf("after a restart there are %v", got)
+	}
 }

@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/http"
@@ -12,22 +13,31 @@ type counters struct {
 	requests, answers, refused, displaced, limited, malformed, misaddressed, failed atomic.Uint64
 }
 
-// Ready reports whether nodes can sign in and the relay, if there is one, serves.
-func (p *Portal) Ready() bool {
-	return p.conn != nil && p.conn.IsConnected() && (p.relay == nil || p.relay.Ready())
+// Unready says why nodes cannot sign in, or have no relay; nil if all serves.
+func (p *Portal) Unready() error {
+	switch {
+	case p.conn == nil || !p.conn.IsConnected():
+		return errors.New("the broker does not serve")
+	case p.relay != nil && !p.relay.Ready():
+		return errors.New("the relay does not serve")
+	}
+	return p.Trouble()
 }
 
 // Ops serves what an operator asks over HTTP:
 //
 //	/healthz  200 as long as no part of the portal has failed, else 503
-//	/readyz   200 if nodes can sign in and the relay serves, else 503
+//	/readyz   200 if nodes can sign in, the relay serves and the state can be written, else 503 and the reason
 //	/metrics  counters and gauges of portal and relay in the Prometheus text format
 //
 // Keep it from the public.
 func (p *Portal) Ops() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /healthz", func(w http.ResponseWriter, _ *http.Request) { tell(w, !p.broken.Load(), "ok", "failed") })
-	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) { tell(w, p.Ready(), "ready", "not ready") })
+	mux.HandleFunc("GET /readyz", func(w http.ResponseWriter, _ *http.Request) {
+		why := p.Unready()
+		tell(w, why == nil, "ready", fmt.Sprintf("not ready: %v", why))
+	})
 	mux.HandleFunc("GET /metrics", func(w http.ResponseWriter, _ *http.Request) {
 		w.Header().Set("Content-Type", "text/plain; version=0.0.4; charset=utf-8")
 		p.writeMetrics(w)
@@ -54,7 +64,10 @@ func (p *Portal) writeMetrics(w io.Writer) {
 	for _, r := range nodes {
 		connections += len(p.broker.Clients(r.Name))
 	}
-	online := 0
+	online, failed := 0, uint64(0)
+	if p.Trouble() != nil {
+		failed = 1
+	}
 	p.mu.Lock()
 	for _, v := range p.visitors {
 		if v.held != nil {
@@ -73,7 +86,7 @@ func (p *Portal) writeMetrics(w io.Writer) {
 		{"nodes_online", "gauge", "Nodes that are connected.", uint64(online)},
 		{"connections", "gauge", "Connections of nodes; more than nodes: a token is in use twice.", uint64(connections)},
 		{"requests_held", "gauge", "Requests that wait for news.", uint64(held)},
-		{"store_failed", "gauge", "1 if the latest change could not be stored.", p.state.storeFailed()},
+		{"store_failed", "gauge", "1 if changes cannot be stored.", failed},
 		{"requests_total", "counter", "Requests that came.", p.counters.requests.Load()},
 		{"answers_total", "counter", "Answers that were sent.", p.counters.answers.Load()},
 		{"requests_refused_total", "counter", "Requests of nodes that have to change something.", p.counters.refused.Load()},

@@ -69,8 +69,10 @@ type Portal struct {
 	cancel context.CancelFunc
 	failed chan error
 
-	news     chan struct{} // of one slot: an answer may be another one now
-	broken   atomic.Bool   // a part has failed
+	news     chan struct{}         // of one slot: an answer may be another one now
+	broken   atomic.Bool           // a part has failed
+	opened   os.FileInfo           // the folder, to be known again
+	trouble  atomic.Pointer[error] // what guard found
 	counters counters
 
 	// Lock order: state.mu, then mu.
@@ -99,6 +101,9 @@ func Start(cfg Config) (_ *Portal, err error) {
 		}
 	}()
 	if p.folder, err = openFolder(cfg.Folder); err != nil {
+		return nil, fmt.Errorf("portal: %w", err)
+	}
+	if p.opened, err = os.Stat(cfg.Folder); err != nil {
 		return nil, fmt.Errorf("portal: %w", err)
 	}
 	path := filepath.Join(cfg.Folder, certificateName)
@@ -188,18 +193,27 @@ func (p *Portal) load(fresh bool) error {
 	if p.conn, err = p.broker.Connect(); err != nil {
 		return err
 	}
-	js, err := jetstream.New(p.conn)
+	ctx, cancel := context.WithTimeout(context.Background(), loadTime)
+	defer cancel()
+	kv, err := p.bucket(ctx)
 	if err != nil {
 		return err
 	}
-	ctx, cancel := context.WithTimeout(context.Background(), loadTime)
-	defer cancel()
-	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "sluice", History: 1, MaxBytes: 256 << 20})
-	if err != nil {
-		return fmt.Errorf("the store cannot be opened: %w", err)
-	}
 	p.state, err = loadState(ctx, kv, filepath.Join(p.config.Folder, markName), fresh)
 	return err
+}
+
+// bucket opens the bucket in the broker's store, and makes it if there is none.
+func (p *Portal) bucket(ctx context.Context) (jetstream.KeyValue, error) {
+	js, err := jetstream.New(p.conn)
+	if err != nil {
+		return nil, err
+	}
+	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "sluice", History: 1, MaxBytes: 256 << 20})
+	if err != nil {
+		return nil, fmt.Errorf("the store cannot be opened: %w", err)
+	}
+	return kv, nil
 }
 
 // loadTime is how long a large state may take on a slow machine.
@@ -232,6 +246,7 @@ func (p *Portal) serve() error {
 		return err
 	}
 	p.tasks.Go(func() { p.watch(ctx) })
+	p.tasks.Go(func() { p.guard(ctx) })
 	return p.waitForRelay()
 }
 

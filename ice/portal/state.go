@@ -51,12 +51,13 @@ type settings struct {
 
 // state is the portal's memory, with a copy in a KV bucket that is written first. Its methods may be called by any goroutine.
 type state struct {
-	kv   jetstream.KeyValue
-	mark string // the file of writeMark
+	mark  string        // the file of writeMark
+	broke chan struct{} // of one slot: a write has failed
+
+	failure atomic.Pointer[error] // of the latest write, nil if it was good
 
 	mu       sync.Mutex
-	failure  error     // of the latest write, nil if it was good
-	failed   time.Time // when that was
+	kv       jetstream.KeyValue
 	settings settings
 	nodes    map[string]*record // records are frozen and replaced as a whole
 

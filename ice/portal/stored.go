@@ -21,7 +21,7 @@ import (
 
 // loadState reads the bucket. A bucket without settings is a new one if fresh, which it then must be.
 func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bool) (*state, error) {
-	s := &state{kv: kv, mark: mark, nodes: map[string]*record{}}
+	s := &state{kv: kv, mark: mark, nodes: map[string]*record{}, broke: make(chan struct{}, 1)}
 	if err := s.read(ctx); err != nil {
 		return nil, err
 	}
@@ -45,7 +45,18 @@ var errLost = errors.New("the stored state is lost or damaged; restore the folde
 
 // read takes all that is stored.
 func (s *state) read(ctx context.Context) error {
-	watcher, err := s.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+	return readAll(ctx, s.kv, func(key string, value []byte) error {
+		if err := s.load(key, value); err != nil {
+			return fmt.Errorf("the stored %q is damaged (%w); restore the folder from a backup, or begin with another folder and new tokens",
+				key, err)
+		}
+		return nil
+	})
+}
+
+// readAll calls take for each value of a bucket, and ends with its first error.
+func readAll(ctx context.Context, kv jetstream.KeyValue, take func(key string, value []byte) error) error {
+	watcher, err := kv.WatchAll(ctx, jetstream.IgnoreDeletes())
 	if err != nil {
 		return err
 	}
@@ -67,9 +78,8 @@ func (s *state) read(ctx context.Context) error {
 			if entry == nil { // that was all
 				return nil
 			}
-			if err := s.load(entry.Key(), entry.Value()); err != nil {
-				return fmt.Errorf("the stored %q is damaged (%w); restore the folder from a backup, or begin with another folder and new tokens",
-					entry.Key(), err)
+			if err := take(entry.Key(), entry.Value()); err != nil {
+				return err
 			}
 		}
 	}
@@ -178,38 +188,30 @@ func (s *state) put(ctx context.Context, key string, value any) error {
 	})
 }
 
-const (
-	// writeTime is how long a write may take. A store whose disk is full does not answer, nor when there is room again.
-	writeTime = 5 * time.Second
-	// writePause is for how long nothing is tried after a write that failed, so that nodes which change nothing are served: the
-	// lock is held meanwhile.
-	writePause = 10 * time.Second
-)
+// writeTime is how long a write may take. A store whose disk is full does not answer.
+const writeTime = 5 * time.Second
 
-// write runs a write to the store. The lock is held.
+// write runs a write to the store. The lock is held. After one that has failed nothing is tried until guard has mended the store,
+// so that nodes which change nothing are served.
 func (s *state) write(ctx context.Context, write func(context.Context) error) error {
-	if s.failure != nil && time.Since(s.failed) < writePause {
-		return s.failure
+	if err := s.failing(); err != nil {
+		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeTime)
 	defer cancel()
-	s.failure = nil
-	if err := write(ctx); err != nil {
-		s.failure, s.failed = notWritten(err), time.Now()
+	err := write(ctx)
+	if err == nil {
+		return nil
 	}
-	return s.failure
-}
-
-// storeFailed is 1 if the latest write failed.
-func (s *state) storeFailed() uint64 {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	if s.failure != nil {
-		return 1
+	err = notWritten(err)
+	s.failure.Store(&err)
+	select {
+	case s.broke <- struct{}{}:
+	default:
 	}
-	return 0
+	return err
 }
 
 func notWritten(err error) error {
-	return fmt.Errorf("the state could not be written (if the disk is full, make room and restart the portal): %w", err)
+	return fmt.Errorf("the state could not be written (if the disk is full, make room and try again): %w", err)
 }

@@ -294,12 +294,16 @@ func (failing) Create(context.Context, string, []byte, ...jetstream.KVCreateOpt)
 
 // TestStoreFirst: what could not be stored did not happen, and is said.
 func TestStoreFirst(t *testing.T) {
-	p := open(t, filepath.Join(t.TempDir(), "state"))
+	folder := filepath.Join(t.TempDir(), "state")
+	p := open(t, folder)
 	gate := sign(t, add(t, p, "gate", protocol.Gateway))
 	token := add(t, p, "laptop", protocol.Client)
 	laptop := sign(t, token)
 	k := key(t)
 	ask(t, gate, protocol.SyncRequest{PublicKey: k})
+	if err := os.Remove(filepath.Join(folder, certificateName)); err != nil { // so that the store is not mended
+		t.Fatal(err)
+	}
 	p.state.mu.Lock()
 	p.state.kv = failing{p.state.kv}
 	p.state.mu.Unlock()

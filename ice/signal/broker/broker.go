@@ -52,6 +52,7 @@ type Config struct {
 type Broker struct {
 	server *server.Server
 	auth   *authenticator
+	store  *server.JetStreamConfig // as it was at the start
 }
 
 // readyTime is how long the server may take to open its store and its port.
@@ -70,14 +71,15 @@ func Start(cfg Config) (*Broker, error) {
 	}
 	log := &serverLog{to: cfg.Log, now: time.Now, starting: true}
 	auth := newAuthenticator(cfg.Authenticate, log)
-	srv, err := server.NewServer(options(&cfg, auth))
+	o := options(&cfg, auth)
+	srv, err := server.NewServer(o)
 	if err != nil {
 		return nil, fmt.Errorf("broker: %w", err)
 	}
 	auth.alive = func(id uint64) bool { return srv.GetClient(id) != nil }
 	auth.end = srv.DisconnectClientByID
 	srv.SetLoggerV2(log, false, false, false)
-	b := &Broker{server: srv, auth: auth}
+	b := &Broker{server: srv, auth: auth, store: storeOf(o)}
 	srv.Start()
 	if err := log.started(); err != nil {
 		b.Close()
@@ -128,6 +130,14 @@ func options(cfg *Config, auth *authenticator) *server.Options {
 	return o
 }
 
+// storeOf is JetStream's part of the options, as the server takes it at its start.
+func storeOf(o *server.Options) *server.JetStreamConfig {
+	return &server.JetStreamConfig{
+		StoreDir: o.StoreDir, MaxMemory: o.JetStreamMaxMemory, MaxStore: o.JetStreamMaxStore, SyncAlways: o.SyncAlways,
+		SyncInterval: o.SyncInterval, Strict: !o.NoJetStreamStrict, CompressOK: true,
+	}
+}
+
 // or returns value, or otherwise if value is 0.
 func or[T int | int32 | int64](value, otherwise T) T {
 	if value == 0 {
@@ -151,6 +161,18 @@ func (b *Broker) Connect(options ...nats.Option) (*nats.Conn, error) {
 	options = append([]nats.Option{nats.Timeout(readyTime)}, options...)
 	options = append(options, nats.InProcessServer(b.server), nats.Token(b.auth.own))
 	return nats.Connect("", options...)
+}
+
+// ReopenStore closes JetStream and opens it anew, while nodes stay connected. The server closes it itself when the disk is full or
+// read-only, and never opens it again. What was stored is there; who uses the store asks for it anew.
+func (b *Broker) ReopenStore() error {
+	if err := b.server.ShutdownJetStream(); err != nil { // nothing if it is closed
+		return fmt.Errorf("broker: %w", err)
+	}
+	if err := b.server.EnableJetStream(b.store); err != nil {
+		return fmt.Errorf("broker: the store cannot be opened: %w", err)
+	}
+	return nil
 }
 
 // Client is a connection of a node.
