@@ -70,15 +70,17 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) 
 	if err != nil {
 		return cfg, err
 	}
-	cfg.Relay.PublicAddrs = addrs
+	cfg.Relay.PublicAddrs, cfg.Resolve = addrs, resolve
 	if cfg.Listen, err = listenAddress("-listen", cmd.String("listen"), netip.IPv6Unspecified()); err != nil {
 		return cfg, err
 	}
 	if at := cmd.String("relay-listen"); at == "none" {
 		cfg.NoRelay = true
-	} else if cfg.Relay.Listen, err = relayListen(at, addrs); err != nil {
+	} else if cfg.Relay.Listen, err = relayListen(at, cfg.Public, addrs); err != nil {
 		return cfg, err
 	}
+	// The name may get an address of the other family later; until then its relayed addresses are of those that it has.
+	cfg.Relay.OnlyPublic = true
 	for _, text := range strings.FieldsFunc(strings.Join(cmd.StringSlice("relay-allow"), ","), func(r rune) bool { return r == ',' }) {
 		prefix, err := netip.ParsePrefix(text)
 		if err != nil {
@@ -103,19 +105,20 @@ func addressesOf(flag, host string) (list []netip.Addr, err error) {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 	defer cancel()
-	all, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	all, err := resolve(ctx, host)
 	if err != nil {
 		return nil, fmt.Errorf("%s%s: %w; use an address or a name that resolves here", flag, host, err)
 	}
-	for _, is4 := range []bool{true, false} {
-		for _, addr := range all {
-			if addr = addr.Unmap(); addr.Is4() == is4 {
-				list = append(list, addr)
-				break
-			}
-		}
+	return portal.OnePerFamily(nil, all), nil
+}
+
+// resolve finds all addresses of a name.
+func resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+	list, err := net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+	for i := range list {
+		list[i] = list[i].Unmap()
 	}
-	return list, nil
+	return list, err
 }
 
 // listenAddress reads :PORT or ADDRESS:PORT.
@@ -132,11 +135,14 @@ func listenAddress(flag, text string, unspecified netip.Addr) (netip.AddrPort, e
 	return netip.AddrPortFrom(addr.Unmap(), uint16(n)), nil
 }
 
-// relayListen is a socket of each family that is public.
-func relayListen(text string, public []netip.Addr) (list []netip.AddrPort, err error) {
+// relayListen is a socket of each family that is public, or may become so where the public address is a name.
+func relayListen(text, host string, public []netip.Addr) (list []netip.AddrPort, err error) {
 	if host, _, _ := net.SplitHostPort(text); host != "" {
 		at, err := listenAddress("-relay-listen", text, netip.Addr{})
 		return []netip.AddrPort{at}, err
+	}
+	if _, err := netip.ParseAddr(host); err != nil {
+		public = []netip.Addr{netip.IPv4Unspecified(), netip.IPv6Unspecified()}
 	}
 	for _, addr := range public {
 		unspecified := netip.IPv6Unspecified()
@@ -169,7 +175,7 @@ func otherRelay(text string) (portal.OtherRelay, error) {
 	if err != nil {
 		return portal.OtherRelay{}, fmt.Errorf("-relay %s: %w", name, err)
 	}
-	relay := portal.OtherRelay{Name: name, Secret: strings.TrimSpace(string(secret))}
+	relay := portal.OtherRelay{Name: name, Host: host, Secret: strings.TrimSpace(string(secret))}
 	for _, addr := range addrs {
 		relay.Addrs = append(relay.Addrs, netip.AddrPortFrom(addr, uint16(n)))
 	}

@@ -43,7 +43,9 @@ type Config struct {
 	NoRelay bool
 	// Relays are further relays, of which the portal knows the secret.
 	Relays []OtherRelay
-	Logger *slog.Logger // nil discards
+	// Resolve finds the addresses of names, Public and those of Relays, again and again; nil: they stay what they are.
+	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	Logger  *slog.Logger // nil discards
 }
 
 // OtherRelay is a STUN and TURN server that is not the portal's own, such as another `sluice portal` or coturn with
@@ -51,6 +53,7 @@ type Config struct {
 type OtherRelay struct {
 	Name   string
 	Addrs  []netip.AddrPort // at most one of each family
+	Host   string           // a name that Addrs are of, to be resolved again; may be empty
 	Secret string
 }
 
@@ -77,7 +80,10 @@ type Portal struct {
 
 	// Lock order: state.mu, then mu.
 	mu       sync.Mutex
-	visitors map[string]*visitor // by node
+	visitors map[string]*visitor     // by node
+	addrs    map[string][]netip.Addr // by host that nodes are told of; the lists are frozen
+
+	mute map[string]bool // owned by follow: names of which it was told that they do not resolve
 }
 
 // Start opens the state and serves. Errors are one line that says what to do.
@@ -93,7 +99,7 @@ func Start(cfg Config) (_ *Portal, err error) {
 	}
 	p := &Portal{
 		config: cfg, log: cfg.Logger, failed: make(chan error, 1), news: make(chan struct{}, 1), visitors: map[string]*visitor{},
-		cancel: func() {},
+		cancel: func() {}, addrs: cfg.knownAddrs(), mute: map[string]bool{},
 	}
 	defer func() {
 		if err != nil {
@@ -226,9 +232,7 @@ func (p *Portal) serve() error {
 	if !p.config.NoRelay {
 		cfg := p.config.Relay
 		cfg.Secret, cfg.Logger, cfg.Knows = p.state.settings.RelaySecret, p.log, p.state.knowsUser
-		if addr, err := netip.ParseAddr(p.config.Public); err == nil && len(cfg.PublicAddrs) == 0 {
-			cfg.PublicAddrs = []netip.Addr{addr.Unmap()}
-		}
+		cfg.PublicAddrs = p.addrsOf(p.config.Public)
 		server, err := relay.New(cfg)
 		if err != nil {
 			return err
@@ -247,6 +251,9 @@ func (p *Portal) serve() error {
 	}
 	p.tasks.Go(func() { p.watch(ctx) })
 	p.tasks.Go(func() { p.guard(ctx) })
+	if p.config.Resolve != nil {
+		p.tasks.Go(func() { p.follow(ctx) })
+	}
 	return p.waitForRelay()
 }
 

@@ -186,7 +186,14 @@ func (p *Portal) relays(now time.Time, user string) (list []protocol.Relay) {
 		add("portal", p.state.settings.RelaySecret, p.relayAddrs())
 	}
 	for _, r := range p.config.Relays {
-		add(r.Name, r.Secret, r.Addrs)
+		addrs := r.Addrs
+		if r.Host != "" {
+			addrs = nil
+			for _, addr := range p.addrsOf(r.Host) {
+				addrs = append(addrs, netip.AddrPortFrom(addr, r.Addrs[0].Port()))
+			}
+		}
+		add(r.Name, r.Secret, addrs)
 	}
 	return list
 }
@@ -196,11 +203,7 @@ func (p *Portal) relayAddrs() (list []netip.AddrPort) {
 	if !p.relay.Ready() {
 		return nil
 	}
-	public := p.config.Relay.PublicAddrs
-	if addr, err := netip.ParseAddr(p.config.Public); err == nil && len(public) == 0 {
-		public = []netip.Addr{addr.Unmap()}
-	}
-	for _, addr := range public {
+	for _, addr := range p.addrsOf(p.config.Public) {
 		for _, at := range p.relay.Addrs() {
 			if at.Addr().Is4() == addr.Is4() {
 				list = append(list, netip.AddrPortFrom(addr, at.Port()))
