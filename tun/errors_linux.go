@@ -159,23 +159,35 @@ func deviceIndex(fd int) int {
 
 // inDeviceNamespace runs f on a thread in the network namespace that the device of descriptor fd is in now.
 func inDeviceNamespace(fd int, f func() error) error {
-	namespace, err := unix.IoctlRetInt(fd, unix.TUNGETDEVNETNS)
+	namespace, inode, err := deviceNamespace(fd)
 	if err != nil {
-		return f() // before Linux 5.1: we assume that it has not moved
+		return f() // we assume that it has not moved
 	}
 	defer unix.Close(namespace)
-	var stat unix.Stat_t
-	if unix.Fstat(namespace, &stat) == nil && stat.Ino == inode(unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)) {
+	if inode == threadNamespace() {
 		return f()
 	}
 	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // for ever: the thread ends with the goroutine
-		err := unix.Setns(namespace, unix.CLONE_NEWNET)
-		if err == nil {
-			err = f()
-		}
-		done <- err
-	}()
+	go func() { done <- visit(namespace, f) }()
 	return <-done
+}
+
+// visit runs f on this goroutine's thread in another network namespace. The thread comes back: it would keep a deleted namespace
+// alive, and if it is the process's first one it does not even end with its goroutine.
+func visit(namespace int, f func() error) error {
+	runtime.LockOSThread()
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		runtime.UnlockOSThread()
+		return err
+	}
+	defer unix.Close(home)
+	if err = unix.Setns(namespace, unix.CLONE_NEWNET); err == nil {
+		err = f()
+		if unix.Setns(home, unix.CLONE_NEWNET) != nil {
+			return err // locked for ever, so that nobody else runs over there
+		}
+	}
+	runtime.UnlockOSThread()
+	return err
 }

@@ -371,6 +371,25 @@ func TestMovedInterface(t *testing.T) {
 	path := program(t)
 	ends := newEnds(t, [2]string{path, path})
 	elsewhere := newNamespace(t, "elsewhere")
+	tunnelElsewhere(t, ends, elsewhere)
+	ping(t, elsewhere, 3, ends[1].inner[0])
+	ping(t, ends[1].ns, 3, ends[0].inner[1])
+	link, err := elsewhere.Netlink().LinkByName(ends[0].name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := elsewhere.Netlink().LinkDel(link); err != nil {
+		t.Fatal(err)
+	}
+	if status := exitStatus(t, ends[0].pid); status != 0 {
+		t.Errorf("exit status %v", status)
+	}
+	gone(t, elsewhere, ends[0].name)
+}
+
+// tunnelElsewhere configures both ends and moves the first one's interface to another namespace.
+func tunnelElsewhere(t *testing.T, ends [2]*end, elsewhere *lab.Namespace) {
+	t.Helper()
 	var psk crypto.PresharedKey
 	ends[0].configure(t, ends[1], psk, 0)
 	ends[1].configure(t, ends[0], psk, -1)
@@ -383,18 +402,41 @@ func TestMovedInterface(t *testing.T) {
 	}
 	ends[0].up(t, elsewhere)
 	ends[1].up(t, ends[1].ns)
-	ping(t, elsewhere, 3, ends[1].inner[0])
-	ping(t, ends[1].ns, 3, ends[0].inner[1])
-	if link, err = elsewhere.Netlink().LinkByName(ends[0].name); err != nil {
+}
+
+// TestNamespaceDeleted: the namespace that the interface was moved to is not kept alive by us, with traffic, nor by the ICMP errors
+// that we had it send. When it goes, with it go its interfaces, and the program ends.
+func TestNamespaceDeleted(t *testing.T) {
+	need(t, "wg", "ping")
+	path := program(t)
+	ends := newEnds(t, [2]string{path, path})
+	elsewhere := newNamespace(t, "elsewhere")
+	plug := func(ns *lab.Namespace) lab.Plug { return lab.Plug{Namespace: ns, Device: "cable"} }
+	if err := lab.Connect(lab.Cable{}, plug(ends[1].ns), plug(elsewhere)); err != nil {
 		t.Fatal(err)
 	}
-	if err := elsewhere.Netlink().LinkDel(link); err != nil {
+	tunnelElsewhere(t, ends, elsewhere)
+	ping(t, elsewhere, 1, ends[1].inner[0])
+	ping(t, ends[1].ns, 1, ends[0].inner[1])
+	nobody := ends[0].inner[0].Next().Next().String() // is in the interface's network, and no peer's
+	if out, err := try(elsewhere, nil, "", "ping", "-n", "-c", "1", "-W", "8", nobody); err == nil || !strings.Contains(out, "nreachable") {
+		t.Errorf("ping to nobody: %v, %q, want Unreachable", err, out)
+	}
+	if err := elsewhere.Close(); err != nil {
 		t.Fatal(err)
 	}
 	if status := exitStatus(t, ends[0].pid); status != 0 {
 		t.Errorf("exit status %v", status)
 	}
-	gone(t, elsewhere, ends[0].name)
+	for end := time.Now().Add(patient); ; time.Sleep(10 * time.Millisecond) {
+		if _, err := ends[1].ns.Netlink().LinkByName("cable"); err != nil {
+			break
+		}
+		if time.Now().After(end) {
+			t.Fatal("the namespace is kept alive")
+		}
+	}
+	gone(t, ends[0].ns, ends[0].name)
 }
 
 // TestSlowClients: clients in the middle of a request hold up neither others nor the tunnel.

@@ -102,40 +102,51 @@ func TestLinuxMaxMTU(t *testing.T) {
 	})
 }
 
-func TestParseDrops(t *testing.T) {
-	attribute := func(kind uint16, value []byte) []byte {
-		b := make([]byte, (unix.SizeofRtAttr+len(value)+3)&^3)
-		binary.NativeEndian.PutUint16(b, uint16(unix.SizeofRtAttr+len(value)))
-		binary.NativeEndian.PutUint16(b[2:], kind)
-		copy(b[unix.SizeofRtAttr:], value)
-		return b
-	}
+func TestParseLink(t *testing.T) {
 	stats := make([]byte, 25*8)
 	binary.NativeEndian.PutUint64(stats[6*8:], 11) // rx_dropped
 	binary.NativeEndian.PutUint64(stats[7*8:], 22) // tx_dropped
-	message := func(kind uint16, name string, stats []byte) []byte {
-		b := make([]byte, unix.SizeofNlMsghdr+unix.SizeofIfInfomsg)
-		b = append(b, attribute(unix.IFLA_IFNAME, append([]byte(name), 0))...)
-		b = append(b, attribute(unix.IFLA_STATS64, stats)...)
-		binary.NativeEndian.PutUint32(b, uint32(len(b)))
-		binary.NativeEndian.PutUint16(b[4:], kind)
-		return b
+	body := func(flags uint32, stats []byte) []byte {
+		b := make([]byte, unix.SizeofIfInfomsg)
+		binary.NativeEndian.PutUint32(b[8:], flags)
+		b = appendAttr(b, unix.IFLA_IFNAME, []byte("wg0\x00"))
+		b = appendAttr(b, unix.IFLA_MTU, binary.NativeEndian.AppendUint32(nil, 1420))
+		return appendAttr(b, unix.IFLA_STATS64, stats)
 	}
-	whole := append(message(unix.RTM_NEWLINK, "other0", stats), message(unix.RTM_NEWLINK, "wg0", stats)...)
-	if d, ok := parseDrops(whole, "wg0"); !ok || d != (linkDrops{tx: 22, rx: 11}) {
-		t.Errorf("%+v, %v, want 22 and 11", d, ok)
-	}
-	for name, b := range map[string][]byte{
-		"other interface": message(unix.RTM_NEWLINK, "other0", stats),
-		"deletion":        message(unix.RTM_DELLINK, "wg0", stats),
-		"short":           message(unix.RTM_NEWLINK, "wg0", stats[:56]),
-		"nothing":         nil,
-	} {
-		if d, ok := parseDrops(b, "wg0"); ok {
-			t.Errorf("%s: %+v", name, d)
+	for flags, up := range map[uint32]bool{unix.IFF_UP | unix.IFF_POINTOPOINT: true, unix.IFF_POINTOPOINT: false} {
+		want := link{up: up, mtu: 1420, drops: linkDrops{tx: 22, rx: 11}}
+		if got, ok := parseLink(body(flags, stats)); !ok || got != want {
+			t.Errorf("flags %#x: %+v, %v, want %+v", flags, got, ok, want)
 		}
 	}
-	for n := range whole { // no truncation is fatal
-		parseDrops(whole[:n], "wg0")
+	if got, ok := parseLink(body(0, stats[:56])); ok {
+		t.Errorf("short statistics: %+v", got)
+	}
+	for whole, n := body(0, stats), 0; n < len(whole); n++ {
+		if got, ok := parseLink(whole[:n]); ok {
+			t.Errorf("%d of %d bytes: %+v", n, len(whole), got)
+		}
+	}
+}
+
+func TestParseAnswer(t *testing.T) {
+	number := -int32(unix.ENODEV)
+	refusal := binary.NativeEndian.AppendUint32(nil, uint32(number))
+	for name, c := range map[string]struct {
+		message []byte
+		body    string
+		err     error
+	}{
+		"answer":    {appendRequest(nil, unix.RTM_NEWLINK, []byte("body")), "body", nil},
+		"first":     {appendRequest(appendRequest(nil, unix.RTM_NEWLINK, []byte("body")), unix.RTM_NEWLINK, []byte("next")), "body", nil},
+		"error":     {appendRequest(nil, unix.NLMSG_ERROR, refusal), "", unix.ENODEV},
+		"nothing":   {nil, "", unix.EBADMSG},
+		"no number": {appendRequest(nil, unix.NLMSG_ERROR, nil), "", unix.EBADMSG},
+		"truncated": {appendRequest(nil, unix.RTM_NEWLINK, []byte("body"))[:18], "", unix.EBADMSG},
+		"length 0":  {make([]byte, 32), "", unix.EBADMSG},
+	} {
+		if body, err := parseAnswer(c.message); string(body) != c.body || err != c.err {
+			t.Errorf("%s: %q, %v, want %q, %v", name, body, err, c.body, c.err)
+		}
 	}
 }
