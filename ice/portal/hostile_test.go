@@ -453,7 +453,7 @@ func TestTooMuchToAnswer(t *testing.T) {
 		p.state.nodes[r.Name] = r
 	}
 	p.state.mu.Unlock()
-	if s := p.view("laptop"); !strings.Contains(s.Refused, "-allow") || s.Validate() != nil {
+	if s := p.view("laptop", netip.Addr{}); !strings.Contains(s.Refused, "-allow") || s.Validate() != nil {
 		t.Errorf("refused %q", s.Refused)
 	}
 }

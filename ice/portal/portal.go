@@ -254,7 +254,11 @@ func (p *Portal) serve() error {
 	if p.config.Resolve != nil {
 		p.tasks.Go(func() { p.follow(ctx) })
 	}
-	return p.waitForRelay()
+	if err := p.waitForRelay(); err != nil {
+		return err
+	}
+	p.adviseOnPorts()
+	return nil
 }
 
 // waitForRelay returns when the relay serves, or has failed.

@@ -310,7 +310,7 @@ func TestAddWhileAsked(t *testing.T) {
 		}
 	}()
 	for {
-		if s := p.view("gate"); s.Refused != "" || len(s.Relays) == 0 {
+		if s := p.view("gate", netip.Addr{}); s.Refused != "" || len(s.Relays) == 0 {
 			t.Errorf("%q, %d relays", s.Refused, len(s.Relays))
 		}
 		select {

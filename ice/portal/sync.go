@@ -65,7 +65,7 @@ func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
 		p.respond(m, refuse(refused))
 		return
 	}
-	p.answer(name, &hold{known: request.Known, session: session, reply: m, until: now.Add(protocol.SyncHold)})
+	p.answer(name, &hold{known: request.Known, via: request.Via, session: session, reply: m, until: now.Add(protocol.SyncHold)})
 }
 
 // report takes what a node says of itself; not "" is what it must change.
@@ -87,7 +87,7 @@ func (p *Portal) report(ctx context.Context, name string, r *protocol.SyncReques
 // that finds it.
 func (p *Portal) answer(name string, h *hold) {
 	old := p.wait(name, h)
-	view := p.view(name)
+	view := p.view(name, h.via)
 	if old != nil {
 		p.respond(old.reply, view) // one request of a node waits
 	}
@@ -107,7 +107,7 @@ func (p *Portal) changed() {
 // tell answers the requests whose answer is another one now, and those that were held for long enough.
 func (p *Portal) tell(of func(*hold) bool) {
 	for name, h := range p.waiting(of) {
-		if view := p.view(name); (view.Revision != h.known || time.Now().After(h.until)) && p.take(name, h) {
+		if view := p.view(name, h.via); (view.Revision != h.known || time.Now().After(h.until)) && p.take(name, h) {
 			p.respond(h.reply, view)
 		}
 	}
@@ -145,8 +145,8 @@ func (p *Portal) watch(ctx context.Context) {
 	}
 }
 
-// view is the answer to a node.
-func (p *Portal) view(name string) protocol.Sync {
+// view is the answer to a node that has reached us at via.
+func (p *Portal) view(name string, via netip.Addr) protocol.Sync {
 	self, peers, err := p.state.peers(name, p.isOnline)
 	if err != nil {
 		p.counters.failed.Add(1)
@@ -155,7 +155,7 @@ func (p *Portal) view(name string) protocol.Sync {
 	now := time.Now()
 	s := protocol.Sync{
 		Name: name, Role: self.Role, Addresses: addresses(self.Index), Overlay: protocol.DefaultOverlay(), Peers: peers,
-		Relays: p.relays(now, self.relayUser()),
+		Relays: p.relays(now, self.relayUser(), via),
 	}
 	text, err := json.Marshal(s)
 	switch {
@@ -173,7 +173,7 @@ func (p *Portal) view(name string) protocol.Sync {
 }
 
 // relays lists the relays with credentials for a user, which change once a day.
-func (p *Portal) relays(now time.Time, user string) (list []protocol.Relay) {
+func (p *Portal) relays(now time.Time, user string, via netip.Addr) (list []protocol.Relay) {
 	expiry := now.Truncate(credentialStep).Add(credentialStep + credentialLife)
 	add := func(name, secret string, addrs []netip.AddrPort) {
 		if len(addrs) == 0 {
@@ -183,7 +183,7 @@ func (p *Portal) relays(now time.Time, user string) (list []protocol.Relay) {
 		list = append(list, protocol.Relay{Name: name, Addrs: addrs, Username: username, Password: password, Expires: expiry.Unix()})
 	}
 	if p.relay != nil {
-		add("portal", p.state.settings.RelaySecret, p.relayAddrs())
+		add("portal", p.state.settings.RelaySecret, p.relayAddrs(via))
 	}
 	for _, r := range p.config.Relays {
 		addrs := r.Addrs
@@ -194,22 +194,6 @@ func (p *Portal) relays(now time.Time, user string) (list []protocol.Relay) {
 			}
 		}
 		add(r.Name, r.Secret, addrs)
-	}
-	return list
-}
-
-// relayAddrs are the public addresses of our own relay, one of each family.
-func (p *Portal) relayAddrs() (list []netip.AddrPort) {
-	if !p.relay.Ready() {
-		return nil
-	}
-	for _, addr := range p.addrsOf(p.config.Public) {
-		for _, at := range p.relay.Addrs() {
-			if at.Addr().Is4() == addr.Is4() {
-				list = append(list, netip.AddrPortFrom(addr, at.Port()))
-				break
-			}
-		}
 	}
 	return list
 }

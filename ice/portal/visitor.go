@@ -1,6 +1,7 @@
 package portal
 
 import (
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
@@ -47,6 +48,7 @@ type visitor struct {
 // hold is a request that waits for news.
 type hold struct {
 	known   uint64
+	via     netip.Addr // where the node has reached us, as it says
 	session string
 	reply   *nats.Msg
 	until   time.Time

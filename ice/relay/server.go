@@ -173,6 +173,9 @@ func (s *Server) Addrs() []netip.AddrPort {
 	return addrs
 }
 
+// Ports are the ports of relayed addresses, both included.
+func (s *Server) Ports() (low, high uint16) { return s.cfg.MinPort, s.cfg.MaxPort }
+
 // Ready reports whether every socket is open and served.
 func (s *Server) Ready() bool { return s.ready.Load() }
 

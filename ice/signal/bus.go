@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"net/netip"
 	"strconv"
 	"sync"
 	"time"
@@ -21,6 +22,9 @@ type Config struct {
 	Self string
 	// URLs are the brokers, "tls://host:port" each; any one will do. "nats://" is for tests without TLS.
 	URLs []string
+	// Fallback names further addresses when no broker of URLs can be reached, each time anew; nil: none. That they serve neither is
+	// not told.
+	Fallback func() []string
 	// Token is what the broker knows the node by. It is only sent inside TLS, if TLS is set.
 	Token string
 	// TLS is the client's configuration, see Fingerprint.TLSConfig. With it a broker that offers no TLS is refused.
@@ -274,6 +278,19 @@ func (b *Bus) Changed() <-chan struct{} {
 	b.mu.Lock()
 	defer b.mu.Unlock()
 	return b.changed
+}
+
+// Remote returns the address of the broker that the Bus is connected with. It waits for the connection for at most Config.Wait;
+// errors are those of Send. The address is invalid if the connection ends meanwhile.
+func (b *Bus) Remote(ctx context.Context) (netip.Addr, error) {
+	limited, cancel := context.WithTimeout(ctx, b.cfg.Wait)
+	defer cancel()
+	conn, err := b.connection(ctx, limited)
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("signal: %w", err)
+	}
+	at, _ := netip.ParseAddrPort(conn.ConnectedAddr()) // empty if it has ended
+	return at.Addr().Unmap().WithZone(""), nil
 }
 
 // Counters returns what was received and dropped until now.

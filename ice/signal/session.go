@@ -63,15 +63,15 @@ func (b *Bus) session() error {
 	ctx, cancel := context.WithCancelCause(b.ctx)
 	defer cancel(nil)
 	d := &dialer{ctx: ctx, timeout: b.cfg.Dial, dial: b.cfg.Dialer}
-	ended := make(chan error, 1)
-	end := func(err error) {
-		select {
-		case ended <- err:
-		default:
+	b.attempt(func() { cancel(errStale) })
+	conn, ended, err := b.connect(d, b.cfg.URLs)
+	if conn == nil && b.cfg.Fallback != nil && ctx.Err() == nil && !errors.Is(err, ErrRefused) {
+		if other, over, failed := b.connect(d, b.cfg.Fallback()); failed == nil {
+			conn, ended, err = other, over, nil
+		} else if other != nil {
+			other.Close()
 		}
 	}
-	b.attempt(func() { cancel(errStale) })
-	conn, err := b.connect(d, end)
 	b.attempt(nil)
 	if cause := context.Cause(ctx); errors.Is(cause, errStale) {
 		err = cause
@@ -102,16 +102,23 @@ func (b *Bus) session() error {
 	}
 }
 
-// connect makes a connection with subscriptions. With an error there may be one all the same.
-func (b *Bus) connect(d *dialer, end func(error)) (*nats.Conn, error) {
-	conn, err := b.options(d, end).Connect()
-	if err != nil {
-		return nil, connectError(err, d.lastError())
+// connect makes a connection with subscriptions; ended gets why it is over. With an error there may be a connection all the same.
+func (b *Bus) connect(d *dialer, urls []string) (conn *nats.Conn, ended chan error, err error) {
+	ended = make(chan error, 1)
+	o := b.options(d, func(err error) {
+		select {
+		case ended <- err:
+		default:
+		}
+	})
+	o.Servers = urls
+	if conn, err = o.Connect(); err != nil {
+		return nil, ended, connectError(err, d.lastError())
 	}
 	if err := b.subscribe(conn); err != nil {
-		return conn, fmt.Errorf("subscribe: %w", err)
+		return conn, ended, fmt.Errorf("subscribe: %w", err)
 	}
-	return conn, nil
+	return conn, ended, nil
 }
 
 // attempt notes how the attempt to connect is ended that begins, or with nil that it is over.
@@ -141,7 +148,7 @@ func (b *Bus) Check() {
 
 func (b *Bus) options(d *dialer, end func(error)) *nats.Options {
 	o := nats.GetDefaultOptions()
-	o.Servers, o.Token, o.Name = b.cfg.URLs, b.cfg.Token, b.cfg.Self
+	o.Token, o.Name = b.cfg.Token, b.cfg.Self
 	o.Timeout, o.FlusherTimeout = b.cfg.Dial, b.cfg.Dial
 	o.PingInterval, o.MaxPingsOut = pingInterval, pingsOut
 	o.InboxPrefix = InboxPrefix(b.cfg.Self)

@@ -19,6 +19,11 @@ const MaxRequest = 16 << 10
 
 // Ask is one request over the bus. It waits for the answer until ctx ends, which should be more than SyncHold away.
 func Ask(ctx context.Context, bus *signal.Bus, r SyncRequest) (Sync, error) {
+	via, err := bus.Remote(ctx)
+	if err != nil {
+		return Sync{}, err
+	}
+	r.Via = via
 	data, err := json.Marshal(r)
 	if err != nil {
 		return Sync{}, fmt.Errorf("protocol: %w", err)

@@ -70,6 +70,7 @@ type SyncRequest struct {
 	Routes    []netip.Prefix `json:"routes,omitempty"`
 	Known     uint64         `json:"known,omitempty"` // 0: answer now
 	Program   string         `json:"program,omitempty"`
+	Via       netip.Addr     `json:"via,omitzero"` // where the node has reached the portal
 }
 
 // Sync is the portal's answer. If Refused is set, the rest may be empty: one line that says what is wrong and what to do. Displaced

@@ -115,9 +115,30 @@ func ParseCredential(text string) (name string, secret [32]byte, ok bool) {
 
 // SignalConfig is how a node with this token reaches the portal.
 func (t Token) SignalConfig() signal.Config {
-	cfg := signal.Config{Self: t.Name, Token: t.Credential(), TLS: signal.Fingerprint(t.Fingerprint).TLSConfig()}
+	cfg := signal.Config{
+		Self: t.Name, Token: t.Credential(), TLS: signal.Fingerprint(t.Fingerprint).TLSConfig(), Fallback: t.onThisMachine,
+	}
 	for _, p := range t.Portals {
 		cfg.URLs = append(cfg.URLs, "tls://"+p)
 	}
 	return cfg
+}
+
+// maxOwn is at how many addresses of this machine the portal is looked for.
+const maxOwn = 32
+
+// onThisMachine is where the portal is if it runs here. Its public address need not lead back from here, behind a 1:1 NAT for
+// example. Nobody else can pass for it: it is known by its certificate, and the token's secret is sent to none but that.
+func (t Token) onThisMachine() (urls []string) {
+	own, _ := net.InterfaceAddrs() // none if the system does not tell
+	for _, portal := range t.Portals {
+		_, port, _ := net.SplitHostPort(portal) // ParseToken has checked it
+		for _, a := range own {
+			prefix, ok := a.(*net.IPNet)
+			if ok && !prefix.IP.IsLinkLocalUnicast() && len(urls) < maxOwn {
+				urls = append(urls, "tls://"+net.JoinHostPort(prefix.IP.String(), port))
+			}
+		}
+	}
+	return urls
 }
