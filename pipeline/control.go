@@ -277,9 +277,9 @@ func (c *control) laneCounters() counterSet {
 }
 
 // send sends a datagram of control's own on the first shard's sockets.
-func (c *control) send(path *Path, data []byte, tos uint8) {
+func (c *control) send(path *Path, data []byte, tos uint8) bool {
 	if c.pairs == nil {
-		return
+		return false
 	}
 	socket := c.pairs[0].V4
 	if !path.Dst.Addr().Is4() {
@@ -287,7 +287,7 @@ func (c *control) send(path *Path, data []byte, tos uint8) {
 	}
 	if socket == nil {
 		c.pipeline.shards[0].stats.drop(dropFamily, 1)
-		return
+		return false
 	}
 	if path.Channel != 0 {
 		framed := make([]byte, ChannelHeaderSize, ChannelHeaderSize+len(data))
@@ -295,7 +295,7 @@ func (c *control) send(path *Path, data []byte, tos uint8) {
 		data = append(framed, data...)
 		c.pipeline.shards[0].stats.ChannelSent.Add(1)
 	}
-	_ = socket.SendOne(path.run(data, tos)) // counted by the socket; the protocol's timers retry
+	return socket.SendOne(path.run(data, tos)) == nil // else the socket counts why; the protocol's timers retry
 }
 
 // release tells the shards that hold packets for the peer that it has a session.

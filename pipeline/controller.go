@@ -19,8 +19,8 @@ const handshakeTOS = 0x88
 
 // effects is what the controller causes outside of itself.
 type effects interface {
-	// send sends one datagram; data is borrowed.
-	send(path *Path, data []byte, tos uint8)
+	// send sends one datagram and reports whether the system took it; data is borrowed.
+	send(path *Path, data []byte, tos uint8) bool
 	// release tells the shards that the peer has a session, purge that none came about.
 	release(p *peer)
 	purge(p *peer)
@@ -356,9 +356,7 @@ func (c *controller) sendHandshake(now time.Duration, p *peer, out crypto.Output
 		p.forgetSource()
 		path = p.path.Load()
 	}
-	p.stamps.sent(now, false)
-	p.txBytes.Add(uint64(len(out.Message)))
-	c.effects.send(path, out.Message, handshakeTOS)
+	c.sendTo(now, p, path, out.Message, handshakeTOS)
 }
 
 // forgetSources forgets the cached source addresses of all peers: mark or port have changed (kernel netlink.c, set_port
@@ -388,11 +386,18 @@ func (c *controller) sendKeepalive(now time.Duration, p *peer) {
 	crypto.PutTransportHeader(msg[:], kp.RemoteIndex, counter)
 	body := msg[crypto.SizeTransportHeader:]
 	kp.SealRun([]aead.Packet{{Dst: body, Src: body[:0], Counter: counter}})
-	p.stamps.sent(now, false)
-	p.txBytes.Add(uint64(len(msg)))
-	c.effects.send(path, msg[:], 0)
+	c.sendTo(now, p, path, msg[:], 0)
 	if kp.RekeyOnSend(now) {
 		p.core.Want(now)
+	}
+}
+
+// sendTo sends an authentic message without data. As in the kernel it has been sent as far as timers go (send.c), and its bytes
+// count if the system took them (socket.c, wg_socket_send_skb_to_peer).
+func (c *controller) sendTo(now time.Duration, p *peer, path *Path, msg []byte, tos uint8) {
+	p.stamps.sent(now, false)
+	if c.effects.send(path, msg, tos) {
+		p.txBytes.Add(uint64(len(msg)))
 	}
 }
 

@@ -145,7 +145,8 @@ func (pe *PeerEdit) Retry() {
 	}
 }
 
-// SetEndpoint says where the peer is; roaming may move it later. It changes nothing for a named peer, whose way the
+// SetEndpoint says where the peer is, a link-local address with the index of its interface as zone (udp.ResolveZone); roaming may
+// move it later. It changes nothing for a named peer, whose way the
 // connectivity edge finds.
 func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {
 	if pe.peer == nil || pe.peer.link != nil {

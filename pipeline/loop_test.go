@@ -184,7 +184,10 @@ type catcher struct {
 	sent *[]byte
 }
 
-func (c *catcher) send(_ *Path, data []byte, _ uint8) { *c.sent = bytes.Clone(data) }
+func (c *catcher) send(_ *Path, data []byte, _ uint8) bool {
+	*c.sent = bytes.Clone(data)
+	return true
+}
 
 // What is not ours is carried: a host behind us may speak WireGuard to the same server from the same port, and one peer's
 // datagrams may go through another.

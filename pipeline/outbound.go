@@ -7,7 +7,6 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/aead"
-	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/ip"
 )
@@ -50,15 +49,7 @@ type outbound struct {
 	reply        []byte
 }
 
-// sendQueue is the runs of one address family that wait to be sent; runs[:sent] are done.
-type sendQueue struct {
-	runs []udp.Run
-	sent int
-	end  int // of the last run's bytes in the arena
-	path *Path
-	full bool // the last run may not be appended to
-}
-
+// newOutbound makes the outbound lane of a shard.
 func newOutbound(s *shard, workers int) *outbound {
 	return &outbound{
 		shard:     s,
@@ -67,8 +58,8 @@ func newOutbound(s *shard, workers int) *outbound {
 		arena:     make([]byte, sendBytes),
 		lanes:     make([]*peer, 0, readPackets),
 		sealing:   make([]aead.Packet, 0, batchPackets),
-		runs4:     sendQueue{runs: make([]udp.Run, 0, batchPackets)},
-		runs6:     sendQueue{runs: make([]udp.Run, 0, batchPackets)},
+		runs4:     newSendQueue(),
+		runs6:     newSendQueue(),
 		reply:     make([]byte, 0, 1280),
 	}
 }
@@ -283,26 +274,25 @@ func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpa
 	if !path.Dst.Addr().Is4() {
 		q = &o.runs6
 	}
+	to := owner{peer: p, path: path, at: o.shard.now}
 	outer := outerMarks{tos: uint8(ip.Mark(sp.Data)), ttl: ttl}
-	total := 0
 	for k := range n {
-		total += o.segment(q, path, kp, counter+uint64(k), k, outer)
+		o.segment(q, to, kp, counter+uint64(k), k, outer)
 	}
 	o.shard.stats.OutboundSegments.Add(uint64(n))
 	if path.Channel != 0 {
 		o.shard.stats.ChannelSent.Add(uint64(n))
 	}
-	p.txBytes.Add(uint64(total))
 	return true
 }
 
 // sealAtOnce is how many bytes are cut before they are sealed: what stays in the cache between the two.
 const sealAtOnce = 48 << 10
 
-// segment writes one sealed-to-be packet into the arena and returns the length of its message. On a relayed path the
-// message follows a ChannelData header, so that a run of them is a run of datagrams to the relay.
-func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter uint64, k int, outer outerMarks) int {
-	length, header := o.segmenter.Len(k), path.overhead()
+// segment writes one sealed-to-be packet into the arena. On a relayed path the message follows a ChannelData header, so that
+// a run of them is a run of datagrams to the relay.
+func (o *outbound) segment(q *sendQueue, to owner, kp *crypto.Keypair, counter uint64, k int, outer outerMarks) {
+	length, header := o.segmenter.Len(k), to.path.overhead()
 	message := crypto.SizeTransportHeader + o.pad(length, MaxMTU-header) + aead.Overhead
 	size := header + message
 	if o.used+size > len(o.arena) || len(o.sealing) == cap(o.sealing) || len(q.runs) == cap(q.runs) {
@@ -310,7 +300,7 @@ func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter
 		o.keypair = kp
 	}
 	if header > 0 {
-		PutChannelHeader(o.arena[o.used:], path.Channel, uint16(message))
+		PutChannelHeader(o.arena[o.used:], to.path.Channel, uint16(message))
 	}
 	msg := o.arena[o.used+header : o.used+size : o.used+size]
 	crypto.PutTransportHeader(msg, kp.RemoteIndex, counter)
@@ -320,10 +310,9 @@ func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter
 		Src:     msg[crypto.SizeTransportHeader : crypto.SizeTransportHeader+length],
 		Counter: counter,
 	})
-	q.append(path, o.arena, o.used, size, outer)
+	q.append(to, o.arena, o.used, size, outer)
 	o.used += size
 	o.bytes += size
-	return message
 }
 
 // pad returns the length that a plaintext is padded to: the next multiple of 16, but never above the MTU (the kernel's
@@ -331,24 +320,6 @@ func (o *outbound) segment(q *sendQueue, path *Path, kp *crypto.Keypair, counter
 func (o *outbound) pad(length, most int) int {
 	padded := (length + 15) &^ 15
 	return min(padded, max(length, min(o.shard.mtu, most)))
-}
-
-// append adds arena[at:at+size] to the last run if it fits there, or as a new run.
-func (q *sendQueue) append(path *Path, arena []byte, at, size int, outer outerMarks) {
-	if n := len(q.runs); n > q.sent && !q.full && q.path == path && q.end == at {
-		r := &q.runs[n-1]
-		if size <= r.SegmentSize && r.TOS == outer.tos && r.TTL == outer.ttl && len(r.Data)+size <= udp.MaxDatagram &&
-			len(r.Data) < udp.MaxSegments*r.SegmentSize {
-			r.Data = r.Data[:len(r.Data)+size]
-			q.end += size
-			q.full = size < r.SegmentSize
-			return
-		}
-	}
-	r := path.run(arena[at:at+size], outer.tos)
-	r.TTL = outer.ttl
-	q.runs = append(q.runs, r)
-	q.path, q.end, q.full = path, at+size, false
 }
 
 // sealPending gives the packets that were cut to the crew.
@@ -396,38 +367,6 @@ func (o *outbound) flushMidBatch() {
 	o.runs4.abandon(o.shard, dropSendStalled)
 	o.runs6.abandon(o.shard, dropSendStalled)
 	o.used = 0
-}
-
-// send sends what waits and returns true when nothing is left.
-func (q *sendQueue) send(s *shard, socket udp.Socket) bool {
-	if q.sent == len(q.runs) {
-		q.reset()
-		return true
-	}
-	if socket == nil {
-		q.abandon(s, dropFamily)
-		return true
-	}
-	n, err := socket.Send(q.runs[q.sent:])
-	if q.sent += n; err == nil && q.sent < len(q.runs) {
-		q.full = true // a part of the next run may be on its way, so it must stay as it is
-		return false
-	}
-	q.abandon(s, dropSendStalled) // nothing is left, or the socket is closed and nothing will ever leave
-	return true
-}
-
-// abandon drops what waits.
-func (q *sendQueue) abandon(s *shard, why dropReason) {
-	for _, r := range q.runs[q.sent:] {
-		s.stats.drop(why, (len(r.Data)+r.SegmentSize-1)/r.SegmentSize)
-	}
-	q.reset()
-}
-
-func (q *sendQueue) reset() {
-	clear(q.runs)
-	q.runs, q.sent, q.path = q.runs[:0], 0, nil
 }
 
 // unreachable answers a packet that has nowhere to go with ICMP host unreachable or ICMPv6 address unreachable, as the

@@ -97,7 +97,7 @@ func TestSendQueueAppend(t *testing.T) {
 		at := 0
 		for _, s := range c.steps {
 			at += s.gap
-			q.append(s.path, arena, at, s.size, outerMarks{tos: s.tos})
+			q.append(owner{path: s.path}, arena, at, s.size, outerMarks{tos: s.tos})
 			at += s.size
 		}
 		var got []int
@@ -134,11 +134,12 @@ func TestRunThatWaitsIsNotChanged(t *testing.T) {
 	path := &Path{Dst: netip.MustParseAddrPort("192.0.2.1:1")}
 	s := &shard{stats: new(shardStats)}
 	var q sendQueue
-	q.append(path, arena, 0, 100, outerMarks{})
+	to := owner{peer: new(peer), path: path}
+	q.append(to, arena, 0, 100, outerMarks{})
 	if q.send(s, &fullSocket{}) {
 		t.Fatal("a full socket took something")
 	}
-	q.append(path, arena, 100, 100, outerMarks{})
+	q.append(to, arena, 100, 100, outerMarks{})
 	if len(q.runs) != 2 || len(q.runs[0].Data) != 100 {
 		t.Errorf("%d runs wait, the first of %d bytes; want 2, the first unchanged", len(q.runs), len(q.runs[0].Data))
 	}
@@ -333,6 +334,48 @@ func TestSnakeCase(t *testing.T) {
 	for i, name := range dropNames {
 		if name == "" {
 			t.Errorf("drop reason %d has no name", i)
+		}
+	}
+}
+
+// refusingSocket refuses the first bytes of each run.
+type refusingSocket struct {
+	udp.Socket
+	bytes int
+}
+
+func (r *refusingSocket) Send(runs []udp.Run) (int, error) {
+	for i := range runs {
+		runs[i].Refused = min(r.bytes, len(runs[i].Data))
+	}
+	return len(runs), nil
+}
+
+// What the socket refused was not sent, and its peer owes no answer for it.
+func TestRefusedIsNotSent(t *testing.T) {
+	arena := make([]byte, 1000)
+	for _, channel := range []uint16{0, 0x4000} {
+		path := &Path{Dst: netip.MustParseAddrPort("192.0.2.1:1"), Channel: channel}
+		for refused, want := range map[int]struct {
+			bytes int
+			asked time.Duration
+		}{0: {250, time.Second}, 100: {150, time.Second}, 200: {50, time.Second}, 250: {0, 0}} {
+			to := owner{peer: new(peer), path: path, at: time.Second}
+			to.peer.stamps.sent(to.at, true)
+			var q sendQueue
+			q.append(to, arena, 0, 100, outerMarks{})
+			q.append(to, arena, 100, 100, outerMarks{})
+			q.append(to, arena, 200, 50, outerMarks{})
+			if !q.send(&shard{stats: new(shardStats)}, &refusingSocket{bytes: refused}) {
+				t.Fatal("something is left")
+			}
+			messages := (want.bytes + 99) / 100
+			if got := int(to.peer.txBytes.Load()); got != want.bytes-messages*path.overhead() {
+				t.Errorf("channel %d, %d of 250 bytes refused: %d bytes counted, want %d", channel, refused, got, want.bytes-messages*path.overhead())
+			}
+			if got := to.peer.stamps.activity().FirstUnanswered; got != want.asked {
+				t.Errorf("channel %d, %d of 250 bytes refused: first unanswered at %v, want %v", channel, refused, got, want.asked)
+			}
 		}
 	}
 }

@@ -112,6 +112,10 @@ func (s *stamps) sent(now time.Duration, data bool) (signal bool) {
 	return false
 }
 
+// refused notes that data which sent was told of at now has not left: who was never asked owes no answer (kernel send.c,
+// wg_packet_create_data_done). What else left in that moment is forgotten with it, until the next packet.
+func (s *stamps) refused(now time.Duration) { s.firstUnanswered.CompareAndSwap(int64(now), 0) }
+
 // lastData is when data last went or came.
 func (s *stamps) lastData() time.Duration {
 	return time.Duration(max(s.lastDataSent.Load(), s.lastDataReceived.Load()))

@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
 // setRequest is a parsed set. The zero value is empty.
@@ -189,7 +190,11 @@ func parseUAPIEndpoint(key string, value []byte) (netip.AddrPort, error) {
 	if err != nil || endpoint.Port() == 0 {
 		return netip.AddrPort{}, badUAPIValue(key, value, "not IP:port or [IP]:port with a port above 0")
 	}
-	return netip.AddrPortFrom(endpoint.Addr().Unmap(), endpoint.Port()), nil
+	addr, err := udp.ResolveZone(endpoint.Addr().Unmap())
+	if err != nil {
+		return netip.AddrPort{}, badUAPIValue(key, value, err.Error())
+	}
+	return netip.AddrPortFrom(addr, endpoint.Port()), nil
 }
 
 func badUAPIValue(key string, value []byte, why string) error {

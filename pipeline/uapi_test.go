@@ -120,7 +120,9 @@ func TestUAPISet(t *testing.T) {
 		{"host bits are masked", "public_key=" + keyA + "\nallowed_ip=10.1.2.3/8\n", 0, []string{"peer aaaa", "add 10.0.0.0/8"}},
 		{"removal of one prefix", "public_key=" + keyA + "\nallowed_ip=-10.1.2.3/8\nallowed_ip=-::/0\n", 0,
 			[]string{"peer aaaa", "drop 10.0.0.0/8", "drop ::/0"}},
-		{"zone", "public_key=" + keyA + "\nendpoint=[fe80::1%eth0]:1\n", 0, []string{"peer aaaa", "endpoint [fe80::1%eth0]:1"}},
+		{"zone", "public_key=" + keyA + "\nendpoint=[fe80::1%7]:1\n", 0, []string{"peer aaaa", "endpoint [fe80::1%7]:1"}},
+		{"zone of an address that needs none", "public_key=" + keyA + "\nendpoint=[2001:db8::1%nobody]:1\n", 0,
+			[]string{"peer aaaa", "endpoint [2001:db8::1]:1"}},
 		{"mapped endpoint", "public_key=" + keyA + "\nendpoint=[::ffff:192.0.2.1]:1\n", 0, []string{"peer aaaa", "endpoint 192.0.2.1:1"}},
 		{"two peers", "public_key=" + keyA + "\npublic_key=" + keyB + "\n", 0, []string{"peer aaaa", "peer bbbb"}},
 		{"remove", "public_key=" + keyA + "\nremove=true\nallowed_ip=10.0.0.0/8\n", 0, []string{"remove aaaa"}},
@@ -152,6 +154,7 @@ func TestUAPISet(t *testing.T) {
 		{"version", "public_key=" + keyA + "\nprotocol_version=2\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
 		{"endpoint name", "public_key=" + keyA + "\nendpoint=localhost:1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
 		{"endpoint without port", "public_key=" + keyA + "\nendpoint=192.0.2.1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
+		{"endpoint with an unknown zone", "public_key=" + keyA + "\nendpoint=[fe80::1%nobody]:1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
 		{"endpoint port 0", "public_key=" + keyA + "\nendpoint=192.0.2.1:0\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
 		{"endpoint without brackets", "public_key=" + keyA + "\nendpoint=fe80::1:1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
 		{"keepalive too large", "public_key=" + keyA + "\npersistent_keepalive_interval=65536\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
@@ -193,7 +196,7 @@ func TestUAPIGet(t *testing.T) {
 	r := newRecorder()
 	r.status = Status{ListenPort: 51820, Mark: 7, Peers: []PeerStatus{
 		{
-			Endpoint: netip.MustParseAddrPort("[fe80::1%eth0]:9"), PersistentKeepalive: 25, RxBytes: 1 << 63, TxBytes: 3,
+			Endpoint: netip.MustParseAddrPort("[fe80::1%7]:9"), PersistentKeepalive: 25, RxBytes: 1 << 63, TxBytes: 3,
 			LastHandshake: time.Unix(1700000000, 5), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::/0")},
 		}, {},
 	}}
@@ -201,7 +204,7 @@ func TestUAPIGet(t *testing.T) {
 	hex.Decode(r.status.Peers[0].PublicKey[:], []byte(keyB))
 	zeros := strings.Repeat("0", 64)
 	want := "private_key=" + keyA + "\nlisten_port=51820\nfwmark=7\n" +
-		"public_key=" + keyB + "\npreshared_key=" + zeros + "\nprotocol_version=1\nendpoint=[fe80::1%eth0]:9\n" +
+		"public_key=" + keyB + "\npreshared_key=" + zeros + "\nprotocol_version=1\nendpoint=[fe80::1%7]:9\n" +
 		"last_handshake_time_sec=1700000000\nlast_handshake_time_nsec=5\ntx_bytes=3\nrx_bytes=9223372036854775808\n" +
 		"persistent_keepalive_interval=25\nallowed_ip=10.0.0.0/8\nallowed_ip=::/0\n" +
 		"public_key=" + zeros + "\npreshared_key=" + zeros + "\nprotocol_version=1\n" +

@@ -153,8 +153,17 @@ func TestRawRequests(t *testing.T) {
 	if got := ask(t, name, "set=1\npublic_key="+key(publicB)+"\nendpoint=[fe80::7%eth7]:7\n\n"); got != "errno=0\n\n" {
 		t.Errorf("endpoint with a zone: %q", got)
 	}
-	if got := wg("", "show", name, "endpoints"); !strings.HasPrefix(got, publicB+"\t[fe80::7%eth7]:7\n") {
+	// The interface keeps its index under another name, and wg, which would end by SIGSEGV at a name it does not know, knows it.
+	must(t, ns, "ip", "link", "set", "eth7", "down")
+	must(t, ns, "ip", "link", "set", "eth7", "name", "eth8")
+	if got := wg("", "show", name, "endpoints"); !strings.HasPrefix(got, publicB+"\t[fe80::7%eth8]:7\n") {
 		t.Errorf("endpoint with a zone: %q", got)
+	}
+	if got := must(t, other, "wg", "show", name, "endpoints"); !strings.HasPrefix(got, publicB+"\t[fe80::7%") {
+		t.Errorf("endpoint with a zone, from another namespace: %q", got)
+	}
+	if got, want := ask(t, name, "set=1\npublic_key="+key(publicB)+"\nendpoint=[fe80::7%eth7]:7\n\n"), fmt.Sprintf("errno=%d\n\n", -int(syscall.EINVAL)); got != want {
+		t.Errorf("endpoint with a zone that is no more: %q, want %q", got, want)
 	}
 }
 

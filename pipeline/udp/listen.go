@@ -3,14 +3,16 @@ package udp
 import (
 	"errors"
 	"fmt"
+	"math"
 	"syscall"
 )
 
 const (
 	// defaultReceiveBuffer is 10 ms at 3 Gbit/s: longer queues only add delay.
 	defaultReceiveBuffer = 4 << 20
-	// defaultSendBuffer is a full batch of runs, 2 ms at 4 Gbit/s.
-	defaultSendBuffer = 1 << 20
+	// defaultSendBuffer is no bound at all, as in the kernel's WireGuard (INT_MAX, socket.c, set_sock_opts): all peers share the
+	// socket, so it must never be full. The queue of the device that is too slow drops, and only for those who go that way.
+	defaultSendBuffer = math.MaxInt32 / 2
 	// portTries bounds the search for a port that is free in both families.
 	portTries = 64
 )

@@ -14,6 +14,8 @@ const (
 	// portableQueue is how many messages each direction of a portable socket holds; each may be MaxDatagram long, so a
 	// socket reserves twice 2 MiB of address space, of which only what datagrams touch becomes memory.
 	portableQueue = 32
+	// portableSendBuffer bounds what is asked for: some systems refuse more than they allow instead of granting that.
+	portableSendBuffer = 1 << 20
 	// readPause keeps a socket whose reads fail time after time from spinning.
 	readPause = 10 * time.Millisecond
 )
@@ -70,7 +72,7 @@ func openPortable(cfg Config, f family, port uint16, _ bool) (Socket, error) {
 		}
 	}
 	_ = conn.SetReadBuffer(cfg.ReceiveBuffer) // a smaller one only costs speed
-	_ = conn.SetWriteBuffer(cfg.SendBuffer)
+	_ = conn.SetWriteBuffer(min(cfg.SendBuffer, portableSendBuffer))
 	s := newPortable(conn)
 	s.pumps.Add(2)
 	go s.readPump()
@@ -179,6 +181,7 @@ func (s *portableSocket) recycleSent(m *message) {
 // readPump moves datagrams from the connection to the ring until Close.
 func (s *portableSocket) readPump() {
 	defer s.pumps.Done()
+	var zones zoneNames
 	for {
 		var m *message
 		select {
@@ -186,7 +189,7 @@ func (s *portableSocket) readPump() {
 			return
 		case m = <-s.receiveFree:
 		}
-		if !s.read(m) {
+		if !s.read(m, &zones) {
 			return
 		}
 		s.received <- m
@@ -196,11 +199,11 @@ func (s *portableSocket) readPump() {
 
 // read fills m with the next datagram; false after Close. Errors that a remote can cause (ICMP) come once each; the
 // pause after several in a row bounds whatever else there is.
-func (s *portableSocket) read(m *message) bool {
+func (s *portableSocket) read(m *message, zones *zoneNames) bool {
 	for failures := 1; ; failures++ {
 		n, addr, err := s.conn.ReadFromUDPAddrPort(m.buf)
 		if err == nil {
-			m.data, m.addr = m.buf[:n], unmapped(addr)
+			m.data, m.addr = m.buf[:n], zones.numbered(unmapped(addr))
 			return true
 		}
 		if s.isClosed() || errors.Is(err, net.ErrClosed) {

@@ -1,6 +1,7 @@
 package udp
 
 import (
+	"net/netip"
 	"os"
 	"syscall"
 	"unsafe"
@@ -101,7 +102,7 @@ func (s *linuxSocket) decode(b *Datagrams, i int) {
 	m := &r.msgs[i]
 	addr, scope := parseSockaddr(r.names[i][:min(int(m.hdr.Namelen), sockaddrIn6Size)])
 	if scope != 0 {
-		addr = addrPortWithZone(&r.zones, addr, scope)
+		addr = netip.AddrPortFrom(r.zones.withZone(addr.Addr(), scope), addr.Port())
 	}
 	in := parseControl(r.controls[i][:min(int(m.hdr.Controllen), receiveControlSize)])
 	b.Data, b.Src, b.Dst, b.IfIndex, b.ECN = b.Buf[:0], addr, in.dst, in.ifIndex, ECN(in.tos&3)

@@ -25,7 +25,6 @@ type sender struct {
 	stopped     stopPoint
 	refusals    refusalTable
 	badSource   sourceRefusal
-	zones       zoneTable
 	lastRefusal syscall.Errno // of the last datagram dropped
 }
 
@@ -122,7 +121,7 @@ func (t *sender) encodeName(i int, r *Run) int {
 	}
 	var scope uint32
 	if zone := r.Dst.Addr().Zone(); zone != "" {
-		if scope = t.zones.scope(zone); scope == 0 {
+		if scope = scopeOf(zone); scope == 0 {
 			return 0
 		}
 	}
@@ -154,11 +153,12 @@ func (t *sender) cut(i int, r *Run, c cursor) piece {
 	if p.datagrams > 1 {
 		out.segmentSize = size
 	}
-	if named := r.Src.IsValid() || r.IfIndex != 0; named && c.noSource {
+	ifIndex := r.scope()
+	if named := r.Src.IsValid() || ifIndex != 0; named && c.noSource {
 		p.leftOut = true
 	} else if named {
 		p.source = true
-		out.src, out.ifIndex = r.Src, r.IfIndex
+		out.src, out.ifIndex = r.Src, ifIndex
 	}
 	t.iovs[i].Base = unsafe.SliceData(data)
 	t.iovs[i].SetLen(len(data))
@@ -216,8 +216,8 @@ func (t *sender) drop(r *Run, p piece, errno syscall.Errno) {
 		counter = &stats.SendNoBuffer
 	}
 	counter.Add(uint64(p.datagrams))
+	r.Refused += p.bytes
 	t.lastRefusal = errno
-	t.zones.forget(r.Dst.Addr().Zone())
 	t.badSource = sourceRefusal{} // it was not to blame, if it was left out
 	p.leftOut = false
 	t.pass(r, p)

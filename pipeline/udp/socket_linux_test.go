@@ -289,22 +289,23 @@ func TestSendBufferFull(t *testing.T) {
 	}
 }
 
-// TestZone: a link-local source has its interface's name as zone, and the same address can be sent to.
+// TestZone: a link-local source has its interface's index as zone, and the same address can be sent to, whatever the interface is
+// called meanwhile.
 func TestZone(t *testing.T) {
 	a, b := cable(t)
 	a.ip("addr add fe80::a/64 dev vetha nodad")
 	b.ip("addr add fe80::b/64 dev vethb nodad")
 	left, right := a.open(Config{}).V6, b.open(Config{}).V6
-	a.in(func() { waitReach(t, left, right, "fe80::b%vetha") }) // new addresses take a moment
-	b.in(func() { waitReach(t, right, left, "fe80::a%vethb") })
+	a.in(func() { waitReach(t, left, right, "fe80::b%11") }) // new addresses take a moment
+	b.in(func() { waitReach(t, right, left, "fe80::a%12") })
 	from, to := a.open(Config{}).V6, b.open(Config{}).V6
 	c := newCollector()
 	a.in(func() {
-		sendAll(t, from, []Run{{Data: []byte("hello"), SegmentSize: 2, Dst: netip.AddrPortFrom(netip.MustParseAddr("fe80::b%vetha"), to.LocalPort())}})
+		sendAll(t, from, []Run{{Data: []byte("hello"), SegmentSize: 2, Dst: netip.AddrPortFrom(netip.MustParseAddr("fe80::b%11"), to.LocalPort())}})
 	})
 	b.in(func() { c.until(t, to, 3) })
 	src := c.from[0].Src
-	if src != netip.AddrPortFrom(netip.MustParseAddr("fe80::a%vethb"), from.LocalPort()) {
+	if src != netip.AddrPortFrom(netip.MustParseAddr("fe80::a%12"), from.LocalPort()) {
 		t.Fatalf("from %v", src)
 	}
 	back := newCollector()

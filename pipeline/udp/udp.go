@@ -34,7 +34,7 @@ type Datagrams struct {
 	Data []byte
 	// SegmentSize is the length of each datagram in Data but the last, which may be shorter. At least 1 unless Data is empty.
 	SegmentSize int
-	// Src is where the datagrams came from, unmapped, with zone for link-local IPv6.
+	// Src is where the datagrams came from, unmapped, with the interface's index as zone for link-local IPv6.
 	Src netip.AddrPort
 	// Dst is the local address they came to; IfIndex the interface. Dst is invalid if the platform does not tell.
 	Dst     netip.Addr
@@ -50,10 +50,13 @@ type Run struct {
 	// datagrams and MaxDatagram bytes.
 	SegmentSize int
 	Dst         netip.AddrPort
-	// Src and IfIndex choose the local address where the route permits it (sticky source); invalid and 0 leave the
-	// choice to the kernel.
+	// Src chooses the local address where it is ours (sticky source); invalid leaves the choice to the kernel. IfIndex is looked
+	// at for link-local IPv6 addresses only, which it belongs to; anything else goes where the route with that source leads.
 	Src     netip.Addr
 	IfIndex int
+	// Refused is set by Send: how many bytes of Data the kernel has refused, whole datagrams. The portable socket, which sends
+	// later, leaves it 0.
+	Refused int
 	// TOS is the outer header's whole byte: DSCP and ECN.
 	TOS uint8
 	// TTL is the outer header's TTL or hop limit; 0: the host's default. The portable socket leaves it to the host.
@@ -120,7 +123,7 @@ type Config struct {
 	// Mark is the fwmark; 0 is none.
 	Mark uint32
 	// ReceiveBuffer and SendBuffer are socket buffer sizes in bytes asked for; 0 takes the default of this package. What
-	// the kernel grants may be less (net.core.rmem_max) and is told by Offloads.
+	// the kernel grants may be less (net.core.rmem_max, wmem_max, unless we may pass them) and is told by Offloads.
 	ReceiveBuffer, SendBuffer int
 	// NoSegment, NoGRO and Portable switch off UDP_SEGMENT, UDP_GRO, or the platform's own socket altogether.
 	NoSegment, NoGRO, Portable bool

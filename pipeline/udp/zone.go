@@ -1,13 +1,16 @@
 package udp
 
 import (
+	"fmt"
 	"net"
 	"net/netip"
 	"strconv"
 )
 
-// zoneLimit bounds the maps of a zoneTable; a full one is emptied. A host has few interfaces, but link-local
-// strangers choose their addresses.
+// Zones of link-local IPv6 addresses are decimal interface indexes everywhere in the data plane, as sin6_scope_id is: an index
+// stays when the interface is renamed, and means something to whoever does not know the name (another namespace's wg).
+
+// zoneLimit bounds the map of a zoneTable; a full one is emptied. Link-local strangers choose their addresses.
 const zoneLimit = 256
 
 type scopedAddr struct {
@@ -15,63 +18,82 @@ type scopedAddr struct {
 	scope uint32
 }
 
-// zoneTable translates between interface indexes, which the kernel speaks, and the zone names of netip, and keeps what
-// it found: a look-up asks the kernel, and WithZone interns a string. The zero value is ready; one goroutine at a time.
-type zoneTable struct {
-	names  map[uint32]string
-	named  map[scopedAddr]netip.Addr
-	scopes map[string]uint32
-}
+// zoneTable keeps link-local addresses with their zones: to make one allocates. The zero value is ready; one goroutine at a time.
+type zoneTable map[scopedAddr]netip.Addr
 
-// withZone adds the name of the interface scope to a link-local address; its number if it has no name any more.
+// withZone adds the interface scope to a link-local address.
 func (t *zoneTable) withZone(addr netip.Addr, scope uint32) netip.Addr {
 	key := scopedAddr{addr, scope}
-	if named, ok := t.named[key]; ok {
-		return named
+	if zoned, ok := (*t)[key]; ok {
+		return zoned
 	}
-	if t.named == nil || len(t.named) >= zoneLimit {
-		t.named, t.names = make(map[scopedAddr]netip.Addr), make(map[uint32]string)
+	if *t == nil || len(*t) >= zoneLimit {
+		*t = make(zoneTable)
 	}
-	named := addr.WithZone(t.name(scope))
-	t.named[key] = named
-	return named
+	zoned := addr.WithZone(strconv.FormatUint(uint64(scope), 10))
+	(*t)[key] = zoned
+	return zoned
 }
 
-func (t *zoneTable) name(scope uint32) string {
-	if name, ok := t.names[scope]; ok {
-		return name
+// scopeOf is the interface index of a zone, 0 if it is not a number.
+func scopeOf(zone string) uint32 {
+	scope := uint64(0)
+	for i := range len(zone) {
+		digit := zone[i] - '0'
+		if scope = 10*scope + uint64(digit); digit > 9 || scope > 1<<31-1 {
+			return 0
+		}
 	}
-	name := strconv.FormatUint(uint64(scope), 10)
-	if ifc, err := net.InterfaceByIndex(int(scope)); err == nil {
-		name = ifc.Name
-	}
-	t.names[scope] = name
-	return name
+	return uint32(scope)
 }
 
-// scope is the interface index of a zone, 0 if there is none of that name.
-func (t *zoneTable) scope(zone string) uint32 {
-	if scope, ok := t.scopes[zone]; ok {
-		return scope
+// ResolveZone returns addr as the data plane wants it: a link-local address with the index of its interface as zone, which may
+// have been its name; any other without zone. The interfaces are those of the calling thread's namespace. Errors: none has that
+// name.
+func ResolveZone(addr netip.Addr) (netip.Addr, error) {
+	zone := addr.Zone()
+	if zone == "" || !isLinkLocal6(addr) {
+		return addr.WithZone(""), nil
 	}
-	var scope uint32
-	if ifc, err := net.InterfaceByName(zone); err == nil {
-		scope = uint32(ifc.Index)
-	} else if n, err := strconv.ParseUint(zone, 10, 32); err == nil {
-		scope = uint32(n)
-	} else {
-		return 0 // not kept: the interface may come
+	if ifc, err := net.InterfaceByName(zone); err == nil { // before numbers, as if_nametoindex in getaddrinfo(3)
+		return addr.WithZone(strconv.Itoa(ifc.Index)), nil
 	}
-	if t.scopes == nil || len(t.scopes) >= zoneLimit {
-		t.scopes = make(map[string]uint32)
+	if scope := scopeOf(zone); scope != 0 {
+		return addr.WithZone(strconv.FormatUint(uint64(scope), 10)), nil
 	}
-	t.scopes[zone] = scope
-	return scope
+	return netip.Addr{}, fmt.Errorf("no interface is named %q", zone)
 }
 
-// forget drops what is known about a zone after a send through it failed: the interface may be another one now.
-func (t *zoneTable) forget(zone string) { delete(t.scopes, zone) }
+// isLinkLocal6 tells IPv6 addresses that mean nothing without an interface.
+func isLinkLocal6(a netip.Addr) bool { return a.Is6() && !a.Is4In6() && a.IsLinkLocalUnicast() }
 
-func addrPortWithZone(t *zoneTable, a netip.AddrPort, scope uint32) netip.AddrPort {
-	return netip.AddrPortFrom(t.withZone(a.Addr(), scope), a.Port())
+// zoneNamesKept is for how many datagrams the name of an interface is believed to be the same one's, at most; package net believes
+// it for a minute.
+const zoneNamesKept = 256
+
+// zoneNames translates the names that package net gives zones. The zero value is ready; one goroutine at a time.
+type zoneNames struct {
+	resolved map[string]string
+	left     int // datagrams until resolved is emptied
+}
+
+// numbered returns a with the index of its interface as zone, if it has a zone.
+func (z *zoneNames) numbered(a netip.AddrPort) netip.AddrPort {
+	name := a.Addr().Zone()
+	if name == "" {
+		return a
+	}
+	if z.left == 0 {
+		z.resolved, z.left = make(map[string]string), zoneNamesKept
+	}
+	z.left--
+	zone, ok := z.resolved[name]
+	if !ok {
+		zone = name // that it has gone again is no reason to lose what came
+		if addr, err := ResolveZone(a.Addr()); err == nil {
+			zone = addr.Zone()
+		}
+		z.resolved[name] = zone
+	}
+	return netip.AddrPortFrom(a.Addr().WithZone(zone), a.Port())
 }
