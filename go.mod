@@ -5,6 +5,7 @@ go 1.26.4
 toolchain go1.27.4
 
 require (
+	filippo.io/edwards25519 v1.2.0
 	github.com/c2sp/wycheproof v0.0.0-20260902155932-3fa63dd0344a
 	github.com/gaissmai/bart v0.30.0
 	github.com/google/gopacket v1.1.19

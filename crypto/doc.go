@@ -61,7 +61,28 @@
 // # What is left out
 //
 // Padding, the lengths of inner packets, allowed IPs, staged packets, endpoints and ECN are the data plane's. There is
-// no early drop of handshake messages by a full queue: whoever keeps the queue drops, and tells [Local.NoteQueue]. Secret
-// keys are wiped where they are ours. The standard library's X25519 makes copies that wait for the garbage collector;
-// built with GOEXPERIMENT=runtimesecret they are erased as well.
+// no early drop of handshake messages by a full queue: whoever keeps the queue drops, and tells [Local.NoteQueue].
+//
+// # What becomes of secret keys
+//
+// A key that is in use stands in memory once: the private key in [Local], the preshared and the static-static key in [Peer],
+// those of a session in its ciphers. A key that is retired is overwritten by its owner: when the private key is replaced, the
+// peer removed, the preshared key changed, the session out of its slots and let go of ([Keypair.Wipe]), the handshake done.
+// What is computed with them lives on the stack, which secret.Do overwrites, and package aead after each run. That is why
+// X25519 is our own: the one of crypto/ecdh leaves private keys and results on the heap. A test of cmd/sluice-wg reads the
+// memory of the program a second after: no retired key, ephemeral key, Diffie-Hellman result, chaining or session key, and each
+// one in use once.
+//
+// Go leaves these, which no program can overwrite:
+//
+//   - A signal, and the Go runtime sends some, has the system save the vector registers of the thread that it interrupts.
+//     These may hold pieces of 16 bytes of a session key, which stay until the thread's next signal. The test found 0 to 10
+//     at a time and permits 64.
+//   - A garbage collection that begins while a handshake is computed may move the stack, and leave the old one.
+//   - Without assembly (other processors than amd64, and the tag purego) x/crypto puts the session key on the heap with every
+//     packet. Cookies, which prove an address for two minutes, are in x/crypto's BLAKE2s, also on the heap.
+//   - What arrives as text or in JSON belongs to the library that parses it: in sluice the token, and the preshared keys
+//     that the portal gives out. The private key of sluice lives as long as the program, and stands there twice.
+//
+// With GOEXPERIMENT=runtimesecret the runtime also erases registers and what was left on the heap by a handshake.
 package crypto

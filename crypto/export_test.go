@@ -1,7 +1,6 @@
 package crypto
 
 import (
-	"crypto/ecdh"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -58,19 +57,17 @@ func StampOf(t time.Time) [12]byte { return stampOf(t) }
 func ForgeInitiation(rand io.Reader, static PrivateKey, to PublicKey, stamp [12]byte, index uint32) []byte {
 	var shared, key, private [32]byte
 	l := &Local{rand: rand}
-	own, _ := ecdh.X25519().NewPrivateKey(static[:])
-	ephemeral, _ := l.drawEphemeral(&private)
 	public := static.Public()
 	msg := make([]byte, SizeInitiation)
 	var s symmetric
 	e := msg[initiationEphemeral:initiationStatic]
-	copy(e, ephemeral.PublicKey().Bytes())
+	l.drawEphemeral(&private, e)
 	s.begin(&to)
 	s.mixEphemeral(e)
-	dh(&shared, ephemeral, to[:])
+	x25519(&shared, &private, to[:])
 	s.mixDH(&shared, &key)
 	s.seal(msg[initiationStatic:initiationTimestamp], &key, public[:])
-	dh(&shared, own, to[:])
+	x25519(&shared, (*[32]byte)(&static), to[:])
 	s.mixDH(&shared, &key)
 	s.seal(msg[initiationTimestamp:initiationMac1], &key, stamp[:])
 	binary.LittleEndian.PutUint32(msg, uint32(MessageInitiation))

@@ -2,12 +2,12 @@ package crypto
 
 import (
 	"bytes"
-	"crypto/ecdh"
 	"encoding/binary"
 	"io"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto/aead"
+	"github.com/sluice-vpn/sluice/crypto/secret"
 )
 
 // handshake is what the initiator remembers between its initiation and the response. The responder remembers nothing: it
@@ -25,20 +25,21 @@ func (h *handshake) wipe() {
 	h.active = false
 }
 
-// drawEphemeral makes an ephemeral key pair. The returned form is for computing; private is the copy that gets wiped.
-func (l *Local) drawEphemeral(private *[keySize]byte) (*ecdh.PrivateKey, bool) {
+// drawEphemeral makes an ephemeral key pair: private belongs to the caller, who wipes it, public goes into the message.
+func (l *Local) drawEphemeral(private *[keySize]byte, public []byte) bool {
 	if _, err := io.ReadFull(l.rand, private[:]); err != nil {
-		return nil, false
+		return false
 	}
 	(*PrivateKey)(private).clamp()
-	key, err := ecdh.X25519().NewPrivateKey(private[:])
-	return key, err == nil
+	e := publicOf(private)
+	copy(public, e[:])
+	return true
 }
 
 // createInitiation makes the first message (paper, section 5.4.2), and the handshake that waits for its response. The
 // one before, if any, is forgotten together with its index. What it returns is owned by the caller.
 func (p *Peer) createInitiation(now time.Duration) (msg []byte, reason Reason) {
-	if p.local.static == nil {
+	if p.local.private.IsZero() {
 		return nil, NoPrivateKey
 	}
 	if isZero(&p.staticStatic) {
@@ -46,7 +47,7 @@ func (p *Peer) createInitiation(now time.Duration) (msg []byte, reason Reason) {
 	}
 	p.dropHandshake()
 	msg = make([]byte, SizeInitiation)
-	secretly(func() { reason = p.fillInitiation(msg) })
+	secret.Do(func() { reason = p.fillInitiation(msg) })
 	if reason != Accepted {
 		p.handshake.wipe()
 		return nil, reason
@@ -70,15 +71,13 @@ func (p *Peer) fillInitiation(msg []byte) Reason {
 	defer clear(shared[:])
 	defer clear(key[:])
 
-	ephemeral, ok := p.local.drawEphemeral(&h.ephemeral)
-	if !ok {
+	e := msg[initiationEphemeral:initiationStatic]
+	if !p.local.drawEphemeral(&h.ephemeral, e) {
 		return NoRandomness
 	}
-	e := msg[initiationEphemeral:initiationStatic]
-	copy(e, ephemeral.PublicKey().Bytes())
 	h.state.begin(&p.public)
 	h.state.mixEphemeral(e)
-	if !dh(&shared, ephemeral, p.public[:]) {
+	if !x25519(&shared, &h.ephemeral, p.public[:]) {
 		return LowOrder
 	}
 	h.state.mixDH(&shared, &key)
@@ -111,7 +110,7 @@ func (l *Local) openInitiation(s *symmetric, msg []byte) (p *Peer, stamp timesta
 	e := msg[initiationEphemeral:initiationStatic]
 	s.begin(&l.public)
 	s.mixEphemeral(e)
-	if !dh(&shared, l.static, e) {
+	if !x25519(&shared, l.static(), e) {
 		return nil, stamp, LowOrder
 	}
 	s.mixDH(&shared, &key)
@@ -200,19 +199,17 @@ func (p *Peer) createResponse(now time.Duration, s *symmetric, initiation []byte
 	defer clear(key[:])
 	defer clear(private[:])
 
-	ephemeral, ok := p.local.drawEphemeral(&private)
-	if !ok {
-		return nil, nil, NoRandomness
-	}
 	msg := make([]byte, SizeResponse)
 	e := msg[responseEphemeral:responseEmpty]
-	copy(e, ephemeral.PublicKey().Bytes())
+	if !p.local.drawEphemeral(&private, e) {
+		return nil, nil, NoRandomness
+	}
 	s.mixEphemeral(e)
-	if !dh(&shared, ephemeral, initiation[initiationEphemeral:initiationStatic]) {
+	if !x25519(&shared, &private, initiation[initiationEphemeral:initiationStatic]) {
 		return nil, nil, LowOrder
 	}
 	s.mixDH(&shared, nil)
-	if !dh(&shared, ephemeral, p.public[:]) {
+	if !x25519(&shared, &private, p.public[:]) {
 		return nil, nil, LowOrder
 	}
 	s.mixDH(&shared, nil)
@@ -261,17 +258,13 @@ func (p *Peer) openResponse(s *symmetric, msg []byte) Reason {
 	defer clear(shared[:])
 	defer clear(key[:])
 
-	ephemeral, err := ecdh.X25519().NewPrivateKey(p.handshake.ephemeral[:])
-	if err != nil {
-		return WrongState // impossible: the length is fixed
-	}
 	e := msg[responseEphemeral:responseEmpty]
 	s.mixEphemeral(e)
-	if !dh(&shared, ephemeral, e) {
+	if !x25519(&shared, &p.handshake.ephemeral, e) {
 		return LowOrder
 	}
 	s.mixDH(&shared, nil)
-	if !dh(&shared, p.local.static, e) {
+	if !x25519(&shared, p.local.static(), e) {
 		return LowOrder
 	}
 	s.mixDH(&shared, nil)

@@ -1,7 +1,6 @@
 package crypto
 
 import (
-	"crypto/ecdh"
 	"crypto/subtle"
 	"encoding/base64"
 	"errors"
@@ -68,14 +67,15 @@ func ParsePresharedKey(s string) (k PresharedKey, err error) {
 
 // Public returns the public key of k, or the zero key if k is zero.
 func (k PrivateKey) Public() PublicKey {
-	if k.IsZero() {
-		return PublicKey{}
+	return publicOf((*[keySize]byte)(&k))
+}
+
+// publicOf is Public without a copy of the key.
+func publicOf(k *[keySize]byte) (public PublicKey) {
+	if !isZero(k) {
+		x25519((*[keySize]byte)(&public), k, basePoint[:])
 	}
-	private, err := ecdh.X25519().NewPrivateKey(k[:])
-	if err != nil { // impossible: the length is fixed
-		return PublicKey{}
-	}
-	return PublicKey(private.PublicKey().Bytes())
+	return public
 }
 
 // clamp sets the bits that Curve25519 fixes (RFC 7748, section 5), so that one key has one form.
@@ -103,7 +103,13 @@ func (k PublicKey) Equal(o PublicKey) bool { return subtle.ConstantTimeCompare(k
 func (k PresharedKey) Equal(o PresharedKey) bool { return subtle.ConstantTimeCompare(k[:], o[:]) == 1 }
 
 // isZero compares a secret with zero in constant time.
-func isZero(k *[keySize]byte) bool { return PrivateKey(*k).IsZero() }
+func isZero(k *[keySize]byte) bool {
+	var sum byte
+	for _, b := range k {
+		sum |= b
+	}
+	return sum == 0
+}
 
 // Encode returns k in base64. This is the one way to print the secret.
 func (k PrivateKey) Encode() string { return base64.StdEncoding.EncodeToString(k[:]) }

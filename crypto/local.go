@@ -1,7 +1,6 @@
 package crypto
 
 import (
-	"crypto/ecdh"
 	cryptorand "crypto/rand"
 	"encoding/binary"
 	"errors"
@@ -10,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto/aead"
+	"github.com/sluice-vpn/sluice/crypto/secret"
 )
 
 // What AddPeer refuses.
@@ -37,9 +37,8 @@ type Local struct {
 	newCipher func(*[aead.KeySize]byte) aead.Cipher
 	table     *IndexTable
 
-	private PrivateKey
+	private PrivateKey // clamped; zero: none
 	public  PublicKey
-	static  *ecdh.PrivateKey // nil: we have no private key
 	cookies cookieChecker
 
 	peers map[PublicKey]*Peer
@@ -66,6 +65,9 @@ func NewLocal(cfg Config) (*Local, error) {
 // PrivateKey returns our private key, clamped; zero: none.
 func (l *Local) PrivateKey() PrivateKey { return l.private }
 
+// static is the private key where it is.
+func (l *Local) static() *[keySize]byte { return (*[keySize]byte)(&l.private) }
+
 // PublicKey returns our public key; zero: none.
 func (l *Local) PublicKey() PublicKey { return l.public }
 
@@ -82,12 +84,9 @@ func (l *Local) SetPrivateKey(now time.Duration, k PrivateKey) (removed []*Peer)
 	if k.Equal(l.private) {
 		return nil
 	}
-	l.private, l.static = k, nil
-	if !k.IsZero() {
-		l.static, _ = ecdh.X25519().NewPrivateKey(k[:]) // the length is right
-	}
-	l.public = k.Public()
-	if p := l.peers[l.public]; p != nil && l.static != nil {
+	l.private = k
+	l.public = publicOf(l.static())
+	if p := l.peers[l.public]; p != nil && !l.private.IsZero() {
 		l.RemovePeer(now, p)
 		removed = append(removed, p)
 	}
@@ -104,7 +103,7 @@ func (l *Local) Peer(k PublicKey) *Peer { return l.peers[k] }
 
 // AddPeer makes a peer. A persistent keepalive is due at once. The errors are ErrSelf and ErrDuplicate.
 func (l *Local) AddPeer(now time.Duration, cfg PeerConfig) (*Peer, error) {
-	if l.static != nil && cfg.PublicKey.Equal(l.public) {
+	if !l.private.IsZero() && cfg.PublicKey.Equal(l.public) {
 		return nil, ErrSelf
 	}
 	if l.peers[cfg.PublicKey] != nil {
@@ -138,14 +137,15 @@ func (l *Local) RemovePeer(now time.Duration, p *Peer) {
 	p.place = -1
 	clear(p.preshared[:])
 	clear(p.staticStatic[:])
+	clear(p.cookie.cookie[:])
 }
 
 // precompute sets the static-static secret, zero if the peer's key is of low order (kernel noise.c,
 // wg_noise_precompute_static_static).
 func (p *Peer) precompute() {
 	clear(p.staticStatic[:])
-	if p.local.static != nil {
-		secretly(func() { dh(&p.staticStatic, p.local.static, p.public[:]) })
+	if !p.local.private.IsZero() {
+		secret.Do(func() { x25519(&p.staticStatic, p.local.static(), p.public[:]) })
 	}
 }
 
@@ -205,7 +205,7 @@ func (l *Local) handleInitiation(now time.Duration, src netip.AddrPort, msg []by
 	if reason, reply := l.admit(now, src, msg); reason != Accepted {
 		return Verdict{Reason: reason, Reply: reply}
 	}
-	secretly(func() { v = l.consumeInitiation(now, msg) })
+	secret.Do(func() { v = l.consumeInitiation(now, msg) })
 	return v
 }
 
@@ -215,7 +215,7 @@ func (l *Local) handleResponse(now time.Duration, src netip.AddrPort, msg []byte
 		v.Peer = e.peer
 	}
 	if v.Reason, v.Reply = l.admit(now, src, msg); v.Reason == Accepted {
-		secretly(func() { v.Reason = l.consumeResponse(now, e, msg) })
+		secret.Do(func() { v.Reason = l.consumeResponse(now, e, msg) })
 	}
 	v.Roam = v.Reason == Accepted
 	if v.Peer != nil && !v.Roam {
@@ -241,7 +241,7 @@ func (l *Local) handleCookieReply(now time.Duration, msg []byte) Verdict {
 // always; under load a cookie as well, and not more than the source's share. Not under load mac2 is not looked at.
 func (l *Local) admit(now time.Duration, src netip.AddrPort, msg []byte) (reason Reason, reply []byte) {
 	switch {
-	case l.static == nil:
+	case l.private.IsZero():
 		return NoPrivateKey, nil
 	case !l.cookies.checkMac1(msg):
 		return Mac1Mismatch, nil

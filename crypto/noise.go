@@ -1,10 +1,9 @@
 package crypto
 
 import (
-	"crypto/ecdh"
-
 	"golang.org/x/crypto/blake2s"
-	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/sluice-vpn/sluice/crypto/aead"
 )
 
 // The names that go into the hash of every handshake (paper, section 5.4; kernel noise.c).
@@ -61,23 +60,13 @@ func (s *symmetric) mixPSK(psk *PresharedKey, key *[keySize]byte) {
 // seal encrypts plaintext into dst, which is a tag longer, and takes the ciphertext into the transcript. The nonce is
 // zero: a key of the handshake seals once.
 func (s *symmetric) seal(dst []byte, key *[keySize]byte, plaintext []byte) {
-	var nonce [chacha20poly1305.NonceSize]byte
-	aead, err := chacha20poly1305.New(key[:])
-	if err != nil {
-		panic(err) // impossible: the key has its length
-	}
-	aead.Seal(dst[:0], nonce[:], plaintext, s.hash[:])
+	aead.SealOnce(dst, key, plaintext, s.hash[:])
 	s.mixHash(dst[:len(plaintext)+tagSize])
 }
 
 // open decrypts ciphertext into dst, which is a tag shorter, and takes the ciphertext into the transcript.
 func (s *symmetric) open(dst []byte, key *[keySize]byte, ciphertext []byte) bool {
-	var nonce [chacha20poly1305.NonceSize]byte
-	aead, err := chacha20poly1305.New(key[:])
-	if err != nil {
-		panic(err) // impossible: the key has its length
-	}
-	if _, err := aead.Open(dst[:0], nonce[:], ciphertext, s.hash[:]); err != nil {
+	if !aead.OpenOnce(dst, key, ciphertext, s.hash[:]) {
 		return false
 	}
 	s.mixHash(ciphertext)
@@ -131,20 +120,4 @@ func hmacBLAKE2s(out *[blake2s.Size]byte, key, input []byte) {
 	clear(inner[:])
 	clear(outer[:])
 	clear(digest[:])
-}
-
-// dh sets shared to the X25519 of private and public. False: the result is zero, as low-order points make it, and
-// nothing may be derived from it (kernel noise.c, mix_dh).
-func dh(shared *[keySize]byte, private *ecdh.PrivateKey, public []byte) bool {
-	point, err := ecdh.X25519().NewPublicKey(public)
-	if err != nil {
-		return false
-	}
-	b, err := private.ECDH(point)
-	if err != nil {
-		return false
-	}
-	copy(shared[:], b)
-	clear(b)
-	return true
 }

@@ -2,7 +2,6 @@ package crypto
 
 import (
 	"bytes"
-	"crypto/ecdh"
 	"crypto/hmac"
 	"encoding/hex"
 	"hash"
@@ -114,13 +113,10 @@ var lowOrderPoints = []string{
 
 // Kernel noise.c, mix_dh: a zero result is refused.
 func TestDHRefusesLowOrder(t *testing.T) {
-	private, err := ecdh.X25519().NewPrivateKey(bytes.Repeat([]byte{0x55}, 32))
-	if err != nil {
-		t.Fatal(err)
-	}
+	private := [32]byte(bytes.Repeat([]byte{0x55}, 32))
 	var shared [32]byte
 	for _, p := range lowOrderPoints {
-		if dh(&shared, private, unhex(t, p)) || shared != [32]byte{} {
+		if x25519(&shared, &private, unhex(t, p)) || shared != [32]byte{} {
 			t.Errorf("%s accepted", p)
 		}
 	}

@@ -6,11 +6,20 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/cryptotest"
 )
 
 // A million failed handshakes, ten thousand of them up to the Diffie-Hellman.
 func TestSoakFailedHandshakes(t *testing.T) { failedHandshakes(t, 1000000, 10000) }
+
+// RFC 7748, section 5.2: the vector of a million iterations.
+func TestSoakX25519(t *testing.T) {
+	const want = "7c3911e0ab2586fd864497297e575e6f3bc601c0883c30df5f4dd2d24f665424"
+	if got := crypto.IterateX25519(1000000); got != want {
+		t.Errorf("got %s, want %s", got, want)
+	}
+}
 
 // A day of traffic over a bad link: the session is renewed all day and no state piles up.
 func TestSoakDay(t *testing.T) {

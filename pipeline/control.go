@@ -226,7 +226,7 @@ func (c *control) close() {
 	c.pairs = nil
 	c.controller.setPrivateKey(c.now, crypto.PrivateKey{})
 	for _, p := range c.controller.peers {
-		p.core.Clear(c.now)
+		c.controller.local.RemovePeer(c.now, p.core)
 		c.controller.drain(c.now, p)
 	}
 	c.controller.wipe()

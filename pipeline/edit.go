@@ -5,6 +5,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/crypto/secret"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -25,7 +26,7 @@ func (p *Pipeline) Edit(fn func(*Edit) error) error {
 	return err
 }
 
-// SetPrivateKey changes our key; zero clears it. Sessions cannot be made before the peers know the new public key. A peer
+// SetPrivateKey changes our key; zero clears it. Call it under secret.Do, which overwrites the argument. Sessions cannot be made before the peers know the new public key. A peer
 // with the new public key is removed: it is ourselves.
 func (e *Edit) SetPrivateKey(k crypto.PrivateKey) { e.c.controller.setPrivateKey(e.c.now, k) }
 
@@ -106,7 +107,7 @@ type PeerEdit struct {
 	peer *peer // nil: changes vanish
 }
 
-// SetPresharedKey changes the preshared key; zero clears it. It counts from the next handshake on. The connection of a named
+// SetPresharedKey changes the preshared key; zero clears it. Call it under secret.Do, which overwrites the argument. It counts from the next handshake on. The connection of a named
 // peer closes if that is another key than before (CloseKeysChanged).
 func (pe *PeerEdit) SetPresharedKey(k crypto.PresharedKey) {
 	if pe.peer == nil {
@@ -187,7 +188,7 @@ func (pe *PeerEdit) RemoveAllowedIP(p netip.Prefix) {
 	}
 }
 
-// Status is what a pipeline is configured to and what has become of it. It holds secrets.
+// Status is what a pipeline is configured to and what has become of it. It holds secrets: see Wipe.
 type Status struct {
 	PrivateKey crypto.PrivateKey
 	ListenPort uint16
@@ -209,14 +210,25 @@ type PeerStatus struct {
 	AllowedIPs          []netip.Prefix // sorted
 }
 
-// Status returns a copy of the present state, or ErrClosed.
-func (p *Pipeline) Status() (Status, error) {
-	var s Status
+// Wipe overwrites the secrets.
+func (s *Status) Wipe() {
+	clear(s.PrivateKey[:])
+	for i := range s.Peers {
+		clear(s.Peers[i].PresharedKey[:])
+	}
+}
+
+// Status returns a copy of the present state, or ErrClosed. The caller wipes it.
+func (p *Pipeline) Status() (*Status, error) {
+	s := new(Status)
 	err := p.call(func() {
-		s = Status{
-			PrivateKey: p.local.PrivateKey(), ListenPort: p.control.port(), Mark: p.control.udp.Mark,
-			Peers: p.control.controller.status(p.control.now), Lost: losses(p.control.laneCounters()),
-		}
+		secret.Do(func() {
+			s.PrivateKey, s.Peers = p.local.PrivateKey(), p.control.controller.status(p.control.now)
+		})
+		s.ListenPort, s.Mark, s.Lost = p.control.port(), p.control.udp.Mark, losses(p.control.laneCounters())
 	})
-	return s, err
+	if err != nil {
+		return nil, err
+	}
+	return s, nil
 }

@@ -4,14 +4,13 @@ package pipeline
 // bytes of a request become a setRequest while the client takes its time, then one Edit on the control goroutine applies
 // it, so that no client, however slow, holds up another or the data plane.
 //
-// Order of the file: serving connections, reading lines, formatting a get. Parsing and applying a set is in uapi_set.go.
+// Order of the file: serving connections, formatting a get. Reading lines is in uapi_lines.go, parsing and applying a set in
+// uapi_set.go. What held a key is overwritten as soon as it was used.
 
 import (
-	"bufio"
 	"encoding/hex"
 	"errors"
 	"fmt"
-	"io"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -22,6 +21,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/crypto/secret"
 )
 
 // Bounds on what a client may ask of us.
@@ -54,7 +54,7 @@ func (e *uapiError) Error() string { return "uapi: " + e.text }
 // configurable is what the protocol needs of a pipeline; tests have one without a data plane.
 type configurable interface {
 	edit(func(editor) error) error
-	Status() (Status, error)
+	Status() (*Status, error)
 }
 
 // editor and peerEditor are the parts of Edit and PeerEdit that a set reaches.
@@ -159,7 +159,7 @@ func (s *uapiServer) closeClients() {
 
 // client answers the requests of one connection until it says something that is no request.
 func (s *uapiServer) client(conn net.Conn) {
-	lines := uapiLines{r: bufio.NewReaderSize(conn, uapiMaxLine)}
+	lines := newUAPILines(conn)
 	defer func() {
 		lines.wipe()
 		conn.Close()
@@ -174,7 +174,7 @@ func (s *uapiServer) client(conn net.Conn) {
 			return
 		}
 		expired := time.AfterFunc(uapiPatience, func() { conn.Close() })
-		answer, more := s.answer(string(first), &lines)
+		answer, more := s.answer(first, lines)
 		if answer == nil || !expired.Stop() {
 			return
 		}
@@ -188,22 +188,22 @@ func (s *uapiServer) client(conn net.Conn) {
 }
 
 // answer reads the rest of a request. A nil answer or more being false end the connection.
-func (s *uapiServer) answer(first string, lines *uapiLines) (answer []byte, more bool) {
-	switch first {
+func (s *uapiServer) answer(first []byte, lines *uapiLines) (answer []byte, more bool) {
+	switch string(first) {
 	case "get=1":
 		err := lines.skip()
 		if err != nil {
 			return fmt.Appendf(nil, "errno=%d\n\n", uapiErrno(err)), !lines.ended
 		}
-		status, err := s.target.Status()
-		if err != nil {
+		if answer, err = s.get(); err != nil {
 			return fmt.Appendf(nil, "errno=%d\n\n", uapiErrno(err)), true
 		}
-		return append(appendStatus(nil, &status), "errno=0\n\n"...), true
+		return answer, true
 	case "set=1":
 		req, err := readSet(lines)
 		if err == nil {
 			err = s.target.edit(req.apply)
+			req.wipe()
 		}
 		if err != nil {
 			s.logger.Debug("configuration refused", "error", err)
@@ -213,6 +213,17 @@ func (s *uapiServer) answer(first string, lines *uapiLines) (answer []byte, more
 		return []byte("errno=0\n\n"), true
 	}
 	return nil, false
+}
+
+// get returns the answer to a get, which holds keys: the caller clears it.
+func (s *uapiServer) get() (answer []byte, err error) {
+	status, err := s.target.Status()
+	if err != nil {
+		return nil, err
+	}
+	secret.Do(func() { answer = append(appendStatus(nil, status), "errno=0\n\n"...) })
+	status.Wipe()
+	return answer, nil
 }
 
 // uapiErrno is the positive errno that tells a client of err.
@@ -227,67 +238,6 @@ func uapiErrno(err error) int {
 		return uapiNotPermitted
 	}
 	return uapiIO
-}
-
-// uapiLines reads the lines of one connection, within bounds.
-type uapiLines struct {
-	r     *bufio.Reader
-	last  []byte
-	total int  // bytes of this request so far
-	ended bool // there is no next line
-}
-
-// next returns a line without its newline, borrowed until the following call, which overwrites it: it may hold a key.
-// After errUAPILineTooLong the reader stands at the next line; other errors end the connection.
-func (u *uapiLines) next() ([]byte, error) {
-	clear(u.last)
-	u.last = nil
-	line, err := u.r.ReadSlice('\n')
-	u.total += len(line)
-	tooLong := false
-	for errors.Is(err, bufio.ErrBufferFull) && u.total <= uapiMaxRequest {
-		tooLong = true
-		clear(line)
-		line, err = u.r.ReadSlice('\n')
-		u.total += len(line)
-	}
-	u.last = line
-	u.ended = err != nil || u.total > uapiMaxRequest
-	switch {
-	case u.total > uapiMaxRequest:
-		return nil, errUAPITooLarge
-	case errors.Is(err, io.EOF):
-		return nil, errUAPICut
-	case err != nil:
-		return nil, err
-	case tooLong:
-		return nil, errUAPILineTooLong
-	}
-	return line[:len(line)-1], nil
-}
-
-// skip reads to the end of a request that should have no more lines.
-func (u *uapiLines) skip() error {
-	var unexpected error
-	for {
-		line, err := u.next()
-		switch {
-		case err == errUAPILineTooLong:
-		case err != nil:
-			return err
-		case len(line) == 0:
-			return unexpected
-		}
-		unexpected = &uapiError{uapiInvalid, "a get has trailing lines"}
-	}
-}
-
-// wipe overwrites what is still buffered.
-func (u *uapiLines) wipe() {
-	clear(u.last)
-	if rest, err := u.r.Peek(u.r.Buffered()); err == nil {
-		clear(rest)
-	}
 }
 
 // appendStatus writes the answer to a get without its errno. The result holds the private key: the caller clears it.

@@ -11,6 +11,7 @@ import (
 	"strconv"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/crypto/secret"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -19,6 +20,7 @@ type setRequest struct {
 	device []func(editor) error
 	peers  []*peerRequest
 	known  map[crypto.PublicKey]struct{} // keys of peers
+	keys   []*crypto.PrivateKey          // which device refers to
 	err    error                         // of the first bad line; what stands before it is applied
 }
 
@@ -27,6 +29,7 @@ type peerRequest struct {
 	key                crypto.PublicKey
 	remove, updateOnly bool
 	edits              []func(peerEditor)
+	keys               []*crypto.PresharedKey // which edits refer to
 }
 
 // readSet reads the lines of a set up to the empty one. A line that is wrong is kept in the request; an error means that
@@ -36,6 +39,7 @@ func readSet(lines *uapiLines) (*setRequest, error) {
 	for {
 		line, err := lines.next()
 		if err != nil && err != errUAPILineTooLong {
+			req.wipe()
 			return nil, err
 		}
 		if err == nil && len(line) == 0 {
@@ -50,28 +54,45 @@ func readSet(lines *uapiLines) (*setRequest, error) {
 	}
 }
 
+// wipe overwrites the keys of a request that was applied or will not be.
+func (r *setRequest) wipe() {
+	for _, k := range r.keys {
+		clear(k[:])
+	}
+	for _, p := range r.peers {
+		for _, k := range p.keys {
+			clear(k[:])
+		}
+	}
+}
+
 func (r *setRequest) parseLine(line []byte) error {
 	key, value, ok := bytes.Cut(line, []byte{'='})
 	if !ok {
 		return &uapiError{uapiProtocol, "a line has no '='"}
 	}
-	if string(key) == "public_key" {
+	name := uapiKeyName(key)
+	if name == "public_key" {
 		return r.parsePeer(value)
 	}
 	if len(r.peers) == 0 {
-		return r.parseDevice(string(key), value)
+		return r.parseDevice(name, value)
 	}
-	return r.peers[len(r.peers)-1].parse(string(key), value)
+	return r.peers[len(r.peers)-1].parse(name, value)
 }
 
 func (r *setRequest) parseDevice(key string, value []byte) error {
 	switch key {
 	case "private_key":
-		var k crypto.PrivateKey
+		k := new(crypto.PrivateKey)
+		r.keys = append(r.keys, k)
 		if err := parseUAPIKey(key, k[:], value); err != nil {
 			return err
 		}
-		r.device = append(r.device, func(e editor) error { e.SetPrivateKey(k); return nil })
+		r.device = append(r.device, func(e editor) error {
+			secret.Do(func() { e.SetPrivateKey(*k) })
+			return nil
+		})
 	case "listen_port":
 		port, err := parseUAPINumber(key, value, 16)
 		if err != nil {
@@ -110,6 +131,14 @@ func (r *setRequest) parsePeer(value []byte) error {
 
 func (p *peerRequest) parse(key string, value []byte) error {
 	switch key {
+	case "preshared_key":
+		k := new(crypto.PresharedKey)
+		p.keys = append(p.keys, k)
+		if err := parseUAPIKey(key, k[:], value); err != nil {
+			return err
+		}
+		p.edits = append(p.edits, func(pe peerEditor) { secret.Do(func() { pe.SetPresharedKey(*k) }) })
+		return nil
 	case "remove":
 		p.remove = true
 		return parseUAPITrue(key, value)
@@ -131,10 +160,6 @@ func (p *peerRequest) parse(key string, value []byte) error {
 
 func parsePeerEdit(key string, value []byte) (func(peerEditor), error) {
 	switch key {
-	case "preshared_key":
-		var k crypto.PresharedKey
-		err := parseUAPIKey(key, k[:], value)
-		return func(p peerEditor) { p.SetPresharedKey(k) }, err
 	case "endpoint":
 		endpoint, err := parseUAPIEndpoint(key, value)
 		return func(p peerEditor) { p.SetEndpoint(endpoint) }, err
@@ -202,13 +227,18 @@ func badUAPIValue(key string, value []byte, why string) error {
 	return &uapiError{uapiInvalid, fmt.Sprintf("%s %q: %s", key, value[:min(len(value), enough)], why)}
 }
 
-// unknownUAPIKey names the key only where it looks like one: a bare key in base64 has a '=' too.
-func unknownUAPIKey(where, key string) error {
-	named := len(key) <= 40
-	for _, c := range []byte(key) {
-		named = named && (c == '_' || 'a' <= c && c <= 'z')
+// uapiKeyName is key as text, "" where it does not look like one: a bare secret in base64 has a '=' too.
+func uapiKeyName(key []byte) string {
+	for _, c := range key {
+		if c != '_' && (c < 'a' || c > 'z') {
+			return ""
+		}
 	}
-	if !named {
+	return string(key[:min(len(key), 40)])
+}
+
+func unknownUAPIKey(where, key string) error {
+	if key == "" {
 		return &uapiError{uapiInvalid, "unknown key " + where}
 	}
 	return &uapiError{uapiInvalid, fmt.Sprintf("unknown key %s: %q", where, key)}

@@ -1,7 +1,6 @@
 package pipeline
 
 import (
-	"bufio"
 	"bytes"
 	"encoding/hex"
 	"fmt"
@@ -34,10 +33,12 @@ func (r *recorder) edit(fn func(editor) error) error {
 	return fn(r)
 }
 
-func (r *recorder) Status() (Status, error) {
+func (r *recorder) Status() (*Status, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	return r.status, nil
+	s := r.status
+	s.Peers = slices.Clone(s.Peers) // the caller wipes them
+	return &s, nil
 }
 
 func (r *recorder) note(format string, args ...any) {
@@ -241,9 +242,9 @@ func TestUAPICut(t *testing.T) {
 	for n := range len(request) {
 		r := newRecorder()
 		s := testServer(r, slog.New(slog.DiscardHandler))
-		lines := uapiLines{r: bufio.NewReaderSize(strings.NewReader(request[:n]), uapiMaxLine)}
+		lines := newUAPILines(strings.NewReader(request[:n]))
 		if first, err := lines.next(); err == nil {
-			answer, more := s.answer(string(first), &lines)
+			answer, more := s.answer(first, lines)
 			if want := fmt.Sprintf("errno=%d\n\n", -int(syscall.EPROTO)); string(answer) != want || more {
 				t.Errorf("%d bytes: answer %q, more %v", n, answer, more)
 			}
@@ -258,8 +259,8 @@ func TestUAPIRequestTooLarge(t *testing.T) {
 	r := newRecorder()
 	s := testServer(r, slog.New(slog.DiscardHandler))
 	endless := &endlessLines{line: []byte(strings.Repeat("x", 60<<10) + "\n")}
-	lines := uapiLines{r: bufio.NewReaderSize(endless, uapiMaxLine)}
-	answer, more := s.answer("set=1", &lines)
+	lines := newUAPILines(endless)
+	answer, more := s.answer([]byte("set=1"), lines)
 	if want := fmt.Sprintf("errno=%d\n\n", -int(syscall.EINVAL)); string(answer) != want || more {
 		t.Errorf("answer %q, more %v", answer, more)
 	}
@@ -267,8 +268,8 @@ func TestUAPIRequestTooLarge(t *testing.T) {
 		t.Errorf("%d bytes were read", endless.read)
 	}
 	endless = &endlessLines{line: bytes.Repeat([]byte("x"), 4<<10)} // one line without end
-	lines = uapiLines{r: bufio.NewReaderSize(endless, uapiMaxLine)}
-	if _, more := s.answer("get=1", &lines); more || endless.read > uapiMaxRequest+2*uapiMaxLine {
+	lines = newUAPILines(endless)
+	if _, more := s.answer([]byte("get=1"), lines); more || endless.read > uapiMaxRequest+2*uapiMaxLine {
 		t.Errorf("endless line: more %v after %d bytes", more, endless.read)
 	}
 }
@@ -333,14 +334,14 @@ func FuzzUAPI(f *testing.F) {
 	f.Fuzz(func(t *testing.T, request []byte) {
 		r := newRecorder()
 		s := testServer(r, slog.New(slog.DiscardHandler))
-		lines := uapiLines{r: bufio.NewReaderSize(bytes.NewReader(request), uapiMaxLine)}
+		lines := newUAPILines(bytes.NewReader(request))
 		for more := true; more; {
 			first, err := lines.next()
 			if err != nil {
 				break
 			}
 			var answer []byte
-			answer, more = s.answer(string(first), &lines)
+			answer, more = s.answer(first, lines)
 			if answer != nil && !bytes.HasSuffix(answer, []byte("\n\n")) {
 				t.Fatalf("answer %q", answer)
 			}

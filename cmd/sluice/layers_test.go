@@ -24,9 +24,10 @@ const module = "github.com/sluice-vpn/sluice/"
 // layers lists, for each package of ours, the packages of ours that it may import, test files excepted. A folder that ends in
 // /... stands for all below it.
 var layers = map[string][]string{
-	"crypto/aead":              {},
+	"crypto/aead":              {"crypto/secret"},
 	"crypto/replay":            {},
-	"crypto":                   {"crypto/aead", "crypto/replay"},
+	"crypto/secret":            {},
+	"crypto":                   {"crypto/aead", "crypto/replay", "crypto/secret"},
 	"crypto/cryptotest":        {"crypto", "crypto/aead"},
 	"tun/ip":                   {},
 	"tun":                      {"tun/ip"},
@@ -34,7 +35,7 @@ var layers = map[string][]string{
 	"tun/tuntest":              {"tun", "tun/ip"},
 	"pipeline/udp":             {},
 	"pipeline/udp/udptest":     {"pipeline/udp"},
-	"pipeline":                 {"crypto", "crypto/aead", "crypto/replay", "tun", "tun/ip", "pipeline/udp"},
+	"pipeline":                 {"crypto", "crypto/aead", "crypto/replay", "crypto/secret", "tun", "tun/ip", "pipeline/udp"},
 	"bench/...":                {"bench/...", "crypto/...", "tun/...", "pipeline/...", "ice/..."},
 	"bench/lab":                {},
 	"cmd/internal/logs":        {},

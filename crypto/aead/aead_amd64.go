@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/cpu"
+
+	"github.com/sluice-vpn/sluice/crypto/secret"
 )
 
 //go:generate sh -c "cd _asm && go run . -out ../kernels_amd64.s -stubs ../kernels_amd64.go -pkg aead"
@@ -50,24 +52,23 @@ const (
 type polyKeys [chunkPackets + 1][32]byte
 
 // avx512 seals and opens up to chunkPackets packets at a time, and leaves to x/crypto what that is quicker at.
-type avx512 struct {
-	key   [KeySize]byte
-	short generic
-}
+type avx512 struct{ short generic } // with the key, of which there is one copy
 
 func newAVX512(key *[KeySize]byte) Cipher {
-	c := &avx512{key: *key}
+	c := new(avx512)
 	c.short.init(key)
 	return c
 }
 
 func (c *avx512) Seal(run []Packet) {
+	secret.ReserveKernel()
 	var keys polyKeys
 	for len(run) > 0 {
 		taken := takeSeal(run)
 		if chunk := run[:taken]; quickerToSeal(chunk) {
-			chachaLanes(&c.key, first(chunk), taken, fieldDstLen, 0, allBlocks, &keys[0])
+			chachaLanes(c.short.key, first(chunk), taken, fieldDstLen, 0, allBlocks, &keys[0])
 			authenticate(chunk, fieldDst, &keys)
+			secret.ScrubKernel() // where the kernels lay the key out
 		} else {
 			taken = max(1, taken)
 			c.short.Seal(run[:taken])
@@ -93,15 +94,17 @@ func takeSeal(run []Packet) int {
 }
 
 func (c *avx512) Open(run []Packet) int {
+	secret.ReserveKernel()
 	var keys polyKeys
 	opened := 0
 	for len(run) > 0 {
 		taken := takeOpen(run)
 		if chunk := run[:taken]; quickerToOpen(chunk) {
-			chachaLanes(&c.key, first(chunk), taken, fieldSrcLen, 0, 1, &keys[0])
+			chachaLanes(c.short.key, first(chunk), taken, fieldSrcLen, 0, 1, &keys[0])
 			authenticate(chunk, fieldSrc, &keys)
 			// Only what is OK by now is decrypted.
-			chachaLanes(&c.key, first(chunk), taken, fieldSrcLen, 1, allBlocks, &keys[0])
+			chachaLanes(c.short.key, first(chunk), taken, fieldSrcLen, 1, allBlocks, &keys[0])
+			secret.ScrubKernel()
 			opened += countOK(chunk)
 		} else {
 			taken = max(1, taken)
@@ -190,7 +193,4 @@ func countOK(run []Packet) int {
 	return n
 }
 
-func (c *avx512) Wipe() {
-	clear(c.key[:])
-	c.short.Wipe()
-}
+func (c *avx512) Wipe() { c.short.Wipe() }

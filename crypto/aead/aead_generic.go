@@ -7,6 +7,8 @@ import (
 	"unsafe"
 
 	"golang.org/x/crypto/chacha20poly1305"
+
+	"github.com/sluice-vpn/sluice/crypto/secret"
 )
 
 // maxDst bounds Packet.Dst. No transport packet is longer than a UDP datagram, and a longer Dst would silently be filled
@@ -47,6 +49,7 @@ func keyInside(aead cipher.AEAD) *[KeySize]byte {
 }
 
 func (g *generic) Seal(run []Packet) {
+	secret.ReservePacket()
 	var nonce [chacha20poly1305.NonceSize]byte
 	for i := range run {
 		p := &run[i]
@@ -60,9 +63,11 @@ func (g *generic) Seal(run []Packet) {
 		binary.LittleEndian.PutUint64(nonce[4:], p.Counter)
 		g.aead.Seal(p.Dst[:0], borrow(&nonce), text, nil)
 	}
+	secret.ScrubPacket() // x/crypto lays the key out there
 }
 
 func (g *generic) Open(run []Packet) int {
+	secret.ReservePacket()
 	var nonce [chacha20poly1305.NonceSize]byte
 	opened := 0
 	for i := range run {
@@ -78,6 +83,7 @@ func (g *generic) Open(run []Packet) int {
 			opened++
 		}
 	}
+	secret.ScrubPacket()
 	return opened
 }
 

@@ -125,6 +125,7 @@ func (e *Edge) status() Status {
 		for _, c := range of.Lost {
 			s.Lost[c.Name] = c.Value
 		}
+		of.Wipe()
 		for _, p := range of.Peers {
 			byName[p.Name] = p
 		}

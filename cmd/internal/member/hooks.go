@@ -25,6 +25,7 @@ func (n *node) changePresharedKey(w http.ResponseWriter, r *http.Request) {
 		answer(w, err)
 		return
 	}
+	of.Wipe()
 	for _, peer := range of.Peers {
 		if peer.Name != name {
 			continue

@@ -119,7 +119,8 @@ func live(ctx context.Context, parts *interfaceParts, s environment.Settings, lo
 	stopStats := environment.OnStatsSignal(func() { s.WriteStats(p, logger) })
 	defer stopStats()
 
-	if _, err := p.Status(); err == nil { // the control goroutine answers: all is in place
+	if s, err := p.Status(); err == nil {
+		s.Wipe() // the control goroutine answers: all is in place
 		logger.Info("interface is ready", "name", parts.name, "version", version.String())
 		ready.succeed()
 	}
