@@ -48,6 +48,10 @@ func portalCommand() *cli.Command {
 				Local: true, Name: "relay",
 				Usage: "another relay, `NAME=ADDRESS:PORT,FILE`, the file holding its shared secret (sluice portal or coturn)",
 			},
+			&cli.StringFlag{
+				Local: true, Name: "network",
+				Usage: "`PREFIXES` for tunnel addresses, one of IPv4, one of IPv6 or both, such as 10.99.0.0/16; kept, and fixed while there are nodes",
+			},
 			&cli.StringFlag{Local: true, Name: "ops", Usage: "serve /healthz, /readyz and /metrics by HTTP at `ADDRESS`, such as 127.0.0.1:9090"},
 			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: debug, info, warn or error"},
 		},
@@ -87,6 +91,13 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) 
 			return cfg, usageError{fmt.Sprintf("-relay-allow %q is no network; use one like 10.0.0.0/8", text)}
 		}
 		cfg.Relay.AllowedPeers = append(cfg.Relay.AllowedPeers, prefix)
+	}
+	for _, text := range strings.FieldsFunc(cmd.String("network"), func(r rune) bool { return r == ',' }) {
+		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
+		if err != nil {
+			return cfg, usageError{fmt.Sprintf("-network %q is no network; use one like 10.99.0.0/16", text)}
+		}
+		cfg.Overlay = append(cfg.Overlay, prefix)
 	}
 	for _, text := range cmd.StringSlice("relay") {
 		other, err := otherRelay(text)

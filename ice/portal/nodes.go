@@ -96,7 +96,7 @@ func (p *Portal) Nodes() []NodeStatus {
 	var list []NodeStatus
 	for _, r := range p.state.list() {
 		s := NodeStatus{
-			Name: r.Name, Role: r.Role, Addresses: addresses(r.Index), Routes: r.Routes, Allow: r.Allow, Program: r.Program, Created: r.Created,
+			Name: r.Name, Role: r.Role, Addresses: addresses(p.state.settings.overlay(), r.Index), Routes: r.Routes, Allow: r.Allow, Program: r.Program, Created: r.Created,
 		}
 		if text, _ := r.PublicKey.MarshalText(); r.PublicKey != (protocol.Key{}) {
 			s.PublicKey = string(text)

@@ -43,6 +43,9 @@ type Config struct {
 	NoRelay bool
 	// Relays are further relays, of which the portal knows the secret.
 	Relays []OtherRelay
+	// Overlay are the networks that tunnel addresses come from, at most one of each family; it is stored. A family without one has
+	// what is stored, or protocol.DefaultOverlay. It cannot change while there are nodes.
+	Overlay []netip.Prefix
 	// Resolve finds the addresses of names, Public and those of Relays, again and again; nil: they stay what they are.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
 	Logger  *slog.Logger // nil discards
@@ -142,6 +145,9 @@ func (cfg *Config) check() error {
 	if !protocol.ValidAddress(net.JoinHostPort(cfg.Public, "1")) {
 		return fmt.Errorf("portal: %q is no host name or address; give one without a port, such as 203.0.113.7", cfg.Public)
 	}
+	if err := checkOverlay(cfg.Overlay); err != nil {
+		return fmt.Errorf("portal: the network of tunnel addresses: %w", err)
+	}
 	if len(cfg.Relays)+1 > protocol.MaxRelays {
 		return fmt.Errorf("portal: more than %d further relays", protocol.MaxRelays-1)
 	}
@@ -205,8 +211,12 @@ func (p *Portal) load(fresh bool) error {
 	if err != nil {
 		return err
 	}
-	p.state, err = loadState(ctx, kv, filepath.Join(p.config.Folder, markName), fresh)
-	return err
+	s, err := loadState(ctx, kv, filepath.Join(p.config.Folder, markName), fresh)
+	if err != nil {
+		return err
+	}
+	p.state = s
+	return s.settle(ctx, p.config.Overlay)
 }
 
 // bucket opens the bucket in the broker's store, and makes it if there is none.

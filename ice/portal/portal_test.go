@@ -350,7 +350,7 @@ func TestDamaged(t *testing.T) {
 // Addresses are counted through the whole overlay and not given twice.
 func TestAddresses(t *testing.T) {
 	for index, want := range map[uint32]string{1: "100.64.0.1/32", 256: "100.64.1.0/32", overlaySize: "100.95.255.254/32"} {
-		list := addresses(index)
+		list := addresses(protocol.DefaultOverlay(), index)
 		if len(list) != 2 || list[0].String() != want || !protocol.DefaultOverlay()[1].Contains(list[1].Addr()) {
 			t.Errorf("%d: %v, want %s", index, list, want)
 		}

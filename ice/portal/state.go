@@ -44,9 +44,10 @@ type record struct {
 
 // settings are the portal's own.
 type settings struct {
-	RelaySecret string       `json:"relay_secret"` // frozen once loaded
-	PairSecret  protocol.Key `json:"pair_secret"`  // what preshared keys are made from, see pair
-	NextIndex   uint32       `json:"next_index"`
+	RelaySecret string         `json:"relay_secret"` // frozen once loaded
+	PairSecret  protocol.Key   `json:"pair_secret"`  // what preshared keys are made from, see pair
+	NextIndex   uint32         `json:"next_index"`
+	Overlay     []netip.Prefix `json:"overlay,omitempty"` // empty: the default; see overlay
 }
 
 // state is the portal's memory, with a copy in a KV bucket that is written first. Its methods may be called by any goroutine.
@@ -67,8 +68,6 @@ type state struct {
 const (
 	keySettings = "settings"
 	prefixNode  = "node."
-	// overlaySize is how many addresses the overlay has, but for the first and last.
-	overlaySize = 1<<21 - 2
 )
 
 // add makes a node with a fresh secret.
@@ -84,6 +83,8 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 		return secret, fmt.Errorf("%w: %s", ErrExists, name)
 	case len(s.nodes) >= protocol.MaxPeers:
 		return secret, fmt.Errorf("there are %d nodes, which is the limit", len(s.nodes))
+	case len(s.nodes) >= int(sizeOf(s.settings.overlay())):
+		return secret, fmt.Errorf("there are %d nodes, which is all that have room in %v", len(s.nodes), s.settings.overlay())
 	}
 	for _, other := range allow {
 		if !signal.ValidName(other) {
@@ -108,15 +109,15 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	return secret, err
 }
 
-// freeIndex is the next address that is not taken: those of removed nodes are used again as late as possible.
+// freeIndex is the next address that is not taken, of which there is one: those of removed nodes are used again as late as possible.
 func (s *state) freeIndex() uint32 {
 	taken := map[uint32]bool{}
 	for _, r := range s.nodes {
 		taken[r.Index] = true
 	}
-	index := max(1, s.settings.NextIndex)
-	for index > overlaySize || taken[index] {
-		if index++; index > overlaySize {
+	index, size := max(1, s.settings.NextIndex), sizeOf(s.settings.overlay())
+	for index > size || taken[index] {
+		if index++; index > size {
 			index = 1
 		}
 	}
@@ -202,7 +203,7 @@ func (s *state) refusal(of *record, r *protocol.SyncRequest) string {
 		return of.Name + " is a client, and only a gateway may offer routes; make a gateway's token: sluice portal node add NAME -role gateway"
 	}
 	for _, route := range r.Routes {
-		for _, overlay := range protocol.DefaultOverlay() {
+		for _, overlay := range s.settings.overlay() {
 			if route.Bits() > 0 && route.Overlaps(overlay) {
 				return fmt.Sprintf("route %s overlaps the tunnel's own addresses %s; leave it out", route, overlay)
 			}
@@ -289,7 +290,7 @@ func (s *state) peers(name string, online func(string) bool) (self *record, peer
 		}
 		peers = append(peers, protocol.Peer{
 			Name: other.Name, Role: other.Role, PublicKey: other.PublicKey, PresharedKey: s.settings.pair(self, other),
-			AllowedIPs: append(addresses(other.Index), other.Routes...), Online: online(other.Name),
+			AllowedIPs: append(addresses(s.settings.overlay(), other.Index), other.Routes...), Online: online(other.Name),
 		})
 	}
 	return self, peers, nil
@@ -322,19 +323,6 @@ func (s *state) publishUsers() {
 
 // knowsUser is the relay's question. It does not wait for the lock, which is held while the store is written.
 func (s *state) knowsUser(user string) bool { return (*s.users.Load())[user] }
-
-// addresses are a node's in the overlay.
-func addresses(index uint32) (list []netip.Prefix) {
-	for _, p := range protocol.DefaultOverlay() {
-		b := p.Addr().AsSlice()
-		for i, rest := len(b)-1, index; rest > 0; i, rest = i-1, rest>>8 {
-			b[i] += byte(rest)
-		}
-		addr, _ := netip.AddrFromSlice(b)
-		list = append(list, netip.PrefixFrom(addr, addr.BitLen()))
-	}
-	return list
-}
 
 func newSecret() (secret [32]byte, err error) {
 	_, err = rand.Read(secret[:])

@@ -8,7 +8,9 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -24,6 +26,11 @@ func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bo
 	s := &state{kv: kv, mark: mark, nodes: map[string]*record{}, broke: make(chan struct{}, 1)}
 	if err := s.read(ctx); err != nil {
 		return nil, err
+	}
+	for _, r := range s.nodes {
+		if r.Index > sizeOf(s.settings.overlay()) {
+			return nil, fmt.Errorf("node %s has no address in %v: %w", r.Name, s.settings.overlay(), errLost)
+		}
 	}
 	s.publishUsers()
 	switch settled := s.settings.RelaySecret != ""; {
@@ -137,6 +144,9 @@ func (s *state) load(key string, value []byte) error {
 		if err := json.Unmarshal(value, &s.settings); err != nil {
 			return err
 		}
+		if err := checkOverlay(s.settings.Overlay); err != nil {
+			return err
+		}
 		if len(s.settings.RelaySecret) < 16 {
 			return errors.New("no relay secret")
 		}
@@ -173,6 +183,27 @@ func (r *record) check(name string) error {
 	case r.Index == 0 || r.Index > overlaySize:
 		return errors.New("no address")
 	}
+	return nil
+}
+
+// settle makes the overlay what the operator asks for. Nodes that there are have addresses in the old one, and so have the routes
+// of others to them: so none may be there.
+func (s *state) settle(ctx context.Context, overlay []netip.Prefix) error {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	switch was := s.settings.overlay(); {
+	case len(overlay) == 0 || slices.Equal(completeOverlay(overlay), was):
+		return nil
+	case len(s.nodes) > 0:
+		return fmt.Errorf("the network is %v, and cannot be another one while there are nodes (%d); remove them all first"+
+			" (sluice portal node remove), or begin with another folder", was, len(s.nodes))
+	}
+	next := s.settings
+	next.Overlay, next.NextIndex = overlay, 1
+	if err := s.put(ctx, keySettings, next); err != nil {
+		return err
+	}
+	s.settings = next
 	return nil
 }
 

@@ -153,8 +153,9 @@ func (p *Portal) view(name string, via netip.Addr) protocol.Sync {
 		return refuse("the portal cannot answer: " + err.Error())
 	}
 	now := time.Now()
+	overlay := p.state.settings.overlay()
 	s := protocol.Sync{
-		Name: name, Role: self.Role, Addresses: addresses(self.Index), Overlay: protocol.DefaultOverlay(), Peers: peers,
+		Name: name, Role: self.Role, Addresses: addresses(overlay, self.Index), Overlay: overlay, Peers: peers,
 		Relays: p.relays(now, self.relayUser(), via),
 	}
 	text, err := json.Marshal(s)

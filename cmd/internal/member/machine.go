@@ -59,7 +59,7 @@ func (m *machine) set() (routes []netip.Prefix, err error) {
 	if err != nil {
 		return nil, err
 	}
-	routes = besideLinks(routes, networks)
+	routes = besideLinks(routes, networks, m.answer.Overlay)
 	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(routes))
 }
 
@@ -117,7 +117,7 @@ func (m *machine) obstacles() (notes []string) {
 	if err != nil {
 		return notes
 	}
-	notes = append(notes, covered(routes, networks)...)
+	notes = append(notes, covered(routes, networks, m.answer.Overlay)...)
 	if err := m.routing.Unmarked(); err != nil {
 		notes = append(notes, "answers to who reaches this machine past the tunnel may go into it, and are lost: "+oneLine(err))
 	}
@@ -136,11 +136,17 @@ func (m *machine) obstacles() (notes []string) {
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// covered tells of networks of the machine's own that a gateway offers too.
-func covered(routes []netip.Prefix, networks []host.Network) (notes []string) {
+// covered tells of networks of the machine's own that a gateway offers too, or that the tunnels' addresses are of.
+func covered(routes []netip.Prefix, networks []host.Network, overlay []netip.Prefix) (notes []string) {
 	for _, n := range networks {
+		for _, o := range overlay {
+			if !n.Prefix.IsSingleIP() && n.Prefix.Overlaps(o) {
+				notes = append(notes, fmt.Sprintf("%s on %s overlaps with the tunnels' own addresses %s: hosts there that have a node's address"+
+					" are not reached; before there are nodes, sluice portal -network chooses other addresses", n.Prefix, n.Interface, o))
+			}
+		}
 		for _, r := range routes {
-			if r.Bits() > 0 && !inOverlay(r) && r.Overlaps(n.Prefix) {
+			if r.Bits() > 0 && !inOverlay(overlay, r) && r.Overlaps(n.Prefix) {
 				notes = append(notes, fmt.Sprintf("%s on %s overlaps with %s, which a gateway offers: those addresses are reached on %s, not through the tunnel",
 					n.Prefix, n.Interface, r, n.Interface))
 			}
@@ -197,7 +203,7 @@ func routesOf(answer protocol.Sync, own []netip.Prefix) (routes, shadowed []neti
 	for i := range answer.Peers {
 		for _, p := range answer.Peers[i].AllowedIPs {
 			p = p.Masked()
-			if slices.ContainsFunc(own, func(o netip.Prefix) bool { return shadows(o, p) }) {
+			if slices.ContainsFunc(own, func(o netip.Prefix) bool { return shadows(o, p, answer.Overlay) }) {
 				shadowed = append(shadowed, p)
 			} else {
 				routes = append(routes, p)
@@ -209,21 +215,21 @@ func routesOf(answer protocol.Sync, own []netip.Prefix) (routes, shadowed []neti
 
 // shadows tells whether the offered prefix keeps a peer's out. A default route says nothing about the network behind this node,
 // and tunnel addresses are never there.
-func shadows(own, p netip.Prefix) bool {
-	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !inOverlay(p)
+func shadows(own, p netip.Prefix, overlay []netip.Prefix) bool {
+	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !inOverlay(overlay, p)
 }
 
 // inOverlay tells whether the prefix is of tunnel addresses.
-func inOverlay(p netip.Prefix) bool {
-	return slices.ContainsFunc(protocol.DefaultOverlay(), func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) })
+func inOverlay(overlay []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(overlay, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) })
 }
 
 // besideLinks leaves out single addresses on the machine's own links, but for tunnel addresses: host.Routing takes a single
 // address for a peer's, which comes before the links.
-func besideLinks(routes []netip.Prefix, networks []host.Network) (beside []netip.Prefix) {
+func besideLinks(routes []netip.Prefix, networks []host.Network, overlay []netip.Prefix) (beside []netip.Prefix) {
 	for _, r := range routes {
 		onLink := func(n host.Network) bool { return n.Prefix.Contains(r.Addr()) }
-		if !r.IsSingleIP() || inOverlay(r) || !slices.ContainsFunc(networks, onLink) {
+		if !r.IsSingleIP() || inOverlay(overlay, r) || !slices.ContainsFunc(networks, onLink) {
 			beside = append(beside, r)
 		}
 	}

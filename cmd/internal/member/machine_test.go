@@ -27,7 +27,7 @@ func TestRoutesOf(t *testing.T) {
 		{"0.0.0.0/0 ::/0", "0.0.0.0/0", "::/0", "0.0.0.0/0"},
 		{"0.0.0.0/0 100.64.0.2/32", "10.0.0.0/24 100.64.0.0/10", "0.0.0.0/0 100.64.0.2/32", ""},
 	} {
-		var s protocol.Sync
+		s := protocol.Sync{Overlay: protocol.DefaultOverlay()}
 		for _, p := range strings.Fields(tt.peers) { // a peer for each
 			s.Peers = append(s.Peers, protocol.Peer{AllowedIPs: prefixes(p)})
 		}
@@ -49,12 +49,33 @@ func TestOwnLinks(t *testing.T) {
 		"192.168.8.0/24": "", "0.0.0.0/0": "", "::/0": "", "100.64.0.2/32": "",
 	} {
 		route := prefixes(offer)
-		notes := covered(route, networks)
+		notes := slices.DeleteFunc(covered(route, networks, protocol.DefaultOverlay()), func(note string) bool {
+			return strings.Contains(note, "tunnels' own addresses")
+		})
 		if told := len(notes) == 1 && strings.Contains(notes[0], offer) && strings.Contains(notes[0], " on "+link); told != (link != "") || len(notes) > 1 {
 			t.Errorf("%s: %q, want one of %q", offer, notes, link)
 		}
-		if got, want := len(besideLinks(route, networks)) == 1, link == "" || !route[0].IsSingleIP(); got != want {
+		if got, want := len(besideLinks(route, networks, protocol.DefaultOverlay())) == 1, link == "" || !route[0].IsSingleIP(); got != want {
 			t.Errorf("%s: routed %v, want %v", offer, got, want)
+		}
+	}
+}
+
+// TestOverlayOnLink: a link whose network is of the tunnels' addresses is told of, whatever the portal has chosen; other tunnels' single
+// addresses are not.
+func TestOverlayOnLink(t *testing.T) {
+	for _, tt := range []struct{ link, overlay, told string }{
+		{"100.64.7.0/24", "100.64.0.0/11", "100.64.7.0/24 on wwan0 overlaps with the tunnels' own addresses 100.64.0.0/11"},
+		{"100.64.0.0/10", "100.64.0.0/11 fd00:2021:1111::/107", "100.64.0.0/10 on wwan0"},
+		{"fd99::/64", "10.99.0.0/16 fd99::/107", "fd99::/64 on wwan0"},
+		{"100.64.7.0/24", "10.99.0.0/16 fd99::/107", ""},
+		{"100.64.7.1/32", "100.64.0.0/11", ""},
+		{"100.96.0.0/16", "100.64.0.0/11", ""},
+	} {
+		networks := []host.Network{{Prefix: netip.MustParsePrefix(tt.link), Interface: "wwan0"}}
+		notes := covered(nil, networks, prefixes(strings.Fields(tt.overlay)...))
+		if told := strings.Join(notes, ""); !strings.Contains(told, tt.told) || (told == "") != (tt.told == "") {
+			t.Errorf("%+v: %q", tt, notes)
 		}
 	}
 }
