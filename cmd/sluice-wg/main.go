@@ -18,7 +18,7 @@ const usage = `Usage: sluice-wg [-f | --foreground] INTERFACE-NAME
 
 Makes a WireGuard interface in userspace. It returns once the interface and its socket
 /var/run/wireguard/INTERFACE-NAME.sock are there, and works on in the background; then use wg and ip to set it up.
-Delete the interface or the socket, or send SIGTERM, to end it.
+Delete the interface or the socket, or send SIGTERM, to end it; in the foreground it also ends with its terminal.
 
   -f, --foreground  stay in the foreground
   --version         print the version

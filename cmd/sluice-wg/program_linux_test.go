@@ -71,6 +71,8 @@ func TestEnds(t *testing.T) {
 	ways := map[string]func(ns *lab.Namespace, name string, pid int) error{
 		"SIGTERM":        func(_ *lab.Namespace, _ string, pid int) error { return syscall.Kill(pid, syscall.SIGTERM) },
 		"SIGINT":         func(_ *lab.Namespace, _ string, pid int) error { return syscall.Kill(pid, syscall.SIGINT) },
+		"SIGHUP":         func(_ *lab.Namespace, _ string, pid int) error { return syscall.Kill(pid, syscall.SIGHUP) },
+		"SIGQUIT":        func(_ *lab.Namespace, _ string, pid int) error { return syscall.Kill(pid, syscall.SIGQUIT) },
 		"socket removed": func(_ *lab.Namespace, name string, _ int) error { return os.Remove(sockets + name + ".sock") },
 		"interface deleted": func(ns *lab.Namespace, name string, _ int) error {
 			link, err := ns.Netlink().LinkByName(name)
@@ -127,6 +129,35 @@ func TestForeground(t *testing.T) {
 				t.Errorf("process %d serves, not %d", pid, cmd.Process.Pid)
 			}
 			cmd.Process.Signal(syscall.SIGTERM)
+			if err := cmd.Wait(); err != nil {
+				t.Error(err)
+			}
+			gone(t, ns, name)
+		})
+	}
+}
+
+// TestTerminalCloses: the interface ends with its terminal, unless nohup says that it is not to.
+func TestTerminalCloses(t *testing.T) {
+	need(t, "nohup")
+	path := program(t)
+	for _, wrapper := range []string{"", "nohup"} {
+		t.Run(wrapper, func(t *testing.T) {
+			ns, name := newNamespace(t, "a"), newName()
+			argv := strings.Fields(wrapper + " " + path + " -f " + name)
+			cmd := exec.Command(argv[0], argv[1:]...)
+			if err := ns.Start(cmd); err != nil {
+				t.Fatal(err)
+			}
+			owner(t, name) // waits until it serves
+			cmd.Process.Signal(syscall.SIGHUP)
+			if wrapper != "" {
+				ignored, err := exec.Command("sed", "-n", `/^SigIgn:.*[13579bdf]$/p`, fmt.Sprintf("/proc/%d/status", cmd.Process.Pid)).Output()
+				if err != nil || len(ignored) == 0 {
+					t.Errorf("SIGHUP, the lowest bit, is not ignored: %q (%v)", ignored, err)
+				}
+				cmd.Process.Signal(syscall.SIGTERM)
+			}
 			if err := cmd.Wait(); err != nil {
 				t.Error(err)
 			}

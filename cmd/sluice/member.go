@@ -20,7 +20,7 @@ The token comes from -token-file FILE (- is standard input), the variable SLUICE
 sluice-token; never from an argument, which every user of the machine can read. Keep its file to yourself: chmod 600.
 
 It runs in the foreground until SIGTERM or SIGINT, then puts addresses, routes and firewall back as they were. SIGHUP
-says that the network has changed. SIGUSR1 writes counters to the file named by SLUICE_STATS. The other switches
+says that the network has changed, so it goes on when its terminal closes. SIGUSR1 writes counters to the file named by SLUICE_STATS. The other switches
 of sluice-wg in the environment (SLUICE_NO_GSO, SLUICE_QUEUES, ...) count here as well. See it with sluice status.
 
 It needs root, or the capability CAP_NET_ADMIN and write access to /run/sluice.`

@@ -215,7 +215,7 @@ func runPortal(ctx context.Context, cmd *cli.Command) error {
 // servePortal runs the portal until a signal or ctx ends it.
 func servePortal(ctx context.Context, cmd *cli.Command, cfg portal.Config) error {
 	environment.Harden()
-	ctx, stop := signal.NotifyContext(ctx, environment.EndSignals...)
+	ctx, stop := signal.NotifyContext(ctx, environment.EndSignalsOfTerminal()...)
 	defer stop()
 	p, err := portal.Start(cfg)
 	if err != nil {

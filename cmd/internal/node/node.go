@@ -71,7 +71,7 @@ func serve(o Options, s environment.Settings, ready *readiness) (err error) {
 		}
 		defer stop()
 	}
-	ctx, stop := signal.NotifyContext(context.Background(), environment.EndSignals...)
+	ctx, stop := signal.NotifyContext(context.Background(), environment.EndSignalsOfTerminal()...)
 	defer stop()
 
 	dev, err := tun.Open(tun.Options{Name: o.Name, MTU: defaultMTU, MaxMTU: pipeline.MaxMTU, Queues: s.Queues, FD: s.TunFD, NoOffload: s.NoGSO})
