@@ -10,6 +10,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 )
 
 func TestMemberUsage(t *testing.T) {
@@ -87,6 +89,7 @@ func TestJournal(t *testing.T) {
 			t.Fatal(err)
 		}
 		code := run(append([]string{"sluice"}, strings.Fields(args)...), strings.NewReader(""), io.Discard, log)
+		logs.Flush()
 		log.Close()
 		text, err := os.ReadFile(log.Name())
 		if err != nil || code != 1 {
