@@ -1,14 +1,19 @@
 package host
 
-import "net/netip"
+import (
+	"net/netip"
+	"slices"
+)
 
 // Forward says how a gateway forwards. Interface is required.
 //
-// Two things of the namespace are changed. IP forwarding is switched on for both families (net.ipv4.ip_forward and
-// net.ipv6.conf.all.forwarding; interfaces that take router advertisements go on doing so, accept_ra=2). And there is an
-// nftables table of our own, `inet sluice-INTERFACE`, which lets what came in by the interface go to Routes only, and answers
-// anywhere, clamps the MSS of TCP connections through the interface to the path's MTU, and masquerades what came in by the
-// interface and leaves by another one (Linux 5.7 and newer). A table that a killed process has left is replaced.
+// Two things of the namespace are changed. IP forwarding is switched on for the families of Routes, both if there are none
+// (net.ipv4.ip_forward and net.ipv6.conf.all.forwarding; interfaces that take router advertisements go on doing so,
+// accept_ra=2). And there is an nftables table of our own, `inet sluice-INTERFACE`, which lets what came in by the interface go
+// to Routes only, and answers anywhere, clamps the MSS of TCP connections through the interface to the path's MTU, masquerades
+// what came in by the interface and leaves by another one (Linux 5.7 and newer), and gives ICMP errors about such flows our
+// own address if their sender's is not in Routes, because peers take packets from there only. Tables that killed processes have
+// left are replaced: those whose interface is gone, and the interface's own.
 //
 // No other table is touched. So where another one drops forwarded packets, ours cannot help, because a drop is final in
 // nftables: see Forwarding.Obstacles.
@@ -18,11 +23,21 @@ type Forward struct {
 	// Routes are the networks that are reached through this machine. What else it can reach is not for who comes through the
 	// tunnel.
 	Routes []netip.Prefix
+	// Addresses are the interface's. The first of a family stands for routers that peers cannot know.
+	Addresses []netip.Prefix
 	// NoMasquerade leaves addresses as they are: the network behind then needs routes back.
 	NoMasquerade bool
 }
 
-// Obstacle is a chain of somebody else that drops what no rule of it accepts.
+// wants tells whether a family is to be forwarded.
+func (f Forward) wants(ipv6 bool) bool { return len(f.Routes) == 0 || f.offers(ipv6) }
+
+func (f Forward) offers(ipv6 bool) bool {
+	return slices.ContainsFunc(f.Routes, func(p netip.Prefix) bool { return p.Addr().Is6() == ipv6 })
+}
+
+// Obstacle is a chain of somebody else that drops or rejects what no rule of it accepts. The zero value is one that is not known,
+// though packets get lost.
 type Obstacle struct {
 	Family string // of the table: ip, ip6, inet
 	Table  string
@@ -31,6 +46,15 @@ type Obstacle struct {
 
 // String names the chain as nft does.
 func (o Obstacle) String() string { return o.Family + " " + o.Table + " " + o.Chain }
+
+// Explain says in a sentence what is wrong, and what helps.
+func (o Obstacle) Explain(name string) string {
+	if o == (Obstacle{}) {
+		return "a firewall on this machine drops some of the packets that this gateway lets on, which a rule of nftables or the legacy" +
+			" iptables may do: let it forward what comes and goes by " + name
+	}
+	return "the firewall chain " + o.String() + " drops what it is not told to forward; let it know: " + o.Remedy(name)
+}
 
 // Remedy is a command that has the chain accept what comes and goes by an interface.
 func (o Obstacle) Remedy(name string) string {

@@ -1,14 +1,14 @@
 package host
 
 import (
-	"bytes"
 	"errors"
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
-	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 )
 
@@ -16,6 +16,8 @@ import (
 const (
 	tablePrefix  = "sluice-"
 	forwardChain = "forward"
+	enteredChain = "entered" // these two count, see Obstacles
+	leftChain    = "left"
 )
 
 // Chains without a hook, which say in a gateway's table that a setting was off before. The note outlives a killed process.
@@ -34,6 +36,9 @@ type Forwarding struct {
 	notes map[string]bool
 	// before are the tables that filtered or translated forwarded packets already when we began.
 	before map[string]bool
+	// traffic is what was counted when some was new, losing whether some of that got lost.
+	traffic traffic
+	losing  bool
 	// advertised are the interfaces whose accept_ra was changed.
 	advertised []string
 }
@@ -65,8 +70,9 @@ func (fw *Forwarding) start() error {
 		if err != nil {
 			continue // the family is switched off
 		}
-		fw.notes[s.note] = value == "0" || fw.noted(chains, s.note)
+		fw.notes[s.note] = value == "0" && fw.forward.wants(s.ipv6) || fw.noted(chains, s.note)
 	}
+	fw.bury(chains)
 	if err := fw.makeTable(); err != nil {
 		return err
 	}
@@ -75,8 +81,18 @@ func (fw *Forwarding) start() error {
 }
 
 func (fw *Forwarding) makeTable() error {
+	fw.traffic, fw.losing = traffic{}, false
 	fw.writeTable()
 	return fw.flush("make table " + fw.table.Name)
+}
+
+// SetAddresses tells what the interface's addresses are now.
+func (fw *Forwarding) SetAddresses(list []netip.Prefix) error {
+	if slices.Equal(list, fw.forward.Addresses) {
+		return nil
+	}
+	fw.forward.Addresses = slices.Clone(list)
+	return fw.makeTable()
 }
 
 // SwitchedOn lists the settings that were off before, as sysctl names them.
@@ -97,33 +113,46 @@ func (fw *Forwarding) Mend() (mended bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	if !fw.present(chains) {
+	for _, s := range forwardingSettings {
+		fw.notes[s.note] = fw.notes[s.note] || fw.noted(chains, s.note)
+	}
+	buried := fw.bury(chains)
+	if mended = !fw.present(chains); mended || buried {
 		if err := fw.makeTable(); err != nil {
 			return false, err
 		}
-		mended = true
 	}
 	changed, err := fw.switchOn()
 	return mended || changed, err
 }
 
 // forwardingSettings are the switches, and the note that one was off.
-var forwardingSettings = []struct{ path, note string }{
-	{"ipv4/ip_forward", noteIPv4},
-	{"ipv6/conf/all/forwarding", noteIPv6},
+var forwardingSettings = []struct {
+	path, note string
+	ipv6       bool
+}{
+	{"ipv4/ip_forward", noteIPv4, false},
+	{"ipv6/conf/all/forwarding", noteIPv6, true},
 }
 
 func (fw *Forwarding) switchOn() (changed bool, err error) {
+	var advertising []string
+	if fw.forward.wants(true) {
+		advertising = interfaceSettings("ipv6", "accept_ra")
+	}
 	// A host that forwards IPv6 ignores router advertisements and forgets the default route that it learned from them, unless
 	// accept_ra is 2 (net/ipv6/addrconf.c, addrconf_fixup_forwarding).
-	for _, path := range interfaceSettings("ipv6", "accept_ra") {
+	for _, path := range advertising {
 		if on, err := changeSetting(path, "1", "2"); err == nil && on {
 			fw.advertised = append(fw.advertised, path)
 		}
 	}
 	for _, s := range forwardingSettings {
+		if !fw.forward.wants(s.ipv6) {
+			continue
+		}
 		on, err := changeSetting(s.path, "0", "1")
-		if err != nil && !errors.Is(err, os.ErrNotExist) {
+		if err != nil && !errors.Is(err, os.ErrNotExist) && fw.forward.offers(s.ipv6) {
 			return changed, err
 		}
 		changed = changed || on
@@ -160,6 +189,7 @@ func (fw *Forwarding) Close() error {
 	if fw.present(chains) {
 		fw.conn.DelTable(fw.table)
 	}
+	fw.bury(chains)
 	err = errors.Join(err, fw.flush("delete table "+fw.table.Name))
 	if len(off) > 0 || len(fw.advertised) > 0 && !fw.stillForwards6() {
 		for _, path := range fw.advertised {
@@ -173,54 +203,6 @@ func (fw *Forwarding) Close() error {
 func (fw *Forwarding) stillForwards6() bool {
 	value, err := readSetting("ipv6/conf/all/forwarding")
 	return err == nil && value != "0"
-}
-
-// Obstacles lists the chains of others that drop forwarded packets by default, as a container runtime's and some firewalls'
-// do, unless a rule of theirs names our interface. They must be told to accept what comes and goes by it. Those of the legacy
-// iptables are not seen.
-func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
-	chains, err := fw.chains()
-	if err != nil {
-		return nil, err
-	}
-	var list []Obstacle
-	for _, c := range chains {
-		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
-		if hooked(c, nftables.ChainHookForward) && drops && !ours(c.Table) && !fw.named(chains, c.Table) {
-			list = append(list, Obstacle{Family: familyName(c.Table.Family), Table: c.Table.Name, Chain: c.Name})
-		}
-	}
-	return list, nil
-}
-
-// maxSearched is in how many chains of a table our interface's name is searched for: each costs a question to the kernel, and
-// those that orchestrate containers make thousands.
-const maxSearched = 100
-
-// named tells whether a rule of the table compares something with our interface's name.
-func (fw *Forwarding) named(chains []*nftables.Chain, table *nftables.Table) bool {
-	searched := 0
-	for _, c := range chains {
-		if c.Table.Name != table.Name || c.Table.Family != table.Family {
-			continue
-		}
-		if searched++; searched > maxSearched {
-			return false
-		}
-		rules, err := fw.conn.GetRules(c.Table, c)
-		if err != nil {
-			continue // it is said once more than needed
-		}
-		for _, r := range rules {
-			for _, e := range r.Exprs {
-				cmp, ok := e.(*expr.Cmp)
-				if ok && cmp.Op == expr.CmpOpEq && string(bytes.TrimRight(cmp.Data, "\x00")) == fw.forward.Interface {
-					return true
-				}
-			}
-		}
-	}
-	return false
 }
 
 func familyName(f nftables.TableFamily) string {
@@ -273,19 +255,36 @@ func (fw *Forwarding) present(chains []*nftables.Chain) bool {
 	return false
 }
 
+// noted tells whether our table has the note, or one whose program was killed.
 func (fw *Forwarding) noted(chains []*nftables.Chain, note string) bool {
 	for _, c := range chains {
-		if fw.mine(c) && c.Name == note {
+		if ours(c.Table) && c.Name == note && (fw.mine(c) || fw.dead(c)) {
 			return true
 		}
 	}
 	return false
 }
 
+// dead tells whether the chain is in the table of a gateway that was killed: its interface is gone.
+func (fw *Forwarding) dead(c *nftables.Chain) bool {
+	return ours(c.Table) && !fw.mine(c) && !exists(strings.TrimPrefix(c.Table.Name, tablePrefix))
+}
+
+// bury queues the deletion of the tables of gateways that were killed.
+func (fw *Forwarding) bury(chains []*nftables.Chain) (found bool) {
+	for _, c := range chains {
+		if hooked(c, nftables.ChainHookForward) && c.Name == forwardChain && fw.dead(c) {
+			fw.conn.DelTable(c.Table)
+			found = true
+		}
+	}
+	return found
+}
+
 // otherGateway is the table of another gateway of ours, nil if there is none.
 func (fw *Forwarding) otherGateway(chains []*nftables.Chain) *nftables.Table {
 	for _, c := range chains {
-		if ours(c.Table) && !fw.mine(c) && hooked(c, nftables.ChainHookForward) && c.Name == forwardChain {
+		if ours(c.Table) && !fw.mine(c) && hooked(c, nftables.ChainHookForward) && c.Name == forwardChain && !fw.dead(c) {
 			return c.Table
 		}
 	}

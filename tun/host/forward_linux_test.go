@@ -7,6 +7,7 @@ import (
 	"os"
 	"runtime"
 	"slices"
+	"strings"
 	"syscall"
 	"testing"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
@@ -390,6 +392,7 @@ func TestForwardingMended(t *testing.T) {
 func TestForwardingShared(t *testing.T) {
 	inNewNamespace(t)
 	off(t)
+	addTUN(t, "host1")
 	a := start(t, "host0")
 	b := start(t, "host1")
 	must(t, a.Close())
@@ -397,6 +400,113 @@ func TestForwardingShared(t *testing.T) {
 	must(t, b.Close())
 	if v4, v6, _, tables := state(t); v4 != "0" || v6 != "0" || len(tables) > 0 {
 		t.Errorf("ip_forward %s, IPv6 %s, tables %q", v4, v6, tables)
+	}
+}
+
+// TestForwardingInherited: what a killed gateway has left goes with the last one that lives, whatever its interface's name.
+func TestForwardingInherited(t *testing.T) {
+	for _, when := range []string{"start", "mend", "close"} {
+		t.Run(when, func(t *testing.T) {
+			inNewNamespace(t)
+			off(t)
+			addTUN(t, "host1")
+			start(t, "host1")
+			remove := func() {
+				t.Helper()
+				link, err := netlink.LinkByName("host1")
+				must(t, err)
+				must(t, netlink.LinkDel(link)) // as when its program is killed
+			}
+			if when == "start" {
+				remove()
+			}
+			fw := start(t, "host0")
+			if when != "start" {
+				remove()
+			}
+			if when == "mend" {
+				_, err := fw.Mend()
+				must(t, err)
+			}
+			if when != "close" {
+				if v4, v6, _, tables := state(t); v4 != "1" || v6 != "1" || !slices.Equal(tables, []string{"sluice-host0"}) {
+					t.Errorf("ip_forward %s, IPv6 %s, tables %q; want 1, 1, that of host0", v4, v6, tables)
+				}
+			}
+			must(t, fw.Close())
+			if v4, v6, _, tables := state(t); v4 != "0" || v6 != "0" || len(tables) > 0 {
+				t.Errorf("at the end: ip_forward %s, IPv6 %s, tables %q; want 0, 0, none", v4, v6, tables)
+			}
+		})
+	}
+}
+
+// TestForwardingOffered: only the families of what is offered are switched on.
+func TestForwardingOffered(t *testing.T) {
+	for offer, want := range map[string][2]string{"10.9.0.0/24": {"1", "0"}, "fd09::/64": {"0", "1"}, "10.9.0.0/24 ::/0": {"1", "1"}} {
+		t.Run(offer, func(t *testing.T) {
+			inNewNamespace(t)
+			off(t)
+			fw, err := StartForwarding(Forward{Interface: "host0", Routes: prefixes(strings.Fields(offer)...)})
+			must(t, err)
+			if v4, v6, _, _ := state(t); v4 != want[0] || v6 != want[1] {
+				t.Errorf("ip_forward %s, IPv6 %s; want %v", v4, v6, want)
+			}
+			must(t, fw.Close())
+			if v4, v6, _, _ := state(t); v4 != "0" || v6 != "0" {
+				t.Errorf("at the end: ip_forward %s, IPv6 %s", v4, v6)
+			}
+		})
+	}
+}
+
+// TestReadOnlySettings: where /proc/sys is read-only, what is on already is enough, and what is missing is said.
+func TestReadOnlySettings(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	must(t, os.WriteFile(settings+"ipv4/ip_forward", []byte("1"), 0))
+	must(t, os.WriteFile(settings+"ipv4/conf/all/rp_filter", []byte("1"), 0))
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(home)
+	type outcome struct {
+		skip               error
+		offered, refused   error
+		routing, unmarked  error
+		closed, closedMark error
+	}
+	result := make(chan outcome, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread has mounts of its own and ends with the goroutine
+		var o outcome
+		defer func() { result <- o }()
+		if o.skip = errors.Join(unix.Setns(home, unix.CLONE_NEWNET), unix.Unshare(unix.CLONE_NEWNS),
+			unix.Mount("", "/", "", unix.MS_PRIVATE|unix.MS_REC, ""), unix.Mount("/proc/sys", "/proc/sys", "", unix.MS_BIND, ""),
+			unix.Mount("", "/proc/sys", "", unix.MS_REMOUNT|unix.MS_BIND|unix.MS_RDONLY, "")); o.skip != nil {
+			return
+		}
+		var fw *Forwarding
+		if fw, o.offered = StartForwarding(Forward{Interface: "host0", Routes: prefixes("10.9.0.0/24")}); o.offered == nil {
+			o.closed = fw.Close()
+		}
+		_, o.refused = StartForwarding(Forward{Interface: "host0", Routes: prefixes("10.9.0.0/24", "fd09::/64")})
+		r, err := NewRouting(RoutingConfig{Interface: "host0"})
+		if o.routing = errors.Join(err, SetUp("host0"), r.Set(prefixes("10.0.0.0/24"))); o.routing == nil {
+			o.unmarked, o.closedMark = r.Unmarked(), r.Close()
+		}
+	}()
+	o := <-result
+	if o.skip != nil {
+		t.Skipf("SKIPPED: cannot make /proc/sys read-only (run as root): %v", o.skip)
+	}
+	if err := errors.Join(o.offered, o.closed, o.routing, o.closedMark); err != nil {
+		t.Errorf("what needs nothing written failed: %v", err)
+	}
+	if o.refused == nil || !strings.Contains(o.refused.Error(), "docker run --sysctl net.ipv6.conf.all.forwarding=1") {
+		t.Errorf("IPv6 is offered: error %v, want one that names the setting", o.refused)
+	}
+	if o.unmarked == nil || !strings.Contains(o.unmarked.Error(), "src_valid_mark=1") || !strings.Contains(o.unmarked.Error(), "rp_filter") {
+		t.Errorf("rp_filter is strict: unmarked %v, want an error that names both settings", o.unmarked)
 	}
 }
 

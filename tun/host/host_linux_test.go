@@ -30,11 +30,20 @@ func inNewNamespace(t *testing.T) {
 		}
 		runtime.UnlockOSThread()
 	})
-	link := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TUN}
-	link.Name = "host0"
-	if err := netlink.LinkAdd(link); err != nil {
+	if err := netlink.LinkAdd(tunLink("host0")); err != nil {
 		t.Skipf("SKIPPED: cannot make an interface: %v", err)
 	}
+}
+
+func tunLink(name string) netlink.Link {
+	link := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TUN}
+	link.Name = name
+	return link
+}
+
+func addTUN(t *testing.T, name string) {
+	t.Helper()
+	must(t, netlink.LinkAdd(tunLink(name)))
 }
 
 func must(t *testing.T, err error) {

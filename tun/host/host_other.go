@@ -43,6 +43,9 @@ func StartForwarding(Forward) (*Forwarding, error) { return nil, ErrUnsupported 
 // Mend sets up again what others have taken away.
 func (*Forwarding) Mend() (bool, error) { return false, ErrUnsupported }
 
+// SetAddresses tells what the interface's addresses are now.
+func (*Forwarding) SetAddresses([]netip.Prefix) error { return ErrUnsupported }
+
 // SwitchedOn lists the settings that were off before.
 func (*Forwarding) SwitchedOn() []string { return nil }
 

@@ -114,9 +114,7 @@ func TestRoutingAddresses(t *testing.T) {
 // TestRouteTaken: a route that leads to another interface of the table stays there, until that is gone.
 func TestRouteTaken(t *testing.T) {
 	inNewNamespace(t)
-	link := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TUN}
-	link.Name = "host1"
-	must(t, netlink.LinkAdd(link))
+	addTUN(t, "host1")
 	a, b := newRouting(t, "host0"), newRouting(t, "host1")
 	routes := prefixes("10.0.0.0/24", "fd09::/64")
 	must(t, a.Set(routes))
@@ -185,9 +183,7 @@ func TestRoutingMended(t *testing.T) {
 // without routes, goes when the next one starts.
 func TestRoutingShared(t *testing.T) {
 	inNewNamespace(t)
-	link := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TUN}
-	link.Name = "host1"
-	must(t, netlink.LinkAdd(link))
+	addTUN(t, "host1")
 	newCable(t, "192.168.7.2/24")
 	a, b := newRouting(t, "host0"), newRouting(t, "host1")
 	must(t, a.Set(prefixes("10.0.0.0/24", "0.0.0.0/0")))
@@ -347,14 +343,8 @@ func TestValidMarkKilled(t *testing.T) {
 			t.Errorf("src_valid_mark %s (%v), tables %q; want %s, %q", got, err, names, want, tables)
 		}
 	}
-	add := func(name string) {
-		t.Helper()
-		link := &netlink.Tuntap{LinkAttrs: netlink.NewLinkAttrs(), Mode: netlink.TUNTAP_MODE_TUN}
-		link.Name = name
-		must(t, netlink.LinkAdd(link))
-	}
-	add("host1")
-	add("host2")
+	addTUN(t, "host1")
+	addTUN(t, "host2")
 	killed, other := newRouting(t, "host1"), newRouting(t, "host2")
 	must(t, killed.Set(prefixes("10.0.0.0/24")))
 	must(t, other.Set(prefixes("10.0.1.0/24")))

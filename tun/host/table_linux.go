@@ -3,6 +3,7 @@ package host
 import (
 	"net"
 	"net/netip"
+	"slices"
 	"syscall"
 
 	"github.com/google/nftables"
@@ -38,6 +39,8 @@ func (fw *Forwarding) writeTable() {
 	}
 	fw.rule(forward, in, verdict(expr.VerdictDrop))
 	fw.rule(forward, out, verdict(expr.VerdictAccept))
+	fw.writeCounters(in, out)
+	fw.writeErrors()
 	if fw.forward.NoMasquerade {
 		return
 	}
@@ -47,6 +50,77 @@ func (fw *Forwarding) writeTable() {
 	})
 	fw.rule(postrouting, in, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, fw.forward.Interface),
 		[]expr.Any{&expr.Counter{}, &expr.Masq{}})
+}
+
+// first is before all chains of others on a hook.
+func (fw *Forwarding) first(name string, hook *nftables.ChainHook) *nftables.Chain {
+	accept := nftables.ChainPolicyAccept
+	return fw.conn.AddChain(&nftables.Chain{
+		Name: name, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept, Hooknum: hook, Priority: nftables.ChainPriorityFirst,
+	})
+}
+
+// writeCounters counts what the chain forward lets on, but for new connections to the tunnel, which a firewall may well not want.
+func (fw *Forwarding) writeCounters(in, out []expr.Any) {
+	entered, left := fw.first(enteredChain, nftables.ChainHookForward), fw.first(leftChain, nftables.ChainHookPostrouting)
+	fw.rule(entered, in, matchAnswers(), verdict(expr.VerdictAccept))
+	for _, p := range fw.forward.Routes {
+		fw.rule(entered, in, matchDestination(p.Masked()), verdict(expr.VerdictAccept))
+	}
+	fw.rule(left, in, verdict(expr.VerdictAccept))
+	for _, c := range []*nftables.Chain{entered, left} {
+		fw.rule(c, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpNeq, ""), out, matchAnswers(), verdict(expr.VerdictAccept))
+	}
+}
+
+// writeErrors gives ICMP errors that go to the tunnel our own address, if their sender's is not one that peers take packets from
+// (allowed IPs). They are about flows that conntrack knows, and so that peers have a claim to: without them no path MTU is
+// found (RFC 1191, section 4; RFC 8201, section 4).
+func (fw *Forwarding) writeErrors() {
+	accept := nftables.ChainPolicyAccept
+	c := fw.conn.AddChain(&nftables.Chain{ // where NAT has been through
+		Name: "errors", Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept,
+		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 10),
+	})
+	pass := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
+	fw.rule(c, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, fw.forward.Interface), pass)
+	for _, p := range slices.Concat(fw.forward.Routes, fw.forward.Addresses) {
+		fw.rule(c, matchAddress(p.Masked(), source), pass)
+	}
+	done := map[bool]bool{}
+	for _, a := range fw.forward.Addresses {
+		if family := a.Addr().Is6(); !done[family] {
+			done[family] = true
+			fw.rule(c, matchRelated(), rewriteSource(a.Addr()))
+		}
+	}
+}
+
+// matchRelated is `ct state related`.
+func matchRelated() []expr.Any { return matchState(expr.CtStateBitRELATED) }
+
+// rewriteSource is `meta l4proto icmp ip saddr set ADDRESS` or `ip6 nexthdr icmpv6 ip6 saddr set ADDRESS`. An IPv6 address counts
+// in the checksum of ICMPv6 (RFC 8200, section 8.1), an IPv4 address in that of its header.
+func rewriteSource(a netip.Addr) []expr.Any {
+	family, protocol := byte(unix.NFPROTO_IPV4), byte(syscall.IPPROTO_ICMP)
+	protocolAt, sourceAt, checksumAt := uint32(9), uint32(12), uint32(10)
+	if a.Is6() {
+		family, protocol = unix.NFPROTO_IPV6, syscall.IPPROTO_ICMPV6
+		protocolAt, sourceAt, checksumAt = 6, 8, 40+2
+	}
+	address := a.AsSlice()
+	return []expr.Any{
+		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: protocolAt, Len: 1},
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
+		&expr.Counter{},
+		&expr.Immediate{Register: 1, Data: address},
+		&expr.Payload{
+			OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: sourceAt, Len: uint32(len(address)),
+			CsumType: expr.CsumTypeInet, CsumOffset: checksumAt,
+		},
+	}
 }
 
 func (fw *Forwarding) rule(c *nftables.Chain, parts ...[]expr.Any) {
@@ -67,11 +141,21 @@ func matchInterface(key expr.MetaKey, op expr.CmpOp, name string) []expr.Any {
 	}
 }
 
-// matchDestination is `ip daddr PREFIX` or `ip6 daddr PREFIX`.
-func matchDestination(p netip.Prefix) []expr.Any {
-	family, offset := byte(unix.NFPROTO_IPV4), uint32(16) // RFC 791, section 3.1
+// end is one of the two addresses of a packet.
+type end int
+
+const (
+	source end = iota
+	destination
+)
+
+func matchDestination(p netip.Prefix) []expr.Any { return matchAddress(p, destination) }
+
+// matchAddress is `ip saddr PREFIX`, `ip6 daddr PREFIX` and so on.
+func matchAddress(p netip.Prefix, which end) []expr.Any {
+	family, offset := byte(unix.NFPROTO_IPV4), 12+4*uint32(which) // RFC 791, section 3.1
 	if p.Addr().Is6() {
-		family, offset = unix.NFPROTO_IPV6, 24 // RFC 8200, section 3
+		family, offset = unix.NFPROTO_IPV6, 8+16*uint32(which) // RFC 8200, section 3
 	}
 	address := p.Addr().AsSlice()
 	size := len(address)
@@ -88,7 +172,11 @@ func matchDestination(p netip.Prefix) []expr.Any {
 
 // matchAnswers is `ct state established,related`.
 func matchAnswers() []expr.Any {
-	states := binaryutil.NativeEndian.PutUint32(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+	return matchState(expr.CtStateBitESTABLISHED | expr.CtStateBitRELATED)
+}
+
+func matchState(bits uint32) []expr.Any {
+	states := binaryutil.NativeEndian.PutUint32(bits)
 	return []expr.Any{
 		&expr.Ct{Key: expr.CtKeySTATE, Register: 1},
 		&expr.Bitwise{SourceRegister: 1, DestRegister: 1, Len: 4, Mask: states, Xor: make([]byte, 4)},

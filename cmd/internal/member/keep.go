@@ -16,6 +16,7 @@ type keeper struct {
 	machine *machine
 	answers chan hostAnswer
 	look    chan struct{} // one slot: something may have changed
+	reviews chan chan struct{}
 	ended   chan struct{}
 }
 
@@ -26,7 +27,9 @@ type hostAnswer struct {
 }
 
 func newKeeper(m *machine) *keeper {
-	return &keeper{machine: m, answers: make(chan hostAnswer), look: make(chan struct{}, 1), ended: make(chan struct{})}
+	return &keeper{
+		machine: m, answers: make(chan hostAnswer), look: make(chan struct{}, 1), reviews: make(chan chan struct{}), ended: make(chan struct{}),
+	}
 }
 
 // run applies the portal's answers, and mends the machine from time to time and when the network has changed, until ctx ends.
@@ -45,6 +48,10 @@ func (k *keeper) run(ctx context.Context) {
 			return
 		case a := <-k.answers:
 			a.done <- k.machine.apply(a.sync)
+			continue
+		case done := <-k.reviews:
+			k.machine.review()
+			close(done)
 			continue
 		case <-ticker.C:
 		case <-changed:
@@ -70,5 +77,21 @@ func (k *keeper) networkChanged() {
 	select {
 	case k.look <- struct{}{}:
 	default:
+	}
+}
+
+// review brings the machine's remarks up to date, unless ctx ends before.
+func (k *keeper) review(ctx context.Context) {
+	done := make(chan struct{})
+	select {
+	case k.reviews <- done:
+	case <-k.ended:
+		return
+	case <-ctx.Done():
+		return
+	}
+	select {
+	case <-done:
+	case <-ctx.Done():
 	}
 }

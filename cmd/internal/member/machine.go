@@ -23,6 +23,7 @@ type machine struct {
 	answer     protocol.Sync
 	routing    *host.Routing
 	forwarding *host.Forwarding
+	problem    error                   // of the last remark
 	remarks    atomic.Pointer[remarks] // read by any goroutine
 }
 
@@ -60,6 +61,11 @@ func (m *machine) set() (routes []netip.Prefix, err error) {
 		return nil, err
 	}
 	routes = besideLinks(routes, networks, m.answer.Overlay)
+	if m.forwarding != nil {
+		if err := m.forwarding.SetAddresses(m.answer.Addresses); err != nil {
+			return nil, err
+		}
+	}
 	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(routes))
 }
 
@@ -84,8 +90,16 @@ func (m *machine) mend() {
 	m.remark(err)
 }
 
+// review looks again for what may be in the way.
+func (m *machine) review() {
+	if m.up {
+		m.remark(m.problem)
+	}
+}
+
 // remark finds what is to be told, and logs what was not told before.
 func (m *machine) remark(problem error) {
+	m.problem = problem
 	now := &remarks{notes: m.obstacles()}
 	if problem != nil {
 		now.problem = oneLine(problem)
@@ -129,7 +143,7 @@ func (m *machine) obstacles() (notes []string) {
 		return notes
 	}
 	for _, o := range list {
-		notes = append(notes, fmt.Sprintf("the firewall chain %s drops what it is not told to forward; let it know: %s", o, o.Remedy(m.options.Interface)))
+		notes = append(notes, o.Explain(m.options.Interface))
 	}
 	return notes
 }

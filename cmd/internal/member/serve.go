@@ -30,6 +30,9 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
+	reviewed, stop := context.WithTimeout(ctx, time.Second) // what was seen before is better than no answer
+	n.keeper.review(reviewed)
+	stop()
 	if r := n.machine.remarks.Load(); r != nil {
 		s.Notes = append(s.Notes, r.notes...)
 		if s.Problem == "" {

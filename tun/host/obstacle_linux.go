@@ -1,0 +1,133 @@
+package host
+
+import (
+	"bytes"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+)
+
+// traffic is how many packets through the tunnel were let on by us, and how many of them left the machine.
+type traffic struct{ entered, left uint64 }
+
+// Obstacles lists the chains of others that keep packets through the tunnel from being forwarded, as far as can be told. Of those
+// that we let on, each passes two counters of ours, before the first chain of others on the forward hook and behind the last.
+// Where some did not since Obstacles was asked before, the chains are listed that drop by default, as a container runtime's, or
+// reject by their last rule, as some firewalls', if no rule of their table names our interface; none of these is found if it is
+// of the legacy iptables, or a rule before the last: then there is the zero Obstacle. As long as nothing was forwarded, chains
+// that drop by default are listed, and where all was, none.
+func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
+	now, err := fw.counted()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := fw.chains()
+	if err != nil {
+		return nil, err
+	}
+	if now.entered < fw.traffic.entered || now.left < fw.traffic.left { // the table was made anew
+		fw.traffic = traffic{}
+	}
+	entered, left := now.entered-fw.traffic.entered, now.left-fw.traffic.left
+	switch {
+	case entered > 0:
+		fw.traffic, fw.losing = now, left < entered
+	case now.entered > 0: // nothing new
+	default:
+		return fw.unfriendly(chains, false), nil
+	}
+	if !fw.losing {
+		return nil, nil
+	}
+	if list := fw.unfriendly(chains, true); len(list) > 0 {
+		return list, nil
+	}
+	return []Obstacle{{}}, nil
+}
+
+// counted asks for the later counter last, so that packets that come meanwhile do not look lost.
+func (fw *Forwarding) counted() (now traffic, err error) {
+	for _, c := range []struct {
+		name string
+		sum  *uint64
+	}{{enteredChain, &now.entered}, {leftChain, &now.left}} {
+		rules, err := fw.conn.GetRules(fw.table, &nftables.Chain{Name: c.name, Table: fw.table})
+		if err != nil {
+			return now, wrapNFT(err, "count what is forwarded")
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				if counter, ok := e.(*expr.Counter); ok {
+					*c.sum += counter.Packets
+				}
+			}
+		}
+	}
+	return now, nil
+}
+
+// unfriendly are the chains of others that drop by their policy, and if last, by their last rule too.
+func (fw *Forwarding) unfriendly(chains []*nftables.Chain, last bool) (list []Obstacle) {
+	for _, c := range chains {
+		if !hooked(c, nftables.ChainHookForward) || ours(c.Table) {
+			continue
+		}
+		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop
+		if (drops || last && fw.refusesLast(c)) && !fw.named(chains, c.Table) {
+			list = append(list, Obstacle{Family: familyName(c.Table.Family), Table: c.Table.Name, Chain: c.Name})
+		}
+	}
+	return list
+}
+
+// refusesLast tells whether the last rule drops or rejects whatever comes to it.
+func (fw *Forwarding) refusesLast(c *nftables.Chain) bool {
+	rules, err := fw.conn.GetRules(c.Table, c)
+	if err != nil || len(rules) == 0 {
+		return false
+	}
+	for _, e := range rules[len(rules)-1].Exprs {
+		switch x := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Reject:
+			return true
+		case *expr.Target: // of iptables-nft
+			return x.Name == "REJECT" || x.Name == "DROP"
+		case *expr.Verdict:
+			return x.Kind == expr.VerdictDrop
+		default:
+			return false
+		}
+	}
+	return false
+}
+
+// maxSearched is in how many chains of a table our interface's name is searched for: each costs a question to the kernel, and
+// those that orchestrate containers make thousands.
+const maxSearched = 100
+
+// named tells whether a rule of the table compares something with our interface's name.
+func (fw *Forwarding) named(chains []*nftables.Chain, table *nftables.Table) bool {
+	searched := 0
+	for _, c := range chains {
+		if c.Table.Name != table.Name || c.Table.Family != table.Family {
+			continue
+		}
+		if searched++; searched > maxSearched {
+			return false
+		}
+		rules, err := fw.conn.GetRules(c.Table, c)
+		if err != nil {
+			continue // it is said once more than needed
+		}
+		for _, r := range rules {
+			for _, e := range r.Exprs {
+				cmp, ok := e.(*expr.Cmp)
+				if ok && cmp.Op == expr.CmpOpEq && string(bytes.TrimRight(cmp.Data, "\x00")) == fw.forward.Interface {
+					return true
+				}
+			}
+		}
+	}
+	return false
+}
