@@ -12,8 +12,9 @@ import (
 // accept_ra=2). And there is an nftables table of our own, `inet sluice-INTERFACE`, which lets what came in by the interface go
 // to Routes only, and answers anywhere, clamps the MSS of TCP connections through the interface to the path's MTU, masquerades
 // what came in by the interface and leaves by another one (Linux 5.7 and newer), and gives ICMP errors about such flows our
-// own address if their sender's is not in Routes, because peers take packets from there only. Tables that killed processes have
-// left are replaced: those whose interface is gone, and the interface's own.
+// own address if their sender's is not in Routes, because peers take packets from there only. It also notes what the settings
+// were. Tables that killed processes have left are replaced, and their notes kept: those whose interface is gone, and the
+// interface's own.
 //
 // No other table is touched. So where another one drops forwarded packets, ours cannot help, because a drop is final in
 // nftables: see Forwarding.Obstacles.

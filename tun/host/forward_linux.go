@@ -3,6 +3,7 @@ package host
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"slices"
@@ -24,6 +25,8 @@ const (
 const (
 	noteIPv4 = "ipv4-was-off"
 	noteIPv6 = "ipv6-was-off"
+	// noteAdvertised begins the note that an interface's accept_ra was 1. There are such notes only beside noteIPv6.
+	noteAdvertised = "accept-ra-was-1-"
 )
 
 // Forwarding is what StartForwarding set up. Its methods act in the namespace of the calling thread: the one where it was
@@ -32,52 +35,107 @@ type Forwarding struct {
 	forward Forward
 	table   *nftables.Table
 	conn    *nftables.Conn
-	// notes are those of the settings that were off before.
+	// notes are those of the settings that were other before.
 	notes map[string]bool
 	// before are the tables that filtered or translated forwarded packets already when we began.
 	before map[string]bool
 	// traffic is what was counted when some was new, losing whether some of that got lost.
 	traffic traffic
 	losing  bool
-	// advertised are the interfaces whose accept_ra was changed.
-	advertised []string
 }
 
 // StartForwarding obeys f. On an error nothing has changed.
 func StartForwarding(f Forward) (*Forwarding, error) {
-	conn, err := nftables.New()
+	fw, err := newForwarding(f)
 	if err != nil {
-		return nil, wrap(err, "forward")
+		return nil, err
 	}
-	fw := &Forwarding{
-		forward: f, conn: conn, notes: map[string]bool{},
-		table: &nftables.Table{Name: tablePrefix + f.Interface, Family: nftables.TableFamilyINet},
+	chains, err := fw.chains()
+	if err != nil {
+		return nil, err
 	}
-	if err := fw.start(); err != nil {
+	if err := fw.start(chains); err != nil {
 		return nil, errors.Join(err, fw.Close())
 	}
 	return fw, nil
 }
 
-func (fw *Forwarding) start() error {
-	chains, err := fw.chains()
+// ClearForwarding takes back what gateways have set up that were killed, for a node that forwards nothing: their interface is gone,
+// or it is the node's by now. Whether somebody else wants forwarding since cannot be told, so it stays on where others filter it.
+func ClearForwarding(name string) error {
+	fw, err := newForwarding(Forward{Interface: name})
 	if err != nil {
 		return err
 	}
+	return fw.Close()
+}
+
+func newForwarding(f Forward) (*Forwarding, error) {
+	conn, err := nftables.New()
+	return &Forwarding{
+		forward: f, conn: conn, notes: map[string]bool{},
+		table: &nftables.Table{Name: tablePrefix + f.Interface, Family: nftables.TableFamilyINet},
+	}, wrap(err, "forward")
+}
+
+func (fw *Forwarding) start(chains []*nftables.Chain) error {
 	fw.before = fw.forwarders(chains)
 	for _, s := range forwardingSettings {
-		value, err := readSetting(s.path)
-		if err != nil {
-			continue // the family is switched off
+		if value, err := readSetting(s.path); err == nil && value == "0" && fw.forward.wants(s.ipv6) { // else the family is switched off
+			fw.notes[s.note] = true
 		}
-		fw.notes[s.note] = value == "0" && fw.forward.wants(s.ipv6) || fw.noted(chains, s.note)
 	}
+	fw.readNotes(chains)
+	fw.noteAdvertising()
 	fw.bury(chains)
 	if err := fw.makeTable(); err != nil {
 		return err
 	}
-	_, err = fw.switchOn()
+	_, err := fw.switchOn()
 	return err
+}
+
+// readNotes takes over the notes of our table, and of those whose program was killed.
+func (fw *Forwarding) readNotes(chains []*nftables.Chain) {
+	for _, c := range chains {
+		if isNote(c.Name) && (fw.mine(c) || fw.dead(c)) {
+			fw.notes[c.Name] = true
+		}
+	}
+}
+
+func isNote(chain string) bool {
+	return chain == noteIPv4 || chain == noteIPv6 || advertised(chain) != ""
+}
+
+// noteAdvertising notes the interfaces that take router advertisements, and tells whether there are new ones. A host that
+// forwards IPv6 ignores advertisements, and forgets the default route that it has learned from them, unless accept_ra is 2
+// (net/ipv6/addrconf.c, addrconf_fixup_forwarding); one that has forwarded before us is as its owner wants it.
+func (fw *Forwarding) noteAdvertising() (found bool) {
+	if !fw.notes[noteIPv6] {
+		return false
+	}
+	maps.DeleteFunc(fw.notes, func(note string, _ bool) bool {
+		path := advertised(note)
+		_, err := readSetting(path)
+		return path != "" && err != nil // the interface is gone
+	})
+	for _, name := range interfacesWith("ipv6", "accept_ra") {
+		note := noteAdvertised + name
+		if value, err := readSetting(advertised(note)); err == nil && value == "1" {
+			found = found || !fw.notes[note]
+			fw.notes[note] = true
+		}
+	}
+	return found
+}
+
+// advertised is the path of the setting that a note is about, "" if it is about another one.
+func advertised(note string) string {
+	if name, ok := strings.CutPrefix(note, noteAdvertised); ok {
+		return "ipv6/conf/" + name + "/accept_ra"
+	}
+	return ""
 }
 
 func (fw *Forwarding) makeTable() error {
@@ -113,14 +171,16 @@ func (fw *Forwarding) Mend() (mended bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	for _, s := range forwardingSettings {
-		fw.notes[s.note] = fw.notes[s.note] || fw.noted(chains, s.note)
-	}
-	buried := fw.bury(chains)
+	fw.readNotes(chains)
+	buried, advertising := fw.bury(chains), fw.noteAdvertising()
 	if mended = !fw.present(chains); mended || buried {
-		if err := fw.makeTable(); err != nil {
-			return false, err
-		}
+		err = fw.makeTable()
+	} else if advertising {
+		fw.writeNotes()
+		err = fw.flush("note settings")
+	}
+	if err != nil {
+		return false, err
 	}
 	changed, err := fw.switchOn()
 	return mended || changed, err
@@ -136,15 +196,9 @@ var forwardingSettings = []struct {
 }
 
 func (fw *Forwarding) switchOn() (changed bool, err error) {
-	var advertising []string
-	if fw.forward.wants(true) {
-		advertising = interfaceSettings("ipv6", "accept_ra")
-	}
-	// A host that forwards IPv6 ignores router advertisements and forgets the default route that it learned from them, unless
-	// accept_ra is 2 (net/ipv6/addrconf.c, addrconf_fixup_forwarding).
-	for _, path := range advertising {
-		if on, err := changeSetting(path, "1", "2"); err == nil && on {
-			fw.advertised = append(fw.advertised, path)
+	for note := range fw.notes { // first, or a default route is lost
+		if path := advertised(note); path != "" {
+			_, _ = changeSetting(path, "1", "2") // the interface may be gone
 		}
 	}
 	for _, s := range forwardingSettings {
@@ -168,41 +222,36 @@ func (fw *Forwarding) Close() error {
 	if err != nil {
 		return err
 	}
-	var off []string
-	for _, s := range forwardingSettings {
-		if !fw.noted(chains, s.note) {
-			continue
+	fw.readNotes(chains)
+	if heir := fw.otherGateway(chains); heir != nil {
+		for note := range fw.notes {
+			fw.conn.AddChain(&nftables.Chain{Name: note, Table: heir})
 		}
-		if heir := fw.otherGateway(chains); heir != nil {
-			fw.conn.AddChain(&nftables.Chain{Name: s.note, Table: heir})
-			continue
-		}
-		if fw.onlyOld(chains) {
-			off = append(off, s.path)
-		}
-	}
-	for _, path := range off { // first, so that nothing leaves with the tunnel's addresses
-		if _, e := changeSetting(path, "1", "0"); e != nil && !errors.Is(e, os.ErrNotExist) {
-			err = errors.Join(err, e)
-		}
+	} else if fw.onlyOld(chains) { // before the table goes, so that nothing leaves with the tunnel's addresses
+		err = fw.switchOff()
 	}
 	if fw.present(chains) {
 		fw.conn.DelTable(fw.table)
 	}
 	fw.bury(chains)
-	err = errors.Join(err, fw.flush("delete table "+fw.table.Name))
-	if len(off) > 0 || len(fw.advertised) > 0 && !fw.stillForwards6() {
-		for _, path := range fw.advertised {
-			changeSetting(path, "2", "1") // the interface may be gone
-		}
-		fw.advertised = nil
-	}
-	return err
+	return errors.Join(err, fw.flush("delete table "+fw.table.Name))
 }
 
-func (fw *Forwarding) stillForwards6() bool {
-	value, err := readSetting("ipv6/conf/all/forwarding")
-	return err == nil && value != "0"
+// switchOff makes the settings what they were.
+func (fw *Forwarding) switchOff() (err error) {
+	for _, s := range forwardingSettings {
+		if fw.notes[s.note] {
+			if _, e := changeSetting(s.path, "1", "0"); e != nil && !errors.Is(e, os.ErrNotExist) {
+				err = errors.Join(err, e)
+			}
+		}
+	}
+	for note := range fw.notes {
+		if path := advertised(note); path != "" {
+			_, _ = changeSetting(path, "2", "1") // the interface may be gone
+		}
+	}
+	return err
 }
 
 func familyName(f nftables.TableFamily) string {
@@ -249,16 +298,6 @@ func (fw *Forwarding) mine(c *nftables.Chain) bool {
 func (fw *Forwarding) present(chains []*nftables.Chain) bool {
 	for _, c := range chains {
 		if fw.mine(c) {
-			return true
-		}
-	}
-	return false
-}
-
-// noted tells whether our table has the note, or one whose program was killed.
-func (fw *Forwarding) noted(chains []*nftables.Chain, note string) bool {
-	for _, c := range chains {
-		if ours(c.Table) && c.Name == note && (fw.mine(c) || fw.dead(c)) {
 			return true
 		}
 	}

@@ -354,8 +354,50 @@ func TestForwardingKilled(t *testing.T) {
 	fw := start(t, "host0")
 	wantState(t, "1", "1", "2", "sluice-host0")
 	must(t, fw.Close())
-	if v4, v6, _, tables := state(t); v4 != "0" || v6 != "0" || len(tables) > 0 {
-		t.Errorf("ip_forward %s, IPv6 %s, tables %q", v4, v6, tables)
+	wantState(t, "0", "0", "1")
+}
+
+// TestClearForwarding: what a killed gateway has left goes with a node that forwards nothing too, and a living gateway stays.
+func TestClearForwarding(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	addTUN(t, "host1")
+	must(t, ClearForwarding("host1"))
+	start(t, "host0")
+	must(t, ClearForwarding("host1"))
+	wantState(t, "1", "1", "2", "sluice-host0")
+	start(t, "host1")
+	must(t, ClearForwarding("host1"))
+	wantState(t, "1", "1", "2", "sluice-host0")
+	must(t, ClearForwarding("host0"))
+	wantState(t, "0", "0", "1")
+}
+
+// TestAdvertised: accept_ra stays as it is on a machine that has forwarded before, and an interface that comes later is treated
+// like the others.
+func TestAdvertised(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	must(t, os.WriteFile(settings+"ipv6/conf/all/forwarding", []byte("1"), 0))
+	fw := start(t, "host0")
+	wantState(t, "1", "1", "1", "sluice-host0")
+	must(t, fw.Close())
+	wantState(t, "0", "1", "1")
+
+	off(t)
+	fw = start(t, "host0")
+	addTUN(t, "host1")
+	for range 2 { // the second time there is nothing to do
+		if mended, err := fw.Mend(); err != nil || mended {
+			t.Errorf("mended %v, %v; want false, nil", mended, err)
+		}
+		if got, err := readSetting("ipv6/conf/host1/accept_ra"); err != nil || got != "2" {
+			t.Errorf("accept_ra of a later interface is %s, %v; want 2", got, err)
+		}
+	}
+	must(t, start(t, "host0").Close()) // as if fw was killed
+	if got, err := readSetting("ipv6/conf/host1/accept_ra"); err != nil || got != "1" {
+		t.Errorf("accept_ra of a later interface is %s at the end, %v; want 1", got, err)
 	}
 }
 
@@ -369,13 +411,8 @@ func TestForwardingMended(t *testing.T) {
 		t.Errorf("switched on: %q", got)
 	}
 	for what, harm := range map[string]func(){
-		"nothing": func() {},
-		"a flush": func() {
-			conn, err := nftables.New()
-			must(t, err)
-			conn.FlushRuleset()
-			must(t, conn.Flush())
-		},
+		"nothing":   func() {},
+		"a flush":   func() { flushRuleset(t) },
 		"a setting": func() { must(t, os.WriteFile(settings+"ipv4/ip_forward", []byte("0"), 0)) },
 	} {
 		harm()
@@ -384,8 +421,17 @@ func TestForwardingMended(t *testing.T) {
 		}
 		wantState(t, "1", "1", "2", "sluice-host0")
 	}
+	flushRuleset(t) // and nobody mends it
 	must(t, fw.Close())
 	wantState(t, "0", "0", "1")
+}
+
+func flushRuleset(t *testing.T) {
+	t.Helper()
+	conn, err := nftables.New()
+	must(t, err)
+	conn.FlushRuleset()
+	must(t, conn.Flush())
 }
 
 // TestForwardingShared: the last gateway switches off what the first has switched on.
@@ -398,9 +444,7 @@ func TestForwardingShared(t *testing.T) {
 	must(t, a.Close())
 	wantState(t, "1", "1", "2", "sluice-host1")
 	must(t, b.Close())
-	if v4, v6, _, tables := state(t); v4 != "0" || v6 != "0" || len(tables) > 0 {
-		t.Errorf("ip_forward %s, IPv6 %s, tables %q", v4, v6, tables)
-	}
+	wantState(t, "0", "0", "1")
 }
 
 // TestForwardingInherited: what a killed gateway has left goes with the last one that lives, whatever its interface's name.
@@ -434,9 +478,7 @@ func TestForwardingInherited(t *testing.T) {
 				}
 			}
 			must(t, fw.Close())
-			if v4, v6, _, tables := state(t); v4 != "0" || v6 != "0" || len(tables) > 0 {
-				t.Errorf("at the end: ip_forward %s, IPv6 %s, tables %q; want 0, 0, none", v4, v6, tables)
-			}
+			wantState(t, "0", "0", "1")
 		})
 	}
 }
@@ -565,6 +607,9 @@ func TestNoRights(t *testing.T) {
 		result <- []error{forward, SetUp("host0"), r.SetAddresses(prefixes("100.64.0.1/32")), r.Set(prefixes("100.64.0.0/11"))}
 	}()
 	for i, err := range <-result {
+		if err == nil || strings.Count(err.Error(), ErrPermission.Error()) != 1 {
+			t.Errorf("%d: %v, want an error that says once what to do", i, err)
+		}
 		if !errors.Is(err, ErrPermission) || !errors.Is(err, syscall.EPERM) {
 			t.Errorf("%d: %v", i, err)
 		}

@@ -40,6 +40,9 @@ type Forwarding struct{}
 // StartForwarding makes the machine a gateway.
 func StartForwarding(Forward) (*Forwarding, error) { return nil, ErrUnsupported }
 
+// ClearForwarding takes back what killed gateways have set up.
+func ClearForwarding(string) error { return ErrUnsupported }
+
 // Mend sets up again what others have taken away.
 func (*Forwarding) Mend() (bool, error) { return false, ErrUnsupported }
 

@@ -114,8 +114,8 @@ func exists(name string) bool {
 // strictFilter: the greater of an interface's rp_filter and that of all counts, 1 is strict (ip-sysctl.rst).
 func strictFilter() bool {
 	all, _ := readSetting("ipv4/conf/all/rp_filter")
-	for _, path := range interfaceSettings("ipv4", "rp_filter") {
-		if value, _ := readSetting(path); max(all, value) == "1" {
+	for _, name := range interfacesWith("ipv4", "rp_filter") {
+		if value, _ := readSetting("ipv4/conf/" + name + "/rp_filter"); max(all, value) == "1" {
 			return true
 		}
 	}

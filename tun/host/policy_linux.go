@@ -35,6 +35,9 @@ func (r *Routing) syncFamily(family int) error {
 	if err != nil {
 		return wrap(err, "list rules")
 	}
+	if have, err = r.bury(family, have); err != nil {
+		return err
+	}
 	want, err := r.wantedRules(family, routes, have)
 	if err != nil {
 		return err
@@ -50,6 +53,23 @@ func (r *Routing) syncFamily(family int) error {
 		}
 	}
 	return err
+}
+
+// bury deletes rules that killed programs have left, which lead to a table of theirs that is empty, and returns the others.
+func (r *Routing) bury(family int, rules []Rule) (living []Rule, err error) {
+	for _, rule := range rules {
+		if rule.Invert && rule.Table != r.cfg.Table {
+			routes, e := tableRoutes(family, rule.Table)
+			if e == nil && len(routes) == 0 {
+				e = DeleteRule(rule)
+			}
+			if err = errors.Join(err, e); e == nil && len(routes) == 0 {
+				continue
+			}
+		}
+		living = append(living, rule)
+	}
+	return living, err
 }
 
 // changeRule counts rules of our table only: those for networks follow the machine's addresses.

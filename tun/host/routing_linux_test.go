@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
 )
@@ -198,6 +200,39 @@ func TestRoutingShared(t *testing.T) {
 	newRouting(t, "host0")
 	wantRules(t, nil, nil)
 	must(t, b.Close())
+}
+
+// TestRoutingKilled: rules that a killed program has left for a table of its own go as well, those of living programs stay.
+func TestRoutingKilled(t *testing.T) {
+	inNewNamespace(t)
+	newCable(t, "192.168.7.2/24", "fd07::2/64")
+	for table, name := range map[int]string{777: "host1", 778: "host2"} {
+		addTUN(t, name)
+		must(t, SetUp(name))
+		r, err := NewRouting(RoutingConfig{Interface: name, Table: table, Mark: 777})
+		must(t, err)
+		must(t, r.Set(prefixes("0.0.0.0/0", "::/0", "100.64.0.9/32")))
+	}
+	host1, err := netlink.LinkByName("host1")
+	must(t, err)
+	must(t, netlink.LinkDel(host1))
+	r := newRouting(t, "host0")
+	tables := map[int]bool{}
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		rules, err := policyRules(family)
+		must(t, err)
+		for _, rule := range rules {
+			tables[rule.Table] = true
+		}
+	}
+	if want := map[int]bool{unix.RT_TABLE_MAIN: true, 778: true}; !maps.Equal(tables, want) {
+		t.Errorf("rules lead to the tables %v, want %v", tables, want)
+	}
+	host2, err := netlink.LinkByName("host2")
+	must(t, err)
+	must(t, netlink.LinkDel(host2))
+	must(t, r.Close())
+	wantRules(t, nil, nil)
 }
 
 // TestMarkBypasses: what the tunnel routes, and what it does not, for marked and unmarked packets. With a default route, what

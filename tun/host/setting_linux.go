@@ -36,16 +36,15 @@ func changeSetting(path, from, to string) (changed bool, err error) {
 	return false, wrap(err, "set net.%s=%s", name, to)
 }
 
-// interfaceSettings lists a setting's path for each interface of a family.
-func interfaceSettings(family, setting string) []string {
+// interfacesWith lists the interfaces that have a setting of a family.
+func interfacesWith(family, setting string) (names []string) {
 	found, _ := filepath.Glob(settings + family + "/conf/*/" + setting) // the pattern is valid
-	var list []string
 	for _, path := range found {
-		switch filepath.Base(filepath.Dir(path)) {
+		switch name := filepath.Base(filepath.Dir(path)); name {
 		case "all", "default", "lo":
-			continue
+		default:
+			names = append(names, name)
 		}
-		list = append(list, strings.TrimPrefix(path, settings))
 	}
-	return list
+	return names
 }

@@ -19,11 +19,7 @@ func (fw *Forwarding) writeTable() {
 	fw.conn.AddTable(fw.table) // so that there is one to delete
 	fw.conn.DelTable(fw.table)
 	fw.conn.AddTable(fw.table)
-	for _, s := range forwardingSettings {
-		if fw.notes[s.note] {
-			fw.conn.AddChain(&nftables.Chain{Name: s.note, Table: fw.table})
-		}
-	}
+	fw.writeNotes()
 	accept := nftables.ChainPolicyAccept
 	forward := fw.conn.AddChain(&nftables.Chain{
 		Name: forwardChain, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept,
@@ -50,6 +46,12 @@ func (fw *Forwarding) writeTable() {
 	})
 	fw.rule(postrouting, in, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, fw.forward.Interface),
 		[]expr.Any{&expr.Counter{}, &expr.Masq{}})
+}
+
+func (fw *Forwarding) writeNotes() {
+	for note := range fw.notes {
+		fw.conn.AddChain(&nftables.Chain{Name: note, Table: fw.table})
+	}
 }
 
 // first is before all chains of others on a hook.

@@ -182,6 +182,9 @@ func (m *machine) begin() (err error) {
 			m.routing = nil
 			return err
 		}
+		if m.options.Role != protocol.Gateway {
+			_ = host.ClearForwarding(m.options.Interface) // a client needs no nftables
+		}
 	}
 	if m.forwarding != nil || m.options.Role != protocol.Gateway {
 		return nil
