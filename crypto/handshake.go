@@ -162,9 +162,7 @@ func (l *Local) consumeInitiation(now time.Duration, msg []byte) Verdict {
 	if !p.insists() {
 		p.dropHandshake() // kernel: the state becomes CONSUMED_INITIATION
 	}
-	p.addKeypair(now, k)
-	p.lastReceived = now
-	p.handshakeReceived = now
+	p.beginSession(now, k)
 	p.noteHandshakeSent(now)
 	p.tally.ResponsesSent++
 	p.emit(Output{Kind: SendMessage, Message: response})
@@ -228,28 +226,32 @@ func (p *Peer) createResponse(now time.Duration, s *symmetric, initiation []byte
 	return msg, p.newKeypair(now, s, index, remote, false), Accepted
 }
 
-// consumeResponse completes the handshake that the response's receiver index names; e is that index's entry. A drop
-// leaves the handshake waiting for the right response.
-func (l *Local) consumeResponse(now time.Duration, e *indexEntry, msg []byte) Reason {
+// consumeResponse completes the handshake that the response's receiver index names; e is that index's entry. The session is
+// the caller's to begin. A drop leaves the handshake waiting for the right response.
+func (l *Local) consumeResponse(now time.Duration, e *indexEntry, msg []byte) (*Keypair, Reason) {
 	if e == nil {
-		return UnknownIndex
+		return nil, UnknownIndex
 	}
 	p := e.peer
 	h := &p.handshake
 	if !h.active || h.index != e.index {
-		return WrongState
+		return nil, WrongState
 	}
 	s := h.state
 	defer s.wipe()
 	if reason := p.openResponse(&s, msg); reason != Accepted {
-		return reason
+		return nil, reason
 	}
 	k := p.newKeypair(now, &s, h.index, binary.LittleEndian.Uint32(msg[offsetSender:]), true)
 	h.wipe() // its index lives on as the session's
+	return k, Accepted
+}
+
+// beginSession is what an accepted handshake message changes beside the handshake: there is a session, and something was received.
+func (p *Peer) beginSession(now time.Duration, k *Keypair) {
 	p.addKeypair(now, k)
 	p.lastReceived = now
 	p.handshakeReceived = now
-	return Accepted
 }
 
 // openResponse authenticates a response: e, ee, se, psk and the empty plaintext.

@@ -89,7 +89,7 @@ func TestUnderLoadRateLimit(t *testing.T) {
 	verdicts := make(map[crypto.Reason]int)
 	for range 10 {
 		msg := initiation(n, a)
-		verdicts[local.Handle(n.Now(), a.Node().Addr, msg).Reason]++
+		verdicts[local.Handle(n.Now(), a.Node().Addr, msg, nil).Reason]++
 	}
 	if verdicts[crypto.RateLimited] != 5 || verdicts[crypto.Accepted] != 1 || verdicts[crypto.Flood] != 4 {
 		t.Fatal(verdicts)
@@ -150,7 +150,7 @@ func failedHandshakes(t *testing.T, total, deep int) {
 			}
 		}
 		src := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), uint16(i))
-		if v := local.Handle(n.Now(), src, msg); v.Reason == crypto.Accepted {
+		if v := local.Handle(n.Now(), src, msg, nil); v.Reason == crypto.Accepted {
 			t.Fatal("a failed handshake was accepted")
 		}
 	}
@@ -163,7 +163,7 @@ func failedHandshakes(t *testing.T, total, deep int) {
 	local.NoteQueue(n.Now(), 1, 1) // and all of it once more, under load
 	for i := range total / 10 {
 		src := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1)
-		if v := local.Handle(n.Now(), src, fakeInitiation(to)); v.Reason != crypto.CookieSent {
+		if v := local.Handle(n.Now(), src, fakeInitiation(to), nil); v.Reason != crypto.CookieSent {
 			t.Fatal(v.Reason)
 		}
 	}

@@ -183,7 +183,11 @@ type Verdict struct {
 // Handle takes one handshake message: an initiation, a response or a cookie reply, in the buffer it came in, which is
 // borrowed. After it, drain Verdict.Peer's outputs. A message that is not accepted changes nothing but counters; nobody
 // we do not know can make us keep anything.
-func (l *Local) Handle(now time.Duration, src netip.AddrPort, msg []byte) Verdict {
+//
+// roam is called where Verdict.Roam is set, before the message's session may be sent with, so that no packet of it leaves to
+// where the peer was before (kernel receive.c, wg_receive_handshake_packet: wg_socket_set_peer_endpoint_from_skb comes before
+// wg_noise_handshake_begin_session). It must not call the Local or the Peer; nil: nobody wants to know.
+func (l *Local) Handle(now time.Duration, src netip.AddrPort, msg []byte, roam func(*Peer)) Verdict {
 	kind, reason := classify(msg)
 	if reason == Accepted && kind == MessageTransport {
 		reason = BadType
@@ -193,34 +197,45 @@ func (l *Local) Handle(now time.Duration, src netip.AddrPort, msg []byte) Verdic
 	}
 	switch kind {
 	case MessageInitiation:
-		return l.handleInitiation(now, src, msg)
+		return l.handleInitiation(now, src, msg, roam)
 	case MessageResponse:
-		return l.handleResponse(now, src, msg)
+		return l.handleResponse(now, src, msg, roam)
 	default:
 		return l.handleCookieReply(now, msg)
 	}
 }
 
-func (l *Local) handleInitiation(now time.Duration, src netip.AddrPort, msg []byte) (v Verdict) {
+func (l *Local) handleInitiation(now time.Duration, src netip.AddrPort, msg []byte, roam func(*Peer)) (v Verdict) {
 	if reason, reply := l.admit(now, src, msg); reason != Accepted {
 		return Verdict{Reason: reason, Reply: reply}
 	}
 	secret.Do(func() { v = l.consumeInitiation(now, msg) })
+	if v.Roam && roam != nil {
+		roam(v.Peer) // the session waits for the peer's confirmation, the response for Poll
+	}
 	return v
 }
 
-func (l *Local) handleResponse(now time.Duration, src netip.AddrPort, msg []byte) (v Verdict) {
+func (l *Local) handleResponse(now time.Duration, src netip.AddrPort, msg []byte, roam func(*Peer)) (v Verdict) {
 	e := l.table.find(binary.LittleEndian.Uint32(msg[responseReceiver:]))
 	if e != nil {
 		v.Peer = e.peer
 	}
+	var k *Keypair
 	if v.Reason, v.Reply = l.admit(now, src, msg); v.Reason == Accepted {
-		secret.Do(func() { v.Reason = l.consumeResponse(now, e, msg) })
+		secret.Do(func() { k, v.Reason = l.consumeResponse(now, e, msg) })
 	}
-	v.Roam = v.Reason == Accepted
-	if v.Peer != nil && !v.Roam {
-		v.Peer.tally.ResponsesRejected[v.Reason]++
+	if v.Reason != Accepted {
+		if v.Peer != nil {
+			v.Peer.tally.ResponsesRejected[v.Reason]++
+		}
+		return v
 	}
+	v.Roam = true
+	if roam != nil {
+		roam(v.Peer)
+	}
+	v.Peer.beginSession(now, k)
 	return v
 }
 

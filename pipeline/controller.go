@@ -178,7 +178,11 @@ func (c *controller) setUp(now time.Duration, up bool) {
 // handle takes one handshake message from the mailbox.
 func (c *controller) handle(now time.Duration, l *letter) {
 	msg := l.message[:l.length]
-	v := c.local.Handle(now, l.src.Dst, msg)
+	v := c.local.Handle(now, l.src.Dst, msg, func(core *crypto.Peer) {
+		if p := core.Owner().(*peer); p.link == nil || p.link.alive() {
+			p.hear(l.src)
+		}
+	})
 	c.reasons[v.Reason].Add(1)
 	if v.Reply != nil {
 		c.effects.send(&l.src, v.Reply, handshakeTOS)
@@ -192,11 +196,8 @@ func (c *controller) handle(now time.Duration, l *letter) {
 		p.rxBytes.Add(uint64(l.length))
 		p.stamps.received(now, false)
 	}
-	switch {
-	case p.link != nil:
+	if p.link != nil {
 		c.handleLinkVerdict(now, p, v, &l.src)
-	case v.Roam:
-		p.hear(l.src)
 	}
 	c.touch(now, p)
 }
@@ -369,7 +370,7 @@ func (c *controller) forgetSources() {
 
 // sendKeepalive sends an empty packet, or asks for a session to send it in.
 func (c *controller) sendKeepalive(now time.Duration, p *peer) {
-	path, kp := p.path.Load(), p.sending(now)
+	path, kp := p.way(now)
 	if path == nil || !c.up {
 		return
 	}

@@ -395,11 +395,8 @@ func (c *controller) logClosed(l *link, message string, closed *Closed) {
 // is forgotten, and not answered.
 func (c *controller) handleLinkVerdict(now time.Duration, p *peer, v crypto.Verdict, from *Path) {
 	l := p.link
-	if v.Roam && l.alive() {
-		p.hear(*from)
-		if p.stray(now, *from) {
-			c.request(l, Request{Kind: RequestStray, Path: p.strayed.Load()})
-		}
+	if v.Roam && l.alive() && p.stray(now, *from) {
+		c.request(l, Request{Kind: RequestStray, Path: p.strayed.Load()})
 	}
 	switch {
 	case l.connection != nil:

@@ -147,7 +147,7 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 	lane := &p.outbound[o.shard.id]
 	i := lane.first
 	lane.first = -1
-	path, kp := p.path.Load(), p.sending(now)
+	path, kp := p.way(now)
 	if path == nil || kp == nil {
 		o.hold(now, p, path, i)
 		return

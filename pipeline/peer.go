@@ -58,6 +58,13 @@ func (p *peer) sending(now time.Duration) *crypto.Keypair {
 	return nil
 }
 
+// way returns where to send now and with which keypair; nil where there is none. The path is loaded last: a message that gives
+// a new keypair moves the path first (kernel receive.c), so that whoever sees the one sees the other.
+func (p *peer) way(now time.Duration) (*Path, *crypto.Keypair) {
+	kp := p.sending(now)
+	return p.path.Load(), kp
+}
+
 // inboundLane orders what several shards receive from one peer: its mutex guards the replay windows of the peer's
 // keypairs and is taken once for each run of packets, by one shard at a time unless the peer's datagrams move between
 // sockets. It is a leaf: no other lock is taken under it.

@@ -179,7 +179,8 @@ func (s *shard) empty(peers []*peer) {
 
 // release sends what is staged for the peer, if it has a session.
 func (s *shard) release(p *peer) {
-	lane, path, kp := &p.outbound[s.id], p.path.Load(), p.sending(s.now)
+	lane := &p.outbound[s.id]
+	path, kp := p.way(s.now)
 	if path == nil || kp == nil {
 		return
 	}
