@@ -23,7 +23,7 @@ import (
 
 // The rungs with a kernel under them, in namespaces of the test's own.
 func BenchmarkLadderKernel(b *testing.B) {
-	lab.Need(b)
+	lab.NeedTUN(b)
 	b.Run("7-udp", benchmarkUDP)
 	b.Run("8-tun-write", benchmarkTUNWrite)
 	b.Run("9-tun-read", benchmarkTUNRead)
@@ -35,7 +35,7 @@ func BenchmarkLadderKernel(b *testing.B) {
 
 // TestFullPath runs the two tunnel rungs long enough to know that they carry what they say.
 func TestFullPath(t *testing.T) {
-	lab.Need(t)
+	lab.NeedTUN(t)
 	for name, cipher := range map[string]func(*[aead.KeySize]byte) aead.Cipher{
 		"null": func(*[aead.KeySize]byte) aead.Cipher { return null{} }, "sealed": nil,
 	} {

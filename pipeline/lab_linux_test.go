@@ -96,7 +96,7 @@ func newLabPair(t *testing.T, queues int) (nodes [2]labNode) {
 // newLabPairWith does so with sockets of another kind, whose port must be 9000.
 func newLabPairWith(t *testing.T, queues int, outer udp.Config) (nodes [2]labNode) {
 	t.Helper()
-	lab.Need(t)
+	lab.NeedTUN(t)
 	var plugs [2]lab.Plug
 	for i := range plugs {
 		ns, err := lab.NewNamespace("pipeline")

@@ -309,7 +309,7 @@ func bounce(t *testing.T, from, to *relayedNode, bursts, size int) {
 // Through our relay on real sockets a tunnel carries what was sent, loses nothing at a moderate rate, and ChannelData goes in
 // and out of the kernel in runs (UDP_SEGMENT, UDP_GRO) as plain datagrams do.
 func TestThroughRelay(t *testing.T) {
-	lab.Need(t)
+	lab.NeedTUN(t)
 	for _, both := range []bool{false, true} {
 		name := map[bool]string{false: "one side", true: "both sides"}[both]
 		t.Run(name, func(t *testing.T) {

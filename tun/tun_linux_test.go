@@ -16,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/bench/lab"
 	"github.com/sluice-vpn/sluice/tun/host"
 	"github.com/sluice-vpn/sluice/tun/ip"
 	"github.com/vishvananda/netlink"
@@ -23,15 +24,13 @@ import (
 )
 
 // inNewNamespace runs f on a thread in a new network namespace and returns a descriptor of it. It skips the test where that
-// is not possible.
+// is not possible, or no TUN device.
 func inNewNamespace(t *testing.T, f func()) int {
 	t.Helper()
+	lab.NeedTUN(t)
 	home := namespaceOf(t)
 	runtime.LockOSThread()
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		t.Skipf("SKIPPED: cannot make a network namespace (run as root): %v", err)
-	}
+	must(t, unix.Unshare(unix.CLONE_NEWNET)) // if it fails the thread stays locked and ends with the test
 	created := namespaceOf(t)
 	defer func() {
 		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
@@ -75,12 +74,7 @@ func namespaceOf(t *testing.T) int {
 func mustOpen(t *testing.T, o Options) *linuxDevice {
 	t.Helper()
 	d, err := Open(o)
-	if errors.Is(err, ErrNoDriver) || errors.Is(err, ErrPermission) {
-		t.Skipf("SKIPPED: %v", err)
-	}
-	if err != nil {
-		t.Fatal(err)
-	}
+	must(t, err)
 	t.Cleanup(func() { d.Close() })
 	return d.(*linuxDevice)
 }
@@ -507,9 +501,6 @@ func TestLinuxErrors(t *testing.T) {
 }
 
 func TestLinuxWithoutRights(t *testing.T) {
-	if unix.Geteuid() != 0 {
-		t.Skip("SKIPPED: needs root, to give up rights")
-	}
 	inNewNamespace(t, func() {
 		// Capabilities belong to the thread, which is locked here.
 		header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
@@ -602,9 +593,7 @@ func TestLinuxMoved(t *testing.T) {
 func TestLinuxAdopt(t *testing.T) {
 	inNewNamespace(t, func() {
 		fd, err := openClone()
-		if err != nil {
-			t.Skipf("SKIPPED: %v", err)
-		}
+		must(t, err)
 		_, err = setInterface(fd, "adopted0", unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 		must(t, err)
 		must(t, host.SetUp("adopted0"))
@@ -633,9 +622,7 @@ func TestLinuxTakeOver(t *testing.T) {
 	for _, without := range []bool{false, true} {
 		inNewNamespace(t, func() {
 			fd, err := openClone()
-			if err != nil {
-				t.Skipf("SKIPPED: %v", err)
-			}
+			must(t, err)
 			_, err = setInterface(fd, "left0", unix.IFF_TUN|unix.IFF_NO_PI|unix.IFF_VNET_HDR)
 			must(t, err)
 			must(t, unix.IoctlSetPointerInt(fd, unix.TUNSETVNETHDRSZ, 12))
@@ -791,13 +778,14 @@ func TestLinuxAllocations(t *testing.T) {
 }
 
 func BenchmarkLinuxWrite(b *testing.B) {
+	lab.NeedTUN(b)
 	runtime.LockOSThread() // not unlocked: the thread ends with the benchmark
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		b.Skipf("SKIPPED: cannot make a network namespace (run as root): %v", err)
+		b.Fatal(err)
 	}
 	d, err := Open(Options{Name: "write0"})
 	if err != nil {
-		b.Skipf("SKIPPED: %v", err)
+		b.Fatal(err)
 	}
 	defer d.Close()
 	if err := host.SetUp("write0"); err != nil {

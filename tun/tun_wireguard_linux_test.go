@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/bench/lab"
 	"github.com/sluice-vpn/sluice/tun/host"
 	"github.com/sluice-vpn/sluice/tun/ip"
 	"golang.org/x/sys/unix"
@@ -17,13 +18,14 @@ import (
 
 // A real device, in a network namespace of its own.
 func TestPortableLinux(t *testing.T) {
+	lab.NeedTUN(t)
 	runtime.LockOSThread() // not unlocked: the thread ends with the test
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		t.Skipf("SKIPPED: cannot make a network namespace (run as root): %v", err)
+		t.Fatal(err)
 	}
 	d, err := Open(Options{Name: "portable0", MTU: 1300})
 	if err != nil {
-		t.Skipf("SKIPPED: no TUN device to be had: %v", err)
+		t.Fatal(err)
 	}
 	defer d.Close()
 	if d.MTU() != 1300 || d.Name() != "portable0" {

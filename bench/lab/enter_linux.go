@@ -84,6 +84,30 @@ func Need(t Skipper) {
 	}
 }
 
+// NeedTUN skips the test, with the reason, unless it runs inside a lab and may make TUN devices there.
+func NeedTUN(t Skipper) {
+	t.Helper()
+	Need(t)
+	if err := CheckTUN(); err != nil {
+		t.Skipf("needs a TUN device: %v", err)
+	}
+}
+
+// CheckTUN says in one line why this program cannot make TUN devices, and what to do; nil if it can open their clone device.
+func CheckTUN() error {
+	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
+	switch {
+	case err == nil:
+		return f.Close()
+	case errors.Is(err, os.ErrNotExist):
+		return errors.New("there is no /dev/net/tun; load the module (sudo modprobe tun), or start the container with --device /dev/net/tun")
+	case errors.Is(err, os.ErrPermission):
+		return errors.New("/dev/net/tun may not be opened; run as root, or allow it: sudo chmod 666 /dev/net/tun")
+	default:
+		return fmt.Errorf("/dev/net/tun: %w; load the module: sudo modprobe tun", err)
+	}
+}
+
 // runInside runs this program again in new namespaces and returns its exit code.
 func runInside(stage string, flags uintptr) (int, error) {
 	mnt, err := os.Readlink("/proc/self/ns/mnt")

@@ -11,8 +11,9 @@ import (
 // tcpChunk is the size of one write or read, bytes: few system calls, and the buffers stay in the L2 cache.
 const tcpChunk = 128 << 10
 
-// drainTime is how long finish waits for the rest of a flow.
-const drainTime = 2 * time.Second
+// drainTime is how long finish waits for the rest of a flow. Behind a tunnel that loses much, TCP's retransmission timeout doubles
+// a few times.
+const drainTime = 15 * time.Second
 
 // tcpFlow is one connection. Each count is written by one thread.
 type tcpFlow struct {

@@ -8,6 +8,8 @@ import (
 	"runtime/debug"
 	"slices"
 	"time"
+
+	"github.com/sluice-vpn/sluice/bench/lab"
 )
 
 // loadThreads is how many Go scheduler slots the load gets: with one for each of its threads, a thread that returns from a
@@ -18,7 +20,7 @@ const loadThreads = 64
 // the lab.
 func Check(c Config) error {
 	if len(c.Node) > 0 || len(c.Against) > 0 {
-		if err := checkTUN(); err != nil {
+		if err := lab.CheckTUN(); err != nil {
 			return err
 		}
 	}

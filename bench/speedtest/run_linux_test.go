@@ -18,10 +18,7 @@ import (
 // needProgram finds a WireGuard program of the system to measure.
 func needProgram(t *testing.T) Program {
 	t.Helper()
-	lab.Need(t)
-	if err := checkTUN(); err != nil {
-		t.Skipf("needs a TUN device: %v", err)
-	}
+	lab.NeedTUN(t)
 	path, err := exec.LookPath("wireguard-go")
 	if err != nil {
 		t.Skip("needs the program wireguard-go in PATH (Debian: wireguard-go)")

@@ -1,10 +1,7 @@
 package speedtest
 
 import (
-	"errors"
-	"fmt"
 	"net/netip"
-	"os"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
 )
@@ -102,20 +99,5 @@ func (t *testbed) close() {
 		if ns != nil {
 			ns.Close()
 		}
-	}
-}
-
-// checkTUN says what to do if there is no TUN device.
-func checkTUN() error {
-	f, err := os.OpenFile("/dev/net/tun", os.O_RDWR, 0)
-	switch {
-	case err == nil:
-		return f.Close()
-	case errors.Is(err, os.ErrNotExist):
-		return errors.New("there is no /dev/net/tun; load the module (sudo modprobe tun), or start the container with --device /dev/net/tun")
-	case errors.Is(err, os.ErrPermission):
-		return errors.New("/dev/net/tun may not be opened; run as root, or allow it: sudo chmod 666 /dev/net/tun")
-	default:
-		return fmt.Errorf("/dev/net/tun: %w; load the module: sudo modprobe tun", err)
 	}
 }

@@ -63,7 +63,7 @@ func program(t *testing.T) string {
 // need skips the test where a tool is missing.
 func need(t *testing.T, tools ...string) {
 	t.Helper()
-	lab.Need(t)
+	lab.NeedTUN(t)
 	for _, tool := range tools {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("SKIPPED: %s is not installed", tool)

@@ -14,10 +14,12 @@ import (
 
 // netnsSetup stands before the script in mount, network and process namespaces of its own, which end with everything in them when
 // the shell does: the names that the script gives to namespaces and sockets meet nobody's. The script changes one setting that
-// only the first network namespace has; a file takes its place.
+// only the first network namespace has, and reads the kernel's log, as not every user may; a file and a pipe without end take
+// their places.
 const netnsSetup = `
 for folder in /run/wireguard /run/netns /proc/sys/net/core; do mkdir -p $folder && mount -t tmpfs none $folder || exit 99; done
 echo 5 >/proc/sys/net/core/message_cost
+mkfifo /run/wireguard/log && mount --bind /run/wireguard/log /dev/kmsg && exec 9<>/dev/kmsg || exit 99
 ip link set lo up
 exec bash "$@"
 `

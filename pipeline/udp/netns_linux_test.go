@@ -3,7 +3,6 @@ package udp
 import (
 	"fmt"
 	"net/netip"
-	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -11,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-vpn/sluice/bench/lab"
 )
 
 // namespace is a nameless network namespace, held by one locked thread and gone with it.
@@ -21,12 +22,12 @@ type namespace struct {
 	gone  chan struct{} // closed when the thread has ended
 }
 
+func TestMain(m *testing.M) { lab.Main(m) }
+
 // newNamespace makes a namespace, or skips the test where that is not allowed.
 func newNamespace(t *testing.T) *namespace {
 	t.Helper()
-	if os.Getuid() != 0 {
-		t.Skip("SKIPPED: making a network namespace needs root")
-	}
+	lab.Need(t)
 	if _, err := exec.LookPath("ip"); err != nil {
 		t.Skip("SKIPPED: the ip tool is missing")
 	}
@@ -44,7 +45,7 @@ func newNamespace(t *testing.T) *namespace {
 	}()
 	t.Cleanup(func() { close(n.tasks) })
 	if err := <-made; err != nil {
-		t.Skipf("SKIPPED: no network namespace: %v", err)
+		t.Fatal(err)
 	}
 	n.ip("link set lo up")
 	return n

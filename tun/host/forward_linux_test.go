@@ -33,7 +33,7 @@ const tunMTU = 1416
 
 func newGatewayLab(t *testing.T) *gatewayLab {
 	t.Helper()
-	lab.Need(t)
+	lab.NeedTUN(t)
 	l := &gatewayLab{}
 	for name, ns := range map[string]**lab.Namespace{"gateway": &l.gateway, "behind": &l.behind} {
 		made, err := lab.NewNamespace(name)

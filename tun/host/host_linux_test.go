@@ -6,6 +6,7 @@ import (
 	"runtime"
 	"testing"
 
+	"github.com/sluice-vpn/sluice/bench/lab"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -13,15 +14,13 @@ import (
 // inNewNamespace moves the test's thread into a new network namespace with a dummy interface, until the test ends.
 func inNewNamespace(t *testing.T) {
 	t.Helper()
+	lab.NeedTUN(t)
 	runtime.LockOSThread()
 	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
-		runtime.UnlockOSThread()
-		t.Skipf("SKIPPED: cannot make a network namespace (run as root): %v", err)
-	}
+	must(t, unix.Unshare(unix.CLONE_NEWNET)) // if it fails the thread stays locked and ends with the test
 	t.Cleanup(func() {
 		defer unix.Close(home)
 		if err := unix.Setns(home, unix.CLONE_NEWNET); err != nil {
@@ -30,9 +29,7 @@ func inNewNamespace(t *testing.T) {
 		}
 		runtime.UnlockOSThread()
 	})
-	if err := netlink.LinkAdd(tunLink("host0")); err != nil {
-		t.Skipf("SKIPPED: cannot make an interface: %v", err)
-	}
+	addTUN(t, "host0")
 }
 
 func tunLink(name string) netlink.Link {

@@ -285,7 +285,7 @@ type answersLab struct{ client, behind, server *lab.Namespace }
 
 func newAnswersLab(t *testing.T) *answersLab {
 	t.Helper()
-	lab.Need(t)
+	lab.NeedTUN(t)
 	l := &answersLab{}
 	for name, ns := range map[string]**lab.Namespace{"client": &l.client, "behind": &l.behind, "server": &l.server} {
 		made, err := lab.NewNamespace(name)

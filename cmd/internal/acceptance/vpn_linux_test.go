@@ -115,7 +115,7 @@ func newVPN(t *testing.T, portalArgs ...string) *vpn {
 // newVPNWith is newVPN where something must be there before the portal starts.
 func newVPNWith(t *testing.T, before func(v *vpn) (portalArgs []string)) *vpn {
 	t.Helper()
-	lab.Need(t)
+	lab.NeedTUN(t)
 	v := &vpn{t: t, dir: t.TempDir()}
 	var err error
 	if v.internet, err = lab.NewInternet(); err != nil {

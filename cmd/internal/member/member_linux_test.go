@@ -104,7 +104,7 @@ func (s *safeBuffer) String() string {
 
 func startNode(t *testing.T, o Options, first protocol.Sync, environ map[string]string) *testNode {
 	t.Helper()
-	lab.Need(t)
+	lab.NeedTUN(t)
 	if o.Token.Name == "" {
 		o.Token.Name = "node"
 	}
@@ -202,7 +202,7 @@ func key(b byte) protocol.Key {
 
 // TestGateway: a node follows the portal, tells of itself, and leaves nothing behind.
 func TestGateway(t *testing.T) {
-	lab.Need(t)
+	lab.NeedTUN(t)
 	before := setting(t, "ipv4/ip_forward")
 	first := protocol.Sync{
 		Name: "office", Role: protocol.Gateway, Addresses: prefixes("100.64.0.1/32", "fd00:2021:1111::1/128"),
@@ -257,7 +257,7 @@ func TestGateway(t *testing.T) {
 
 // TestMended: a gateway survives that others load a firewall anew and delete routes, and its status tells what is in the way.
 func TestMended(t *testing.T) {
-	lab.Need(t)
+	lab.NeedTUN(t)
 	lan := &netlink.Veth{LinkAttrs: netlink.LinkAttrs{Name: "lan0"}, PeerName: "lan1"}
 	must(t, netlink.LinkAdd(lan))
 	defer netlink.LinkDel(lan)
@@ -352,7 +352,7 @@ func TestInterfaceDeleted(t *testing.T) {
 
 // TestPortTaken: a node that cannot have its UDP port ends, and says which flag helps.
 func TestPortTaken(t *testing.T) {
-	lab.Need(t)
+	lab.NeedTUN(t)
 	taken, err := net.ListenUDP("udp4", &net.UDPAddr{})
 	must(t, err)
 	defer taken.Close()
@@ -372,7 +372,7 @@ func TestPortTaken(t *testing.T) {
 }
 
 func TestClientDoesNotForward(t *testing.T) {
-	lab.Need(t)
+	lab.NeedTUN(t)
 	before := setting(t, "ipv4/ip_forward")
 	n := startNode(t, Options{Role: protocol.Client, Interface: "cl0", Table: 777}, protocol.Sync{
 		Name: "laptop", Role: protocol.Client, Addresses: prefixes("100.64.0.2/32"),

@@ -115,7 +115,7 @@ type network struct {
 
 func newNetwork(t *testing.T) *network {
 	t.Helper()
-	lab.Need(t)
+	lab.NeedTUN(t)
 	n := &network{}
 	for name, ns := range map[string]**lab.Namespace{"portal": &n.portal, "gate": &n.gate, "laptop": &n.laptop, "behind": &n.behind} {
 		made, err := lab.NewNamespace(name)

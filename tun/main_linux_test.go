@@ -1,0 +1,9 @@
+package tun
+
+import (
+	"testing"
+
+	"github.com/sluice-vpn/sluice/bench/lab"
+)
+
+func TestMain(m *testing.M) { lab.Main(m) }
