@@ -228,7 +228,7 @@ func newTunnel(tb testing.TB, newCipher func(*[aead.KeySize]byte) aead.Cipher) *
 			}
 		})
 		_ = p.Edit(func(e *pipeline.Edit) error {
-			e.SetPrivateKey(keys[i])
+			e.SetPrivateKey(&keys[i])
 			peer := e.AddPeer(keys[1-i].Public())
 			peer.SetEndpoint(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(2 - i)}), 9000))
 			peer.AddAllowedIP(netip.MustParsePrefix("10.0.0.0/24"))

@@ -68,17 +68,19 @@
 // A key that is in use stands in memory once: the private key in [Local], the preshared and the static-static key in [Peer],
 // those of a session in its ciphers. A key that is retired is overwritten by its owner: when the private key is replaced, the
 // peer removed, the preshared key changed, the session out of its slots and let go of ([Keypair.Wipe]), the handshake done.
-// What is computed with them lives on the stack, which secret.Do overwrites, and package aead after each run. That is why
-// X25519 is our own: the one of crypto/ecdh leaves private keys and results on the heap. A test of cmd/sluice-wg reads the
+// What is computed with them lives on the stack and in vector registers, which secret.Do overwrites, and package aead after each
+// run; no signal, which would have the system and the Go runtime save the registers, reaches the thread in secret.Do. That is
+// why X25519 is our own: the one of crypto/ecdh leaves private keys and results on the heap. A test of cmd/sluice-wg reads the
 // memory of the program a second after: no retired key, ephemeral key, Diffie-Hellman result, chaining or session key, and each
 // one in use once.
 //
 // Go leaves these, which no program can overwrite:
 //
-//   - A signal, and the Go runtime sends some, has the system save the vector registers of the thread that it interrupts.
-//     These may hold pieces of 16 bytes of a session key, which stay until the thread's next signal. The test found 0 to 10
-//     at a time and permits 64.
-//   - A garbage collection that begins while a handshake is computed may move the stack, and leave the old one.
+//   - A signal that comes while packets are sealed or opened, and the Go runtime sends some, has the system save the vector
+//     registers of the thread. These may hold pieces of 16 bytes of a session key, never all of it, which stay until the thread's
+//     next signal. The test found 0 to 10 at a time and permits 64. Outside Linux that is so while a handshake is computed, too.
+//   - A garbage collection that begins while packets are sealed or opened may move the stack, and leave the old one. A handshake
+//     uses too much of its stack to be moved.
 //   - Without assembly (other processors than amd64, and the tag purego) x/crypto puts the session key on the heap with every
 //     packet. Cookies, which prove an address for two minutes, are in x/crypto's BLAKE2s, also on the heap.
 //   - What arrives as text or in JSON belongs to the library that parses it: in sluice the token, and the preshared keys

@@ -39,7 +39,7 @@ func (l *Local) drawEphemeral(private *[keySize]byte, public []byte) bool {
 // createInitiation makes the first message (paper, section 5.4.2), and the handshake that waits for its response. The
 // one before, if any, is forgotten together with its index. What it returns is owned by the caller.
 func (p *Peer) createInitiation(now time.Duration) (msg []byte, reason Reason) {
-	if p.local.private.IsZero() {
+	if !p.local.hasPrivate() {
 		return nil, NoPrivateKey
 	}
 	if isZero(&p.staticStatic) {

@@ -207,7 +207,7 @@ func TestStampsGrow(t *testing.T) {
 		t.Fatal(err)
 	}
 	key, _ := crypto.GeneratePrivateKey(n)
-	local.SetPrivateKey(1, key)
+	local.SetPrivateKey(1, &key)
 	us, _ := b.Node().Local.AddPeer(n.Now(), crypto.PeerConfig{PublicKey: local.PublicKey(), Owner: b})
 	p, _ := local.AddPeer(1, crypto.PeerConfig{PublicKey: b.Node().Local.PublicKey()})
 	for range 5 {
@@ -360,7 +360,7 @@ func keyOf(r *cryptotest.Remote) []byte {
 // Section 5.2: without the same preshared key there is no session, and each side can tell why.
 func TestPresharedKeyDiffers(t *testing.T) {
 	n, a, b := cryptotest.Pair(9, cryptotest.Link{Latency: time.Millisecond}, fastPeer)
-	a.Peer.SetPresharedKey(crypto.PresharedKey{1})
+	a.Peer.SetPresharedKey(&crypto.PresharedKey{1})
 	a.Want()
 	n.Run(20 * time.Second)
 	report := a.Events[len(a.Events)-1].Expired
@@ -377,8 +377,8 @@ func TestPresharedKeyChanges(t *testing.T) {
 	n, a, b := cryptotest.Pair(10, cryptotest.Link{}, anyPeer)
 	connect(t, n, a, b)
 	k := a.Peer.Sending()
-	a.Peer.SetPresharedKey(crypto.PresharedKey{7})
-	b.Peer.SetPresharedKey(crypto.PresharedKey{7})
+	a.Peer.SetPresharedKey(&crypto.PresharedKey{7})
+	b.Peer.SetPresharedKey(&crypto.PresharedKey{7})
 	a.Send([]byte("second"))
 	n.Run(time.Second)
 	if len(b.Received) != 2 || a.Peer.Sending() != k {
@@ -396,14 +396,14 @@ func TestPresharedKeyChanges(t *testing.T) {
 func TestStaticKeysOutOfStep(t *testing.T) {
 	n, a, b := cryptotest.Pair(11, cryptotest.Link{}, anyPeer)
 	key, _ := crypto.GeneratePrivateKey(n)
-	b.Node().Local.SetPrivateKey(n.Now(), key)
+	b.Node().Local.SetPrivateKey(n.Now(), &key)
 	a.Want()
 	n.Run(time.Millisecond)
 	if b.Node().Verdicts[crypto.Mac1Mismatch] != 1 {
 		t.Fatal(b.Node().Verdicts)
 	}
 	n, a, b = cryptotest.Pair(12, cryptotest.Link{}, anyPeer)
-	a.Node().Local.SetPrivateKey(n.Now(), key)
+	a.Node().Local.SetPrivateKey(n.Now(), &key)
 	a.Want()
 	n.Run(time.Millisecond)
 	if b.Node().Verdicts[crypto.UnknownStatic] != 1 {
@@ -417,12 +417,13 @@ func TestSetPrivateKey(t *testing.T) {
 	local := a.Node().Local
 	connect(t, n, a, b)
 	k := a.Peer.Sending()
-	if removed := local.SetPrivateKey(n.Now(), local.PrivateKey()); removed != nil || !k.Usable(n.Now()) {
+	same := local.PrivateKey()
+	if removed := local.SetPrivateKey(n.Now(), &same); removed != nil || !k.Usable(n.Now()) {
 		t.Fatal("the same key is no change")
 	}
 	unclamped := local.PrivateKey()
 	unclamped[0] |= 7
-	if local.SetPrivateKey(n.Now(), unclamped); !k.Usable(n.Now()) {
+	if local.SetPrivateKey(n.Now(), &unclamped); !k.Usable(n.Now()) {
 		t.Fatal("the same key, not clamped, is no change")
 	}
 	n.Run(crypto.RekeyTimeout)
@@ -435,7 +436,7 @@ func TestSetPrivateKey(t *testing.T) {
 	if _, active := a.Peer.HandshakeIndex(); !active {
 		t.Fatal("no handshake under way")
 	}
-	removed := local.SetPrivateKey(n.Now(), key)
+	removed := local.SetPrivateKey(n.Now(), &key)
 	if len(removed) != 1 || removed[0] != other || local.Peer(key.Public()) != nil {
 		t.Fatalf("removed %v", removed)
 	}
@@ -464,7 +465,7 @@ func TestSetPrivateKey(t *testing.T) {
 func TestNoPrivateKey(t *testing.T) {
 	n, a, b := cryptotest.Pair(14, cryptotest.Link{}, anyPeer)
 	msg := initiation(n, a)
-	b.Node().Local.SetPrivateKey(n.Now(), crypto.PrivateKey{})
+	b.Node().Local.SetPrivateKey(n.Now(), &crypto.PrivateKey{})
 	handle(t, n, b, msg, crypto.NoPrivateKey)
 	b.Endpoint = a.Node().Addr
 	b.Want()
@@ -524,7 +525,7 @@ func TestNewLocalNeedsWall(t *testing.T) {
 		t.Fatal(err)
 	}
 	key, _ := crypto.GeneratePrivateKey(cryptotest.NewNet(1, cryptotest.Link{}))
-	local.SetPrivateKey(1, key)
+	local.SetPrivateKey(1, &key)
 	p, err := local.AddPeer(1, crypto.PeerConfig{PublicKey: crypto.PublicKey{9}})
 	if err != nil || local.Peer(crypto.PublicKey{9}) != p {
 		t.Fatal(err)
@@ -547,7 +548,8 @@ func TestBrokenRandomness(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		local.SetPrivateKey(1, b.Node().Local.PrivateKey())
+		own := b.Node().Local.PrivateKey()
+		local.SetPrivateKey(1, &own)
 		p, _ := local.AddPeer(1, crypto.PeerConfig{PublicKey: a.Node().Local.PublicKey()})
 		q, _ := local.AddPeer(1, crypto.PeerConfig{PublicKey: crypto.PublicKey{9}})
 		q.Want(1)

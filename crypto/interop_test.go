@@ -243,7 +243,7 @@ func interop(l *lab, weInitiate bool) {
 // A different preshared key: we see their responses rejected, and nothing else.
 func TestInteropPresharedKeyDiffers(t *testing.T) {
 	l := newLab(t, "192.0.2.1:1", "192.0.2.2:2", crypto.PresharedKey{1})
-	l.ours.Peer.SetPresharedKey(crypto.PresharedKey{2})
+	l.ours.Peer.SetPresharedKey(&crypto.PresharedKey{2})
 	l.ours.Send(tuntest.Ping(theirIP, ourIP))
 	l.pump("the response", func() bool { return l.ours.Node().Verdicts[crypto.BadAEAD] == 1 })
 	tally := l.ours.Peer.Tally()

@@ -62,7 +62,7 @@ func NewLocal(cfg Config) (*Local, error) {
 	}, nil
 }
 
-// PrivateKey returns our private key, clamped; zero: none.
+// PrivateKey returns our private key, clamped; zero: none. Call it under secret.Do: it is a copy.
 func (l *Local) PrivateKey() PrivateKey { return l.private }
 
 // static is the private key where it is.
@@ -74,36 +74,50 @@ func (l *Local) PublicKey() PublicKey { return l.public }
 // Table returns the index table, whose Lookup any goroutine may call.
 func (l *Local) Table() *IndexTable { return l.table }
 
-// SetPrivateKey changes our key; zero clears it; the key we have is a no-op. Handshakes under way are dropped and the
+// SetPrivateKey changes our key; zero clears it; the key we have is a no-op. k is the caller's. Handshakes under way are dropped and the
 // sessions there are may not be sent with any more, so that the next packets make new ones. A peer whose key is the new
 // public key is removed and returned, its outputs still to be polled (kernel netlink.c and noise.c).
-func (l *Local) SetPrivateKey(now time.Duration, k PrivateKey) (removed []*Peer) {
-	if !k.IsZero() {
-		k.clamp()
-	}
-	if k.Equal(l.private) {
+func (l *Local) SetPrivateKey(now time.Duration, k *PrivateKey) (removed []*Peer) {
+	changed := false
+	secret.Do(func() { changed = l.replacePrivate(k) })
+	if !changed {
 		return nil
 	}
-	l.private = k
-	l.public = publicOf(l.static())
-	if p := l.peers[l.public]; p != nil && !l.private.IsZero() {
+	if p := l.peers[l.public]; p != nil && l.hasPrivate() {
 		l.RemovePeer(now, p)
 		removed = append(removed, p)
 	}
 	l.cookies.rekey(&l.public)
 	for _, p := range l.order {
-		p.precompute()
+		secret.Do(p.precompute)
 		p.expireKeys()
 	}
 	return removed
 }
+
+// replacePrivate sets the key pair; false: it is the one we have. Call it under secret.Do.
+func (l *Local) replacePrivate(k *PrivateKey) bool {
+	next := *k
+	if !next.IsZero() {
+		next.clamp()
+	}
+	if next.Equal(l.private) {
+		return false
+	}
+	l.private = next
+	l.public = publicOf(l.static())
+	return true
+}
+
+// hasPrivate reports whether we have a key, without a copy of it.
+func (l *Local) hasPrivate() bool { return !isZero(l.static()) }
 
 // Peer returns the peer of that key, nil if there is none.
 func (l *Local) Peer(k PublicKey) *Peer { return l.peers[k] }
 
 // AddPeer makes a peer. A persistent keepalive is due at once. The errors are ErrSelf and ErrDuplicate.
 func (l *Local) AddPeer(now time.Duration, cfg PeerConfig) (*Peer, error) {
-	if !l.private.IsZero() && cfg.PublicKey.Equal(l.public) {
+	if l.hasPrivate() && cfg.PublicKey.Equal(l.public) {
 		return nil, ErrSelf
 	}
 	if l.peers[cfg.PublicKey] != nil {
@@ -116,7 +130,7 @@ func (l *Local) AddPeer(now time.Duration, cfg PeerConfig) (*Peer, error) {
 	}
 	p.SetHandshakeLifetime(cfg.HandshakeLifetime, cfg.FastRetry)
 	p.SetPersistentKeepalive(now, cfg.PersistentKeepalive)
-	p.precompute()
+	secret.Do(p.precompute)
 	l.peers[cfg.PublicKey] = p
 	l.order = append(l.order, p)
 	return p, nil
@@ -141,11 +155,11 @@ func (l *Local) RemovePeer(now time.Duration, p *Peer) {
 }
 
 // precompute sets the static-static secret, zero if the peer's key is of low order (kernel noise.c,
-// wg_noise_precompute_static_static).
+// wg_noise_precompute_static_static). Call it under secret.Do.
 func (p *Peer) precompute() {
 	clear(p.staticStatic[:])
-	if !p.local.private.IsZero() {
-		secret.Do(func() { x25519(&p.staticStatic, p.local.static(), p.public[:]) })
+	if p.local.hasPrivate() {
+		x25519(&p.staticStatic, p.local.static(), p.public[:])
 	}
 }
 
@@ -256,7 +270,7 @@ func (l *Local) handleCookieReply(now time.Duration, msg []byte) Verdict {
 // always; under load a cookie as well, and not more than the source's share. Not under load mac2 is not looked at.
 func (l *Local) admit(now time.Duration, src netip.AddrPort, msg []byte) (reason Reason, reply []byte) {
 	switch {
-	case l.private.IsZero():
+	case !l.hasPrivate():
 		return NoPrivateKey, nil
 	case !l.cookies.checkMac1(msg):
 		return Mac1Mismatch, nil

@@ -144,11 +144,12 @@ func (p *Peer) PublicKey() PublicKey { return p.public }
 // Owner returns PeerConfig.Owner. Frozen.
 func (p *Peer) Owner() any { return p.owner }
 
-// PresharedKey returns the preshared key, zero if there is none.
+// PresharedKey returns the preshared key, zero if there is none. Call it under secret.Do: it is a copy.
 func (p *Peer) PresharedKey() PresharedKey { return p.preshared }
 
-// SetPresharedKey changes the preshared key for handshake messages from now on. The session there is stays.
-func (p *Peer) SetPresharedKey(k PresharedKey) { p.preshared = k }
+// SetPresharedKey changes the preshared key for handshake messages from now on. The session there is stays. k is the caller's.
+// Call it under secret.Do.
+func (p *Peer) SetPresharedKey(k *PresharedKey) { p.preshared = *k }
 
 // SetHandshakeLifetime changes the lifetime (0: RekeyAttemptTime) and the pace of series that begin from now on. The one
 // that runs keeps its deadline.

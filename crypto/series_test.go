@@ -638,7 +638,7 @@ func TestTimeoutsPass(t *testing.T) {
 			connect(t, n, a, b)
 		}
 		if seed%5 == 0 {
-			a.Node().Local.SetPrivateKey(n.Now(), crypto.PrivateKey{})
+			a.Node().Local.SetPrivateKey(n.Now(), &crypto.PrivateKey{})
 		}
 		peer, now := []*cryptotest.Remote{a, b}[dice.IntN(2)].Peer, n.Now()
 		stamp := func() time.Duration {

@@ -175,7 +175,7 @@ func (p *party) begin(generation uint32) {
 		p.remote = p.node.AddKey(netip.AddrPort{}, crypto.PeerConfig{PublicKey: p.knows})
 		p.eventsSeen = 0
 	}
-	p.remote.Peer.SetPresharedKey(p.psk)
+	p.remote.Peer.SetPresharedKey(&p.psk)
 	p.nominated, p.lastData, p.lastSTUN = 0, 0, 0
 	p.connection = newConnection(now, generation, p == p.world.a)
 	p.touch()
@@ -204,7 +204,7 @@ func (p *party) rekey() {
 	if err != nil {
 		p.t.Fatal(err)
 	}
-	p.node.Local.SetPrivateKey(p.world.now(), key)
+	p.node.Local.SetPrivateKey(p.world.now(), &key)
 	if p.remote != nil {
 		p.remote.Drain()
 	}
@@ -444,7 +444,7 @@ func TestDesync(t *testing.T) {
 			w.plan(2*time.Second, func() { w.a.rekey(); w.net.Tap = nil })
 		}, CauseOurKeyUnknown, CausePeerKeyUnknown, CausePeerKeyUnknown, 5},
 		{"the client has lost its key", func(w *desync) {
-			w.a.node.Local.SetPrivateKey(w.now(), crypto.PrivateKey{})
+			w.a.node.Local.SetPrivateKey(w.now(), &crypto.PrivateKey{})
 		}, CauseNoPrivateKey, CauseSilence, CauseSilence, 0},
 	} {
 		t.Run(c.name, func(t *testing.T) {
@@ -710,7 +710,7 @@ func TestFailedRekey(t *testing.T) {
 	w.run(time.Second)
 	w.wantUp(t)
 	created := w.a.remote.Peer.Sending().Created
-	w.b.remote.Peer.SetPresharedKey(crypto.PresharedKey{2})
+	w.b.remote.Peer.SetPresharedKey(&crypto.PresharedKey{2})
 	for w.now() < created+crypto.RejectAfterTime-2*time.Second {
 		w.a.send()
 		w.b.send()

@@ -224,7 +224,7 @@ func (c *control) close() {
 	c.pipeline.sockets.Store(nil)
 	c.closePairs(c.pairs)
 	c.pairs = nil
-	c.controller.setPrivateKey(c.now, crypto.PrivateKey{})
+	c.controller.setPrivateKey(c.now, new(crypto.PrivateKey))
 	for _, p := range c.controller.peers {
 		c.controller.local.RemovePeer(c.now, p.core)
 		c.controller.drain(c.now, p)

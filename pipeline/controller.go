@@ -12,6 +12,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/aead"
+	"github.com/sluice-vpn/sluice/crypto/secret"
 )
 
 // handshakeTOS marks handshake messages AF41, as the kernel does (HANDSHAKE_DSCP in drivers/net/wireguard/messages.h).
@@ -417,8 +418,10 @@ func (c *controller) wipe() {
 }
 
 // setPrivateKey changes who we are; a peer that is ourselves goes.
-func (c *controller) setPrivateKey(now time.Duration, k crypto.PrivateKey) {
-	if k.Public() != c.local.PublicKey() { // one key has several forms
+func (c *controller) setPrivateKey(now time.Duration, k *crypto.PrivateKey) {
+	var public crypto.PublicKey
+	secret.Do(func() { public = k.Public() })
+	if public != c.local.PublicKey() { // one key has several forms
 		for _, p := range c.peers {
 			c.keysChanged(now, p)
 		}

@@ -26,9 +26,9 @@ func (p *Pipeline) Edit(fn func(*Edit) error) error {
 	return err
 }
 
-// SetPrivateKey changes our key; zero clears it. Call it under secret.Do, which overwrites the argument. Sessions cannot be made before the peers know the new public key. A peer
-// with the new public key is removed: it is ourselves.
-func (e *Edit) SetPrivateKey(k crypto.PrivateKey) { e.c.controller.setPrivateKey(e.c.now, k) }
+// SetPrivateKey changes our key, of which it makes its own copy; zero clears it. Sessions cannot be made before the peers know
+// the new public key. A peer with the new public key is removed: it is ourselves.
+func (e *Edit) SetPrivateKey(k *crypto.PrivateKey) { e.c.controller.setPrivateKey(e.c.now, k) }
 
 // SetListenPort changes the UDP port; 0 chooses one. While the interface is up the sockets are replaced at once; if that
 // fails (syscall.EADDRINUSE) the old ones stay in use.
@@ -107,16 +107,18 @@ type PeerEdit struct {
 	peer *peer // nil: changes vanish
 }
 
-// SetPresharedKey changes the preshared key; zero clears it. Call it under secret.Do, which overwrites the argument. It counts from the next handshake on. The connection of a named
-// peer closes if that is another key than before (CloseKeysChanged).
-func (pe *PeerEdit) SetPresharedKey(k crypto.PresharedKey) {
+// SetPresharedKey changes the preshared key, of which it makes its own copy; zero clears it. It counts from the next handshake
+// on. The connection of a named peer closes if that is another key than before (CloseKeysChanged).
+func (pe *PeerEdit) SetPresharedKey(k *crypto.PresharedKey) {
 	if pe.peer == nil {
 		return
 	}
-	if !k.Equal(pe.peer.core.PresharedKey()) {
+	same := false
+	secret.Do(func() { same = k.Equal(pe.peer.core.PresharedKey()) })
+	if !same {
 		pe.c.controller.keysChanged(pe.c.now, pe.peer)
 	}
-	pe.peer.core.SetPresharedKey(k)
+	secret.Do(func() { pe.peer.core.SetPresharedKey(k) })
 	pe.c.controller.touch(pe.c.now, pe.peer)
 }
 

@@ -148,7 +148,7 @@ func TestOwnKey(t *testing.T) {
 		if len(s.Peers) != 1 {
 			t.Fatalf("%d peers, want only the other one", len(s.Peers))
 		}
-		_ = w.a.Edit(func(e *Edit) error { e.SetPrivateKey(w.b.key); return nil })
+		_ = w.a.Edit(func(e *Edit) error { e.SetPrivateKey(&w.b.key); return nil })
 		if s, _ = w.a.Status(); len(s.Peers) != 0 {
 			t.Errorf("the peer that we became is still there")
 		}

@@ -55,7 +55,8 @@ func newLabNode(t *testing.T, ns *lab.Namespace, i int, queues int, outer udp.Co
 		}
 	})
 	_ = p.Edit(func(e *Edit) error {
-		e.SetPrivateKey(labKey(i))
+		key := labKey(i)
+		e.SetPrivateKey(&key)
 		peer := e.AddPeer(labKey(1 - i).Public())
 		peer.SetEndpoint(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(2 - i)}), 9000))
 		peer.AddAllowedIP(netip.MustParsePrefix("10.0.0.0/24"))

@@ -138,8 +138,8 @@ func (l *lanes) handshake(tb testing.TB, inner [2]netip.Addr) {
 	a.effects = &courier{from: Path{Dst: netip.AddrPortFrom(laneAddrA, 1)}, to: func() *controller { return b }}
 	b.effects = &courier{from: Path{Dst: netip.AddrPortFrom(laneAddrB, 1)}, to: func() *controller { return a }}
 	a.up, b.up = true, true
-	a.setPrivateKey(l.now, ka)
-	b.setPrivateKey(l.now, kb)
+	a.setPrivateKey(l.now, &ka)
+	b.setPrivateKey(l.now, &kb)
 	pb, err := a.add(l.now, kb.Public())
 	if err != nil {
 		tb.Fatal(err)

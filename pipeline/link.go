@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/crypto/secret"
 )
 
 // This file is the controller's part for named peers, which are reached through connections: when an attempt begins, what
@@ -161,7 +162,10 @@ func (c *controller) replaceKey(now time.Duration, p *peer, key crypto.PublicKey
 		return p
 	}
 	c.keysChanged(now, p)
-	next.core.SetPresharedKey(p.core.PresharedKey())
+	secret.Do(func() {
+		psk := p.core.PresharedKey()
+		next.core.SetPresharedKey(&psk)
+	})
 	next.keepalive = p.keepalive
 	next.rxBytes.Store(p.rxBytes.Load())
 	next.txBytes.Store(p.txBytes.Load())

@@ -15,7 +15,7 @@ func (s *side) newKey() {
 		s.world.t.Fatal(err)
 	}
 	s.key = key
-	s.edit(func(e *Edit) { e.SetPrivateKey(key) })
+	s.edit(func(e *Edit) { e.SetPrivateKey(&key) })
 }
 
 // agree has the portal know all keys and tell both nodes, as it does when a key changes.
@@ -29,7 +29,7 @@ func (w *linkWorld) agree() {
 		s.edit(func(e *Edit) {
 			p := &PeerEdit{e.c, e.c.controller.peers[0]}
 			p.SetPublicKey(s.other.key.Public())
-			p.SetPresharedKey(crypto.PresharedKey{1})
+			p.SetPresharedKey(&crypto.PresharedKey{1})
 		})
 	}
 }

@@ -431,8 +431,8 @@ func TestLinkKeys(t *testing.T) {
 		before := w.a.status()
 		same := w.a.key
 		same[0] |= 7
-		w.a.edit(func(e *Edit) { e.SetPrivateKey(same) })
-		w.a.edit(func(e *Edit) { e.Peer(w.b.key.Public()).SetPresharedKey(w.a.psk) })
+		w.a.edit(func(e *Edit) { e.SetPrivateKey(&same) })
+		w.a.edit(func(e *Edit) { e.Peer(w.b.key.Public()).SetPresharedKey(&w.a.psk) })
 		w.wantUp()
 		var next crypto.PrivateKey
 		next[0], next[31] = 8, 64

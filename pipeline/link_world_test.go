@@ -75,10 +75,10 @@ func runLinks(t *testing.T, v variant, test func(w *linkWorld)) {
 		for _, s := range []*side{w.a, w.b} {
 			s.knows, s.psk = s.other.key.Public(), crypto.PresharedKey{1}
 			s.edit(func(e *Edit) {
-				e.SetPrivateKey(s.key)
+				e.SetPrivateKey(&s.key)
 				p := e.AddPeer(s.other.key.Public())
 				p.SetName(s.other.name)
-				p.SetPresharedKey(s.psk)
+				p.SetPresharedKey(&s.psk)
 				p.AddAllowedIP(netip.PrefixFrom(s.other.inner4, 32))
 				p.AddAllowedIP(netip.PrefixFrom(s.other.inner6, 128))
 			})
@@ -193,7 +193,7 @@ func (s *side) begin(generation uint32) {
 		for _, p := range e.c.controller.peers {
 			pe := &PeerEdit{e.c, p}
 			pe.SetPublicKey(s.knows)
-			pe.SetPresharedKey(s.psk)
+			pe.SetPresharedKey(&s.psk)
 		}
 	})
 	clear(s.agents)

@@ -146,7 +146,7 @@ func (n *relayedNode) outer() netip.AddrPort { return netip.AddrPortFrom(relayLo
 // know makes other a peer, at this address if it is valid.
 func (n *relayedNode) know(other *relayedNode, endpoint netip.AddrPort) {
 	_ = n.Edit(func(e *pipeline.Edit) error {
-		e.SetPrivateKey(n.key)
+		e.SetPrivateKey(&n.key)
 		p := e.AddPeer(other.key.Public())
 		if endpoint.IsValid() {
 			p.SetEndpoint(endpoint)

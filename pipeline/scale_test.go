@@ -57,7 +57,7 @@ func addNumbered(e *Edit, from, to int, keepalive uint16) {
 	for i := from; i < to; i++ {
 		key, v4, v6 := numbered(i)
 		peer := e.AddPeer(key)
-		peer.SetPresharedKey(crypto.PresharedKey(key))
+		peer.SetPresharedKey((*crypto.PresharedKey)(&key))
 		peer.SetEndpoint(netip.MustParseAddrPort("192.0.2.9:9"))
 		peer.AddAllowedIP(v4)
 		peer.AddAllowedIP(v6)
@@ -68,7 +68,7 @@ func addNumbered(e *Edit, from, to int, keepalive uint16) {
 // A peer that is configured and idle takes 4 KiB at most (the bound leaves room for what the allocator rounds up).
 func TestMemoryOfAnIdlePeer(t *testing.T) {
 	p := running(t)
-	_ = p.Edit(func(e *Edit) error { e.SetPrivateKey(crypto.PrivateKey{1}); return nil })
+	_ = p.Edit(func(e *Edit) error { e.SetPrivateKey(&crypto.PrivateKey{1}); return nil })
 	before := heapInUse()
 	_ = p.Edit(func(e *Edit) error { addNumbered(e, 0, idlePeers, 0); return nil })
 	each := (heapInUse() - before) / idlePeers
@@ -98,7 +98,7 @@ func TestPeersComeAndGo(t *testing.T) {
 	if grown := heapInUse() - before; grown > comingPeers/rounds*512 { // the empty tables keep their size
 		t.Errorf("%d bytes are left of %d peers, %d at a time", grown, comingPeers, comingPeers/rounds)
 	}
-	_ = p.Edit(func(e *Edit) error { e.SetPrivateKey(crypto.PrivateKey{1}); return nil })
+	_ = p.Edit(func(e *Edit) error { e.SetPrivateKey(&crypto.PrivateKey{1}); return nil })
 	for range 2 { // with handshakes that begin, removed one by one
 		_ = p.Edit(func(e *Edit) error { addNumbered(e, 0, 500, 1); return nil })
 		_ = p.Edit(func(e *Edit) error {

@@ -59,7 +59,7 @@ type configurable interface {
 
 // editor and peerEditor are the parts of Edit and PeerEdit that a set reaches.
 type editor interface {
-	SetPrivateKey(crypto.PrivateKey)
+	SetPrivateKey(*crypto.PrivateKey)
 	SetListenPort(uint16) error
 	SetMark(uint32) error
 	RemovePeers()
@@ -69,7 +69,7 @@ type editor interface {
 }
 
 type peerEditor interface {
-	SetPresharedKey(crypto.PresharedKey)
+	SetPresharedKey(*crypto.PresharedKey)
 	SetEndpoint(netip.AddrPort)
 	SetPersistentKeepalive(seconds uint16)
 	RemoveAllowedIPs()

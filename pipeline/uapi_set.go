@@ -11,7 +11,6 @@ import (
 	"strconv"
 
 	"github.com/sluice-vpn/sluice/crypto"
-	"github.com/sluice-vpn/sluice/crypto/secret"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -89,10 +88,7 @@ func (r *setRequest) parseDevice(key string, value []byte) error {
 		if err := parseUAPIKey(key, k[:], value); err != nil {
 			return err
 		}
-		r.device = append(r.device, func(e editor) error {
-			secret.Do(func() { e.SetPrivateKey(*k) })
-			return nil
-		})
+		r.device = append(r.device, func(e editor) error { e.SetPrivateKey(k); return nil })
 	case "listen_port":
 		port, err := parseUAPINumber(key, value, 16)
 		if err != nil {
@@ -137,7 +133,7 @@ func (p *peerRequest) parse(key string, value []byte) error {
 		if err := parseUAPIKey(key, k[:], value); err != nil {
 			return err
 		}
-		p.edits = append(p.edits, func(pe peerEditor) { secret.Do(func() { pe.SetPresharedKey(*k) }) })
+		p.edits = append(p.edits, func(pe peerEditor) { pe.SetPresharedKey(k) })
 		return nil
 	case "remove":
 		p.remove = true

@@ -45,10 +45,10 @@ func (r *recorder) note(format string, args ...any) {
 	r.ops = append(r.ops, fmt.Sprintf(format, args...))
 }
 
-func (r *recorder) SetPrivateKey(k crypto.PrivateKey) { r.note("private %x", k[:2]) }
-func (r *recorder) SetMark(mark uint32) error         { r.note("mark %d", mark); return nil }
-func (r *recorder) RemovePeers()                      { r.note("remove all") }
-func (r *recorder) RemovePeer(k crypto.PublicKey)     { r.note("remove %x", k[:2]) }
+func (r *recorder) SetPrivateKey(k *crypto.PrivateKey) { r.note("private %x", k[:2]) }
+func (r *recorder) SetMark(mark uint32) error          { r.note("mark %d", mark); return nil }
+func (r *recorder) RemovePeers()                       { r.note("remove all") }
+func (r *recorder) RemovePeer(k crypto.PublicKey)      { r.note("remove %x", k[:2]) }
 func (r *recorder) SetListenPort(port uint16) error {
 	if r.portErr != nil {
 		return r.portErr
@@ -67,13 +67,13 @@ func (r *recorder) peer(k crypto.PublicKey, create bool) peerEditor {
 
 type peerRecorder struct{ *recorder }
 
-func (r peerRecorder) SetPresharedKey(k crypto.PresharedKey) { r.note("psk %x", k[:2]) }
-func (r peerRecorder) SetEndpoint(ep netip.AddrPort)         { r.note("endpoint %v", ep) }
-func (r peerRecorder) SetPersistentKeepalive(seconds uint16) { r.note("keepalive %d", seconds) }
-func (r peerRecorder) RemoveAllowedIPs()                     { r.note("remove ips") }
-func (r peerRecorder) AddAllowedIP(prefix netip.Prefix)      { r.note("add %v", prefix) }
-func (r peerRecorder) RemoveAllowedIP(prefix netip.Prefix)   { r.note("drop %v", prefix) }
-func newRecorder() *recorder                                 { return &recorder{known: map[crypto.PublicKey]bool{}} }
+func (r peerRecorder) SetPresharedKey(k *crypto.PresharedKey) { r.note("psk %x", k[:2]) }
+func (r peerRecorder) SetEndpoint(ep netip.AddrPort)          { r.note("endpoint %v", ep) }
+func (r peerRecorder) SetPersistentKeepalive(seconds uint16)  { r.note("keepalive %d", seconds) }
+func (r peerRecorder) RemoveAllowedIPs()                      { r.note("remove ips") }
+func (r peerRecorder) AddAllowedIP(prefix netip.Prefix)       { r.note("add %v", prefix) }
+func (r peerRecorder) RemoveAllowedIP(prefix netip.Prefix)    { r.note("drop %v", prefix) }
+func newRecorder() *recorder                                  { return &recorder{known: map[crypto.PublicKey]bool{}} }
 func testServer(target configurable, l *slog.Logger) *uapiServer {
 	return &uapiServer{target: target, logger: l, clients: map[net.Conn]struct{}{}}
 }

@@ -137,9 +137,9 @@ func newNode(t *testing.T, network *udptest.Network, v variant, number byte, wit
 // know makes other a peer of n, at its address.
 func (n *node) know(other *node, psk crypto.PresharedKey) {
 	_ = n.Edit(func(e *Edit) error {
-		e.SetPrivateKey(n.key)
+		e.SetPrivateKey(&n.key)
 		p := e.AddPeer(other.key.Public())
-		p.SetPresharedKey(psk)
+		p.SetPresharedKey(&psk)
 		p.SetEndpoint(other.outer)
 		p.AddAllowedIP(netip.PrefixFrom(other.inner4, 32))
 		p.AddAllowedIP(netip.PrefixFrom(other.inner6, 128))

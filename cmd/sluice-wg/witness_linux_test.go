@@ -66,7 +66,7 @@ func newWitness(t *testing.T, ns *lab.Namespace, program netip.AddrPort) *witnes
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.local.SetPrivateKey(c.now(), key)
+	c.local.SetPrivateKey(c.now(), &key)
 	return c
 }
 

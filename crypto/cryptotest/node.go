@@ -55,7 +55,7 @@ func (n *Net) Join(name string, addr netip.AddrPort) *Node {
 	if err != nil {
 		panic(err)
 	}
-	local.SetPrivateKey(n.now, key)
+	local.SetPrivateKey(n.now, &key)
 	node := &Node{Name: name, Addr: addr, Local: local, Verdicts: make(map[crypto.Reason]int), net: n}
 	n.nodes = append(n.nodes, node)
 	return node

@@ -10,6 +10,10 @@ const (
 	margin      = 1 << 10 // what is reserved beyond that, for what is called by the functions here
 )
 
+// guard is the size of the frame of Do. The garbage collector moves a goroutine that uses less than a quarter of its stack to a
+// smaller one, and so leaves alone one that runs under such a frame, unless its stack has four times as much.
+const guard = 32 << 10
+
 // reserve makes sure that the stack has room for a handshake.
 //
 //go:noinline
@@ -19,12 +23,13 @@ func reserve() {
 	}
 }
 
-// scrub overwrites the stack below its caller as far as a handshake reaches.
+// scrub overwrites the stack below its caller as far as a handshake reaches, and the registers.
 //
 //go:noinline
 func scrub() {
 	var below [ofHandshake]byte
 	keep(below[:])
+	eraseRegisters()
 }
 
 // ReserveKernel makes sure that the stack has room for a kernel, and for ScrubKernel.
@@ -36,12 +41,13 @@ func ReserveKernel() {
 	}
 }
 
-// ScrubKernel overwrites the stack below its caller as far as a kernel reaches.
+// ScrubKernel overwrites the stack below its caller as far as a kernel reaches, and the registers.
 //
 //go:noinline
 func ScrubKernel() {
 	var below [ofKernel]byte
 	keep(below[:])
+	eraseRegisters()
 }
 
 // ReservePacket makes sure that the stack has room for x/crypto with a packet, and for ScrubPacket.
@@ -53,17 +59,22 @@ func ReservePacket() {
 	}
 }
 
-// ScrubPacket overwrites the stack below its caller as far as x/crypto with a packet reaches.
+// ScrubPacket overwrites the stack below its caller as far as x/crypto with a packet reaches, and the
+// registers.
 //
 //go:noinline
 func ScrubPacket() {
 	var below [ofPacket]byte
 	keep(below[:])
+	eraseRegisters()
 }
 
 // never is false, but the compiler does not know: a function that could pass an argument has room for it in its frame, which
 // costs a comparison and no clearing.
 var never bool
+
+//go:noinline
+func takeGuard(b [guard]byte) { keep(b[:]) }
 
 //go:noinline
 func takeHandshake(b [ofHandshake + margin]byte) { keep(b[:]) }

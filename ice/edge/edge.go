@@ -253,7 +253,7 @@ func (e *Edge) Run(ctx context.Context, p *pipeline.Pipeline) error {
 	e.ctx = ctx
 	e.pipeline.Store(p)
 	err := p.Edit(func(edit *pipeline.Edit) error {
-		edit.SetPrivateKey(e.key)
+		edit.SetPrivateKey(&e.key)
 		return nil
 	})
 	if err != nil {

@@ -351,7 +351,7 @@ func (e *Edge) editPeer(edit *pipeline.Edit, p *peer, next protocol.Peer) {
 		pe.SetPublicKey(key)
 	}
 	if p.PresharedKey != next.PresharedKey || p.PublicKey == (protocol.Key{}) {
-		pe.SetPresharedKey(crypto.PresharedKey(next.PresharedKey))
+		pe.SetPresharedKey((*crypto.PresharedKey)(&next.PresharedKey))
 	}
 	if !slices.Equal(p.AllowedIPs, next.AllowedIPs) {
 		pe.RemoveAllowedIPs()

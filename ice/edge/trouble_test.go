@@ -190,7 +190,7 @@ func (r *trouble) desync(n *node) {
 		key = crypto.PrivateKey{77, byte(r.random.Uint32())}
 	}
 	r.note("%s has a wrong key: %v", n.name, r.wrongKey[n])
-	_ = n.pipeline.Edit(func(e *pipeline.Edit) error { e.SetPrivateKey(key); return nil })
+	_ = n.pipeline.Edit(func(e *pipeline.Edit) error { e.SetPrivateKey(&key); return nil })
 }
 
 // sleep has the node's clock move on as in suspend. What the others have done meanwhile other happenings stand for.

@@ -13,7 +13,7 @@ import (
 func (n *node) changePrivateKey(w http.ResponseWriter, _ *http.Request) {
 	k, err := crypto.GeneratePrivateKey(rand.Reader)
 	if err == nil {
-		err = n.pipeline.Edit(func(e *pipeline.Edit) error { e.SetPrivateKey(k); return nil })
+		err = n.pipeline.Edit(func(e *pipeline.Edit) error { e.SetPrivateKey(&k); return nil })
 	}
 	answer(w, err)
 }
@@ -34,7 +34,7 @@ func (n *node) changePresharedKey(w http.ResponseWriter, r *http.Request) {
 		if err == nil {
 			err = n.pipeline.Edit(func(e *pipeline.Edit) error {
 				if p := e.Peer(peer.PublicKey); p != nil {
-					p.SetPresharedKey(k)
+					p.SetPresharedKey(&k)
 					return nil
 				}
 				return pipeline.ErrUnknownPeer

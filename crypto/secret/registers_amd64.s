@@ -1,0 +1,49 @@
+//go:build !purego
+
+#include "textflag.h"
+
+// func eraseRegisters()
+TEXT ·eraseRegisters(SB), NOSPLIT, $0-0
+	CMPB ·hasAVX(SB), $0
+	JEQ  sse
+	VZEROALL // registers 0 to 15, all of their width
+	CMPB ·hasAVX512(SB), $0
+	JEQ  done
+	VPXORQ X16, X16, X16 // what is written to the low part clears the rest
+	VPXORQ X17, X17, X17
+	VPXORQ X18, X18, X18
+	VPXORQ X19, X19, X19
+	VPXORQ X20, X20, X20
+	VPXORQ X21, X21, X21
+	VPXORQ X22, X22, X22
+	VPXORQ X23, X23, X23
+	VPXORQ X24, X24, X24
+	VPXORQ X25, X25, X25
+	VPXORQ X26, X26, X26
+	VPXORQ X27, X27, X27
+	VPXORQ X28, X28, X28
+	VPXORQ X29, X29, X29
+	VPXORQ X30, X30, X30
+	VPXORQ X31, X31, X31
+
+done:
+	RET
+
+sse:
+	PXOR X0, X0
+	PXOR X1, X1
+	PXOR X2, X2
+	PXOR X3, X3
+	PXOR X4, X4
+	PXOR X5, X5
+	PXOR X6, X6
+	PXOR X7, X7
+	PXOR X8, X8
+	PXOR X9, X9
+	PXOR X10, X10
+	PXOR X11, X11
+	PXOR X12, X12
+	PXOR X13, X13
+	PXOR X14, X14
+	PXOR X15, X15
+	RET
