@@ -80,6 +80,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Listen = udp.Listen
 	}
 	c.UDP.Shards = len(c.Device.Queues())
+	c.UDP.Routes = c.Edge == nil // which owns the addresses otherwise
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

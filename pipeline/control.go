@@ -27,6 +27,7 @@ type control struct {
 	pairs  []udp.Pair // one a shard; nil without sockets
 	closed counterSet // of sockets that are no more
 	loss   lossWatch
+	walk   sourceWalk
 }
 
 func newControl(p *Pipeline) *control {
@@ -75,12 +76,16 @@ func (c *control) loop(ctx context.Context, failed <-chan error) error {
 		case f := <-p.calls:
 			c.now = p.clock()
 			f()
+		case <-c.routeChanges():
+			c.now = p.clock()
+			c.walk.start(c.controller.peers)
 		case <-c.alarm.due():
 			c.now = p.clock()
 			c.controller.handleTimeout(c.now)
 		}
 		c.watchLoss()
-		c.alarm.set(c.now, sooner(c.controller.nextTimeout(c.now), c.loss.deadline()))
+		c.walkSources()
+		c.alarm.set(c.now, sooner(sooner(c.controller.nextTimeout(c.now), c.loss.deadline()), c.walk.deadline(c.now)))
 	}
 }
 
@@ -161,7 +166,11 @@ func (c *control) bind(cfg udp.Config) error {
 	c.udp = cfg
 	c.udp.Port = c.port()
 	c.controller.setUp(c.now, true)
+	c.walk.start(c.controller.peers)
 	c.log.Info("listening", "port", c.udp.Port)
+	if err := pairs[0].NoRoutes; err != nil {
+		c.log.Warn("changes of routes are not seen: answers keep their source address, whatever way they leave", "error", err)
+	}
 	return nil
 }
 
@@ -207,6 +216,9 @@ func (c *control) closePairs(pairs []udp.Pair) {
 				c.closed.addFields("udp_", s.Stats())
 				_ = s.Close()
 			}
+		}
+		if pair.Routes != nil {
+			_ = pair.Routes.Close()
 		}
 	}
 }

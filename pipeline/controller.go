@@ -29,6 +29,8 @@ type effects interface {
 	inherit(p, heir *peer)
 	// letGo returns a test that becomes true when no lane uses anything that was unpublished before the call.
 	letGo() func() bool
+	// sourceHolds tells whether the path's source is to be kept, see udp.Routes.
+	sourceHolds(path *Path) bool
 }
 
 // controller is the sans-IO half of control: every peer's protocol state, the one list of deadlines, the routes. Owned by
@@ -182,6 +184,7 @@ func (c *controller) handle(now time.Duration, l *letter) {
 	v := c.local.Handle(now, l.src.Dst, msg, func(core *crypto.Peer) {
 		if p := core.Owner().(*peer); p.link == nil || p.link.alive() {
 			p.hear(l.src)
+			c.checkSources(p, false) // before the answer, and what waits for the session
 		}
 	})
 	c.reasons[v.Reason].Add(1)
@@ -220,11 +223,17 @@ func (c *controller) notice(now time.Duration, p *peer, signals uint32) {
 	if signals&signalStray != 0 && p.link != nil && p.link.alive() {
 		c.request(p.link, Request{Kind: RequestStray, Path: p.strayed.Load()})
 	}
+	if signals&signalSource != 0 {
+		c.checkSources(p, false)
+	}
 	if signals&signalWant != 0 && c.up {
 		c.want(now, p)
 	}
 	c.touch(now, p)
 }
+
+// checkSources forgets the sources of the peer's paths whose route leads elsewhere; all of them are looked at, or those that are new.
+func (c *controller) checkSources(p *peer, all bool) { p.checkSources(all, c.effects.sourceHolds) }
 
 // want asks for a session, unless there is a fresh one: a lane may have looked just before it came up.
 func (c *controller) want(now time.Duration, p *peer) {

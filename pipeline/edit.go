@@ -63,6 +63,7 @@ func (e *Edit) SetMark(mark uint32) error {
 	}
 	e.c.udp.Mark = mark
 	e.c.controller.forgetSources()
+	e.c.walk.start(e.c.controller.peers) // it may choose other routes
 	return nil
 }
 

@@ -204,7 +204,9 @@ func (in *inbound) check(now time.Duration, g *inboundGroup) {
 	}
 	p.rxBytes.Add(uint64(authentic))
 	from := origin(m, g.channel)
-	p.roam(from) // before the write to the TUN: the answer must go where this came from
+	if p.roam(from) { // before the write to the TUN: the answer must go where this came from
+		in.shard.notified.notify(p, signalSource)
+	}
 	if p.stray(now, from) {
 		in.shard.notified.notify(p, signalStray)
 	}

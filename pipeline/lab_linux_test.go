@@ -27,6 +27,13 @@ type labNode struct {
 // newLabNode starts node i of a pair: outer address 10.1.0.i+1 on a cable, inner address 10.0.0.i+1.
 func newLabNode(t *testing.T, ns *lab.Namespace, i int, queues int, outer udp.Config) labNode {
 	t.Helper()
+	endpoint := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(2 - i)}), 9000)
+	return startLabNode(t, ns, i, queues, Config{UDP: outer}, endpoint)
+}
+
+// startLabNode starts node i of a pair, whose peer is at endpoint, nowhere if that is invalid.
+func startLabNode(t *testing.T, ns *lab.Namespace, i int, queues int, cfg Config, endpoint netip.AddrPort) labNode {
+	t.Helper()
 	var device tun.Device
 	inner := netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)}), 24)
 	err := ns.Run(func() (err error) {
@@ -36,13 +43,12 @@ func newLabNode(t *testing.T, ns *lab.Namespace, i int, queues int, outer udp.Co
 	if err != nil {
 		t.Fatal(err)
 	}
-	p, err := New(Config{
-		Device: device, UDP: outer,
-		Listen: func(cfg udp.Config) (pairs []udp.Pair, err error) {
-			err = ns.Run(func() error { pairs, err = udp.Listen(cfg); return err })
-			return pairs, err
-		},
-	})
+	cfg.Device = device
+	cfg.Listen = func(cfg udp.Config) (pairs []udp.Pair, err error) {
+		err = ns.Run(func() error { pairs, err = udp.Listen(cfg); return err })
+		return pairs, err
+	}
+	p, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -58,7 +64,9 @@ func newLabNode(t *testing.T, ns *lab.Namespace, i int, queues int, outer udp.Co
 		key := labKey(i)
 		e.SetPrivateKey(&key)
 		peer := e.AddPeer(labKey(1 - i).Public())
-		peer.SetEndpoint(netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, 1, 0, byte(2 - i)}), 9000))
+		if endpoint.IsValid() {
+			peer.SetEndpoint(endpoint)
+		}
 		peer.AddAllowedIP(netip.MustParsePrefix("10.0.0.0/24"))
 		return nil
 	})

@@ -83,10 +83,11 @@ func (c *courier) send(_ *Path, data []byte, _ uint8) bool {
 	c.to().handle(now, l)
 	return true
 }
-func (*courier) release(*peer)        {}
-func (*courier) inherit(*peer, *peer) {}
-func (*courier) purge(*peer)          {}
-func (*courier) letGo() func() bool   { return func() bool { return true } }
+func (*courier) release(*peer)          {}
+func (*courier) inherit(*peer, *peer)   {}
+func (*courier) purge(*peer)            {}
+func (*courier) sourceHolds(*Path) bool { return true }
+func (*courier) letGo() func() bool     { return func() bool { return true } }
 
 var laneAddrA, laneAddrB = netip.MustParseAddr("192.0.2.1"), netip.MustParseAddr("192.0.2.2")
 

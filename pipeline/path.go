@@ -12,9 +12,10 @@ type Path struct {
 	// Dst is the peer's address, or the relay's when Channel is not 0.
 	Dst netip.AddrPort
 	// Src and IfIndex are the local address and interface the peer last wrote to ("sticky source"); unset leaves the choice
-	// to the routing table.
+	// to the routing table, and so does a source that is forgotten.
 	Src     netip.Addr
 	IfIndex int
+	source  sourceState
 	// Channel is the TURN channel number (RFC 8656, section 12) that leads to the peer through the relay at Dst, or 0.
 	Channel uint16
 	// Relayed: a TURN relay is in between, ours or the peer's. For logs and status.
@@ -25,6 +26,15 @@ type Path struct {
 	// apart. 0 without ICE.
 	Generation uint32
 }
+
+// sourceState is what control knows of a path's Src.
+type sourceState uint8
+
+const (
+	sourceUnchecked sourceState = iota // used, until control has looked
+	sourceHeld                         // its route leads to IfIndex
+	sourceForgotten                    // it leads elsewhere, or nowhere
+)
 
 // origin is the way back to where a datagram came from, over a relay's channel or 0.
 func origin(m *udp.Datagrams, channel uint16) Path {

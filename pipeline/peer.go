@@ -80,6 +80,7 @@ const (
 	signalStray                        // peer.strayed is where the peer may have moved
 	signalActivity                     // a stamp went from none to some while no deadline watched it
 	signalLoop                         // our own datagrams for the peer came in at the TUN
+	signalSource                       // a source that control has not checked is in use
 )
 
 // stamps are what lanes note of a peer's traffic, once a batch, for control's timers and for status. Durations are on the
@@ -184,7 +185,11 @@ func (s *stamps) reset() {
 
 // run makes a run of one datagram to the path.
 func (p *Path) run(data []byte, tos uint8) udp.Run {
-	return udp.Run{Data: data, SegmentSize: len(data), Dst: p.Dst, Src: p.Src, IfIndex: p.IfIndex, TOS: tos}
+	r := udp.Run{Data: data, SegmentSize: len(data), Dst: p.Dst, TOS: tos}
+	if p.source != sourceForgotten {
+		r.Src, r.IfIndex = p.Src, p.IfIndex
+	}
+	return r
 }
 
 // notified is the stack of peers that have a signal for control. Lanes push without lock or allocation; a peer is on it

@@ -39,12 +39,15 @@ var errFamily = errors.New("address family missing")
 // stays open.
 func Listen(cfg Config) ([]Pair, error) {
 	cfg = withDefaults(cfg)
-	open := openNative
 	if cfg.Portable || portableOnly {
-		open = openPortable
 		cfg.Shards = 1
+		return listen(cfg, openPortable) // which tells and takes no local addresses, so that routes do not matter
 	}
-	return listen(cfg, open)
+	pairs, err := listen(cfg, openNative)
+	if err == nil && cfg.Routes {
+		pairs[0].Routes, pairs[0].NoRoutes = openRoutes(pairs[0].LocalPort())
+	}
+	return pairs, err
 }
 
 func withDefaults(cfg Config) Config {

@@ -4,3 +4,6 @@ package udp
 
 // openNative is the portable opener where there is no other.
 var openNative = openPortable
+
+// openRoutes opens none.
+func openRoutes(uint16) (Routes, error) { return nil, nil }

@@ -129,10 +129,18 @@ type Config struct {
 	NoSegment, NoGRO, Portable bool
 	// ForceSegment uses UDP_SEGMENT also on a kernel that is known to corrupt runs (see trustSegment), if it has it at all.
 	ForceSegment bool
+	// Routes asks for Pair.Routes.
+	Routes bool
 }
 
 // Pair is one shard's sockets. One of them is nil where the machine lacks the family.
-type Pair struct{ V4, V6 Socket }
+type Pair struct {
+	V4, V6 Socket
+	// Routes comes with the first pair, if Config asks for it and the system has it; whoever closes the sockets closes it, too.
+	// NoRoutes is why the system refuses it, if it does.
+	Routes   Routes
+	NoRoutes error
+}
 
 // LocalPort is the port of both.
 func (p Pair) LocalPort() uint16 {
