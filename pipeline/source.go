@@ -16,6 +16,8 @@ const (
 	// walkRest is how many times as long as a walk lasted control rests before the next: a router whose routes change all the time
 	// is to spend less than a twentieth of a core on it.
 	walkRest = 20
+	// leastRest is how long it rests at least: with few peers it is waking up that costs.
+	leastRest = 50 * time.Millisecond
 )
 
 // sourceWalk goes through all peers, in slices. Owned by control. The zero value is at rest.
@@ -42,7 +44,7 @@ func (w *sourceWalk) slice() []*peer {
 func (w *sourceWalk) took(began, now time.Duration) {
 	w.spent += now - began
 	if len(w.left) == 0 {
-		w.left, w.rest, w.spent = nil, now+walkRest*w.spent, 0
+		w.left, w.rest, w.spent = nil, now+max(leastRest, walkRest*w.spent), 0
 	}
 }
 

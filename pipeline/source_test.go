@@ -81,7 +81,7 @@ func TestCheckedSourceStays(t *testing.T) {
 	}
 }
 
-// A walk goes through every peer, in slices, and the next one is not due before 20 times what it took.
+// A walk goes through every peer, in slices, and the next one is not due before 20 times what it took, or leastRest.
 func TestSourceWalk(t *testing.T) {
 	var w sourceWalk
 	peers := make([]*peer, 2*walkSlice+1)
@@ -111,5 +111,11 @@ func TestSourceWalk(t *testing.T) {
 	w.start(nil)
 	if !w.ready(rest) {
 		t.Error("a walk without peers does not end")
+	}
+	w.start(peers[:1])
+	w.slice()
+	w.took(rest, rest+1)
+	if got := w.deadline(rest + 1); got != rest+1+leastRest {
+		t.Errorf("after a short walk the next is due in %v, want %v", got-rest-1, leastRest)
 	}
 }
