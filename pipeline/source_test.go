@@ -1,7 +1,14 @@
 package pipeline
 
 import (
+	"bytes"
+	"errors"
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/udp"
+	"log/slog"
 	"net/netip"
+	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -118,4 +125,95 @@ func TestSourceWalk(t *testing.T) {
 	if got := w.deadline(rest + 1); got != rest+1+leastRest {
 		t.Errorf("after a short walk the next is due in %v, want %v", got-rest-1, leastRest)
 	}
+}
+
+// fakeRoutes is routes whose word is holds.
+type fakeRoutes struct {
+	holds   atomic.Bool
+	changed chan struct{}
+	closed  atomic.Bool
+}
+
+func (r *fakeRoutes) SourceHolds(udp.Run, uint32) bool { return r.holds.Load() }
+func (r *fakeRoutes) Changed() <-chan struct{}         { return r.changed }
+func (r *fakeRoutes) Close() error                     { r.closed.Store(true); return nil }
+
+// Control follows the routes that come with the sockets, for as long as those are open; where there are none it says why and goes on.
+func TestRoutesOfTheSockets(t *testing.T) {
+	runWorld(t, plain, func(w *world) {
+		var log bytes.Buffer
+		routes := &fakeRoutes{changed: make(chan struct{})}
+		routes.holds.Store(true)
+		var refusal error
+		c := newNode(t, w.network, plain, 3, func(cfg *Config) {
+			cfg.Logger = slog.New(slog.NewTextHandler(&log, nil))
+			listen := cfg.Listen
+			cfg.Listen = func(cfg udp.Config) ([]udp.Pair, error) {
+				pairs, err := listen(cfg)
+				if !cfg.Routes || err != nil {
+					return pairs, errors.Join(err, errors.New("routes were not asked for"))
+				}
+				if pairs[0].NoRoutes = refusal; refusal == nil {
+					pairs[0].Routes = routes
+				}
+				return pairs, nil
+			}
+		})
+		source := func() (state sourceState) {
+			_ = c.Edit(func(e *Edit) error { state = e.c.controller.peers[0].path.Load().source; return nil })
+			return state
+		}
+		c.know(w.a, crypto.PresharedKey{})
+		_ = w.a.Edit(func(e *Edit) error {
+			p := e.AddPeer(c.key.Public())
+			p.SetEndpoint(c.outer)
+			p.AddAllowedIP(netip.PrefixFrom(c.inner4, 32))
+			return nil
+		})
+		w.settle()
+		talk := func() {
+			w.a.device.InjectData(datagram(w.a.inner4, c.inner4, 1, 20))
+			w.settle()
+		}
+		talk()
+		if got := source(); got != sourceHeld {
+			t.Errorf("after a handshake the source is in state %d, want %d", got, sourceHeld)
+		}
+		for range 2 {
+			for holds, want := range map[bool]sourceState{false: sourceForgotten, true: sourceHeld} {
+				routes.holds.Store(holds)
+				routes.changed <- struct{}{}
+				w.settle()
+				talk()
+				if got := source(); got != want {
+					t.Errorf("after a change of routes the source is in state %d, want %d", got, want)
+				}
+			}
+		}
+		if strings.Contains(log.String(), "WARN") {
+			t.Errorf("the log says %s", &log)
+		}
+		refusal = errors.New("refused by a filter of system calls")
+		c.device.SetUp(false)
+		w.settle()
+		if !routes.closed.Load() {
+			t.Error("the routes stay open without the sockets")
+		}
+		routes.holds.Store(false)
+		c.device.SetUp(true)
+		w.settle()
+		talk()
+		w.sleep(20 * time.Second)
+		talk()
+		if got := source(); got != sourceHeld {
+			t.Errorf("without routes the source is in state %d, want %d", got, sourceHeld)
+		}
+		if got := strings.Count(log.String(), refusal.Error()); got != 1 {
+			t.Errorf("the reason is logged %d times, want once: %s", got, &log)
+		}
+		_ = c.Close()
+		if err := <-c.ran; err != nil {
+			t.Error(err)
+		}
+	})
 }

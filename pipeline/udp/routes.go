@@ -8,9 +8,9 @@ import (
 // Routes tells where datagrams would leave. It belongs to one goroutine, but for the channel of Changed.
 type Routes interface {
 	// SourceHolds tells whether r, sent with that fwmark, is to leave from r.Src, the address that the peer wrote to: if its
-	// route then leads to r.IfIndex, where the peer's datagram came in. Where it leads elsewhere, Src is not ours any more or
-	// has no route, the routing table is to choose (kernel socket.c, send4): the network on the other side may drop what does
-	// not come from its own addresses (RFC 2827). True where the system does not say.
+	// route then leads to r.IfIndex, where the peer's datagram came in. Where it leads elsewhere or nowhere, or Src is not ours
+	// any more, the routing table is to choose (kernel socket.c, send4; its send6 keeps whatever is ours, which the network on the
+	// other side may drop all the same: RFC 2827). True where the system does not say.
 	SourceHolds(r Run, mark uint32) bool
 	// Changed delivers a value when what SourceHolds has said may be wrong by now; while nobody takes it, nothing is read.
 	Changed() <-chan struct{}
