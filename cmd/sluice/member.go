@@ -118,11 +118,12 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 	default:
 		return o, usageError{fmt.Sprintf("-log-level %q: want debug, info, error or silent", o.LogLevel)}
 	}
-	o.Routes, err = parseRoutes(cmd.String("routes"))
+	o.Routes, err = parseRoutes("-routes", cmd.String("routes"))
 	return o, err
 }
 
-func parseRoutes(text string) ([]netip.Prefix, error) {
+// parseRoutes reads networks with commas between; flag begins errors.
+func parseRoutes(flag, text string) ([]netip.Prefix, error) {
 	var routes []netip.Prefix
 	for word := range strings.SplitSeq(text, ",") {
 		if word = strings.TrimSpace(word); word == "" {
@@ -131,17 +132,17 @@ func parseRoutes(text string) ([]netip.Prefix, error) {
 		p, err := netip.ParsePrefix(word)
 		if err != nil {
 			if a, err := netip.ParseAddr(word); err == nil && a.Zone() == "" {
-				return nil, usageError{fmt.Sprintf("-routes: %s has no prefix length; did you mean %s/%d?", a, a, a.BitLen())}
+				return nil, usageError{fmt.Sprintf("%s: %s has no prefix length; did you mean %s/%d?", flag, a, a, a.BitLen())}
 			}
-			return nil, usageError{fmt.Sprintf("-routes: %q is no prefix; want ones like 10.0.0.0/24 or fd09::/64, with commas between", word)}
+			return nil, usageError{fmt.Sprintf("%s: %q is no prefix; want ones like 10.0.0.0/24 or fd09::/64, with commas between", flag, word)}
 		}
 		if p != p.Masked() {
-			return nil, usageError{fmt.Sprintf("-routes: %s has host bits; did you mean %s?", p, p.Masked())}
+			return nil, usageError{fmt.Sprintf("%s: %s has host bits; did you mean %s?", flag, p, p.Masked())}
 		}
 		routes = append(routes, p)
 	}
 	if err := protocol.ValidateRoutes(routes); err != nil {
-		return nil, usageError{"-routes: " + err.Error()}
+		return nil, usageError{flag + ": " + err.Error()}
 	}
 	return routes, nil
 }

@@ -62,7 +62,7 @@ func TestParseRoutes(t *testing.T) {
 		"10.0.0.0/24, fd09::/64,": {netip.MustParsePrefix("10.0.0.0/24"), netip.MustParsePrefix("fd09::/64")},
 		"0.0.0.0/0":               {netip.MustParsePrefix("0.0.0.0/0")},
 	} {
-		if got, err := parseRoutes(text); err != nil || !slices.Equal(got, want) {
+		if got, err := parseRoutes("-routes", text); err != nil || !slices.Equal(got, want) {
 			t.Errorf("%q: %v, %v", text, got, err)
 		}
 	}

@@ -30,7 +30,7 @@ func portalCommand() *cli.Command {
 		Name:  "portal",
 		Usage: "run the portal: sign-in, signaling and a relay for gateways and clients",
 		UsageText: "sluice portal -public ADDRESS [options]\n" +
-			"sluice portal node add, list, token or remove (see sluice portal node -h)",
+			"sluice portal node add, list, set, routes, token or remove (see sluice portal node -h)",
 		Description: "One process and one folder. Nodes reach it by TCP (TLS) for sign-in and signaling and by UDP for STUN and TURN; both\n" +
 			"ports must be open to them. Its first start makes one gateway and one client and prints the lines that start them.",
 		Flags: []cli.Flag{
@@ -253,11 +253,11 @@ func logLevel(text string) (level slog.Level, err error) {
 
 // firstNodes makes a gateway and a client and prints what starts them.
 func firstNodes(ctx context.Context, cmd *cli.Command, p *portal.Portal) error {
-	gateway, err := p.AddNode(ctx, "gateway", protocol.Gateway, nil)
+	gateway, err := p.AddNode(ctx, portal.NewNode{Name: "gateway", Role: protocol.Gateway})
 	if err != nil {
 		return err
 	}
-	client, err := p.AddNode(ctx, "client", protocol.Client, nil)
+	client, err := p.AddNode(ctx, portal.NewNode{Name: "client", Role: protocol.Client})
 	if err != nil {
 		return err
 	}

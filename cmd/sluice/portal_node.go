@@ -8,6 +8,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
@@ -28,11 +29,10 @@ const deskName = "portal.sock"
 // maxSocketPath is what sockaddr_un holds on every system (unix(7): 108 bytes, less elsewhere).
 const maxSocketPath = 100
 
-// newNode is what is asked to add a node.
-type newNode struct {
-	Name  string        `json:"name"`
-	Role  protocol.Role `json:"role"`
-	Allow []string      `json:"allow,omitempty"`
+// decision is what is asked about the networks of a gateway.
+type decision struct {
+	Approve []netip.Prefix `json:"approve,omitempty"`
+	Refuse  []netip.Prefix `json:"refuse,omitempty"`
 }
 
 // openDesk serves the local socket. Who may open it may do everything: it is the owner's alone.
@@ -52,13 +52,29 @@ func openDesk(folder string, p *portal.Portal) (io.Closer, error) {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /nodes", func(w http.ResponseWriter, _ *http.Request) { reply(w, p.Nodes(), nil) })
 	mux.HandleFunc("POST /nodes", func(w http.ResponseWriter, r *http.Request) {
-		var n newNode
-		if err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&n); err != nil {
+		n, err := body[portal.NewNode](w, r)
+		if err != nil {
 			reply(w, nil, err)
 			return
 		}
-		token, err := p.AddNode(r.Context(), n.Name, n.Role, n.Allow)
+		token, err := p.AddNode(r.Context(), n)
 		reply(w, tokenText(token, err), err)
+	})
+	mux.HandleFunc("POST /nodes/{name}/allow", func(w http.ResponseWriter, r *http.Request) {
+		allow, err := body[[]string](w, r)
+		if err == nil {
+			err = p.SetAllow(r.Context(), r.PathValue("name"), allow)
+		}
+		reply(w, "", err)
+	})
+	mux.HandleFunc("POST /nodes/{name}/routes", func(w http.ResponseWriter, r *http.Request) {
+		d, err := body[decision](w, r)
+		if err != nil {
+			reply(w, nil, err)
+			return
+		}
+		offers, err := p.Routes(r.Context(), r.PathValue("name"), d.Approve, d.Refuse)
+		reply(w, offers, err)
 	})
 	mux.HandleFunc("POST /nodes/{name}/token", func(w http.ResponseWriter, r *http.Request) {
 		token, err := p.RenewToken(r.Context(), r.PathValue("name"))
@@ -70,6 +86,12 @@ func openDesk(folder string, p *portal.Portal) (io.Closer, error) {
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go server.Serve(listener) // ends with Close, which removes the socket
 	return server, nil
+}
+
+// body reads what was asked.
+func body[T any](w http.ResponseWriter, r *http.Request) (v T, err error) {
+	err = json.NewDecoder(http.MaxBytesReader(w, r.Body, 64<<10)).Decode(&v)
+	return v, err
 }
 
 func tokenText(t protocol.Token, err error) string {
@@ -94,24 +116,7 @@ func portalNodeCommand() *cli.Command {
 		Name:  "node",
 		Usage: "add, list and remove nodes of the portal that runs on this machine",
 		Commands: []*cli.Command{
-			{
-				Name: "add", Usage: "make a node and print its token, once", ArgsUsage: "NAME",
-				Flags: []cli.Flag{
-					&cli.StringFlag{Name: "role", Value: "client", Usage: "`ROLE`: client or gateway"},
-					&cli.StringSliceFlag{
-						Name: "allow", Usage: "`NAMES` of the gateways that it may reach; a client without it reaches all, a gateway none",
-					},
-				},
-				Action: func(ctx context.Context, cmd *cli.Command) error {
-					return withName(cmd, func(name string) error {
-						n := newNode{Name: name, Role: protocol.Role(cmd.String("role")), Allow: cmd.StringSlice("allow")}
-						if err := printToken(ctx, cmd, "POST", "/nodes", n); err != nil {
-							return err
-						}
-						return warnOfUnknown(ctx, cmd, n.Allow)
-					})
-				},
-			},
+			nodeAddCommand(), nodeSetCommand(), nodeRoutesCommand(),
 			{
 				Name: "token", Usage: "give a node another token and print it; the old one and what runs with it are refused from then on", ArgsUsage: "NAME",
 				Action: func(ctx context.Context, cmd *cli.Command) error {
@@ -135,12 +140,119 @@ func portalNodeCommand() *cli.Command {
 	}
 }
 
+func nodeAddCommand() *cli.Command {
+	return &cli.Command{
+		Name: "add", Usage: "make a node and print its token, once", ArgsUsage: "NAME",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "role", Value: "client", Usage: "`ROLE`: client or gateway"},
+			&cli.StringSliceFlag{
+				Name: "allow", Usage: "`NAMES` of the gateways that it may reach, or all or none; a client without it reaches all, a gateway none",
+			},
+			&cli.StringFlag{
+				Name: "routes", Usage: "`PREFIXES` that a gateway may offer; without it private networks that no other gateway has",
+			},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			return withName(cmd, func(name string) error {
+				n := portal.NewNode{Name: name, Role: protocol.Role(cmd.String("role")), Allow: cmd.StringSlice("allow")}
+				if cmd.IsSet("routes") {
+					routes, err := parseRoutes("-routes", cmd.String("routes"))
+					if err != nil {
+						return err
+					}
+					n.Routes = append([]netip.Prefix{}, routes...)
+				}
+				if err := printToken(ctx, cmd, "POST", "/nodes", n); err != nil {
+					return err
+				}
+				return warnOfUnknown(ctx, cmd, n.Allow)
+			})
+		},
+	}
+}
+
+func nodeSetCommand() *cli.Command {
+	return &cli.Command{
+		Name: "set", Usage: "change which gateways a node may reach; connections that stay allowed go on", ArgsUsage: "NAME",
+		Flags: []cli.Flag{&cli.StringSliceFlag{Name: "allow", Required: true, Usage: "`NAMES` of the gateways, or all or none"}},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			return withName(cmd, func(name string) error {
+				allow := cmd.StringSlice("allow")
+				if err := askDesk(ctx, cmd.String("state"), "POST", "/nodes/"+name+"/allow", allow, new(string)); err != nil {
+					return err
+				}
+				return warnOfUnknown(ctx, cmd, allow)
+			})
+		},
+	}
+}
+
+func nodeRoutesCommand() *cli.Command {
+	return &cli.Command{
+		Name: "routes", Usage: "list the networks that a gateway offers, and approve or refuse some", ArgsUsage: "NAME",
+		Description: "What is approved is told to the nodes that may reach the gateway; also what is not offered yet may be approved. Without\n" +
+			"any approval a gateway is granted private networks that no other gateway has. With the first one the operator takes\n" +
+			"over: what is granted stays, and all else waits.",
+		Flags: []cli.Flag{
+			&cli.StringFlag{Name: "approve", Usage: "`PREFIXES` that it may offer, each with what is within; 0.0.0.0/0 stands for itself only"},
+			&cli.StringFlag{Name: "refuse", Usage: "`PREFIXES` that it may not offer, each with what is within"},
+			&cli.BoolFlag{Name: "json", Usage: "print JSON"},
+		},
+		Action: func(ctx context.Context, cmd *cli.Command) error {
+			return withName(cmd, func(name string) error { return nodeRoutes(ctx, cmd, name) })
+		},
+	}
+}
+
 // withName runs f with the one argument.
 func withName(cmd *cli.Command, f func(name string) error) error {
 	if cmd.NArg() != 1 || strings.ContainsAny(cmd.Args().First(), "/?#%") {
 		return usageError{fmt.Sprintf("%s takes one NAME", cmd.FullName())}
 	}
 	return f(cmd.Args().First())
+}
+
+func nodeRoutes(ctx context.Context, cmd *cli.Command, name string) (err error) {
+	var d decision
+	if d.Approve, err = parseRoutes("-approve", cmd.String("approve")); err != nil {
+		return err
+	}
+	if d.Refuse, err = parseRoutes("-refuse", cmd.String("refuse")); err != nil {
+		return err
+	}
+	var offers protocol.Offers
+	if err := askDesk(ctx, cmd.String("state"), "POST", "/nodes/"+name+"/routes", d, &offers); err != nil {
+		return err
+	}
+	out := cmd.Root().Writer
+	if cmd.Bool("json") {
+		return printJSON(out, offers)
+	}
+	if len(offers) == 0 {
+		fmt.Fprintf(out, "%s offers no network yet.\n", name)
+	}
+	for _, o := range offers {
+		fmt.Fprintln(out, offerText(o))
+	}
+	return nil
+}
+
+// offerText says what has become of an offer, and what may be done.
+func offerText(o protocol.Offer) string {
+	text := fmt.Sprintf("%s %s", o.Prefix, o.State)
+	if o.Why != "" {
+		text += ": " + o.Why
+	}
+	if o.Remedy != "" {
+		text += "\n    " + o.Remedy
+	}
+	return text
+}
+
+func printJSON(w io.Writer, v any) error {
+	encoder := json.NewEncoder(w)
+	encoder.SetIndent("", "\t")
+	return encoder.Encode(v)
 }
 
 func printToken(ctx context.Context, cmd *cli.Command, method, path string, body any) error {
@@ -161,7 +273,7 @@ func warnOfUnknown(ctx context.Context, cmd *cli.Command, names []string) error 
 		return err
 	}
 	for _, name := range names {
-		if !slices.ContainsFunc(nodes, func(n portal.NodeStatus) bool { return n.Name == name }) {
+		if name != portal.AllowAll && name != portal.AllowNone && !slices.ContainsFunc(nodes, func(n portal.NodeStatus) bool { return n.Name == name }) {
 			fmt.Fprintf(cmd.Root().ErrWriter, "sluice: warning: there is no node called %s yet\n", name)
 		}
 	}
@@ -208,17 +320,25 @@ func listNodes(ctx context.Context, cmd *cli.Command) error {
 	}
 	out := cmd.Root().Writer
 	if cmd.Bool("json") {
-		encoder := json.NewEncoder(out)
-		encoder.SetIndent("", "\t")
-		return encoder.Encode(nodes)
+		return printJSON(out, nodes)
 	}
 	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
 	fmt.Fprintln(w, "NAME\tROLE\tADDRESSES\tONLINE\tROUTES\tPROGRAM\tREMARKS")
 	for _, n := range nodes {
 		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			n.Name, n.Role, joined(n.Addresses), onlineText(n), joined(n.Routes), n.Program, remarks(n))
+			n.Name, n.Role, joined(n.Addresses), onlineText(n), joined(n.Offers.Approved()), n.Program, remarks(n))
 	}
-	return w.Flush()
+	if err := w.Flush(); err != nil {
+		return err
+	}
+	for _, n := range nodes {
+		for _, o := range n.Offers {
+			if o.State != protocol.Approved {
+				fmt.Fprintf(out, "\n%s offers %s\n", n.Name, offerText(o))
+			}
+		}
+	}
+	return nil
 }
 
 func joined[T fmt.Stringer](list []T) string {

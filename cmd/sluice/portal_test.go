@@ -9,6 +9,7 @@ import (
 	"io"
 	"net"
 	"net/http"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -267,6 +268,30 @@ func TestPortalNode(t *testing.T) {
 		t.Error("the token is the old one")
 	}
 	signIn(t, renewed, k)
+	for _, tt := range []struct{ args, stdout string }{
+		{"set laptop -allow g2,gateway", ""}, {"set laptop -allow none", ""},
+		{"routes g2", "g2 offers no network yet.\n"},
+		{"routes g2 -approve 0.0.0.0/0,10.0.0.0/24", "g2 offers no network yet.\n"},
+		{"routes g2 -refuse 10.0.0.0/24", "g2 offers no network yet.\n"},
+	} {
+		if stdout, stderr, code = p.node(strings.Fields(tt.args)...); stdout != tt.stdout || stderr != "" || code != 0 {
+			t.Errorf("%s: %q %q %d", tt.args, stdout, stderr, code)
+		}
+	}
+	g2 := tokenOf(t, first(p.node("token", "g2")))
+	bus, _ := signIn(t, g2, protocol.Key{2})
+	offered := protocol.SyncRequest{PublicKey: protocol.Key{2}, Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("8.8.8.8/32")}}
+	if _, err := protocol.Ask(t.Context(), bus, offered); err != nil {
+		t.Fatal(err)
+	}
+	const waits = "8.8.8.8/32 pending: it is not among the networks that the operator of the portal has approved\n" +
+		"    sluice portal node routes g2 -approve 8.8.8.8/32\n"
+	if stdout, _, _ = p.node("routes", "g2"); stdout != "0.0.0.0/0 approved\n"+waits {
+		t.Errorf("routes: %q", stdout)
+	}
+	if table, _, _ = p.node("list"); !strings.HasSuffix(table, "\ng2 offers "+waits) {
+		t.Errorf("nothing is said of a network that waits:\n%s", table)
+	}
 	if stdout, stderr, code = p.node("remove", "laptop"); stdout != "" || stderr != "" || code != 0 {
 		t.Errorf("remove: %q %q %d", stdout, stderr, code)
 	}
@@ -278,6 +303,11 @@ func TestPortalNode(t *testing.T) {
 		code   int
 		stderr string
 	}{
+		{"set g2", 2, "allow"}, {"set g2 -allow all", 1, "is for clients"}, {"set nobody -allow g2", 1, "no node of this name"},
+		{"set client -allow No", 1, `"No" cannot be a node's name`}, {"add all", 1, "cannot be a name"},
+		{"routes client -approve 10.0.0.0/8", 1, "is a client"}, {"routes nobody", 1, "no node of this name"},
+		{"routes g2 -approve 10.0.0.1/8", 2, "did you mean 10.0.0.0/8"}, {"add -role gateway -routes x g9", 2, "is no prefix"},
+		{"add -routes 10.0.0.0/8 c9", 1, "is for gateways"},
 		{"add g2", 1, "a node of this name exists: g2"}, {"add G2", 1, "cannot be a name"}, {"add -role boss x", 1, "no role; use client or gateway"},
 		{"add -allow No x", 1, `"No" cannot be a node's name`}, {"remove laptop", 1, "no node of this name: laptop"}, {"token laptop", 1, "no node of this name"},
 		{"add", 2, "takes one NAME"}, {"add a b", 2, "takes one NAME"}, {"add a/b", 2, "takes one NAME"}, {"remove", 2, "takes one NAME"}, {"list x", 2, "takes no argument"},

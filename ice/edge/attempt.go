@@ -482,6 +482,9 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 		}
 	}
 	at(e.followPassage(now))
+	if left := e.followLease(); left > 0 {
+		at(now.Add(left))
+	}
 	if len(e.held) > 0 && (e.relaysUntil.IsZero() || at(e.relaysUntil)) {
 		e.resume()
 	}

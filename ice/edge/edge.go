@@ -100,6 +100,7 @@ type Edge struct {
 	host        protocol.Sync // what Apply was called with, without what does not matter to a host
 	applied     time.Time     // when view was
 	synced      time.Time     // the latest answer
+	leaseEnds   time.Duration // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
 	strangers   bucket        // questions to the portal because of nodes that we do not know
 	syncError   error
 	portalMute  bool      // syncError was logged

@@ -135,7 +135,7 @@ func newScaleWorld(t *testing.T) *scaleWorld {
 
 func (w *scaleWorld) add(name string, role protocol.Role) protocol.Token {
 	w.t.Helper()
-	token, err := w.portal.AddNode(w.t.Context(), name, role, nil)
+	token, err := w.portal.AddNode(w.t.Context(), real.NewNode{Name: name, Role: role})
 	if err != nil {
 		w.t.Fatal(err)
 	}

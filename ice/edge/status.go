@@ -23,7 +23,7 @@ type Status struct {
 	Interface   string             `json:"interface"`
 	ListenPort  uint16             `json:"listen_port"`
 	Addresses   []netip.Prefix     `json:"addresses"`
-	Routes      []netip.Prefix     `json:"routes,omitempty"`
+	Offers      protocol.Offers    `json:"offers,omitempty"` // of a gateway
 	Since       time.Time          `json:"since"`
 	Portal      PortalStatus       `json:"portal"`
 	Mappings    []MappingStatus    `json:"mappings"`
@@ -106,7 +106,7 @@ func (e *Edge) Status(ctx context.Context) (Status, error) {
 func (e *Edge) status() Status {
 	s := Status{
 		Name: e.config.Name, Role: e.config.Role, PublicKey: e.key.Public().Encode(), Interface: e.config.Interface,
-		Addresses: e.view.Addresses, Routes: e.config.Routes, Since: e.started, Portal: e.portalStatus(),
+		Addresses: e.view.Addresses, Offers: e.view.Offers, Since: e.started, Portal: e.portalStatus(),
 		Relays: e.relays.Status(), Mappings: []MappingStatus{}, Connections: []ConnectionStatus{},
 	}
 	for _, m := range e.prober.Mappings() {

@@ -168,6 +168,9 @@ func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
 	if s.Refused != "" {
 		return
 	}
+	if s.Lease > 0 {
+		e.leaseEnds = e.pipeline.Load().Now() + time.Duration(s.Lease)*time.Second
+	}
 	was := e.view
 	was.Time = s.Time
 	if e.applyError != nil || e.applied.IsZero() || !reflect.DeepEqual(s, was) {
@@ -186,6 +189,22 @@ func (e *Edge) standDown() {
 		return nil
 	})
 	e.view = protocol.Sync{}
+}
+
+// followLease lets go of all peers when the portal was not heard for too long: one of them may have been removed meanwhile. It
+// returns how long that is away, 0 if there is nothing to wait for. The clock runs while the host sleeps.
+func (e *Edge) followLease() time.Duration {
+	if e.leaseEnds == 0 {
+		return 0
+	}
+	if left := e.leaseEnds - e.pipeline.Load().Now(); left > 0 {
+		return left
+	}
+	e.leaseEnds = 0
+	e.log.Error("the portal was not heard for longer than what it has allowed may last: all connections end until it is back",
+		"last_heard", e.synced.UTC(), "peers", len(e.peers))
+	e.standDown()
+	return 0
 }
 
 // noteClock compares the portal's clock, seconds since 1970 or 0, with ours.
@@ -240,7 +259,7 @@ func (e *Edge) awaitSockets() {
 
 // forHost is the part of the portal's answer that a host's addresses and routes depend on.
 func forHost(s protocol.Sync) protocol.Sync {
-	host := protocol.Sync{Name: s.Name, Role: s.Role, Addresses: s.Addresses, Overlay: s.Overlay}
+	host := protocol.Sync{Name: s.Name, Role: s.Role, Addresses: s.Addresses, Overlay: s.Overlay, Offers: s.Offers}
 	for _, p := range s.Peers {
 		host.Peers = append(host.Peers, protocol.Peer{Name: p.Name, Role: p.Role, AllowedIPs: p.AllowedIPs})
 	}

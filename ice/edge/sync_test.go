@@ -333,6 +333,37 @@ func TestDisplaced(t *testing.T) {
 	})
 }
 
+// What the portal has allowed does not last for ever: a node that it cannot reach lets go of all peers when the lease ends, however it
+// has slept, and takes them again.
+func TestLease(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		w.portal.lease = 600
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		there := func() bool { state := c.connection("gate").State; return state == "up" || state == "idle" }
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		time.Sleep(25 * time.Minute) // each answer renews it
+		if !there() {
+			t.Fatal("the connection has ended though the portal is there")
+		}
+		w.portal.change(func() { w.portal.down = errAway })
+		time.Sleep(9 * time.Minute)
+		if !there() {
+			t.Error("the connection has ended before the lease")
+		}
+		w.await(2*time.Minute, "the client lets go", func() bool {
+			s, err := c.edge.Status(context.Background())
+			return err == nil && len(s.Connections) == 0
+		})
+		if n := c.log.count("the portal was not heard for longer"); n != 1 {
+			t.Errorf("logged %d times that the lease has ended", n)
+		}
+		w.portal.set(func() { w.portal.down = nil })
+		w.await(time.Minute, "connected again", func() bool { return up(c, g) })
+		w.carries(c, g)
+	})
+}
+
 func TestClock(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {
 		w.portal.ahead = -2 * time.Hour

@@ -95,6 +95,7 @@ type portal struct {
 	revision uint64
 	changed  chan struct{}
 	down     error
+	lease    int64
 	nodes    map[string]*entry
 	relays   []protocol.Relay
 	psk      protocol.Key // of every pair, if not zero
@@ -183,7 +184,7 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 	}
 	defer p.mu.Unlock()
 	me := p.nodes[self]
-	s := protocol.Sync{Revision: p.name(), Name: self, Role: me.role, Time: time.Now().Add(p.ahead).Unix(), Relays: p.relays}
+	s := protocol.Sync{Revision: p.name(), Name: self, Role: me.role, Time: time.Now().Add(p.ahead).Unix(), Relays: p.relays, Lease: p.lease}
 	s.Refused, s.Displaced, s.Overlay = me.refuse, me.other, p.overlay
 	s.Addresses = []netip.Prefix{netip.PrefixFrom(inner(me.number), 32)}
 	for name, e := range p.nodes {

@@ -50,7 +50,7 @@ func TestDiskFull(t *testing.T) {
 	err = nil
 	added := 0
 	for ; err == nil && added < 10_000; added++ {
-		_, err = p.AddNode(t.Context(), "x"+strings.Repeat("y", added%60), protocol.Client, nil)
+		_, err = p.AddNode(t.Context(), NewNode{Name: "x" + strings.Repeat("y", added%60), Role: protocol.Client})
 		if err == nil {
 			err = p.RemoveNode(t.Context(), "x"+strings.Repeat("y", added%60))
 		}

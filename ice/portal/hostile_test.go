@@ -327,7 +327,7 @@ func TestManyNodes(t *testing.T) {
 		if i >= gateways {
 			name, role = fmt.Sprintf("c%d", i), protocol.Client
 		}
-		if _, err := p.state.add(t.Context(), name, role, nil); err != nil {
+		if _, err := p.state.add(t.Context(), NewNode{Name: name, Role: role}); err != nil {
 			t.Fatal(err)
 		}
 		keys[name] = key(t)
@@ -448,7 +448,7 @@ func TestTooMuchToAnswer(t *testing.T) {
 	for i := range 1500 {
 		r := &record{Name: fmt.Sprintf("g%d", i), Role: protocol.Gateway, Index: uint32(i + 2)}
 		for j := range protocol.MaxRoutes {
-			r.Routes = append(r.Routes, netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xaa, 0xbb, byte(i >> 8), byte(i), 0xcc, byte(j), 0, 1}), 96))
+			r.Granted = append(r.Granted, netip.PrefixFrom(netip.AddrFrom16([16]byte{0x20, 1, 0xd, 0xb8, 0xaa, 0xbb, byte(i >> 8), byte(i), 0xcc, byte(j), 0, 1}), 96))
 		}
 		p.state.nodes[r.Name] = r
 	}

@@ -3,21 +3,67 @@ package portal
 import (
 	"context"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 )
 
-// AddNode makes a node and returns its token, which is not kept. allow names the gateways that a client may reach, empty: all;
-// and those that a gateway may reach, empty: none.
-func (p *Portal) AddNode(ctx context.Context, name string, role protocol.Role, allow []string) (protocol.Token, error) {
-	secret, err := p.state.add(ctx, name, role, allow)
+// Words in place of the names of NewNode.Allow. No node is called so.
+const (
+	AllowAll  = "all"
+	AllowNone = "none"
+)
+
+// NewNode describes a node to make.
+type NewNode struct {
+	Name string        `json:"name"`
+	Role protocol.Role `json:"role"`
+	// Allow are the gateways that a node may reach, or one of the words: AllowAll is a client's default, AllowNone a gateway's,
+	// which then is reached by clients only.
+	Allow []string `json:"allow,omitempty"`
+	// Routes are the networks that a gateway may offer, each with what is within. Nil: private networks that no other gateway
+	// has; empty: none.
+	Routes []netip.Prefix `json:"routes"`
+}
+
+// AddNode makes a node and returns its token, which is not kept.
+func (p *Portal) AddNode(ctx context.Context, n NewNode) (protocol.Token, error) {
+	secret, err := p.state.add(ctx, n)
 	if err != nil {
 		return protocol.Token{}, err
 	}
-	p.log.Info("node added", "node", name, "role", string(role))
-	p.permissionsChanged(name)
-	return p.token(name, secret), nil
+	p.log.Info("node added", "node", n.Name, "role", string(n.Role))
+	p.permissionsChanged(p.linked(n.Name))
+	return p.token(n.Name, secret), nil
+}
+
+// SetAllow changes which gateways a node may reach, as NewNode.Allow says. Tunnels that stay allowed go on.
+func (p *Portal) SetAllow(ctx context.Context, name string, allow []string) error {
+	before := p.linked(name)
+	if err := p.state.allow(ctx, name, allow); err != nil {
+		return err
+	}
+	p.log.Info("node may reach others than before", "node", name, "allow", allow)
+	after := p.linked(name)
+	only := func(list, other []string) []string {
+		return slices.DeleteFunc(slices.Clone(list), func(n string) bool { return slices.Contains(other, n) })
+	}
+	if changed := append(only(before, after), only(after, before)...); len(changed) > 0 {
+		p.permissionsChanged(append(changed, name))
+	}
+	return nil
+}
+
+// Routes tells what has become of the networks that a gateway offers, after the operator has approved and refused some. What is
+// approved or refused need not be offered yet. A network that is refused is no more approved, and the other way round.
+func (p *Portal) Routes(ctx context.Context, name string, approve, refuse []netip.Prefix) (protocol.Offers, error) {
+	offers, err := p.state.decide(ctx, name, approve, refuse)
+	if err == nil && len(approve)+len(refuse) > 0 {
+		p.log.Info("the networks of a gateway are decided about", "node", name, "approve", approve, "refuse", refuse)
+		p.changed()
+	}
+	return offers, err
 }
 
 // RenewToken gives a node another token; the old one is refused from now on, and the node's tunnels end as those of a removed
@@ -49,10 +95,10 @@ func (p *Portal) RemoveNode(ctx context.Context, name string) error {
 	return nil
 }
 
-// permissionsChanged has the nodes that are linked with name come back with what they may do now.
-func (p *Portal) permissionsChanged(name string) {
-	for _, other := range p.linked(name) {
-		p.broker.Kick(other)
+// permissionsChanged has nodes come back with what they may do now.
+func (p *Portal) permissionsChanged(names []string) {
+	for _, name := range names {
+		p.broker.Kick(name)
 	}
 	p.changed()
 }
@@ -75,28 +121,30 @@ func (p *Portal) linked(name string) (list []string) {
 
 // NodeStatus describes a node to the operator.
 type NodeStatus struct {
-	Name        string         `json:"name"`
-	Role        protocol.Role  `json:"role"`
-	Addresses   []netip.Prefix `json:"addresses"`
-	Routes      []netip.Prefix `json:"routes,omitempty"`
-	Allow       []string       `json:"allow,omitempty"`
-	Online      bool           `json:"online"`
-	From        []string       `json:"from,omitempty"` // host:port of each connection; two: its token is in use twice
-	Since       time.Time      `json:"since,omitzero"` // connected since then
-	Seen        time.Time      `json:"seen,omitzero"`  // its latest request
-	Program     string         `json:"program,omitempty"`
-	Refused     string         `json:"refused,omitempty"`
-	Created     time.Time      `json:"created"`
-	PublicKey   string         `json:"public_key,omitempty"`
-	Connections int            `json:"connections"`
+	Name        string          `json:"name"`
+	Role        protocol.Role   `json:"role"`
+	Addresses   []netip.Prefix  `json:"addresses"`
+	Offers      protocol.Offers `json:"offers,omitempty"`
+	Allow       []string        `json:"allow,omitempty"` // as in NewNode
+	Online      bool            `json:"online"`
+	From        []string        `json:"from,omitempty"` // host:port of each connection; two: its token is in use twice
+	Since       time.Time       `json:"since,omitzero"` // connected since then
+	Seen        time.Time       `json:"seen,omitzero"`  // its latest request
+	Program     string          `json:"program,omitempty"`
+	Refused     string          `json:"refused,omitempty"`
+	Created     time.Time       `json:"created"`
+	PublicKey   string          `json:"public_key,omitempty"`
+	Connections int             `json:"connections"`
 }
 
 // Nodes lists all nodes by name.
 func (p *Portal) Nodes() []NodeStatus {
 	var list []NodeStatus
+	offers := p.state.allOffers()
 	for _, r := range p.state.list() {
 		s := NodeStatus{
-			Name: r.Name, Role: r.Role, Addresses: addresses(p.state.settings.overlay(), r.Index), Routes: r.Routes, Allow: r.Allow, Program: r.Program, Created: r.Created,
+			Name: r.Name, Role: r.Role, Addresses: addresses(p.state.settings.overlay(), r.Index), Offers: offers[r.Name],
+			Allow: r.allowed(), Program: r.Program, Created: r.Created,
 		}
 		if text, _ := r.PublicKey.MarshalText(); r.PublicKey != (protocol.Key{}) {
 			s.PublicKey = string(text)

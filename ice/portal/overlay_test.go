@@ -39,13 +39,14 @@ func TestOverlay(t *testing.T) {
 		t.Errorf("addresses %v of %v, want %v", s.Addresses, s.Overlay, want)
 	}
 	inside := []netip.Prefix{netip.MustParsePrefix("10.99.0.0/24")}
-	if s := ask(t, gate, protocol.SyncRequest{PublicKey: key(t), Routes: inside}); !strings.Contains(s.Refused, "overlaps the tunnel's own") {
-		t.Errorf("a route in the overlay: %q", s.Refused)
+	if s := ask(t, gate, protocol.SyncRequest{PublicKey: key(t), Routes: inside}); len(s.Offers) != 1 || s.Offers[0].State != protocol.Refused ||
+		!strings.Contains(s.Offers[0].Why, "overlaps the tunnels' own addresses") {
+		t.Errorf("a route in the overlay: %+v", s.Offers)
 	}
 	for _, name := range []string{"b", "c", "d", "e", "f"} {
 		add(t, p, name, protocol.Client)
 	}
-	if _, err := p.AddNode(t.Context(), "g", protocol.Client, nil); err == nil || !strings.Contains(err.Error(), "6 nodes, which is all that have room") {
+	if _, err := p.AddNode(t.Context(), NewNode{Name: "g", Role: protocol.Client}); err == nil || !strings.Contains(err.Error(), "6 nodes, which is all that have room") {
 		t.Errorf("a seventh node of six: %v", err)
 	}
 	p.Close()

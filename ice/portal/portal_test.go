@@ -52,7 +52,7 @@ func sign(t *testing.T, token protocol.Token) *signal.Bus {
 
 func add(t *testing.T, p *Portal, name string, role protocol.Role, allow ...string) protocol.Token {
 	t.Helper()
-	token, err := p.AddNode(t.Context(), name, role, allow)
+	token, err := p.AddNode(t.Context(), NewNode{Name: name, Role: role, Allow: allow})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -147,9 +147,6 @@ func TestRefusals(t *testing.T) {
 		r    protocol.SyncRequest
 		want string
 	}{
-		{g2, protocol.SyncRequest{PublicKey: key(t), Routes: prefixes("10.0.7.0/24")}, "overlaps route 10.0.0.0/16 of gateway g1"},
-		{g2, protocol.SyncRequest{PublicKey: key(t), Routes: prefixes("0.0.0.0/0")}, "overlaps"},
-		{g2, protocol.SyncRequest{PublicKey: key(t), Routes: prefixes("100.64.0.0/24")}, "tunnel's own addresses"},
 		{g2, protocol.SyncRequest{PublicKey: k}, "same public key"},
 		{c, protocol.SyncRequest{PublicKey: key(t), Routes: prefixes("192.168.0.0/24")}, "only a gateway"},
 		{c, protocol.SyncRequest{}, "no public key"},
@@ -261,7 +258,7 @@ func TestRestart(t *testing.T) {
 		after.Peers[0].PublicKey != k {
 		t.Errorf("after %+v, before %+v", after, before)
 	}
-	if _, err := p.AddNode(t.Context(), "gate", protocol.Gateway, nil); !errors.Is(err, ErrExists) {
+	if _, err := p.AddNode(t.Context(), NewNode{Name: "gate", Role: protocol.Gateway}); !errors.Is(err, ErrExists) {
 		t.Errorf("a name twice: %v", err)
 	}
 }
@@ -272,10 +269,11 @@ func TestPolicy(t *testing.T) {
 	add(t, p, "g1", protocol.Gateway)
 	add(t, p, "g2", protocol.Gateway, "g3")
 	add(t, p, "g3", protocol.Gateway)
-	add(t, p, "all", protocol.Client)
+	add(t, p, "every", protocol.Client)
 	add(t, p, "one", protocol.Client, "g2")
+	add(t, p, "nil", protocol.Client, AllowNone)
 	for name, want := range map[string]string{
-		"g1": "all", "g2": "all g3 one", "g3": "all g2", "all": "g1 g2 g3", "one": "g2",
+		"g1": "every", "g2": "every g3 one", "g3": "every g2", "every": "g1 g2 g3", "one": "g2", "nil": "",
 	} {
 		if got := strings.Join(p.linked(name), " "); got != want {
 			t.Errorf("%s meets %q, want %q", name, got, want)
@@ -289,8 +287,9 @@ func TestPolicy(t *testing.T) {
 		name  string
 		role  protocol.Role
 		allow []string
-	}{{"UPPER", protocol.Client, nil}, {"x", "boss", nil}, {"x", protocol.Client, []string{"no.dots"}}} {
-		if _, err := p.AddNode(t.Context(), bad.name, bad.role, bad.allow); err == nil {
+	}{{"UPPER", protocol.Client, nil}, {"x", "boss", nil}, {"x", protocol.Client, []string{"no.dots"}},
+		{"x", protocol.Client, []string{"g1", AllowAll}}, {"x", protocol.Gateway, []string{AllowAll}}, {AllowAll, protocol.Client, nil}} {
+		if _, err := p.AddNode(t.Context(), NewNode{Name: bad.name, Role: bad.role, Allow: bad.allow}); err == nil {
 			t.Errorf("%v was taken", bad)
 		}
 	}
@@ -304,7 +303,7 @@ func TestAddWhileAsked(t *testing.T) {
 	go func() {
 		defer close(added)
 		for i := range 20 {
-			if _, err := p.AddNode(context.Background(), fmt.Sprint("client-", i), protocol.Client, nil); err != nil {
+			if _, err := p.AddNode(context.Background(), NewNode{Name: fmt.Sprint("client-", i), Role: protocol.Client}); err != nil {
 				t.Error(err)
 			}
 		}

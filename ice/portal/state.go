@@ -38,8 +38,12 @@ type record struct {
 	Allow     []string       `json:"allow,omitempty"`
 	Created   time.Time      `json:"created"`
 	PublicKey protocol.Key   `json:"public_key"`
-	Routes    []netip.Prefix `json:"routes,omitempty"`
+	Routes    []netip.Prefix `json:"routes,omitempty"`  // that it offers
+	Granted   []netip.Prefix `json:"granted,omitempty"` // those of them that others are given
 	Program   string         `json:"program,omitempty"`
+	// Closed: without Allow a client reaches no gateway, not all.
+	Closed bool `json:"closed,omitempty"`
+	limits
 }
 
 // settings are the portal's own.
@@ -60,7 +64,8 @@ type state struct {
 	mu       sync.Mutex
 	kv       jetstream.KeyValue
 	settings settings
-	nodes    map[string]*record // records are frozen and replaced as a whole
+	nodes    map[string]*record         // records are frozen and replaced as a whole
+	offers   map[string]protocol.Offers // by gateway; frozen and replaced
 
 	users atomic.Pointer[map[string]bool] // of the relay; frozen and replaced
 }
@@ -71,11 +76,12 @@ const (
 )
 
 // add makes a node with a fresh secret.
-func (s *state) add(ctx context.Context, name string, role protocol.Role, allow []string) (secret [32]byte, err error) {
+func (s *state) add(ctx context.Context, n NewNode) (secret [32]byte, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
+	name, role := n.Name, n.Role
 	switch {
-	case !signal.ValidName(name):
+	case !signal.ValidName(name), name == AllowAll, name == AllowNone:
 		return secret, fmt.Errorf("%q cannot be a name; use lower-case letters, digits and hyphens", name)
 	case role != protocol.Client && role != protocol.Gateway:
 		return secret, fmt.Errorf("%q is no role; use client or gateway", string(role))
@@ -86,10 +92,12 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	case len(s.nodes) >= int(sizeOf(s.settings.overlay())):
 		return secret, fmt.Errorf("there are %d nodes, which is all that have room in %v", len(s.nodes), s.settings.overlay())
 	}
-	for _, other := range allow {
-		if !signal.ValidName(other) {
-			return secret, fmt.Errorf("-allow: %q cannot be a node's name", other)
-		}
+	r := &record{Name: name, Role: role, Created: time.Now().UTC()}
+	if err := r.setAllow(n.Allow); err != nil {
+		return secret, err
+	}
+	if err := r.setRoutes(n.Routes); err != nil {
+		return secret, err
 	}
 	next := s.settings
 	index := s.freeIndex()
@@ -101,9 +109,8 @@ func (s *state) add(ctx context.Context, name string, role protocol.Role, allow 
 	if secret, err = newSecret(); err != nil {
 		return secret, err
 	}
-	err = s.store(ctx, &record{
-		Name: name, Role: role, TokenHash: hashSecret(secret), Index: index, Allow: allow, Created: time.Now().UTC(),
-	})
+	r.TokenHash, r.Index = hashSecret(secret), index
+	err = s.store(ctx, r)
 	s.publishUsers()
 	s.writeMark(ctx)
 	return secret, err
@@ -165,7 +172,7 @@ func (s *state) remove(ctx context.Context, name string) error {
 	delete(s.nodes, name)
 	s.publishUsers()
 	s.writeMark(ctx)
-	return nil
+	return s.settleOffers(ctx, nil)
 }
 
 // report takes a node's key and routes. refused says why not, and changes nothing; changed whether anything is other than
@@ -191,10 +198,12 @@ func (s *state) report(
 	}
 	next := *old
 	next.PublicKey, next.Routes, next.Program = r.PublicKey, r.Routes, r.Program
-	if err := s.store(ctx, &next); err != nil {
-		return false, "", err
+	if slices.Equal(next.Routes, old.Routes) {
+		err = s.store(ctx, &next)
+	} else {
+		err = s.settleOffers(ctx, &next)
 	}
-	return changed, "", nil
+	return changed && err == nil, "", err
 }
 
 // refusal says what is wrong with a report, "" if nothing is.
@@ -202,26 +211,12 @@ func (s *state) refusal(of *record, r *protocol.SyncRequest) string {
 	if of.Role != protocol.Gateway && len(r.Routes) > 0 {
 		return of.Name + " is a client, and only a gateway may offer routes; make a gateway's token: sluice portal node add NAME -role gateway"
 	}
-	for _, route := range r.Routes {
-		for _, overlay := range s.settings.overlay() {
-			if route.Bits() > 0 && route.Overlaps(overlay) {
-				return fmt.Sprintf("route %s overlaps the tunnel's own addresses %s; leave it out", route, overlay)
-			}
-		}
-	}
 	for _, other := range s.sorted() {
 		if other.Name == of.Name {
 			continue
 		}
 		if other.PublicKey == r.PublicKey {
 			return fmt.Sprintf("node %s has the same public key; restart one of the two", other.Name)
-		}
-		for _, theirs := range other.Routes {
-			for _, route := range r.Routes {
-				if route.Overlaps(theirs) && (route.Bits() == 0) == (theirs.Bits() == 0) {
-					return fmt.Sprintf("route %s overlaps route %s of gateway %s; change one, or remove that gateway", route, theirs, other.Name)
-				}
-			}
 		}
 	}
 	return ""
@@ -262,7 +257,7 @@ func mayMeet(a, b *record) bool {
 	case a.Role == protocol.Gateway:
 		a, b = b, a
 	}
-	return len(a.Allow) == 0 || slices.Contains(a.Allow, b.Name)
+	return len(a.Allow) == 0 && !a.Closed || slices.Contains(a.Allow, b.Name)
 }
 
 // sorted lists the nodes by name. The lock is held.
@@ -290,7 +285,7 @@ func (s *state) peers(name string, online func(string) bool) (self *record, peer
 		}
 		peers = append(peers, protocol.Peer{
 			Name: other.Name, Role: other.Role, PublicKey: other.PublicKey, PresharedKey: s.settings.pair(self, other),
-			AllowedIPs: append(addresses(s.settings.overlay(), other.Index), other.Routes...), Online: online(other.Name),
+			AllowedIPs: append(addresses(s.settings.overlay(), other.Index), other.Granted...), Online: online(other.Name),
 		})
 	}
 	return self, peers, nil

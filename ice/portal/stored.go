@@ -44,7 +44,11 @@ func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bo
 		rand.Read(s.settings.PairSecret[:]) // never fails
 		return s, s.put(ctx, keySettings, s.settings)
 	}
-	return s, s.checkMark(ctx)
+	if err := s.checkMark(ctx); err != nil {
+		return nil, err
+	}
+	// A folder of before there were approvals has none: its gateways' networks are decided about now.
+	return s, s.settleOffers(ctx, nil)
 }
 
 var errLost = errors.New("the stored state is lost or damaged; restore the folder from a backup," +
@@ -182,6 +186,11 @@ func (r *record) check(name string) error {
 		return errors.New("no hash of a token")
 	case r.Index == 0 || r.Index > overlaySize:
 		return errors.New("no address")
+	}
+	for _, p := range slices.Concat(r.Routes, r.Granted, r.Approved, r.Refused) {
+		if !p.IsValid() || p != p.Masked() {
+			return errors.New("no network")
+		}
 	}
 	return nil
 }

@@ -307,7 +307,7 @@ func TestStoreFirst(t *testing.T) {
 	p.state.mu.Lock()
 	p.state.kv = failing{p.state.kv}
 	p.state.mu.Unlock()
-	_, err1 := p.AddNode(t.Context(), "more", protocol.Client, nil)
+	_, err1 := p.AddNode(t.Context(), NewNode{Name: "more", Role: protocol.Client})
 	_, err2 := p.RenewToken(t.Context(), "laptop")
 	for i, err := range []error{err1, err2, p.RemoveNode(t.Context(), "laptop")} {
 		if !errors.Is(err, errNoSpace) || !strings.Contains(err.Error(), "if the disk is full") {

@@ -20,6 +20,9 @@ const (
 	// place of the old one in the allocations that there are. So it is for how long relayed connections outlive the portal.
 	credentialLife = 7 * 24 * time.Hour
 	credentialStep = 24 * time.Hour
+	// leaseTime is for how long nodes act upon an answer: so long a node that was removed may still be met by one that the portal
+	// cannot reach.
+	leaseTime = 24 * time.Hour
 	// watchEvery is how often the portal looks who is connected.
 	watchEvery = 500 * time.Millisecond
 	// answerSpare is room for the numbers that are set last.
@@ -155,8 +158,8 @@ func (p *Portal) view(name string, via netip.Addr) protocol.Sync {
 	now := time.Now()
 	overlay := p.state.settings.overlay()
 	s := protocol.Sync{
-		Name: name, Role: self.Role, Addresses: addresses(overlay, self.Index), Overlay: overlay, Peers: peers,
-		Relays: p.relays(now, self.relayUser(), via),
+		Name: name, Role: self.Role, Addresses: addresses(overlay, self.Index), Overlay: overlay, Peers: peers, Offers: p.state.allOffers()[name],
+		Lease: int64(leaseTime / time.Second), Relays: p.relays(now, self.relayUser(), via),
 	}
 	text, err := json.Marshal(s)
 	switch {
@@ -165,7 +168,7 @@ func (p *Portal) view(name string, via netip.Addr) protocol.Sync {
 		return refuse("the portal cannot answer: " + err.Error())
 	case len(text) > protocol.MaxAnswer-answerSpare || len(peers) > protocol.MaxPeers:
 		p.counters.failed.Add(1)
-		return refuse("there are too many nodes and routes to reach from " + name + "; add it anew with -allow and fewer names")
+		return refuse("there are too many nodes and routes to reach from " + name + "; allow it fewer: sluice portal node set " + name + " -allow NAMES")
 	}
 	sum := sha256.Sum256(text)
 	s.Revision = max(1, binary.BigEndian.Uint64(sum[:])) // differs where the view does

@@ -7,7 +7,7 @@ import (
 
 // Forward says how a gateway forwards. Interface is required.
 //
-// Two things of the namespace are changed. IP forwarding is switched on for the families of Routes, both if there are none
+// Two things of the namespace are changed. IP forwarding is switched on for the families of Routes
 // (net.ipv4.ip_forward and net.ipv6.conf.all.forwarding; interfaces that take router advertisements go on doing so,
 // accept_ra=2). And there is an nftables table of our own, `inet sluice-INTERFACE`, which lets what came in by the interface go
 // to Routes only, and answers anywhere, clamps the MSS of TCP connections through the interface to the path's MTU, masquerades
@@ -30,9 +30,7 @@ type Forward struct {
 	NoMasquerade bool
 }
 
-// wants tells whether a family is to be forwarded.
-func (f Forward) wants(ipv6 bool) bool { return len(f.Routes) == 0 || f.offers(ipv6) }
-
+// offers tells whether a family is to be forwarded.
 func (f Forward) offers(ipv6 bool) bool {
 	return slices.ContainsFunc(f.Routes, func(p netip.Prefix) bool { return p.Addr().Is6() == ipv6 })
 }

@@ -80,11 +80,7 @@ func newForwarding(f Forward) (*Forwarding, error) {
 
 func (fw *Forwarding) start(chains []*nftables.Chain) error {
 	fw.before = fw.forwarders(chains)
-	for _, s := range forwardingSettings {
-		if value, err := readSetting(s.path); err == nil && value == "0" && fw.forward.wants(s.ipv6) { // else the family is switched off
-			fw.notes[s.note] = true
-		}
-	}
+	fw.noteSettings()
 	fw.readNotes(chains)
 	fw.noteAdvertising()
 	fw.bury(chains)
@@ -93,6 +89,15 @@ func (fw *Forwarding) start(chains []*nftables.Chain) error {
 	}
 	_, err := fw.switchOn()
 	return err
+}
+
+// noteSettings notes which of the switches that are to be on are off.
+func (fw *Forwarding) noteSettings() {
+	for _, s := range forwardingSettings {
+		if value, err := readSetting(s.path); err == nil && value == "0" && fw.forward.offers(s.ipv6) { // else the family is switched off
+			fw.notes[s.note] = true
+		}
+	}
 }
 
 // readNotes takes over the notes of our table, and of those whose program was killed.
@@ -144,13 +149,19 @@ func (fw *Forwarding) makeTable() error {
 	return fw.flush("make table " + fw.table.Name)
 }
 
-// SetAddresses tells what the interface's addresses are now.
-func (fw *Forwarding) SetAddresses(list []netip.Prefix) error {
-	if slices.Equal(list, fw.forward.Addresses) {
+// Set tells what the interface's addresses are now, and what is reached through this machine.
+func (fw *Forwarding) Set(addresses, routes []netip.Prefix) error {
+	if slices.Equal(addresses, fw.forward.Addresses) && slices.Equal(routes, fw.forward.Routes) {
 		return nil
 	}
-	fw.forward.Addresses = slices.Clone(list)
-	return fw.makeTable()
+	fw.forward.Addresses, fw.forward.Routes = slices.Clone(addresses), slices.Clone(routes)
+	fw.noteSettings()
+	fw.noteAdvertising()
+	if err := fw.makeTable(); err != nil {
+		return err
+	}
+	_, err := fw.switchOn()
+	return err
 }
 
 // SwitchedOn lists the settings that were off before, as sysctl names them.
@@ -202,11 +213,11 @@ func (fw *Forwarding) switchOn() (changed bool, err error) {
 		}
 	}
 	for _, s := range forwardingSettings {
-		if !fw.forward.wants(s.ipv6) {
+		if !fw.forward.offers(s.ipv6) {
 			continue
 		}
 		on, err := changeSetting(s.path, "0", "1")
-		if err != nil && !errors.Is(err, os.ErrNotExist) && fw.forward.offers(s.ipv6) {
+		if err != nil && !errors.Is(err, os.ErrNotExist) {
 			return changed, err
 		}
 		changed = changed || on

@@ -46,8 +46,8 @@ func ClearForwarding(string) error { return ErrUnsupported }
 // Mend sets up again what others have taken away.
 func (*Forwarding) Mend() (bool, error) { return false, ErrUnsupported }
 
-// SetAddresses tells what the interface's addresses are now.
-func (*Forwarding) SetAddresses([]netip.Prefix) error { return ErrUnsupported }
+// Set tells what the interface's addresses are, and what is reached through this machine.
+func (*Forwarding) Set(_, _ []netip.Prefix) error { return ErrUnsupported }
 
 // SwitchedOn lists the settings that were off before.
 func (*Forwarding) SwitchedOn() []string { return nil }

@@ -37,17 +37,18 @@ func newMachine(o Options, logger *slog.Logger) *machine { return &machine{optio
 
 // apply sets addresses and routes, and for a gateway forwarding. What fails is tried again with the portal's next answer.
 func (m *machine) apply(answer protocol.Sync) error {
+	m.answer = answer
 	if err := m.begin(); err != nil {
 		return err
 	}
-	m.begun, m.answer = true, answer
+	m.begun = true
 	routes, err := m.set()
 	m.remark(nil)
 	if err == nil && !m.up {
 		m.up = true
 		attrs := []any{"interface", m.options.Interface, "addresses", texts(answer.Addresses), "routes", texts(routes), "peers", len(answer.Peers)}
 		if m.options.Role == protocol.Gateway {
-			attrs = append(attrs, "offers", texts(m.options.Routes), "masquerade", !m.options.NoMasquerade)
+			attrs = append(attrs, "offers", texts(answer.Offers.Approved()), "masquerade", !m.options.NoMasquerade)
 		}
 		m.logger.Info(fmt.Sprintf("%s %s is up", m.options.Role, answer.Name), attrs...)
 	}
@@ -62,7 +63,7 @@ func (m *machine) set() (routes []netip.Prefix, err error) {
 	}
 	routes = besideLinks(routes, networks, m.answer.Overlay)
 	if m.forwarding != nil {
-		if err := m.forwarding.SetAddresses(m.answer.Addresses); err != nil {
+		if err := m.forwarding.Set(m.answer.Addresses, m.answer.Offers.Approved()); err != nil {
 			return nil, err
 		}
 	}
@@ -123,6 +124,7 @@ func (m *machine) obstacles() (notes []string) {
 	if m.options.Role == protocol.Gateway && len(m.options.Routes) == 0 {
 		notes = append(notes, "this gateway offers no network, so that peers reach this machine only: -routes names the networks")
 	}
+	notes = append(notes, unapproved(m.options.Routes, m.answer.Offers)...)
 	routes, shadowed := routesOf(m.answer, m.options.Routes)
 	if len(shadowed) > 0 {
 		notes = append(notes, "routes of other gateways overlap with what this one offers, and are not used: "+texts(shadowed))
@@ -148,6 +150,27 @@ func (m *machine) obstacles() (notes []string) {
 	return notes
 }
 
+// unapproved tells which networks of this gateway the portal gives to nobody, and what to do.
+func unapproved(offered []netip.Prefix, decided protocol.Offers) (notes []string) {
+	for _, p := range offered {
+		i := slices.IndexFunc(decided, func(o protocol.Offer) bool { return o.Prefix == p })
+		if i < 0 {
+			notes = append(notes, fmt.Sprintf("%v is offered to nobody: the portal says nothing about it; if it is of an older version, update it", p))
+			continue
+		}
+		o := decided[i]
+		if o.State == protocol.Approved {
+			continue
+		}
+		note := fmt.Sprintf("%v is offered to nobody (%s): %s", p, o.State, o.Why)
+		if o.Remedy != "" {
+			note += "; to approve it, on the portal's machine: " + o.Remedy
+		}
+		notes = append(notes, note)
+	}
+	return notes
+}
+
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
 // covered tells of networks of the machine's own that a gateway offers too, or that the tunnels' addresses are of.
@@ -160,7 +183,7 @@ func covered(routes []netip.Prefix, networks []host.Network, overlay []netip.Pre
 			}
 		}
 		for _, r := range routes {
-			if r.Bits() > 0 && !inOverlay(overlay, r) && r.Overlaps(n.Prefix) {
+			if r.Bits() > 0 && !protocol.InOverlay(overlay, r) && r.Overlaps(n.Prefix) {
 				notes = append(notes, fmt.Sprintf("%s on %s overlaps with %s, which a gateway offers: those addresses are reached on %s, not through the tunnel",
 					n.Prefix, n.Interface, r, n.Interface))
 			}
@@ -190,7 +213,7 @@ func (m *machine) begin() (err error) {
 		return nil
 	}
 	m.forwarding, err = host.StartForwarding(host.Forward{
-		Interface: m.options.Interface, Routes: m.options.Routes, NoMasquerade: m.options.NoMasquerade,
+		Interface: m.options.Interface, NoMasquerade: m.options.NoMasquerade, Routes: m.answer.Offers.Approved(), Addresses: m.answer.Addresses,
 	})
 	if err != nil {
 		m.forwarding = nil
@@ -233,12 +256,7 @@ func routesOf(answer protocol.Sync, own []netip.Prefix) (routes, shadowed []neti
 // shadows tells whether the offered prefix keeps a peer's out. A default route says nothing about the network behind this node,
 // and tunnel addresses are never there.
 func shadows(own, p netip.Prefix, overlay []netip.Prefix) bool {
-	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !inOverlay(overlay, p)
-}
-
-// inOverlay tells whether the prefix is of tunnel addresses.
-func inOverlay(overlay []netip.Prefix, p netip.Prefix) bool {
-	return slices.ContainsFunc(overlay, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) })
+	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !protocol.InOverlay(overlay, p)
 }
 
 // besideLinks leaves out single addresses on the machine's own links, but for tunnel addresses: host.Routing takes a single
@@ -246,7 +264,7 @@ func inOverlay(overlay []netip.Prefix, p netip.Prefix) bool {
 func besideLinks(routes []netip.Prefix, networks []host.Network, overlay []netip.Prefix) (beside []netip.Prefix) {
 	for _, r := range routes {
 		onLink := func(n host.Network) bool { return n.Prefix.Contains(r.Addr()) }
-		if !r.IsSingleIP() || inOverlay(overlay, r) || !slices.ContainsFunc(networks, onLink) {
+		if !r.IsSingleIP() || protocol.InOverlay(overlay, r) || !slices.ContainsFunc(networks, onLink) {
 			beside = append(beside, r)
 		}
 	}

@@ -206,12 +206,16 @@ func TestGateway(t *testing.T) {
 	before := setting(t, "ipv4/ip_forward")
 	first := protocol.Sync{
 		Name: "office", Role: protocol.Gateway, Addresses: prefixes("100.64.0.1/32", "fd00:2021:1111::1/128"),
+		Offers: protocol.Offers{
+			{Prefix: netip.MustParsePrefix("10.0.0.0/24"), State: protocol.Approved},
+			{Prefix: netip.MustParsePrefix("8.8.8.0/24"), State: protocol.Pending, Why: "not private", Remedy: "approve it"},
+		},
 		Peers: []protocol.Peer{
 			{Name: "alice", Role: protocol.Client, PublicKey: key(1), AllowedIPs: prefixes("100.64.0.2/32")},
 			{Name: "home", Role: protocol.Gateway, PublicKey: key(2), AllowedIPs: prefixes("100.64.0.3/32", "10.0.0.128/25", "10.1.0.0/24")},
 		},
 	}
-	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw0", Routes: prefixes("10.0.0.0/24"), Token: protocol.Token{Name: "office"}}, first, nil)
+	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw0", Routes: prefixes("10.0.0.0/24", "8.8.8.0/24", "9.9.9.0/24"), Token: protocol.Token{Name: "office"}}, first, nil)
 	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "gateway office is up") })
 	if got := addressesOf("gw0"); !slices.Equal(got, []string{"100.64.0.1/32", "fd00:2021:1111::1/128"}) {
 		t.Errorf("addresses %q", got)
@@ -221,6 +225,14 @@ func TestGateway(t *testing.T) {
 	}
 	if !strings.Contains(n.log.String(), "10.0.0.128/25") {
 		t.Error("nothing was said of the route that overlaps with our own")
+	}
+	for _, want := range []string{
+		"8.8.8.0/24 is offered to nobody (pending): not private; to approve it, on the portal's machine: approve it",
+		"9.9.9.0/24 is offered to nobody: the portal says nothing about it",
+	} {
+		if !strings.Contains(n.log.String(), want) {
+			t.Errorf("no %q in the log", want)
+		}
 	}
 	if setting(t, "ipv4/ip_forward") != "1" {
 		t.Error("a gateway does not forward")

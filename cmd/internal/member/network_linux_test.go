@@ -53,12 +53,14 @@ func runPortal() error {
 	if err != nil {
 		return err
 	}
-	for name, role := range map[string]protocol.Role{"gate": protocol.Gateway, "laptop": protocol.Client} {
-		token, err := p.AddNode(context.Background(), name, role, nil)
+	for _, n := range []portal.NewNode{
+		{Name: "gate", Role: protocol.Gateway, Routes: prefixes("0.0.0.0/0", "10.0.0.0/8")}, {Name: "laptop", Role: protocol.Client},
+	} {
+		token, err := p.AddNode(context.Background(), n)
 		if err != nil {
 			return err
 		}
-		fmt.Println(name, token.Encode())
+		fmt.Println(n.Name, token.Encode())
 	}
 	return p.Wait(context.Background())
 }

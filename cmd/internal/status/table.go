@@ -37,8 +37,8 @@ func (v View) Write(w io.Writer, now, before Sample) error {
 	s := &now.Status
 	fmt.Fprintf(&b, "%s %s on %s: %s, running for %s\n",
 		clean(string(s.Role)), clean(s.Name), clean(s.Interface), addresses(s.Addresses), span(now.At.Sub(s.Since)))
-	if len(s.Routes) > 0 {
-		fmt.Fprintf(&b, "offers %s\n", prefixes(s.Routes))
+	if approved := s.Offers.Approved(); len(approved) > 0 {
+		fmt.Fprintf(&b, "offers %s\n", prefixes(approved))
 	}
 	if s.ListenPort > 0 { // else the interface is not up
 		v.say(&b, "", "UDP port %d%s", s.ListenPort, seenAs(s.Mappings))

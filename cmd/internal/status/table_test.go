@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice/edge"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/turn"
 	"github.com/sluice-vpn/sluice/pipeline"
 )
@@ -29,7 +30,11 @@ func prefixList(texts ...string) []netip.Prefix {
 func busy() edge.Status {
 	return edge.Status{
 		Name: "office", Role: "gateway", Interface: "sluice0", ListenPort: 41641, Since: noon.Add(-26 * time.Hour),
-		Addresses: prefixList("100.64.0.1/32", "fd00:2021:1111::1/128"), Routes: prefixList("10.0.0.0/24", "fd09::/64"),
+		Addresses: prefixList("100.64.0.1/32", "fd00:2021:1111::1/128"), Offers: protocol.Offers{
+			{Prefix: netip.MustParsePrefix("10.0.0.0/24"), State: protocol.Approved},
+			{Prefix: netip.MustParsePrefix("fd09::/64"), State: protocol.Approved},
+			{Prefix: netip.MustParsePrefix("0.0.0.0/0"), State: protocol.Pending},
+		},
 		Portal: edge.PortalStatus{Up: true, Since: noon.Add(-3 * time.Minute)},
 		Mappings: []edge.MappingStatus{
 			{Server: netip.MustParseAddrPort("203.0.113.5:3478"), Mapped: netip.MustParseAddrPort("198.51.100.99:41641")},

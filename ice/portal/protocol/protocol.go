@@ -83,12 +83,18 @@ type Sync struct {
 	Role      Role           `json:"role"`
 	Addresses []netip.Prefix `json:"addresses"` // in the tunnel: one of each family, /32 and /128
 	Overlay   []netip.Prefix `json:"overlay"`   // the prefixes all tunnel addresses come from
-	Peers     []Peer         `json:"peers"`     // those that this node may talk to, by name
-	Relays    []Relay        `json:"relays,omitempty"`
-	Time      int64          `json:"time"` // the portal's clock, seconds since 1970
+	// Offers are a gateway's, in the order of its request.
+	Offers Offers  `json:"offers,omitempty"`
+	Peers  []Peer  `json:"peers"` // those that this node may talk to, by name
+	Relays []Relay `json:"relays,omitempty"`
+	Time   int64   `json:"time"` // the portal's clock, seconds since 1970
+	// Lease is for how long this answer may be acted upon, in seconds from now: a node that has not heard from the portal for
+	// longer lets go of its peers.
+	Lease int64 `json:"lease"`
 }
 
-// Peer is another node. AllowedIPs are its tunnel addresses and, for a gateway, its routes.
+// Peer is another node. AllowedIPs are its tunnel addresses and, for a gateway, the networks that it offers and that are
+// approved.
 type Peer struct {
 	Name         string         `json:"name"`
 	Role         Role           `json:"role"`
@@ -112,6 +118,7 @@ const (
 	MaxRoutes     = 64
 	MaxPeers      = 4096
 	MaxRelays     = 8
+	MaxLease      = 30 * 24 * time.Hour
 	maxAllowedIPs = MaxRoutes + 4
 	MaxRefusal    = 2 * maxText // bytes
 	maxText       = 256         // bytes of a program's name, a credential
@@ -164,6 +171,10 @@ func (s *Sync) Validate() error {
 		return errors.New("too many peers")
 	case len(s.Relays) > MaxRelays:
 		return errors.New("too many relays")
+	case len(s.Offers) > MaxRoutes:
+		return errors.New("too many offers")
+	case s.Lease <= 0 || s.Lease > int64(MaxLease/time.Second):
+		return errors.New("no lease, or one that is too long")
 	}
 	if err := s.validateAddresses(); err != nil {
 		return err
@@ -171,6 +182,9 @@ func (s *Sync) Validate() error {
 	names := map[string]bool{s.Name: true}
 	for i := range s.Peers {
 		if err := s.Peers[i].validate(); err != nil {
+			return err
+		}
+		if err := s.validatePeer(&s.Peers[i]); err != nil {
 			return err
 		}
 		if names[s.Peers[i].Name] {
@@ -183,15 +197,17 @@ func (s *Sync) Validate() error {
 			return err
 		}
 	}
+	for i := range s.Offers {
+		if err := s.Offers[i].validate(); err != nil {
+			return err
+		}
+	}
 	return nil
 }
 
 func (s *Sync) validateAddresses() error {
 	if len(s.Addresses) == 0 || len(s.Addresses) == 2 && s.Addresses[0].Addr().Is4() == s.Addresses[1].Addr().Is4() {
 		return errors.New("no tunnel address, or two of one family")
-	}
-	if len(s.Overlay) == 0 {
-		return errors.New("no overlay")
 	}
 	for _, p := range s.Addresses {
 		if !p.IsSingleIP() {
@@ -201,7 +217,10 @@ func (s *Sync) validateAddresses() error {
 	if err := validatePrefixes(s.Addresses, 2); err != nil {
 		return err
 	}
-	return validatePrefixes(s.Overlay, 4)
+	if err := validatePrefixes(s.Overlay, 4); err != nil {
+		return err
+	}
+	return s.validateOverlay()
 }
 
 func (p *Peer) validate() error {

@@ -34,7 +34,8 @@ func validRequest() SyncRequest {
 func validSync() Sync {
 	return Sync{
 		Revision: 1<<64 - 1, Name: "laptop", Role: Client, Addresses: prefixes("100.64.0.2/32", "fd00:2021:1111::2/128"),
-		Overlay: DefaultOverlay(), Time: 1_800_000_000,
+		Overlay: DefaultOverlay(), Time: 1_800_000_000, Lease: 86400,
+		Offers: Offers{{Prefix: netip.MustParsePrefix("8.0.0.0/8"), State: Pending, Why: "it is not private", Remedy: "approve it"}},
 		Peers: []Peer{{
 			Name: "gate", Role: Gateway, PublicKey: sequence(2), PresharedKey: sequence(3), Online: true,
 			AllowedIPs: prefixes("100.64.0.1/32", "fd00:2021:1111::1/128", "0.0.0.0/0"),
@@ -184,6 +185,22 @@ func TestSyncBounds(t *testing.T) {
 		"a network for address": {func(s *Sync) { s.Addresses = prefixes("100.64.0.0/24") }, false},
 		"two of one family":     {func(s *Sync) { s.Addresses = prefixes("100.64.0.2/32", "100.64.0.3/32") }, false},
 		"no overlay":            {func(s *Sync) { s.Overlay = nil }, false},
+		"everything an overlay": {func(s *Sync) { s.Overlay = prefixes("0.0.0.0/0", "::/0") }, false},
+		"half of all":           {func(s *Sync) { s.Overlay = prefixes("0.0.0.0/1", "fd00::/8") }, false},
+		"address of no overlay": {func(s *Sync) { s.Addresses = prefixes("8.8.8.8/32") }, false},
+		"peer in the overlay":   {func(s *Sync) { s.Peers[0].AllowedIPs = prefixes("100.64.0.0/24") }, false},
+		"peer around overlay":   {func(s *Sync) { s.Peers[0].AllowedIPs = prefixes("100.0.0.0/8") }, false},
+		"gateway's network":     {func(s *Sync) { s.Peers[0].AllowedIPs = prefixes("100.64.0.1/32", "10.0.0.0/24", "8.8.8.8/32") }, true},
+		"client's network":      {func(s *Sync) { s.Peers[0].Role, s.Peers[0].AllowedIPs = Client, prefixes("10.0.0.0/24") }, false},
+		"client's address":      {func(s *Sync) { s.Peers[0].Role, s.Peers[0].AllowedIPs = Client, prefixes("10.0.0.1/32") }, false},
+		"a client":              {func(s *Sync) { s.Peers[0].Role, s.Peers[0].AllowedIPs = Client, prefixes("100.64.0.1/32") }, true},
+		"no lease":              {func(s *Sync) { s.Lease = 0 }, false},
+		"endless lease":         {func(s *Sync) { s.Lease = 1 << 62 }, false},
+		"too many offers":       {func(s *Sync) { s.Offers = slices.Repeat(s.Offers, MaxRoutes+1) }, false},
+		"offer's state":         {func(s *Sync) { s.Offers[0].State = "perhaps" }, false},
+		"offer's host bits":     {func(s *Sync) { s.Offers[0].Prefix = netip.MustParsePrefix("8.8.8.8/24") }, false},
+		"offer's reason":        {func(s *Sync) { s.Offers[0].Why = "a\x1b[2J" }, false},
+		"offer's command":       {func(s *Sync) { s.Offers[0].Remedy = "a\nb" }, false},
 		"too much overlay": {func(s *Sync) {
 			s.Overlay = prefixes("10.0.0.0/24", "10.0.1.0/24", "10.0.2.0/24", "10.0.3.0/24", "10.0.4.0/24")
 		}, false},
