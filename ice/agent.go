@@ -221,7 +221,16 @@ func (a *agent) onSelected(local, remote ice.Candidate) {
 	k.selected(a, path, local.Type().String(), remote.Type().String())
 	from, _ := candidateAddress(local) // path has read both
 	to, _ := candidateAddress(remote)
-	k.config.Mux.follow(a.member, from, to, func(old, next netip.AddrPort) { k.moved(a, old, next) })
+	way := func(to netip.AddrPort) (pipeline.Path, bool) { return a.way(local, from, to) }
+	k.config.Mux.follow(a.member, from, to, func(old, next netip.AddrPort) bool { return k.moved(a, way, old, next) })
+}
+
+// way is how an address is reached from that of a local candidate.
+func (a *agent) way(local ice.Candidate, from, to netip.AddrPort) (pipeline.Path, bool) {
+	if local.Type() == ice.CandidateTypeRelay {
+		return a.connection.config.Relay.Path(from, to)
+	}
+	return pipeline.Path{Dst: to, Src: from.Addr()}, true
 }
 
 // path translates a candidate pair.
@@ -231,10 +240,7 @@ func (a *agent) path(local, remote ice.Candidate) (pipeline.Path, bool) {
 	if !ok1 || !ok2 {
 		return pipeline.Path{}, false
 	}
-	path, ok := pipeline.Path{Dst: to, Src: from.Addr()}, true
-	if local.Type() == ice.CandidateTypeRelay {
-		path, ok = a.connection.config.Relay.Path(from, to)
-	}
+	path, ok := a.way(local, from, to)
 	path.Fixed = true
 	path.Relayed = local.Type() == ice.CandidateTypeRelay || remote.Type() == ice.CandidateTypeRelay
 	return path, ok

@@ -297,31 +297,46 @@ func (c *Connection) Check() {
 	mux.askAgain(c.current.member, time.Now())
 }
 
-// Stray notes that WireGuard data of the peer has come authentically from path.Dst to path.Src, although the connection's path
-// leads elsewhere. If the peer answers there and not at the old address any more, the connection follows it, as an event tells.
+// Stray notes that WireGuard data of the peer has come authentically from path.Dst to path.Src, or from path.Peer over the relay at
+// path.Dst, although the connection's path leads elsewhere. If the peer answers there and not at the old address any more, the
+// connection follows it, as an event tells.
 func (c *Connection) Stray(path pipeline.Path) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if c.current == nil || c.path == nil || c.path.Channel != 0 {
+	if c.current == nil || c.path == nil {
 		return
 	}
-	mux := c.config.Mux
+	mux, a := c.config.Mux, c.current.member
 	mux.mu.Lock()
 	defer mux.mu.Unlock()
-	mux.heardFrom(c.current.member, path.Dst, path.Src, time.Now())
+	from, at := path.Dst, a.at(path.Src, path.Dst.Addr().Is4())
+	if path.Peer.IsValid() { // one allocation of ours is on a relay, so it came to the relayed address if the path leads over it
+		from, at = path.Peer, nil
+		if r := a.roam.conn; r != nil && r.over != nil && path.Dst == c.path.Dst {
+			at = r
+		}
+	}
+	if at != nil {
+		mux.heardFrom(at, from, time.Now())
+	}
 }
 
-// moved follows the peer of the agent in use to where a NAT has mapped it anew.
-func (c *Connection) moved(a *agent, from, to netip.AddrPort) {
+// moved follows the peer of the agent in use to where a NAT has mapped it anew, and tells whether it could.
+func (c *Connection) moved(a *agent, way func(to netip.AddrPort) (pipeline.Path, bool), from, to netip.AddrPort) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
-	if a.dead || a != c.current || c.path == nil || c.path.Dst != from {
-		return // another pair was selected meanwhile
+	if a.dead || a != c.current || c.path == nil {
+		return false
 	}
-	path := *c.path
-	path.Dst, c.remoteType = to, ice.CandidateTypePeerReflexive.String()
+	old, known := way(from)
+	path, ok := way(to)
+	if !known || !ok || c.path.Dst != old.Dst || c.path.Channel != old.Channel {
+		return false // another pair was selected meanwhile, or the channel is gone
+	}
+	path.Fixed, path.Relayed, c.remoteType = true, c.path.Relayed, ice.CandidateTypePeerReflexive.String()
 	c.nameRelay(a, &path)
 	c.publish(a, path)
+	return true
 }
 
 // publish tells of a path that an agent has selected. The lock is held.

@@ -1,6 +1,9 @@
 package ice
 
-import "net/netip"
+import (
+	"net/netip"
+	"time"
+)
 
 // Gate joins what one agent exchanges over relays to the mux, which does with it what it does with datagrams of its own
 // sockets: the strict check before pion sees a message, the test of who sent it, the pacing of checks, and the note of when
@@ -34,51 +37,56 @@ func (r *Relayed) Send(to netip.AddrPort, data []byte) {
 }
 
 // Receive tells whether pion may see what came from a peer over the relay: an authentic check for this agent, or the answer
-// to one that it sent this way. Of what may be for another agent nothing is counted; data is borrowed until it returns.
-func (r *Relayed) Receive(from netip.AddrPort, data []byte) bool {
-	why := r.judge(from, data)
+// to one that it sent this way. known is the address that pion knows the peer by. Of what may be for another agent nothing is counted;
+// data is borrowed until it returns.
+func (r *Relayed) Receive(from netip.AddrPort, data []byte) (known netip.AddrPort, ok bool) {
+	known, why := r.judge(from, data)
 	if why != dropNone && why != dropTaken && why != dropUnknownUsername && why != dropTransaction {
 		r.conn.mux.counters.drop(why)
 	}
-	return why == dropNone
+	return known, why == dropNone
 }
 
-func (r *Relayed) judge(from netip.AddrPort, data []byte) dropReason {
+func (r *Relayed) judge(from netip.AddrPort, data []byte) (known netip.AddrPort, _ dropReason) {
 	msg, why := validate(data)
 	switch {
 	case why != dropNone:
-		return why
+		return known, why
 	case impossible(from):
-		return dropSource
+		return known, dropSource
 	case msg.class == classIndication:
-		return dropIndication
+		return known, dropIndication
 	}
 	m, a := r.conn.mux, r.conn.member
 	if msg.class == classRequest {
 		if string(msg.recipient()) != a.ufrag {
-			return dropUnknownUsername
+			return known, dropUnknownUsername
 		}
 		if !msg.authentic(a.password) {
-			return dropUnauthentic
+			return known, dropUnauthentic
 		}
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	if a.removed {
-		return dropUnknownUsername
+		return known, dropUnknownUsername
 	}
 	if msg.class == classRequest {
-		return m.heard(r.conn, from)
+		if !msg.nominate { // as in Mux.request
+			m.heardFrom(r.conn, from, time.Now())
+		}
+		known = a.known(r.conn, from)
+		return known, m.heard(r.conn, known)
 	}
 	t := m.transactions[msg.id]
 	if t == nil || t.conn != r.conn {
-		return dropTransaction
+		return known, dropTransaction
 	}
 	if t.trial != nil {
 		if why := m.answerTrial(t, &msg, from); why != dropNone {
-			return why
+			return known, why
 		}
-		return dropTaken
+		return known, dropTaken
 	}
-	return m.settle(t, &msg)
+	return a.known(r.conn, from), m.settle(t, &msg)
 }

@@ -153,7 +153,7 @@ func (m *Mux) request(s *pipeline.Stray, msg *message) dropReason {
 		return dropLocalAddress
 	}
 	if !msg.nominate { // else ICE moves there by itself
-		m.heardFrom(a, s.Src, s.Dst, time.Now())
+		m.heardFrom(c, s.Src, time.Now())
 	}
 	from := a.known(c, s.Src)
 	if why := m.heard(c, from); why != dropNone {
@@ -176,10 +176,13 @@ func (m *Mux) heard(c *conn, from netip.AddrPort) dropReason {
 	return dropNone
 }
 
-// at finds the conn at a local address; where the platform does not tell it, one of the family.
+// at finds the conn at a local address; where the platform does not tell it, that of the pair in use, or one of the family.
 func (a *member) at(local netip.Addr, is4 bool) *conn {
 	if local.IsValid() {
 		return a.conns[local]
+	}
+	if c := a.roam.conn; c != nil && c.over == nil && c.local.Addr().Is4() == is4 {
+		return c
 	}
 	var first *conn
 	for addr, c := range a.conns {

@@ -41,11 +41,12 @@ const (
 // roam is where the peer of an agent in use is. Guarded by the mux's lock. Zero: there is no pair.
 type roam struct {
 	conn     *conn
-	base, at netip.AddrPort                // the pair's end as pion knows it, and as it is
-	moved    func(from, to netip.AddrPort) // called without the mux's lock
-	trial    *trial                        // nil: none runs
-	refused  map[netip.AddrPort]time.Time  // not looked at until then
-	budget   bucket                        // of trials
+	base, at netip.AddrPort // the pair's end as pion knows it, and as it is
+	// moved tells that the peer has moved, and is told whether it can be followed there. Called without the mux's lock.
+	moved   func(from, to netip.AddrPort) bool
+	trial   *trial                       // nil: none runs
+	refused map[netip.AddrPort]time.Time // not looked at until then
+	budget  bucket                       // of trials
 }
 
 // trial asks an address whether the peer is there, and the old one whether it is there still. It has a goroutine while it runs.
@@ -79,7 +80,7 @@ func (t *trial) sendAt() (at time.Time, ok bool) {
 
 // follow makes a pair that an agent has selected the one to be followed: from the local address to remote. What was followed before is
 // not any more.
-func (m *Mux) follow(a *member, local, remote netip.AddrPort, moved func(from, to netip.AddrPort)) {
+func (m *Mux) follow(a *member, local, remote netip.AddrPort, moved func(from, to netip.AddrPort) bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	a.endTrial()
@@ -123,15 +124,14 @@ func (m *Mux) actual(c *conn, to netip.AddrPort) netip.AddrPort {
 
 // heardFrom notes that the peer of an agent was authentically heard from an address, at one of ours. If that is not where it should be,
 // a trial begins. The lock is held.
-func (m *Mux) heardFrom(a *member, from netip.AddrPort, local netip.Addr, now time.Time) {
+func (m *Mux) heardFrom(c *conn, from netip.AddrPort, now time.Time) {
+	a := c.member
 	r := &a.roam
 	switch {
-	case a.removed || r.conn == nil || a.peer.Ufrag == "" || from == r.at || !m.rules.allow(from.Addr()) || from.Port() == 0:
+	case a.removed || a.peer.Ufrag == "" || from == r.at || !m.rules.allow(from.Addr()) || from.Port() == 0:
 		return
-	case local.IsValid() && local != r.conn.local.Addr() || from.Addr().Is4() != r.at.Addr().Is4():
+	case c != r.conn || from.Addr().Is4() != r.at.Addr().Is4():
 		return // another pair: that is for ICE to select
-	case r.conn.over != nil:
-		return // TURN knows the peer by its address: what comes from another one takes another way
 	case r.trial != nil && (r.trial.to == from || !r.trial.answered.IsZero()) || now.Before(r.refused[from]):
 		return
 	}
@@ -182,9 +182,9 @@ func (m *Mux) try(a *member, t *trial) {
 			return
 		}
 		if t.over(now) {
-			tell := a.settleTrial(now)
+			from, moved := a.roam.at, a.roam.moved
 			m.mu.Unlock()
-			tell()
+			m.settleTrial(a, t, !t.stays && !t.answered.IsZero() && moved(from, t.to), now)
 			return
 		}
 		wake := t.verdictAt()
@@ -208,25 +208,26 @@ func (m *Mux) try(a *member, t *trial) {
 	}
 }
 
-// settleTrial ends a trial that is decided, and returns what is to be told without the lock, which is held.
-func (a *member) settleTrial(now time.Time) (tell func()) {
+// settleTrial ends a trial that is decided, unless it was ended meanwhile.
+func (m *Mux) settleTrial(a *member, t *trial, moves bool, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	r := &a.roam
-	from, to, moved := r.at, r.trial.to, r.moved
-	if r.trial.stays || r.trial.answered.IsZero() {
+	if r.trial != t {
+		return
+	}
+	a.endTrial()
+	switch {
+	case moves:
+		r.at = t.to
+		clear(r.refused)
+		m.counters.moves.Add(1)
+	case t.to.IsValid():
 		if len(r.refused) >= maxRefused {
 			clear(r.refused)
 		}
-		if to.IsValid() {
-			r.refused[to] = now.Add(trialRest)
-		}
-		a.endTrial()
-		return func() {}
+		r.refused[t.to] = now.Add(trialRest)
 	}
-	a.endTrial()
-	r.at = to
-	clear(r.refused)
-	r.conn.mux.counters.moves.Add(1)
-	return func() { moved(from, to) }
 }
 
 // trialChecks makes the next check for each of the two addresses; the new one gets none after its answer. The lock is held.

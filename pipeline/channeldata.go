@@ -1,6 +1,9 @@
 package pipeline
 
-import "encoding/binary"
+import (
+	"encoding/binary"
+	"net/netip"
+)
 
 // ChannelHeaderSize is the length in bytes of what stands before the payload of a ChannelData message (RFC 8656, section
 // 12.4). On a relayed path each datagram is that much longer: where the relay is reached over IPv6 the tunnel's MTU must be 1416 at
@@ -35,4 +38,54 @@ func ParseChannelData(b []byte) (channel uint16, payload []byte, ok bool) {
 		return 0, nil, false
 	}
 	return channel, b[ChannelHeaderSize : ChannelHeaderSize+length : ChannelHeaderSize+length], true
+}
+
+// What parseDataIndication knows of STUN (RFC 8489, sections 5 and 14; RFC 8656, sections 17 and 18).
+const (
+	dataIndication     = 0x0017
+	magicCookie        = 0x2112A442
+	sizeSTUNHeader     = 20
+	attrXORPeerAddress = 0x0012
+	attrData           = 0x0013
+)
+
+// parseDataIndication splits a Data indication of a TURN server: who has sent the data, and the data, which aliases b. ok is false
+// for everything else, for a message that is cut or longer than it says, and for one without one of the two attributes.
+func parseDataIndication(b []byte) (peer netip.AddrPort, data []byte, ok bool) {
+	if len(b) < sizeSTUNHeader || binary.BigEndian.Uint16(b) != dataIndication ||
+		binary.BigEndian.Uint32(b[4:]) != magicCookie || int(binary.BigEndian.Uint16(b[2:])) != len(b)-sizeSTUNHeader {
+		return peer, nil, false
+	}
+	for rest := b[sizeSTUNHeader:]; len(rest) >= 4; {
+		kind, size := binary.BigEndian.Uint16(rest), int(binary.BigEndian.Uint16(rest[2:]))
+		if size > len(rest)-4 {
+			return peer, nil, false
+		}
+		switch value := rest[4 : 4+size : 4+size]; {
+		case kind == attrXORPeerAddress && !peer.IsValid():
+			peer = xorAddress(value, b[4:sizeSTUNHeader])
+		case kind == attrData && data == nil:
+			data = value
+		}
+		rest = rest[min(len(rest), 4+(size+3)&^3):]
+	}
+	return peer, data, peer.IsValid() && data != nil
+}
+
+// xorAddress reads the value of an XOR address attribute (RFC 8489, section 14.2); mask is the cookie and the transaction ID. The zero
+// AddrPort: there is no address in it.
+func xorAddress(value, mask []byte) netip.AddrPort {
+	switch {
+	case len(value) == 8 && value[1] == 1:
+	case len(value) == 20 && value[1] == 2:
+	default:
+		return netip.AddrPort{}
+	}
+	var ip [16]byte
+	n := copy(ip[:], value[4:])
+	for i := range n {
+		ip[i] ^= mask[i]
+	}
+	addr, _ := netip.AddrFromSlice(ip[:n]) // of 4 or 16 bytes
+	return netip.AddrPortFrom(addr.Unmap(), binary.BigEndian.Uint16(value[2:])^magicCookie>>16)
 }

@@ -260,3 +260,80 @@ func FuzzStripChannelData(f *testing.F) {
 		}
 	})
 }
+
+// indication makes a Data indication as a TURN server does (RFC 8656, section 11.3), its attributes in that order.
+func indication(peer netip.AddrPort, data []byte) []byte {
+	b := binary.BigEndian.AppendUint16(nil, dataIndication)
+	b = append(b, 0, 0, 0x21, 0x12, 0xA4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
+	ip, family := peer.Addr().AsSlice(), byte(1)
+	if peer.Addr().Is6() {
+		family = 2
+	}
+	for i := range ip {
+		ip[i] ^= b[4+i]
+	}
+	b = binary.BigEndian.AppendUint16(b, attrXORPeerAddress)
+	b = binary.BigEndian.AppendUint16(b, uint16(4+len(ip)))
+	b = binary.BigEndian.AppendUint16(append(b, 0, family), peer.Port()^0x2112)
+	b = append(b, ip...)
+	b = binary.BigEndian.AppendUint16(b, attrData)
+	b = binary.BigEndian.AppendUint16(b, uint16(len(data)))
+	b = append(b, data...)
+	for len(b)%4 != 0 {
+		b = append(b, 0)
+	}
+	binary.BigEndian.PutUint16(b[2:], uint16(len(b)-sizeSTUNHeader))
+	return b
+}
+
+// A Data indication is split into peer and data, in place; what is cut, longer than it says or lacks one of the two is none.
+func TestParseDataIndication(t *testing.T) {
+	for _, peer := range []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:40000"), netip.MustParseAddrPort("[2001:db8::7]:1")} {
+		for _, size := range []int{0, 1, 2, 3, 4, 32, 1452} {
+			want := bytes.Repeat([]byte{9}, size)
+			b := indication(peer, want)
+			got, data, ok := parseDataIndication(b)
+			if !ok || got != peer || !bytes.Equal(data, want) || cap(data) != size {
+				t.Fatalf("%v, %d bytes: %v, %d bytes of %d, %v", peer, size, got, len(data), cap(data), ok)
+			}
+			for n := range b {
+				if _, _, ok := parseDataIndication(b[:n:n]); ok {
+					t.Fatalf("%d of %d bytes passed", n, len(b))
+				}
+			}
+			if _, _, ok := parseDataIndication(append(b, 0, 0, 0, 0)); ok {
+				t.Error("a message that is longer than it says passed")
+			}
+		}
+	}
+	change := func(at int, to ...byte) []byte {
+		b := indication(netip.MustParseAddrPort("192.0.2.7:40000"), []byte("four"))
+		copy(b[at:], to)
+		return b
+	}
+	for name, b := range map[string][]byte{
+		"a Send indication": change(1, 0x16), "a request": change(1, 1), "another cookie": change(4, 0), "no peer": change(21, 0x13),
+		"no data": change(33, 0x14), "an IPv6 address of 4 bytes": change(25, 2), "an address of 5 bytes": change(23, 9),
+		"data that is longer than the message": change(34, 1),
+	} {
+		if peer, data, ok := parseDataIndication(b); ok {
+			t.Errorf("%s passed: %v, %x", name, peer, data)
+		}
+	}
+	b := indication(netip.MustParseAddrPort("192.0.2.7:40000"), make([]byte, 1000))
+	if n := testing.AllocsPerRun(100, func() { parseDataIndication(b) }); n != 0 {
+		t.Errorf("%v allocations", n)
+	}
+}
+
+// FuzzParseDataIndication: no message makes it read what is not there, and what it returns lies in the message.
+func FuzzParseDataIndication(f *testing.F) {
+	f.Add(indication(netip.MustParseAddrPort("192.0.2.7:40000"), []byte("data")))
+	f.Add(indication(netip.MustParseAddrPort("[2001:db8::7]:40000"), nil))
+	f.Fuzz(func(t *testing.T, b []byte) {
+		peer, data, ok := parseDataIndication(b)
+		if ok && (!peer.IsValid() || len(data) > len(b)-sizeSTUNHeader) {
+			t.Errorf("%v, %d bytes of %d", peer, len(data), len(b))
+		}
+	})
+}

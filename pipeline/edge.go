@@ -33,8 +33,9 @@ const (
 	// RequestCheck: nothing is heard over the pair that agent number Agent has selected; have it checked at once. Attempt.Heard tells
 	// the answer.
 	RequestCheck
-	// RequestStray: authentic data of the peer came from Path.Dst to Path.Src, and not from where the connection's path leads. If
-	// the peer is there now, tell by Attempt.Selected.
+	// RequestStray: authentic data of the peer came from Path.Dst to Path.Src, or over our relay at Path.Dst from Path.Peer or, if that
+	// is not set, over Path.Channel; and not from where the connection's path leads. If the peer is there now, tell by
+	// Attempt.Selected.
 	RequestStray
 	// RequestBye: tell the peer Bye.
 	RequestBye

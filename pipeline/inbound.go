@@ -35,10 +35,16 @@ type inbound struct {
 	delivered int
 }
 
-// inboundGroup is opening[first:end]: packets of one message, of one keypair, over one channel.
+// hop is how the relay that sent a datagram has passed it on. Zero: no relay has.
+type hop struct {
+	channel uint16
+	peer    netip.AddrPort // of a Data indication, see Path.Peer
+}
+
+// inboundGroup is opening[first:end]: packets of one message, of one keypair, by one hop.
 type inboundGroup struct {
 	keypair    *crypto.Keypair
-	channel    uint16 // of the relay, 0: none
+	hop        hop
 	message    int
 	first, end int
 	bytes      int
@@ -99,35 +105,40 @@ func (in *inbound) message(now time.Duration, i int) {
 
 // datagram takes one datagram of message i.
 func (in *inbound) datagram(now time.Duration, i int, b []byte, relayed bool) {
-	m, channel := &in.messages[i], uint16(0)
+	m, via := &in.messages[i], hop{}
 	// 2. classify; what a relay has put into ChannelData once more, where it lies
 	class := classify(b)
-	if relayed && class == classOther && IsChannelData(b) {
-		var ok bool
-		if channel, b, ok = ParseChannelData(b); !ok {
-			in.shard.stats.drop(dropChannelData, 1)
-			return
+	if relayed && class == classOther {
+		if IsChannelData(b) {
+			var ok bool
+			if via.channel, b, ok = ParseChannelData(b); !ok {
+				in.shard.stats.drop(dropChannelData, 1)
+				return
+			}
+			in.stripped++
+			class = classify(b)
+		} else if peer, data, ok := parseDataIndication(b); ok && classify(data) == classTransport {
+			// Of a peer that a NAT maps anew. Handshake messages are repeated, and would be answered to where nothing can be sent.
+			via.peer, b, class = peer, data, classTransport
 		}
-		in.stripped++
-		class = classify(b)
 	}
 	switch class {
 	case classTransport:
 		if len(in.opening) == cap(in.opening) {
 			in.deliver(now)
 		}
-		in.lookUp(now, i, b, channel)
+		in.lookUp(now, i, b, via)
 	case classHandshake:
-		in.shard.mail(m, b, channel)
+		in.shard.mail(m, b, via.channel)
 	case classMalformed:
 		in.shard.stats.drop(dropMalformed, 1)
 	default:
-		in.shard.stray(m, b, channel)
+		in.shard.stray(m, b, via.channel)
 	}
 }
 
 // 3. lookUp finds the keypair of a transport data message and queues it to be opened in place.
-func (in *inbound) lookUp(now time.Duration, message int, b []byte, channel uint16) {
+func (in *inbound) lookUp(now time.Duration, message int, b []byte, via hop) {
 	index, counter, _ := crypto.ParseTransport(b)
 	if in.lastKey == nil || index != in.lastIn {
 		kp := in.shard.table.Lookup(index)
@@ -142,8 +153,8 @@ func (in *inbound) lookUp(now time.Duration, message int, b []byte, channel uint
 		in.lastKey, in.lastIn = kp, index
 	}
 	g := len(in.groups) - 1
-	if g < 0 || in.groups[g].keypair != in.lastKey || in.groups[g].message != message || in.groups[g].channel != channel {
-		in.groups = append(in.groups, inboundGroup{keypair: in.lastKey, channel: channel, message: message, first: len(in.opening)})
+	if g < 0 || in.groups[g].keypair != in.lastKey || in.groups[g].message != message || in.groups[g].hop != via {
+		in.groups = append(in.groups, inboundGroup{keypair: in.lastKey, hop: via, message: message, first: len(in.opening)})
 		g++
 	}
 	body := b[crypto.SizeTransportHeader:]
@@ -203,8 +214,9 @@ func (in *inbound) check(now time.Duration, g *inboundGroup) {
 		return
 	}
 	p.rxBytes.Add(uint64(authentic))
-	from := origin(m, g.channel)
-	if p.roam(from) { // before the write to the TUN: the answer must go where this came from
+	from := origin(m, g.hop.channel)
+	from.Peer = g.hop.peer
+	if !from.Peer.IsValid() && p.roam(from) { // before the write to the TUN: the answer must go where this came from
 		in.shard.notified.notify(p, signalSource)
 	}
 	if p.stray(now, from) {

@@ -18,6 +18,9 @@ type Path struct {
 	source  sourceState
 	// Channel is the TURN channel number (RFC 8656, section 12) that leads to the peer through the relay at Dst, or 0.
 	Channel uint16
+	// Peer is set only where something came from, and there only if the relay at Dst has passed it on in a Data indication (RFC 8656,
+	// section 11.4), since no channel is bound to the peer's address: which that is, as the relay sees it. Nothing is sent this way.
+	Peer netip.AddrPort
 	// Relayed: a TURN relay is in between, ours or the peer's. For logs and status.
 	Relayed bool
 	// Fixed: authenticated datagrams from elsewhere do not move the path (the selected pair owns the endpoint).
@@ -43,7 +46,7 @@ func origin(m *udp.Datagrams, channel uint16) Path {
 
 // sameEndpoint tells whether what came from the origin from came over p.
 func (p *Path) sameEndpoint(from *Path) bool {
-	return p.Dst == from.Dst && p.Src == from.Src && p.IfIndex == from.IfIndex && p.Channel == from.Channel
+	return p.Dst == from.Dst && p.Src == from.Src && p.IfIndex == from.IfIndex && p.Channel == from.Channel && p.Peer == from.Peer
 }
 
 // overhead is how many bytes stand before each message on the path.

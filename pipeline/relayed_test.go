@@ -395,6 +395,33 @@ func TestChannelDataOfStrangers(t *testing.T) {
 	})
 }
 
+// What a relay passes on in Data indications, since the peer's address has no channel, is opened; it moves no path by itself, and control
+// is told where it came from.
+func TestDataOfUnboundPeer(t *testing.T) {
+	for _, v := range []variant{plain, {name: "IPv6", queues: 1, v6: true}} {
+		runWorld(t, v, func(w *world) {
+			s := w.relayA()
+			w.exchange(w.t)
+			path, moved := w.a.path(), netip.AddrPortFrom(w.b.outer.Addr(), 7777)
+			s.toClient = func(framed []byte) []byte { return indication(moved, framed[ChannelHeaderSize:]) }
+			w.exchange(w.t)
+			_ = w.a.call(func() {
+				p := w.a.control.controller.peers[0]
+				from := p.strayed.Load()
+				if p.path.Load() != path || from == nil || from.Peer != moved || from.Dst != s.addr || from.Channel != 0 {
+					t.Errorf("path %+v, noted %+v", p.path.Load(), from)
+				}
+			})
+			// Of others than our relays it is not taken apart.
+			w.a.SetRelays(nil)
+			before := w.a.counter("drop_stray")
+			w.network.Inject(udptest.Datagram{Src: s.addr, Dst: w.a.outer, Data: indication(moved, make([]byte, 64))})
+			w.settle()
+			w.wantCounter(w.a, "drop_stray", before+1)
+		})
+	}
+}
+
 // The lanes' runs to a relay are runs of ChannelData: equal datagrams with a header each, as long a run as there may be.
 func TestRelayedRuns(t *testing.T) {
 	big, segments := superpacket(laneInner[0], laneInner[1], 1, 45*1380, 1380)

@@ -38,11 +38,15 @@ func (p *peer) move(old *Path, from Path) (path *Path, moved bool) {
 const strayInterval = 200 * time.Millisecond
 
 // stray notes that authentic data came from elsewhere than the selected pair leads to, from any lane, and tells whether control is to
-// hear of it: a NAT may have mapped the peer anew, which ICE can find out. What comes or goes over a relay's channel is another way
-// and not another address.
+// hear of it: a NAT may have mapped the peer anew, which ICE can find out. What comes over a relay where the path leads over none or
+// over another one, or the other way round, took another way and tells of no other address.
 func (p *peer) stray(now time.Duration, from Path) bool {
 	path := p.path.Load()
-	if path == nil || !path.Fixed || path.Dst == from.Dst || path.Channel != 0 || from.Channel != 0 {
+	if path == nil || !path.Fixed {
+		return false
+	}
+	same, over := path.Dst == from.Dst, from.Channel != 0 || from.Peer.IsValid()
+	if over != (path.Channel != 0) || over != same || over && from.Channel == path.Channel {
 		return false
 	}
 	last := p.strayedAt.Load()

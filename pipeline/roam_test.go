@@ -158,11 +158,12 @@ func BenchmarkRoam(b *testing.B) {
 	}
 }
 
-// Control hears of data that comes from elsewhere than the selected pair leads to, and not more often than it need; what comes over
-// a relay or from where the pair leads is none of it.
+// Control hears of data that comes from elsewhere than the selected pair leads to, and not more often than it need; what comes by
+// another relay, or from where the pair leads, is none of it.
 func TestStray(t *testing.T) {
 	pair := Path{Dst: netip.MustParseAddrPort("192.0.2.1:1"), Src: laneAddrB, Fixed: true}
 	elsewhere := Path{Dst: netip.MustParseAddrPort("192.0.2.1:2"), Src: laneAddrB}
+	relayed := Path{Dst: pair.Dst, Channel: 0x4001, Fixed: true}
 	for _, c := range []struct {
 		name string
 		path *Path
@@ -173,7 +174,13 @@ func TestStray(t *testing.T) {
 		{"another address", &pair, Path{Dst: netip.MustParseAddrPort("[2001:db8::1]:1")}, true},
 		{"where the pair leads, at another address of ours", &pair, Path{Dst: pair.Dst, Src: laneAddrA, IfIndex: 3}, false},
 		{"over a relay", &pair, Path{Dst: elsewhere.Dst, Channel: 0x4001}, false},
-		{"off a relay", &Path{Dst: pair.Dst, Channel: 0x4001, Fixed: true}, elsewhere, false},
+		{"off a relay", &relayed, elsewhere, false},
+		{"by another relay", &relayed, Path{Dst: elsewhere.Dst, Channel: 0x4002}, false},
+		{"the channel that the pair has", &relayed, Path{Dst: pair.Dst, Channel: 0x4001}, false},
+		{"another channel", &relayed, Path{Dst: pair.Dst, Channel: 0x4002}, true},
+		{"in a Data indication", &relayed, Path{Dst: pair.Dst, Peer: elsewhere.Dst}, true},
+		{"in another relay's Data indication", &relayed, Path{Dst: elsewhere.Dst, Peer: elsewhere.Dst}, false},
+		{"in a Data indication, off a relay", &pair, Path{Dst: elsewhere.Dst, Peer: elsewhere.Dst}, false},
 		{"without ICE", &Path{Dst: pair.Dst}, elsewhere, false},
 		{"no path", nil, elsewhere, false},
 	} {

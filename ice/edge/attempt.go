@@ -115,7 +115,11 @@ func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
 		}
 		a.connection.Check()
 	case pipeline.RequestStray:
-		a.connection.Stray(*r.Path)
+		from := *r.Path
+		if from.Channel != 0 {
+			from.Peer, _ = e.relays.Peer(from.Dst, from.Channel)
+		}
+		a.connection.Stray(from)
 	case pipeline.RequestPath:
 		release := func() {}
 		if r.Path != nil {

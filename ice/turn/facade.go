@@ -126,12 +126,15 @@ func (f *Facade) Drop(now time.Duration, c *Client) {
 	f.held = nil
 }
 
-// takes tells whether what a peer sent is for this agent, and may be shown to it.
-func (f *Facade) takes(peer netip.AddrPort, data []byte) bool {
+// takes tells whether what a peer sent is for this agent, and may be shown to it, as what came from known.
+func (f *Facade) takes(peer netip.AddrPort, data []byte) (known netip.AddrPort, ok bool) {
 	f.mu.Lock()
 	checks := f.checks
 	f.mu.Unlock()
-	return checks != nil && checks.Receive(peer, data)
+	if checks == nil {
+		return peer, false
+	}
+	return checks.Receive(peer, data)
 }
 
 // Deliver gives the agent what a peer sent; data is borrowed until it returns.

@@ -227,6 +227,18 @@ func (r *Relays) Path(relayed, remote netip.AddrPort) (p pipeline.Path, ok bool)
 	return p, false
 }
 
+// Peer is whose channel of ours it is on the server at that address. ok is false if it is bound to nobody.
+func (r *Relays) Peer(server netip.AddrPort, channel uint16) (peer netip.AddrPort, ok bool) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	for _, s := range r.servers {
+		if s.addr == server {
+			peer, ok = s.peers[channel]
+		}
+	}
+	return peer, ok
+}
+
 // Hold keeps the channel of a path bound and refreshed until release is called, whatever becomes of the agent that found it.
 // A path without channel needs no holding; then release does nothing.
 func (r *Relays) Hold(path pipeline.Path) (release func()) {

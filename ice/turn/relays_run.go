@@ -135,8 +135,8 @@ func (r *Relays) handle(now time.Duration, s *server, channel uint16, data []byt
 		return
 	}
 	for _, t := range s.interest[payload.Peer.Addr()] {
-		if t.facade.takes(payload.Peer, payload.Data) {
-			t.facade.Deliver(payload.Peer, payload.Data)
+		if known, ok := t.facade.takes(payload.Peer, payload.Data); ok {
+			t.facade.Deliver(known, payload.Data)
 			r.counts.delivered.Add(1)
 			return
 		}
