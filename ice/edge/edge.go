@@ -77,6 +77,7 @@ type Edge struct {
 	mu           sync.Mutex // a leaf; guards what follows
 	requests     []pipeline.Request
 	lostRelays   []netip.AddrPort
+	movedRelays  []netip.AddrPort
 	relaysChange bool
 	wake         chan struct{} // one slot
 
@@ -275,7 +276,7 @@ func (e *Edge) Run(ctx context.Context, p *pipeline.Pipeline) error {
 		}
 	}
 	e.relays = turn.NewRelays(turn.RelaysConfig{
-		Sender: sockets{e}, Changed: e.noteRelays, Lost: e.noteLostRelay, Clock: p.Now,
+		Sender: sockets{e}, Changed: e.noteRelays, Lost: e.noteLostRelay, Moved: e.noteMovedRelay, Clock: p.Now,
 	})
 	e.receiver.Store(e.relays)
 	e.clock, e.awake = p.Now(), time.Now()

@@ -19,7 +19,7 @@ const (
 	// sleepLeast is how much more the clock that runs in suspend must have counted than the other for the host to have slept.
 	sleepLeast = 5 * time.Second
 	// probeGap is the least time between two questions to the relays whether they know us yet.
-	probeGap = time.Second
+	probeGap = 500 * time.Millisecond
 )
 
 // noticeSleep looks for other paths when the host has slept: NATs and relays have forgotten us meanwhile.
@@ -65,6 +65,16 @@ func (e *Edge) noteLostRelay(server netip.AddrPort) {
 	e.rouse()
 }
 
+// noteMovedRelay is called by the relays' goroutine.
+func (e *Edge) noteMovedRelay(server netip.AddrPort) {
+	e.mu.Lock()
+	if !slices.Contains(e.movedRelays, server) {
+		e.movedRelays = append(e.movedRelays, server)
+	}
+	e.mu.Unlock()
+	e.rouse()
+}
+
 // noteRelays is called by the relays' goroutine.
 func (e *Edge) noteRelays() {
 	e.mu.Lock()
@@ -73,17 +83,22 @@ func (e *Edge) noteRelays() {
 	e.rouse()
 }
 
-// followRelays acts on allocations that came up or are gone.
+// followRelays acts on allocations that came up, are gone, or are others now. In the last case what is sent to a peer shows it where we
+// are; and since a NAT in front of the peer may let nothing through from there, another agent tells it through the portal as well.
 func (e *Edge) followRelays() {
 	e.mu.Lock()
-	lost, changed := e.lostRelays, e.relaysChange
-	e.lostRelays, e.relaysChange = nil, false
+	lost, moved, changed := e.lostRelays, e.movedRelays, e.relaysChange
+	e.lostRelays, e.movedRelays, e.relaysChange = nil, nil, false
 	e.mu.Unlock()
 	for _, a := range e.attempts {
 		for _, g := range a.agents {
 			g.relays = max(0, g.relays-len(lost))
 		}
 		if a.path != nil && a.path.Channel != 0 && slices.Contains(lost, a.path.Dst) {
+			a.handle.WantAgent()
+		}
+		if a.path != nil && a.path.Channel != 0 && slices.Contains(moved, a.path.Dst) {
+			a.connection.Check()
 			a.handle.WantAgent()
 		}
 	}

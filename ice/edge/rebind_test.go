@@ -103,6 +103,11 @@ func TestRebindUnderTraffic(t *testing.T) {
 		{"direct, gateway", false, func(near, far *node) []*node { return nil }, time.Second},
 		{"the other's relay, client", true, func(near, far *node) []*node { return []*node{far} }, time.Second},
 		{"the other's relay, gateway", false, func(near, far *node) []*node { return []*node{far} }, time.Second},
+		// An allocation belongs to a 5-tuple. That it is out of reach shows in half a second, and another one is five round trips away.
+		{"its own relay, client", true, func(near, far *node) []*node { return []*node{near} }, 1300 * time.Millisecond},
+		{"its own relay, gateway", false, func(near, far *node) []*node { return []*node{near} }, 1300 * time.Millisecond},
+		{"two relays, client", true, func(near, far *node) []*node { return []*node{near, far} }, 1300 * time.Millisecond},
+		{"two relays, gateway", false, func(near, far *node) []*node { return []*node{near, far} }, 1300 * time.Millisecond},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			run(t, signal.Faults{}, func(w *world) {
@@ -118,13 +123,16 @@ func TestRebindUnderTraffic(t *testing.T) {
 				r := w.behind(near, test.confine(near, far)...)
 				w.await(30*time.Second, "connected", func() bool { return up(c, g) })
 				w.gaps(c, g, 5*time.Second)
+				worst := time.Duration(0)
 				for i := range 3 {
 					r.rebind(netip.Addr{})
-					if gap := w.gaps(c, g, 20*time.Second); gap > test.limit {
+					gap := w.gaps(c, g, 20*time.Second)
+					if gap > test.limit {
 						t.Errorf("rebinding %d: %v of silence, want %v at most; %s", i, gap, test.limit, near.connection(far.name).Explanation)
 					}
+					worst = max(worst, gap)
 				}
-				t.Log(c.connection("gate").Explanation, "|", g.connection("laptop").Explanation)
+				t.Log(worst, c.connection("gate").Explanation, "|", g.connection("laptop").Explanation)
 			})
 		})
 	}

@@ -183,7 +183,7 @@ func (c *Client) refreshRefused(now time.Duration, code stun.ErrorCode) {
 	}
 }
 
-// lose reports the allocation lost, ends all that hung on it, and asks for another: at once the first time, then with a
+// lose reports the allocation lost, ends all that hung on it, and asks for another: at once a few times, then with a
 // back-off, so that an address that flaps makes no storm.
 func (c *Client) lose(now time.Duration, reason Reason, code stun.ErrorCode) {
 	c.emit(Output{Kind: Lost, Reason: reason, Code: int(code)})
@@ -194,14 +194,14 @@ func (c *Client) lose(now time.Duration, reason Reason, code stun.ErrorCode) {
 	c.doubtful = reason == ReasonSilent
 	c.deleted = false
 	if now-c.allocatedAt >= stableAfter {
-		c.failures = 0
+		c.failures, c.losses = 0, 0
 	}
 	if reason == ReasonCredentials && c.inUse == c.next {
 		c.refuse(now, reason, code)
 		return
 	}
-	if c.failures == 0 {
-		c.failures = 1
+	if c.losses++; c.losses <= promptLosses {
+		c.failures = max(c.failures, 1)
 		c.allocate(now)
 		return
 	}

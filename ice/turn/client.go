@@ -34,6 +34,7 @@ type Client struct {
 	doubtful        bool // lost by silence only: the server may still know it
 	deleted         bool // a stranger's allocation on our 5-tuple was given back in this attempt
 	failures        int  // attempts in a row, for the back-off
+	losses          int  // in a row, after each of which another allocation was asked for at once
 	quiet           bool // silence was reported and nothing heard since
 
 	// requests
@@ -126,7 +127,7 @@ func (c *Client) Start(now time.Duration) {
 	switch c.state {
 	case stateIdle, stateRefused, stateReleasing, stateReleased:
 		c.stop(&c.allocation)
-		c.failures, c.deleted, c.doubtful, c.quiet = 0, false, false, false
+		c.failures, c.losses, c.deleted, c.doubtful, c.quiet = 0, 0, false, false, false
 		c.allocate(now)
 	}
 }
@@ -179,11 +180,18 @@ func (c *Client) released() {
 	c.emit(Output{Kind: Released})
 }
 
-// Probe asks the server for a sign of life now, and whether it still has the allocation. It is for when a path over the server
-// is in doubt: a dead server is reported after SilentAfter and not only when the next keepalive is due.
+// Probe asks the server for a sign of life now, whether it still has the allocation, and where it sees us: not every server answers a
+// Refresh from a 5-tuple that has none. It is for when a path over the server is in doubt: a dead server is reported after SilentAfter
+// and not only when the next keepalive is due.
 func (c *Client) Probe(now time.Duration) {
-	if c.state == stateAllocated && !c.allocation.running {
+	if c.state != stateAllocated {
+		return
+	}
+	if !c.allocation.running {
 		c.refresh(now)
+	}
+	if !c.keepalive.running {
+		c.request(now, &c.keepalive, stun.MethodBinding)
 	}
 }
 

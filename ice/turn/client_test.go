@@ -117,7 +117,7 @@ func TestStaleNonce(t *testing.T) {
 	w.s.nonce++
 	w.c.Probe(w.now)
 	w.run(time.Second)
-	w.asked("Refresh+ Refresh+")
+	w.asked("Refresh+ Binding Refresh+")
 	w.expect()
 }
 
@@ -412,6 +412,21 @@ func TestMappedAddressChanges(t *testing.T) {
 	w.run(time.Hour)
 	if n := w.s.sent[stun.MethodAllocate] - before; n > 250 {
 		t.Errorf("%d Allocate requests in an hour", n)
+	}
+}
+
+// TestProbeFindsMapping: a server that is silent where there is no allocation tells all the same that a NAT has mapped us anew, and the
+// allocation is made again at once, also when that happens twice in a second.
+func TestProbeFindsMapping(t *testing.T) {
+	w := up(t)
+	w.s.likePion = true
+	bindBoth(w)
+	for port := range uint16(2) {
+		w.s.mapped = netip.AddrPortFrom(testMapped.Addr(), 41000+port)
+		w.c.Probe(w.now)
+		w.run(500 * time.Millisecond)
+		w.expect("lost:mapped_address_changed", "allocated", "channel_bound", "channel_bound")
+		w.events = nil
 	}
 }
 

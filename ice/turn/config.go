@@ -43,6 +43,7 @@ const (
 	maxBackoff     = time.Minute
 	refusedRetry   = 5 * time.Minute  // after an error that will hardly pass by itself
 	stableAfter    = time.Minute      // an allocation that lived so long resets the back-off
+	promptLosses   = 3                // how often another is asked for at once: a NAT may map us anew twice in a second
 	refreshRetry   = 10 * time.Second // after an error that may pass
 	minRefresh     = 10 * time.Second // no server makes us refresh faster
 	maxLifetime    = time.Hour        // no server makes us refresh slower

@@ -34,6 +34,9 @@ type RelaysConfig struct {
 	Changed func()
 	// Lost is called with the server of an allocation that is gone: paths over it are dead. It must not block.
 	Lost func(server netip.AddrPort)
+	// Moved is called with a server that has given another allocation in the place of one that was gone, since a NAT has mapped us
+	// anew: paths over it lead on, and their peers see us at another relayed address. It must not block.
+	Moved func(server netip.AddrPort)
 	// Clock reads a monotonic clock with any origin before now, best one that runs in suspend, as allocations run out then too.
 	// nil is the runtime's.
 	Clock func() time.Duration
@@ -77,6 +80,7 @@ type Relays struct {
 	nextMark time.Duration
 	nextPort uint16
 	lost     []netip.AddrPort // to be told
+	moved    []netip.AddrPort // likewise
 	changed  bool             // likewise
 
 	mu      sync.Mutex // a leaf
@@ -114,6 +118,9 @@ func NewRelays(cfg RelaysConfig) *Relays {
 	}
 	if cfg.Lost == nil {
 		cfg.Lost = func(netip.AddrPort) {}
+	}
+	if cfg.Moved == nil {
+		cfg.Moved = func(netip.AddrPort) {}
 	}
 	r := &Relays{
 		config: cfg, inbox: make(chan *arrived, inboxSlots), wake: make(chan struct{}, 1), ended: make(chan struct{}),
@@ -218,7 +225,7 @@ func (r *Relays) Path(relayed, remote netip.AddrPort) (p pipeline.Path, ok bool)
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, s := range r.servers {
-		if s.status.Relayed.IsValid() && s.status.Relayed == relayed {
+		if s.status.Relayed.IsValid() && (s.status.Relayed == relayed || slices.Contains(s.former, relayed)) {
 			p.Dst = s.addr
 			p.Channel, ok = s.channels[remote]
 			return p, ok

@@ -13,6 +13,10 @@ const (
 	markEvery = time.Minute
 	// leaveAfter is how long a server that is released may take to say so.
 	leaveAfter = 10 * time.Second
+	// homelessFor is how long those who use an allocation that a NAT has cut us off from may wait for the next; it is about three round
+	// trips away.
+	homelessFor = 2 * time.Second
+	maxFormer   = 4
 	// maxBatch is how many datagrams are handled before the timers are looked at.
 	maxBatch = 64
 )
@@ -164,6 +168,9 @@ func (r *Relays) timeouts(now time.Duration) {
 			s.mark(now)
 		}
 		s.client.HandleTimeout(now)
+		if s.homeless != 0 && now >= s.homeless {
+			r.end(now, s)
+		}
 	}
 	for _, s := range r.leaving {
 		s.client.HandleTimeout(now)
@@ -176,6 +183,9 @@ func (r *Relays) sleep() time.Duration {
 	for _, s := range r.servers {
 		if t, _ := s.client.NextTimeout(); t != 0 {
 			at = min(at, t)
+		}
+		if s.homeless != 0 {
+			at = min(at, s.homeless)
 		}
 	}
 	for _, s := range r.leaving {
@@ -215,11 +225,21 @@ func (r *Relays) drain(now time.Duration, s *server) {
 		case Allocated:
 			r.counts.allocations.Add(1)
 			r.changed = true
+			if s.homeless != 0 {
+				s.homeless, r.moved = 0, append(r.moved, s.addr)
+			}
 		case Failed:
 			r.changed = true
+			if s.homeless != 0 {
+				r.end(now, s)
+			}
 		case Lost:
 			r.counts.losses.Add(1)
-			r.end(now, s)
+			if out.Reason == ReasonMapped || out.Reason == ReasonMismatch {
+				r.evict(now, s)
+			} else {
+				r.end(now, s)
+			}
 		}
 		r.mu.Lock()
 		s.note(out)
@@ -239,12 +259,27 @@ func (r *Relays) send(now time.Duration, s *server, b []byte) {
 	r.counts.sent.Add(1)
 }
 
+// evict has those who use an allocation that is gone wait for another, which the client asks for. What is between us and them stays: each
+// channel gets its number again, so nothing of ours need know. Only the peers see another relayed address, and follow us as they follow
+// a peer that a NAT maps anew.
+func (r *Relays) evict(now time.Duration, s *server) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if s.homeless == 0 {
+		s.homeless = now + homelessFor
+	}
+	if s.status.Relayed.IsValid() {
+		s.former = append(s.former[max(0, len(s.former)+1-maxFormer):], s.status.Relayed)
+	}
+}
+
 // end closes what hangs on an allocation that is gone.
 func (r *Relays) end(now time.Duration, s *server) {
 	r.mu.Lock()
 	tenants := s.tenants
 	s.tenants = map[*tenant]struct{}{}
 	s.status.Relayed = netip.AddrPort{} // so that nobody moves in
+	s.homeless, s.former = 0, nil
 	r.mu.Unlock()
 	for t := range tenants {
 		t.dead = true
@@ -258,10 +293,13 @@ func (r *Relays) end(now time.Duration, s *server) {
 
 // tell calls back. No lock is held.
 func (r *Relays) tell() {
-	lost, changed := r.lost, r.changed
-	r.lost, r.changed = nil, false
+	lost, moved, changed := r.lost, r.moved, r.changed
+	r.lost, r.moved, r.changed = nil, nil, false
 	for _, s := range lost {
 		r.config.Lost(s)
+	}
+	for _, s := range moved {
+		r.config.Moved(s)
 	}
 	if changed {
 		r.config.Changed()
@@ -304,7 +342,7 @@ func (r *Relays) setServers(now time.Duration, wanted []RelayServer) {
 
 // release gives an allocation back.
 func (r *Relays) release(now time.Duration, s *server) {
-	if _, _, ok := s.client.Allocation(); ok {
+	if _, _, ok := s.client.Allocation(); ok || s.homeless != 0 {
 		r.end(now, s)
 	}
 	s.client.Release(now)

@@ -25,10 +25,12 @@ type server struct {
 	interest    map[netip.Addr][]*tenant // who has a channel to this address of a peer
 	holders     map[netip.AddrPort]int   // of channels, see Relays.Hold
 	leaves      time.Duration            // at the latest, once it is released
+	homeless    time.Duration            // until when the tenants wait for another allocation; 0: they have one, or there are none
 
 	// guarded by Relays.mu, written by the goroutine only but for tenants
 	status   RelayStatus
 	tenants  map[*tenant]struct{}
+	former   []netip.AddrPort          // relayed addresses of earlier allocations, by which tenants know the present one
 	channels map[netip.AddrPort]uint16 // that are or were bound
 	peers    map[uint16]netip.AddrPort // the same
 }

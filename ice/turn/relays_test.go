@@ -50,6 +50,7 @@ type airNode struct {
 	raw     bool // nobody strips ChannelData
 	got     []pipeline.Stray
 	lost    []netip.AddrPort
+	moved   []netip.AddrPort
 	changes atomic.Int32
 }
 
@@ -177,6 +178,11 @@ func (a *air) node(at string, servers ...RelayServer) *airNode {
 			a.mu.Lock()
 			defer a.mu.Unlock()
 			n.lost = append(n.lost, s)
+		},
+		Moved: func(s netip.AddrPort) {
+			a.mu.Lock()
+			defer a.mu.Unlock()
+			n.moved = append(n.moved, s)
 		},
 	})
 	a.add(n)
@@ -502,6 +508,59 @@ func TestRelaysHold(t *testing.T) {
 		a.relays.Hold(path)()
 		w.stop()
 	})
+}
+
+// TestRelaysMoved: when a NAT maps us anew the agents and paths over a relay stay, each channel under its number. If there is no other
+// allocation to be had they are closed as those of a silent relay are.
+func TestRelaysMoved(t *testing.T) {
+	for _, again := range []bool{true, false} {
+		synctest.Test(t, func(t *testing.T) {
+			w := newAir(t)
+			s := w.server("192.0.2.10:3478", oneWay)
+			a, b := w.node("10.0.0.1:1000", at(s)), w.node("10.0.0.2:2000")
+			p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
+			if !p.signal(10*time.Second, p.connected) {
+				t.Fatal("not connected")
+			}
+			path := *p.ends[0].Path()
+			release := a.relays.Hold(path)
+			facades, before := a.facades(s.at), a.relays.Status()[0].Relayed
+			w.mu.Lock()
+			c := s.clients[a.at]
+			c.mapped = netip.MustParseAddrPort("203.0.113.8:41000")
+			c.relayed = netip.AddrPortFrom(s.at.Addr(), 50999)
+			if !again {
+				c.mute[stun.MethodAllocate] = true
+			}
+			w.mu.Unlock()
+			a.relays.Probe()
+			time.Sleep(time.Second)
+			open := func() bool { _, err := facades[0].WriteTo([]byte("x"), nil); return !errors.Is(err, net.ErrClosed) }
+			if !open() || len(a.lostServers()) != 0 {
+				t.Errorf("again %v: agents have not waited: open %v, lost %v", again, open(), a.lostServers())
+			}
+			time.Sleep(2 * homelessFor)
+			w.mu.Lock()
+			moved, lost := len(a.moved), len(a.lost)
+			w.mu.Unlock()
+			if again {
+				old, ok := a.relays.Path(before, b.at)
+				if !open() || moved != 1 || lost != 0 || !ok || old.Channel != path.Channel || old.Dst != path.Dst {
+					t.Errorf("open %v, moved %d, lost %d; path %+v %v, want %+v", open(), moved, lost, old, ok, path)
+				}
+			} else if open() || moved != 0 || lost != 1 {
+				t.Errorf("open %v, moved %d, lost %d", open(), moved, lost)
+			}
+			release()
+			p.close(t, 100*time.Millisecond)
+			if n := a.held(); n != 0 {
+				t.Errorf("%d things are held", n)
+			}
+			a.close()
+			b.close()
+			w.stop()
+		})
+	}
 }
 
 // TestRelaysSilent: of two relays the one that falls silent is reported after SilentAfter, its agents notice, closing them does not
