@@ -47,6 +47,7 @@ func (e *Edge) followPassage(now time.Time) (again time.Time) {
 	if cause != p.told {
 		p.told = cause
 		e.tellPassage(cause)
+		e.warnOfRelays(now, e.relays.Status())
 	}
 	up := len(e.relays.URLs()) > 0
 	for _, a := range e.attempts {
@@ -68,16 +69,18 @@ func (e *Edge) followPassage(now time.Time) (again time.Time) {
 // ownObstacle is what keeps us from being reached, CauseNone if nothing does. Where a pair of addresses works, silent relays mean that
 // they are down.
 func (e *Edge) ownObstacle() pipeline.CloseCause {
-	refuses := func(r turn.RelayStatus) bool {
-		return r.Reason == turn.ReasonCredentials.String() || r.Reason == turn.ReasonForbidden.String() || r.Reason == turn.ReasonRefused.String()
-	}
 	switch {
 	case e.passage.silent && !e.passage.found:
 		return pipeline.CauseUDPBlocked
-	case len(e.relays.URLs()) == 0 && slices.ContainsFunc(e.relays.Status(), refuses):
+	case len(e.relays.URLs()) == 0 && slices.ContainsFunc(e.relays.Status(), refusesUs):
 		return pipeline.CauseRelayCredentials
 	}
 	return pipeline.CauseNone
+}
+
+// refusesUs tells whether a relay does not take our credentials.
+func refusesUs(r turn.RelayStatus) bool {
+	return r.Reason == turn.ReasonCredentials.String() || r.Reason == turn.ReasonForbidden.String() || r.Reason == turn.ReasonRefused.String()
 }
 
 // tellPassage logs a change of it, once.

@@ -1,6 +1,7 @@
 package edge
 
 import (
+	"context"
 	"net/netip"
 	"strings"
 	"testing"
@@ -81,7 +82,7 @@ func TestObstacles(t *testing.T) {
 // A relay that is down is no reason to think that UDP is blocked, where a pair of addresses works.
 func TestDeadRelayIsNoObstacle(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {
-		w.portal.relays = []protocol.Relay{{Name: "gone", Addrs: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:3478")}}}
+		w.portal.relays = []protocol.Relay{{Name: "gone", Addrs: []netip.AddrPort{netip.MustParseAddrPort("203.0.113.9:3478")}, Username: "node", Password: "p"}}
 		g := w.node("gate", protocol.Gateway)
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
@@ -90,6 +91,23 @@ func TestDeadRelayIsNoObstacle(t *testing.T) {
 			if got := n.log.count(pipeline.CauseUDPBlocked.String()); got != 0 {
 				t.Errorf("%s: %d lines that UDP is blocked", n.name, got)
 			}
+		}
+		// But it is told, once, with its address.
+		time.Sleep(2 * time.Hour)
+		for _, n := range []*node{g, c} {
+			if got := n.log.count(`level=WARN msg="the relay does not answer: `); got != 1 || n.log.count("server=203.0.113.9:3478") != 1 {
+				t.Errorf("%s: %d warnings of the relay, want 1", n.name, got)
+			}
+			s, err := n.edge.Status(context.Background())
+			if err != nil || len(s.Notes) != 1 || !strings.HasPrefix(s.Notes[0], "the relay gone at 203.0.113.9:3478 does not answer: ") {
+				t.Errorf("%s: notes %q, %v", n.name, s.Notes, err)
+			}
+		}
+		one, _ := w.relayNamed("north", 1)
+		w.portal.change(func() { w.portal.relays = []protocol.Relay{one} })
+		time.Sleep(3 * blockedAfter)
+		if s, err := c.edge.Status(context.Background()); err != nil || len(s.Notes) != 0 {
+			t.Errorf("notes %q, %v", s.Notes, err)
 		}
 	})
 }

@@ -89,9 +89,10 @@ type Edge struct {
 	// owned by Run's goroutine
 	ctx         context.Context
 	relays      *turn.Relays
-	relaysUp    map[netip.AddrPort]bool // as logged
-	relaysUntil time.Time               // attempts wait for a first relay until then
-	held        []*peer                 // whose attempts do
+	relaysUp    map[netip.AddrPort]bool      // as logged
+	relaysTold  map[netip.AddrPort]time.Time // when it was logged that one has no allocation for us
+	relaysUntil time.Time                    // attempts wait for a first relay until then
+	held        []*peer                      // whose attempts do
 	passage     passage
 	peers       map[string]*peer
 	attempts    map[*ice.Connection]*attempt
@@ -104,7 +105,7 @@ type Edge struct {
 	leaseEnds   time.Duration // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
 	strangers   bucket        // questions to the portal because of nodes that we do not know
 	syncError   error
-	portalMute  bool      // syncError was logged
+	portalWrong string    // as logged; "": nothing is
 	portalSince time.Time // when syncError became an error, or none
 	applyError  error
 	lastRefused string
@@ -133,7 +134,7 @@ func New(cfg Config) (*Edge, error) {
 	e := &Edge{
 		config: cfg, log: cfg.Logger, key: key, started: time.Now(), mailbox: ice.NewMailbox(),
 		wake: make(chan struct{}, 1), posts: make(chan func()), changes: make(chan struct{}, 1), ended: make(chan struct{}),
-		byes: make(chan struct{}, maxByes), relaysUp: make(map[netip.AddrPort]bool),
+		byes: make(chan struct{}, maxByes), relaysUp: make(map[netip.AddrPort]bool), relaysTold: make(map[netip.AddrPort]time.Time),
 		peers: make(map[string]*peer), attempts: make(map[*ice.Connection]*attempt),
 		named: make(map[attemptName]*attempt), generations: signal.NewGenerations(),
 	}

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice/turn"
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // This file is what the edge does when the network or the relays are not what they were.
@@ -128,6 +129,7 @@ func (e *Edge) logRelays() {
 	maps.DeleteFunc(e.relaysUp, func(server netip.AddrPort, _ bool) bool {
 		return !slices.ContainsFunc(list, func(r turn.RelayStatus) bool { return r.Server == server })
 	})
+	e.warnOfRelays(time.Now(), list)
 	for _, r := range list {
 		up := r.Relayed.IsValid()
 		switch {
@@ -140,6 +142,39 @@ func (e *Edge) logRelays() {
 		}
 		e.relaysUp[r.Server] = up
 	}
+}
+
+// relayWarnEvery is how far apart it is logged that a relay is of no use.
+const relayWarnEvery = 6 * time.Hour
+
+// relayTrouble says why a relay is of no use and what to look at; "": it is of use, or it is not known yet, or the same keeps us from
+// every relay, which is told as that.
+func (e *Edge) relayTrouble(r *turn.RelayStatus) string {
+	switch {
+	case r.Relayed.IsValid() || r.Reason == "" || e.passage.told != pipeline.CauseNone || !e.signaling():
+		return ""
+	case r.Reason == turn.ReasonSilent.String():
+		return "does not answer: is it running, and do firewalls let UDP pass to its address and back?"
+	case refusesUs(*r):
+		return "refuses us (" + r.Reason + "): has it the secret that the portal has for it?"
+	}
+	return "has no allocation for us (" + r.Reason + ")"
+}
+
+// warnOfRelays tells of relays that have never served us, of each once in relayWarnEvery: nobody may notice while other paths work.
+// That one which has served us is lost is told as that.
+func (e *Edge) warnOfRelays(now time.Time, list []turn.RelayStatus) {
+	for i := range list {
+		r := &list[i]
+		trouble := e.relayTrouble(r)
+		told, again := e.relaysTold[r.Server]
+		if _, served := e.relaysUp[r.Server]; trouble == "" || served || again && now.Sub(told) < relayWarnEvery {
+			continue
+		}
+		e.relaysTold[r.Server] = now
+		e.log.Warn("the relay "+trouble, "relay", r.Name, "server", r.Server)
+	}
+	maps.DeleteFunc(e.relaysTold, func(_ netip.AddrPort, told time.Time) bool { return now.Sub(told) >= relayWarnEvery })
 }
 
 // awaitsRelay reports whether an attempt had better wait for a first relay.

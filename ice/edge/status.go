@@ -115,6 +115,12 @@ func (e *Edge) status() Status {
 	if e.passage.told != pipeline.CauseNone {
 		s.Notes = append(s.Notes, e.passage.told.String())
 	}
+	for i := range s.Relays {
+		r := &s.Relays[i]
+		if trouble := e.relayTrouble(r); trouble != "" {
+			s.Notes = append(s.Notes, fmt.Sprintf("the relay %s at %s %s", r.Name, r.Server, trouble))
+		}
+	}
 	if e.applyError != nil {
 		s.Problem = strings.ReplaceAll(e.applyError.Error(), "\n", "; ")
 	}

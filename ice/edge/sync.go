@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"errors"
 	"math/rand/v2"
 	"reflect"
 	"slices"
@@ -116,14 +117,18 @@ func (e *Edge) notePortal(err error) {
 	if (was == nil) != (err == nil) || e.portalSince.IsZero() {
 		e.portalSince = time.Now()
 	}
+	wrong := "the portal does not answer"
+	if errors.Is(err, protocol.ErrAnswer) {
+		wrong = "the portal's answer is not understood"
+	}
 	switch {
 	case err != nil && !e.signaling(): // who gives PortalState tells
 	case err != nil && was == nil: // once is nothing: the portal has its nodes connect anew when what they may do changes
-	case err != nil && !e.portalMute:
-		e.portalMute = true
-		e.log.Warn("the portal does not answer; connections that are up stay up", "error", err)
-	case err == nil && e.portalMute:
-		e.portalMute = false
+	case err != nil && e.portalWrong != wrong:
+		e.portalWrong = wrong
+		e.log.Warn(wrong+"; connections that are up stay up", "error", err)
+	case err == nil && e.portalWrong != "":
+		e.portalWrong = ""
 		e.log.Info("the portal answers again")
 	}
 	e.syncError = err

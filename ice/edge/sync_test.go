@@ -182,6 +182,26 @@ func TestPortalBack(t *testing.T) {
 	})
 }
 
+// An answer that is not understood is not told as none.
+func TestPortalNotUnderstood(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		c := w.node("laptop", protocol.Client)
+		time.Sleep(time.Second)
+		_, strange := protocol.DecodeSync([]byte("[]"))
+		w.portal.change(func() { w.portal.down = strange })
+		time.Sleep(time.Minute)
+		w.portal.set(func() { w.portal.down = nil })
+		time.Sleep(time.Minute)
+		for text, n := range map[string]int{
+			"the portal's answer is not understood; connections that are up stay up": 1, "the portal does not answer": 0, "the portal answers again": 1,
+		} {
+			if got := c.log.count(text); got != n {
+				t.Errorf("%q is logged %d times, want %d", text, got, n)
+			}
+		}
+	})
+}
+
 // A question that fails once is no news: the portal has its nodes connect anew when what they may do has changed.
 func TestPortalBlinks(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {

@@ -359,7 +359,7 @@ func (r *Relays) newServer(now time.Duration, w RelayServer) *server {
 	})
 	s := newServer(w, FacadePort+r.nextPort%4096)
 	r.nextPort++
-	if !s.broken {
+	if r.changed = r.changed || s.broken; !s.broken {
 		s.client.Start(now)
 	}
 	return s

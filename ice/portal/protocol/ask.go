@@ -35,18 +35,21 @@ func Ask(ctx context.Context, bus *signal.Bus, r SyncRequest) (Sync, error) {
 	return DecodeSync(answer)
 }
 
-// DecodeSync parses and validates an answer.
+// ErrAnswer: the portal has answered, with something that this program does not understand.
+var ErrAnswer = errors.New("this program does not understand the portal's answer")
+
+// DecodeSync parses and validates an answer. Errors are ErrAnswer.
 func DecodeSync(data []byte) (Sync, error) {
 	var s Sync
 	if len(data) > MaxAnswer {
-		return Sync{}, errors.New("protocol: the portal's answer is too long")
+		return Sync{}, fmt.Errorf("protocol: %w, which is longer than %d bytes", ErrAnswer, MaxAnswer)
 	}
 	err := decode(data, &s)
 	if err == nil {
 		err = s.Validate()
 	}
 	if err != nil {
-		return Sync{}, fmt.Errorf("protocol: this program does not understand the portal's answer (%w); update the older of the two", err)
+		return Sync{}, fmt.Errorf("protocol: %w (%w); update the older of the two", ErrAnswer, err)
 	}
 	return s, nil
 }
