@@ -44,10 +44,14 @@ func Listen(cfg Config) ([]Pair, error) {
 		return listen(cfg, openPortable) // which tells and takes no local addresses, so that routes do not matter
 	}
 	pairs, err := listen(cfg, openNative)
-	if err == nil && cfg.Routes {
+	if err != nil {
+		return nil, err
+	}
+	addSpares(cfg, pairs)
+	if cfg.Routes {
 		pairs[0].Routes, pairs[0].NoRoutes = openRoutes(pairs[0].LocalPort())
 	}
-	return pairs, err
+	return pairs, nil
 }
 
 func withDefaults(cfg Config) Config {
@@ -120,6 +124,14 @@ func openPair(cfg Config, open opener) (Pair, error) {
 		return Pair{}, ErrNoFamily
 	}
 	return p, nil
+}
+
+// of is the pair's socket of a family, nil if there is none.
+func (p Pair) of(f family) Socket {
+	if f == v6 {
+		return p.V6
+	}
+	return p.V4
 }
 
 func (p Pair) port() uint16 {

@@ -91,6 +91,11 @@ func (n *namespace) ip(command string, args ...any) {
 // open opens a pair in the namespace.
 func (n *namespace) open(cfg Config) Pair {
 	n.t.Helper()
+	return n.openAll(cfg)[0]
+}
+
+func (n *namespace) openAll(cfg Config) []Pair {
+	n.t.Helper()
 	var pairs []Pair
 	var err error
 	n.in(func() { pairs, err = Listen(cfg) })
@@ -98,7 +103,7 @@ func (n *namespace) open(cfg Config) Pair {
 		n.t.Fatal(err)
 	}
 	n.t.Cleanup(func() { closeAll(pairs) })
-	return pairs[0]
+	return pairs
 }
 
 // cable makes two namespaces with a veth between them: 10.9.0.1, 10.9.0.11, 10.9.0.12 and fd09::1 on one side, 10.9.0.2 and

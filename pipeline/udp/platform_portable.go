@@ -7,3 +7,6 @@ var openNative = openPortable
 
 // openRoutes opens none.
 func openRoutes(uint16) (Routes, error) { return nil, nil }
+
+// addSpares adds none: what systems do with a full buffer differs, and a portable port cannot be shared.
+func addSpares(Config, []Pair) {}

@@ -3,6 +3,9 @@ package udp
 import (
 	"net/netip"
 	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // secondUplink gives a a device that leads nowhere, with addresses of its own, and returns its index and those.
@@ -64,35 +67,135 @@ func TestRefusedBytes(t *testing.T) {
 	}
 }
 
-// TestSlowDeviceHoldsUpNobody: a slow device fills its own queue and not the socket, which others send by.
+// TestSlowDeviceHoldsUpNobody: slow devices fill their own queues and not the socket, which others send by; also where the kernel
+// refuses a large buffer.
 func TestSlowDeviceHoldsUpNobody(t *testing.T) {
 	a, b := cable(t)
 	a.secondUplink()
-	if err := a.try("tc qdisc add dev uplink root tbf rate 1mbit burst 3000 limit 16000000"); err != nil {
-		t.Skipf("SKIPPED: no slow device: %v", err)
-	}
 	slow := map[family]string{v4: "10.8.0.2", v6: "fd08::2"}
 	a.ip("neigh replace 10.8.0.2 lladdr 02:00:00:00:00:03 dev uplink nud permanent")
 	a.ip("neigh replace fd08::2 lladdr 02:00:00:00:00:03 dev uplink nud permanent")
-	for _, cfg := range []Config{{}, {NoSegment: true}} {
-		from, to := a.open(cfg), b.open(Config{})
+	for _, test := range []struct {
+		Config
+		refused bool
+	}{{}, {Config: Config{NoSegment: true}}, {refused: true}, {Config{NoSegment: true}, true}} {
+		if err := a.try("tc qdisc add dev uplink root tbf rate 1mbit burst 3000 limit 32000000"); err != nil {
+			t.Skipf("SKIPPED: no slow device: %v", err)
+		}
+		open := a.open
+		if test.refused {
+			open = a.openWithoutForce
+		}
+		from, to := open(test.Config), b.open(Config{})
 		for _, f := range []family{v4, v6} {
-			if got := from.of(f).Offloads().SendBuffer; got < 1<<28 {
-				t.Skipf("SKIPPED: the kernel grants no more than %d bytes", got)
-			}
 			data := make([]byte, 40*1400)
-			for i := range 200 { // 11 MB
+			for i := range 250 { // 14 MB
 				r := []Run{{Data: data, SegmentSize: 1400, Dst: netip.AddrPortFrom(netip.MustParseAddr(slow[f]), 9)}}
 				if n, err := from.of(f).Send(r); n != 1 || err != nil {
-					t.Fatalf("IPv%d: run %d to the slow device: %d sent, error %v", f, i, n, err)
+					t.Fatalf("IPv%d, %+v: run %d to the slow device: %d sent, error %v", f, test, i, n, err)
 				}
 			}
 			r := Run{Data: []byte("hello"), SegmentSize: 5, Dst: netip.AddrPortFrom(cableAddr[f], to.port())}
+			sendAll(t, from.of(f), []Run{r})
 			if err := from.of(f).SendOne(r); err != nil {
-				t.Fatalf("IPv%d: to the fast device: %v", f, err)
+				t.Fatalf("IPv%d, %+v: to the fast device: %v", f, test, err)
 			}
-			newCollector().until(t, to.of(f), 1)
+			newCollector().until(t, to.of(f), 2)
 		}
+		if err := a.try("tc qdisc del dev uplink root"); err != nil { // and what is in its queue
+			t.Fatal(err)
+		}
+	}
+}
+
+// openWithoutForce opens a pair as root of a user namespace does, whose buffers the system's limits bind.
+func (n *namespace) openWithoutForce(cfg Config) Pair { return n.openAllWithoutForce(cfg)[0] }
+
+func (n *namespace) openAllWithoutForce(cfg Config) []Pair {
+	n.t.Helper()
+	header := unix.CapUserHeader{Version: unix.LINUX_CAPABILITY_VERSION_3}
+	var had [2]unix.CapUserData
+	capset := func(effective uint32) {
+		had := had
+		had[0].Effective = effective
+		if err := unix.Capset(&header, &had[0]); err != nil {
+			n.t.Errorf("capset: %v", err)
+		}
+	}
+	n.in(func() {
+		if err := unix.Capget(&header, &had[0]); err != nil {
+			n.t.Errorf("capget: %v", err)
+		}
+		capset(had[0].Effective &^ (1 << unix.CAP_NET_ADMIN))
+	})
+	defer n.in(func() { capset(had[0].Effective) })
+	return n.openAll(cfg)
+}
+
+// TestSparesReceiveNothing: with spare sockets on its port each shard still gets all of its flows, and what it sends by any of them
+// comes from that port.
+func TestSparesReceiveNothing(t *testing.T) {
+	a, b := cable(t)
+	for _, shards := range []int{1, 2} {
+		pairs := a.openAllWithoutForce(Config{Shards: shards})
+		for _, f := range []family{v4, v6} {
+			const flows, each = 48, 3
+			dst := netip.AddrPortFrom(map[family]netip.Addr{v4: netip.MustParseAddr("10.9.0.1"), v6: netip.MustParseAddr("fd09::1")}[f], pairs[0].port())
+			for range flows {
+				from := b.open(Config{}).of(f)
+				for range each {
+					sendAll(t, from, []Run{{Data: []byte("x"), SegmentSize: 1, Dst: dst}})
+				}
+			}
+			sources, total := make([]map[netip.AddrPort]int, shards), 0
+			for deadline := time.Now().Add(patience); total < flows*each; {
+				for i, p := range pairs {
+					c := newCollector()
+					n, err := p.of(f).Receive(c.batch)
+					if err != nil {
+						t.Fatal(err)
+					}
+					if sources[i] == nil {
+						sources[i] = make(map[netip.AddrPort]int)
+					}
+					for _, m := range c.batch[:n] {
+						sources[i][m.Src] += len(m.Data)
+						total += len(m.Data)
+					}
+				}
+				if time.Now().After(deadline) {
+					t.Fatalf("IPv%d, %d shards: received %d of %d: %v", f, shards, total, flows*each, sources)
+				}
+			}
+			for i, of := range sources {
+				if len(of) < flows/shards/3 {
+					t.Errorf("IPv%d: %d of %d flows came to shard %d of %d", f, len(of), flows, i, shards)
+				}
+				for src, n := range of {
+					if n != each {
+						t.Errorf("IPv%d: shard %d got %d of %d datagrams from %v", f, i, n, each, src)
+					}
+				}
+			}
+			to := b.open(Config{}).of(f)
+			for i, p := range pairs {
+				s := p.of(f).(*linuxSocket)
+				if len(s.senders) < 2 {
+					t.Fatalf("IPv%d: shard %d has no spares, although the kernel refuses a large buffer", f, i)
+				}
+				c := newCollector()
+				for s.lane.via = range s.senders {
+					sendAll(t, s, []Run{{Data: []byte("x"), SegmentSize: 1, Dst: netip.AddrPortFrom(cableAddr[f], to.LocalPort())}})
+				}
+				c.until(t, to, len(s.senders))
+				for _, m := range c.from {
+					if m.Src.Port() != dst.Port() { // of the addresses the kernel chooses one
+						t.Fatalf("IPv%d: a spare's datagram came from %v, want port %d", f, m.Src, dst.Port())
+					}
+				}
+			}
+		}
+		closeAll(pairs)
 	}
 }
 

@@ -20,6 +20,7 @@ type sender struct {
 	names    []sockaddr
 	controls [][sendControlSize]byte
 	pieces   []piece
+	via      int // index of the descriptor in sock.senders to send by
 
 	cursor
 	stopped     stopPoint
@@ -67,6 +68,7 @@ func (t *sender) init(s *linuxSocket, n int) {
 // send is Socket.Send.
 func (t *sender) send(runs []Run) (int, error) {
 	t.resume(runs)
+	full := 0 // descriptors in a row whose buffer is
 	for t.run < len(runs) {
 		n := t.fill(runs)
 		if n == 0 {
@@ -75,11 +77,16 @@ func (t *sender) send(runs []Run) (int, error) {
 			continue
 		}
 		t.sock.stats.SendCalls.Add(1)
-		sent, errno := t.sock.calls.sendmmsg(t.sock.fd, t.msgs[:n])
+		sent, errno := t.sock.calls.sendmmsg(t.sock.senders[t.via], t.msgs[:n])
 		switch {
 		case errno == 0 && sent > 0:
+			full = 0
 			t.advance(runs, sent) // what a partial send left out says why when it is the first
 		case errno == 0, errno == unix.EAGAIN:
+			t.via = (t.via + 1) % len(t.sock.senders) // the one that was full first, so the first to have room again
+			if full++; full < len(t.sock.senders) {
+				continue
+			}
 			t.stop(runs)
 			return t.run, nil
 		case errno == unix.EBADF:

@@ -12,11 +12,12 @@ import (
 // batchCalls is how many messages one system call takes at most.
 const batchCalls = 64
 
-// linuxSocket is one non-blocking descriptor with message arrays of its own. The goroutine that calls Receive owns
-// receiver, the one that calls Send owns lane; SendOne's callers share one under mu.
+// linuxSocket is a non-blocking descriptor, at times with spares to send by, and message arrays of its own. The goroutine
+// that calls Receive owns receiver, the one that calls Send owns lane; SendOne's callers share one under mu.
 type linuxSocket struct {
 	// Frozen.
 	fd       int
+	senders  []int // descriptors to send by: fd, and spares that take over where a send buffer is full
 	family   family
 	port     uint16
 	offloads Offloads
@@ -45,7 +46,7 @@ const closedFlag = int64(1) << 62
 var _ Socket = (*linuxSocket)(nil)
 
 func newLinuxSocket(fd int, f family, port uint16, offloads Offloads, calls kernelCalls) *linuxSocket {
-	s := &linuxSocket{fd: fd, family: f, port: port, offloads: offloads, calls: calls}
+	s := &linuxSocket{fd: fd, senders: []int{fd}, family: f, port: port, offloads: offloads, calls: calls}
 	s.receiver.init(batchCalls)
 	s.lane.init(s, batchCalls)
 	s.one.init(s, 1)
@@ -67,7 +68,9 @@ func (s *linuxSocket) acquire() bool {
 
 func (s *linuxSocket) release() {
 	if s.users.Add(-1) == closedFlag {
-		_ = unix.Close(s.fd) // nothing is buffered, so nothing can be lost
+		for i := len(s.senders) - 1; i >= 0; i-- { // fd last: it is the one that others are kept from receiving for
+			_ = unix.Close(s.senders[i]) // nothing is buffered, so nothing can be lost
+		}
 	}
 }
 
@@ -98,7 +101,12 @@ func (s *linuxSocket) SetMark(mark uint32) error {
 		return ErrClosed
 	}
 	defer s.release()
-	return os.NewSyscallError("setsockopt SO_MARK", unix.SetsockoptInt(s.fd, unix.SOL_SOCKET, unix.SO_MARK, int(mark)))
+	for _, fd := range s.senders {
+		if err := set(fd, "SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, int(mark)); err != nil {
+			return err
+		}
+	}
+	return nil
 }
 
 // FD is the descriptor to poll.

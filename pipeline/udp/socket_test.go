@@ -43,13 +43,6 @@ func loopback(s Socket, f family) netip.AddrPort {
 	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), s.LocalPort())
 }
 
-func (p Pair) of(f family) Socket {
-	if f == v6 {
-		return p.V6
-	}
-	return p.V4
-}
-
 // forEachFamily opens a receiver and a sender and runs the test in the families that the machine has.
 func forEachFamily(t *testing.T, cfg Config, test func(t *testing.T, from, to Socket, dst netip.AddrPort)) {
 	a, b := open(t, cfg), open(t, cfg)
