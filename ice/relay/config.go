@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"math"
 	"net"
 	"net/netip"
 )
@@ -50,8 +51,9 @@ type Config struct {
 	// having authenticated: Binding requests, and requests that end in an error. Five seconds' worth may come at once.
 	// 0: 100 and 10.
 	BindingsPerSecond, RefusalsPerSecond int
-	// ReceiveBuffer and SendBuffer are the sizes in bytes of the socket buffers; a relayed address has a quarter of the latter.
-	// 0: 4 MiB (10 ms at 3 Gbit/s) and 1 MiB. The kernel may grant less; that is logged.
+	// ReceiveBuffer and SendBuffer are the sizes in bytes of the socket buffers. 0: 4 MiB (10 ms at 3 Gbit/s) to receive, and no
+	// bound to send, so that nobody waits for a client or peer whose device is slow: its queue drops. The kernel may grant
+	// less; that is logged of the former.
 	ReceiveBuffer, SendBuffer int
 	// NoOffload switches UDP_GRO and UDP_SEGMENT off.
 	NoOffload bool
@@ -87,7 +89,7 @@ func (cfg Config) withDefaults() (Config, error) {
 		{&cfg.BindingsPerSecond, 100, "BindingsPerSecond"},
 		{&cfg.RefusalsPerSecond, 10, "RefusalsPerSecond"},
 		{&cfg.ReceiveBuffer, 4 << 20, "ReceiveBuffer"},
-		{&cfg.SendBuffer, 1 << 20, "SendBuffer"},
+		{&cfg.SendBuffer, math.MaxInt32 / 2, "SendBuffer"},
 	} {
 		if *n.value < 0 {
 			return cfg, fmt.Errorf("relay: Config.%s is negative", n.name)

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 // TestLocalAddress: on an unspecified address the relay answers, and relays, from the address that the client sent to.
@@ -46,6 +48,27 @@ func TestBuffers(t *testing.T) {
 			t.Errorf("%v: a receive buffer of %d bytes", g.sock.local, g.sock.granted)
 		}
 		t.Logf("%v: %d of %d bytes granted", g.sock.local, g.sock.granted, s.cfg.ReceiveBuffer)
+	}
+}
+
+// TestSendBuffers: nothing that is sent waits for what a slow device's queue holds: not on the socket that all clients share, nor for
+// a peer, which would hold up the goroutine that reads from all clients.
+func TestSendBuffers(t *testing.T) {
+	s := start(t, nil)
+	c := dial(t, s, 0, "x")
+	c.allocate()
+	for _, sock := range []*socket{s.gates[0].sock, c.find(t, s).sock} {
+		var got int
+		err := sock.raw.Control(func(fd uintptr) { got, _ = unix.GetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_SNDBUF) })
+		if err != nil {
+			t.Fatal(err)
+		}
+		if unix.Geteuid() != 0 {
+			t.Skipf("SKIP: only root may pass net.core.wmem_max; %d bytes granted", got)
+		}
+		if got < 1<<30 {
+			t.Errorf("%v: a send buffer of %d bytes, want no bound", sock.local, got)
+		}
 	}
 }
 

@@ -208,11 +208,7 @@ func (s *Server) open() error {
 }
 
 func (s *Server) socketConfig(listening bool) socketConfig {
-	c := socketConfig{s.offloads, s.cfg.ReceiveBuffer, s.cfg.SendBuffer, listening}
-	if !listening {
-		c.sendBuffer /= 4 // only one client fills it
-	}
-	return c
+	return socketConfig{s.offloads, s.cfg.ReceiveBuffer, s.cfg.SendBuffer, listening}
 }
 
 // receiveFailed looks at the error of a receive and reports whether it is the end. Other errors are counted, and waited out for
