@@ -7,10 +7,10 @@ import (
 )
 
 const (
-	// spareBuffer is how many bytes, as Config counts them, the sockets of a port and family are to hold together: Linux makes
-	// twice that of it, what a device's queue of usual length (txqueuelen 1000) holds of the longest runs.
+	// spareBuffer is how many bytes, as Config counts them, a socket is to hold together with its spares: Linux makes twice that
+	// of it, what a device's queue of usual length (txqueuelen 1000) holds of the longest runs.
 	spareBuffer = 32 << 20
-	// spareMost bounds how many sockets that makes where the system grants little (net.core.wmem_max is 208 KiB by default).
+	// spareMost bounds how many descriptors that makes where the system grants little (net.core.wmem_max is 208 KiB by default).
 	spareMost = 64
 )
 
@@ -39,7 +39,7 @@ func addFamilySpares(cfg Config, f family, sockets []*linuxSocket) {
 	if granted <= 0 || granted >= cfg.SendBuffer {
 		return
 	}
-	each := min(spareMost, min(cfg.SendBuffer, spareBuffer)/granted) / len(sockets)
+	each := min(spareMost, min(cfg.SendBuffer, spareBuffer)/granted) // not shared among the shards: a flow has one
 	if each <= 1 || set(sockets[0].fd, "SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) != nil {
 		return
 	}
