@@ -21,49 +21,57 @@ var numbersOf = map[family]familyNumbers{
 
 // openNative is the opener of Linux sockets.
 func openNative(cfg Config, f family, port uint16, share bool) (Socket, error) {
-	fd, err := unix.Socket(numbersOf[f].domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	fd, offloads, port, err := openDescriptor(cfg, f, port, share)
 	if err != nil {
-		return nil, familyError(os.NewSyscallError("socket", err))
-	}
-	s, err := setUp(fd, cfg, f, port, share)
-	if err != nil {
-		unix.Close(fd)
 		return nil, err
 	}
-	return s, nil
+	return newLinuxSocket(fd, f, port, offloads, linuxCalls), nil
+}
+
+// openDescriptor opens and binds a socket and returns the port it has got.
+func openDescriptor(cfg Config, f family, port uint16, share bool) (int, Offloads, uint16, error) {
+	fd, err := unix.Socket(numbersOf[f].domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
+	if err != nil {
+		return -1, Offloads{}, 0, familyError(os.NewSyscallError("socket", err))
+	}
+	offloads, port, err := setUp(fd, cfg, f, port, share)
+	if err != nil {
+		unix.Close(fd)
+	}
+	return fd, offloads, port, err
 }
 
 // setUp sets every option before the port is bound, so that no datagram comes in without them; but the first socket
 // of a family shares its port only afterwards, see opener.
-func setUp(fd int, cfg Config, f family, port uint16, share bool) (*linuxSocket, error) {
+func setUp(fd int, cfg Config, f family, port uint16, share bool) (Offloads, uint16, error) {
 	if f == v6 {
 		if err := set(fd, "IPV6_V6ONLY", unix.IPPROTO_IPV6, unix.IPV6_V6ONLY, 1); err != nil {
-			return nil, err
+			return Offloads{}, 0, err
 		}
 	}
 	if cfg.Mark != 0 { // without its mark a tunnel's datagrams may be routed into the tunnel
 		if err := set(fd, "SO_MARK", unix.SOL_SOCKET, unix.SO_MARK, int(cfg.Mark)); err != nil {
-			return nil, err
+			return Offloads{}, 0, err
 		}
 	}
 	offloads, err := setOptions(fd, cfg, f)
 	if err != nil {
-		return nil, err
+		return Offloads{}, 0, err
 	}
 	if share {
 		if err := set(fd, "SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-			return nil, err
+			return Offloads{}, 0, err
 		}
 	}
 	if port, err = bind(fd, f, port); err != nil {
-		return nil, err
+		return Offloads{}, 0, err
 	}
 	if !share && cfg.Shards > 1 {
 		if err := set(fd, "SO_REUSEPORT", unix.SOL_SOCKET, unix.SO_REUSEPORT, 1); err != nil {
-			return nil, err
+			return Offloads{}, 0, err
 		}
 	}
-	return newLinuxSocket(fd, f, port, offloads, linuxCalls), nil
+	return offloads, port, nil
 }
 
 // setOptions asks for what the data path wants and tells what there is.

@@ -11,7 +11,7 @@ const (
 	// of it, what a device's queue of usual length (txqueuelen 1000) holds of the longest runs.
 	spareBuffer = 32 << 20
 	// spareMost bounds how many descriptors that makes where the system grants little (net.core.wmem_max is 208 KiB by default).
-	spareMost = 64
+	spareMost = 160
 )
 
 // addSpares gives the sockets of a port spare ones to send by, where the kernel has refused them the buffer that was asked for: not
@@ -46,7 +46,7 @@ func addFamilySpares(cfg Config, f family, sockets []*linuxSocket) {
 	steered := false
 	for _, s := range sockets {
 		for len(s.senders) < each {
-			fd, err := openSpare(cfg, f, s.port)
+			fd, _, _, err := openDescriptor(cfg, f, s.port, true)
 			if err != nil {
 				return
 			}
@@ -61,19 +61,6 @@ func addFamilySpares(cfg Config, f family, sockets []*linuxSocket) {
 			s.offloads.SendBuffer += granted
 		}
 	}
-}
-
-// openSpare opens a socket to send by.
-func openSpare(cfg Config, f family, port uint16) (int, error) {
-	fd, err := unix.Socket(numbersOf[f].domain, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC|unix.SOCK_NONBLOCK, 0)
-	if err != nil {
-		return -1, os.NewSyscallError("socket", err)
-	}
-	if _, err = setUp(fd, cfg, f, port, true); err != nil {
-		unix.Close(fd)
-		return -1, err
-	}
-	return fd, nil
 }
 
 // steer attaches a program to the group of sockets that fd belongs to: it chooses one of the first n, in the order in which they were

@@ -124,7 +124,7 @@ type Config struct {
 	Mark uint32
 	// ReceiveBuffer and SendBuffer are socket buffer sizes in bytes asked for; 0 takes the default of this package. What
 	// the kernel grants may be less (net.core.rmem_max, wmem_max, unless we may pass them) and is told by Offloads. On Linux
-	// what is refused of SendBuffer is made up for by further sockets on the port, up to 32 MiB or 64 sockets for each.
+	// what is refused of SendBuffer is made up for by further sockets on the port, up to 32 MiB or 160 sockets for each.
 	ReceiveBuffer, SendBuffer int
 	// NoSegment, NoGRO and Portable switch off UDP_SEGMENT, UDP_GRO, or the platform's own socket altogether.
 	NoSegment, NoGRO, Portable bool
