@@ -28,7 +28,8 @@ import (
 const (
 	uapiMaxLine    = 64 << 10    // bytes of a line
 	uapiMaxRequest = 64 << 20    // bytes of a request
-	uapiMaxClients = 64          // connections at a time; one more is closed at once
+	uapiMaxClients = 64          // connections at a time; see admit
+	uapiGrace      = time.Second // how long one more waits for a place
 	uapiPatience   = time.Minute // for a request to arrive once begun, and again for its answer to be taken
 )
 
@@ -98,7 +99,7 @@ func (e uapiEdit) peer(k crypto.PublicKey, create bool) peerEditor {
 // ServeUAPI answers the clients of l, which it owns and closes, until l is closed (nil), its socket is removed
 // (ErrUAPIGone) or it fails. It returns when the last connection's goroutine has ended; connections are closed, not waited
 // for. A refused set is logged at level debug. Any number of clients may be slow; each has a goroutine of its own, up to
-// 64 at a time.
+// 64 at a time: for one more, after a second, the one gives way that has made no request for the longest time.
 //
 // A set that fails stays applied up to the line that failed, as in other implementations; one that is cut off before its
 // empty line is not applied at all.
@@ -106,17 +107,21 @@ func (p *Pipeline) ServeUAPI(l net.Listener, logger *slog.Logger) error {
 	if logger == nil {
 		logger = slog.New(slog.DiscardHandler)
 	}
-	s := &uapiServer{target: uapiTarget{p}, logger: logger, clients: make(map[net.Conn]struct{})}
-	return s.serve(l)
+	return newUAPIServer(uapiTarget{p}, logger).serve(l)
 }
 
 type uapiServer struct {
 	target  configurable
 	logger  *slog.Logger
 	running sync.WaitGroup
+	places  chan struct{} // one for each client
 
 	mu      sync.Mutex
-	clients map[net.Conn]struct{} // guarded by mu
+	clients map[net.Conn]time.Time // when it came, or had its last answer; guarded by mu
+}
+
+func newUAPIServer(target configurable, logger *slog.Logger) *uapiServer {
+	return &uapiServer{target: target, logger: logger, places: make(chan struct{}, uapiMaxClients), clients: make(map[net.Conn]time.Time)}
 }
 
 func (s *uapiServer) serve(l net.Listener) error {
@@ -128,24 +133,53 @@ func (s *uapiServer) serve(l net.Listener) error {
 		switch {
 		case errors.Is(err, net.ErrClosed):
 			return nil
-		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED):
-			time.Sleep(100 * time.Millisecond) // passes when descriptors are free again
+		case errors.Is(err, syscall.EMFILE), errors.Is(err, syscall.ENFILE), errors.Is(err, syscall.ECONNABORTED),
+			errors.Is(err, syscall.ENOBUFS), errors.Is(err, syscall.ENOMEM):
+			time.Sleep(100 * time.Millisecond) // passes when descriptors or memory are free again
 			continue
 		case err != nil:
 			return err
 		}
-		s.mu.Lock()
-		admit := len(s.clients) < uapiMaxClients
-		if admit {
-			s.clients[conn] = struct{}{}
-		}
-		s.mu.Unlock()
-		if !admit {
-			s.logger.Warn("configuration client refused", "reason", "too many connections", "limit", uapiMaxClients)
-			conn.Close()
-			continue
-		}
+		s.admit(conn)
 		s.running.Go(func() { s.client(conn) })
+	}
+}
+
+// admit waits for a place. Where none becomes free the client that is silent longest gives way: programs that forgot to hang up must
+// not lock out whoever wants to configure us. The others wait in the socket's backlog meanwhile, so that many at once are served
+// in turn.
+func (s *uapiServer) admit(conn net.Conn) {
+	patience := time.NewTimer(uapiGrace)
+	defer patience.Stop()
+	select {
+	case s.places <- struct{}{}:
+	case <-patience.C:
+		s.closeSilent()
+		s.places <- struct{}{}
+	}
+	s.note(conn)
+}
+
+// note notes that a client is there and has nothing to wait for.
+func (s *uapiServer) note(conn net.Conn) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.clients[conn] = time.Now()
+}
+
+// closeSilent closes the client that is silent longest.
+func (s *uapiServer) closeSilent() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	var silent net.Conn
+	for conn, since := range s.clients {
+		if silent == nil || since.Before(s.clients[silent]) {
+			silent = conn
+		}
+	}
+	if silent != nil {
+		s.logger.Warn("configuration client closed", "reason", "too many connections, and silent longest", "limit", uapiMaxClients)
+		silent.Close()
 	}
 }
 
@@ -166,6 +200,7 @@ func (s *uapiServer) client(conn net.Conn) {
 		s.mu.Lock()
 		delete(s.clients, conn)
 		s.mu.Unlock()
+		<-s.places
 	}()
 	for {
 		lines.total = 0
@@ -184,6 +219,7 @@ func (s *uapiServer) client(conn net.Conn) {
 		if !expired.Stop() || err != nil || !more {
 			return
 		}
+		s.note(conn)
 	}
 }
 

@@ -75,7 +75,7 @@ func (r peerRecorder) AddAllowedIP(prefix netip.Prefix)       { r.note("add %v",
 func (r peerRecorder) RemoveAllowedIP(prefix netip.Prefix)    { r.note("drop %v", prefix) }
 func newRecorder() *recorder                                  { return &recorder{known: map[crypto.PublicKey]bool{}} }
 func testServer(target configurable, l *slog.Logger) *uapiServer {
-	return &uapiServer{target: target, logger: l, clients: map[net.Conn]struct{}{}}
+	return newUAPIServer(target, l)
 }
 
 // keys whose hexadecimal form is one byte repeated.
@@ -89,6 +89,7 @@ func exchange(t testing.TB, s *uapiServer, request string) string {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	done := make(chan struct{})
+	s.admit(theirs)
 	go func() { defer close(done); s.client(theirs) }()
 	var answer bytes.Buffer
 	read := make(chan struct{})
