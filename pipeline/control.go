@@ -26,12 +26,14 @@ type control struct {
 	up     bool       // the interface is; without sockets if they could not be opened
 	pairs  []udp.Pair // one a shard; nil without sockets
 	closed counterSet // of sockets that are no more
-	loss   lossWatch
+	loss   countWatch // of lossNames
+	flood  countWatch // of floodNames
 	walk   sourceWalk
 }
 
 func newControl(p *Pipeline) *control {
-	c := &control{pipeline: p, log: p.config.Logger, udp: p.config.UDP, closed: make(counterSet)}
+	c := &control{pipeline: p, log: p.config.Logger, udp: p.config.UDP, closed: make(counterSet),
+		loss: countWatch{names: lossNames[:], least: 1}, flood: countWatch{names: floodNames[:], least: floodLeast}}
 	c.controller = &controller{
 		local: p.local, routes: &p.routes, effects: c, log: c.log, shards: len(p.shards), lifetime: p.config.HandshakeLifetime,
 		edge: p.config.Edge, random: rand.Uint32, wall: p.config.Wall,
@@ -83,19 +85,23 @@ func (c *control) loop(ctx context.Context, failed <-chan error) error {
 			c.now = p.clock()
 			c.controller.handleTimeout(c.now)
 		}
-		c.watchLoss()
+		c.watchCounters()
 		c.walkSources()
 		c.alarm.set(c.now, sooner(sooner(c.controller.nextTimeout(c.now), c.loss.deadline()), c.walk.deadline(c.now)))
 	}
 }
 
-// watchLoss writes a line if packets are being lost.
-func (c *control) watchLoss() {
+// watchCounters writes a line if packets are being lost, and one if there is a flood.
+func (c *control) watchCounters() {
 	if !c.loss.due(c.now) {
 		return
 	}
-	if lost := c.loss.look(c.now, c.laneCounters()); lost != nil {
+	counts := c.counters()
+	if lost := c.loss.look(c.now, counts); lost != nil {
 		c.log.Warn("packets were lost", lost...)
+	}
+	if flood := c.flood.look(c.now, counts); flood != nil {
+		c.log.Warn("a flood of datagrams that are no peer's; they are dropped", flood...)
 	}
 }
 

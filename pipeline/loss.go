@@ -17,39 +17,56 @@ var lossNames = [...]string{
 // LossNames are the names that Status.Lost can have, in their order.
 func LossNames() []string { return slices.Clone(lossNames[:]) }
 
-// lossWatch tells of packets that are being lost: the first time within lossLook, then once in lossInterval, with what was lost
-// since; nothing while nothing is. Owned by control. The zero value is ready.
-type lossWatch struct {
+// floodNames are the counters of what nobody of ours has sent: messages that are forged, repeated, damaged or of no session, and
+// the handshakes that found the mailbox full because of them. One is not worth a line, whoever sends it; many at once are: they cost
+// what the tunnel then lacks.
+var floodNames = [...]string{
+	"drop_stray", "drop_malformed", "drop_channel_data", "drop_mailbox_full", "drop_unknown_index", "drop_expired_keypair",
+	"drop_unauthentic", "drop_replayed", "handshake_mac1_mismatch", "handshake_cookie_sent", "handshake_rate_limited",
+	"handshake_unknown_index", "handshake_bad_cookie",
+}
+
+// floodLeast is how many datagrams of floodNames, since the last line, are a flood.
+const floodLeast = 100_000
+
+// countWatch tells of counters that grow: the first time within watchLook of least, then once in watchLine, with what was added
+// since; nothing while they stand still. Owned by control.
+type countWatch struct {
+	names      []string
+	least      uint64        // in sum
 	next, line time.Duration // when to look again, and when another line may be written; on the pipeline's clock
 	told       counterSet
 }
 
 const (
-	lossLook     = 5 * time.Second // while control has something to do anyway
-	lossInterval = time.Minute
+	watchLook = 5 * time.Second // while control has something to do anyway
+	watchLine = time.Minute
 )
 
 // due says whether it is time to look.
-func (w *lossWatch) due(now time.Duration) bool { return now >= w.next }
+func (w *countWatch) due(now time.Duration) bool { return now >= w.next }
 
 // deadline is when control is to look though nothing else wakes it.
-func (w *lossWatch) deadline() time.Duration { return w.next + lossInterval }
+func (w *countWatch) deadline() time.Duration { return w.next + watchLine }
 
-// look returns what there is to tell: each counter of lossNames that has grown, and by how much, in their order.
-func (w *lossWatch) look(now time.Duration, counts counterSet) (lost []any) {
-	w.next = now + lossLook
+// look returns what there is to tell: each counter of names that has grown, and by how much, in their order.
+func (w *countWatch) look(now time.Duration, counts counterSet) (grown []any) {
+	w.next = now + watchLook
 	if now < w.line {
 		return nil
 	}
-	for _, name := range lossNames {
-		if grown := counts[name] - w.told[name]; grown > 0 {
-			lost = append(lost, slog.Uint64(name, grown))
+	sum := uint64(0)
+	for _, name := range w.names {
+		if n := counts[name] - w.told[name]; n > 0 {
+			grown = append(grown, slog.Uint64(name, n))
+			sum += n
 		}
 	}
-	if lost != nil {
-		w.told, w.line = counts, now+lossInterval
+	if sum == 0 || sum < w.least {
+		return nil
 	}
-	return lost
+	w.told, w.line = counts, now+watchLine
+	return grown
 }
 
 // losses are the counters of lossNames that are not 0, in their order.

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"testing"
 	"testing/synctest"
@@ -15,7 +16,7 @@ import (
 // The first line comes when the first loss is seen, further ones a minute apart, each with what was lost since, in the order
 // of lossNames; none while nothing is lost.
 func TestLossWatch(t *testing.T) {
-	var w lossWatch
+	w := countWatch{names: lossNames[:], least: 1}
 	for i, c := range []struct {
 		at                  time.Duration
 		read, full, uncared uint64
@@ -33,7 +34,7 @@ func TestLossWatch(t *testing.T) {
 		if fmt.Sprint(got) != fmt.Sprint(c.want) {
 			t.Errorf("look %d: %v, want %v", i, got, c.want)
 		}
-		if w.due(c.at+lossLook-1) || !w.due(c.at+lossLook) || w.deadline() != c.at+lossLook+lossInterval {
+		if w.due(c.at+watchLook-1) || !w.due(c.at+watchLook) || w.deadline() != c.at+watchLook+watchLine {
 			t.Errorf("look %d: due or deadline is wrong", i)
 		}
 	}
@@ -46,7 +47,7 @@ func TestLossNames(t *testing.T) {
 		for _, c := range w.a.Counters() {
 			set[c.Name] = c.Value
 		}
-		for _, name := range lossNames {
+		for _, name := range slices.Concat(lossNames[:], floodNames[:]) {
 			if _, ok := set[name]; !ok {
 				t.Errorf("there is no counter %q", name)
 			}
@@ -57,7 +58,40 @@ func TestLossNames(t *testing.T) {
 	})
 }
 
-// What the kernel drops in front of the tunnel is told in status at once, and in the log within lossLook while there is traffic, by a
+// A flood of what is no peer's is told by a line a minute at most, with the names and what came since; a few are only counted.
+func TestFloodTold(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var log bytes.Buffer
+		n := newNode(t, udptest.New(1), plain, 1, func(c *Config) { c.Logger = slog.New(slog.NewTextHandler(&log, nil)) })
+		stats := n.shards[0].stats
+		minutes := func(perSecond, minutes int) (lines int) {
+			synctest.Wait()
+			before := log.Len()
+			for range 60 * minutes { // control has something to do each second, as with traffic
+				stats.drop(dropUnauthentic, perSecond)
+				time.Sleep(time.Second)
+				n.Counters()
+				synctest.Wait()
+			}
+			return strings.Count(log.String()[before:], "flood of datagrams")
+		}
+		if got := minutes(100, 10); got != 0 {
+			t.Errorf("%d lines of 100 messages a second, want none:\n%s", got, &log)
+		}
+		if got := minutes(50_000, 3); got != 3 || !strings.Contains(log.String(), "drop_unauthentic=") {
+			t.Errorf("%d lines in 3 minutes, want 3 with drop_unauthentic:\n%s", got, &log)
+		}
+		if got := minutes(0, 3); got > 1 { // the rest
+			t.Errorf("%d lines after the flood, want 1 at most:\n%s", got, &log)
+		}
+		if err := n.Close(); err != nil {
+			t.Error(err)
+		}
+		<-n.ran
+	})
+}
+
+// What the kernel drops in front of the tunnel is told in status at once, and in the log within watchLook while there is traffic, by a
 // line a minute at most, and not after it has stopped.
 func TestLossTold(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
