@@ -24,6 +24,8 @@ const (
 	underLoadFor = time.Second
 	// underLoadShare: under load is when an eighth of the handshake queue waits (kernel receive.c).
 	underLoadShare = 8
+	// garbageAll is everything, as a share; garbageSpan is how many messages the share is taken of, about.
+	garbageAll, garbageSpan = 1 << 16, 128
 )
 
 const cookieSize = blake2s.Size128
@@ -61,6 +63,7 @@ type cookieChecker struct {
 	secret   [blake2s.Size]byte
 	secretAt time.Duration // 0: no secret yet
 	loadAt   time.Duration // when the queue was last too full
+	garbage  int           // how much of what came last was garbage, of garbageAll
 	limiter  rateLimiter
 	reply    [SizeCookieReply]byte
 }
@@ -72,10 +75,19 @@ func (c *cookieChecker) rekey(public *PublicKey) {
 	c.sealKey = labelledKey(labelCookie, public)
 }
 
-// noteQueue is told how many handshake messages wait.
+// noteQueue is told how many handshake messages wait. Of them, as many will be garbage as were lately, which do not count: they cost
+// less than a cookie reply, and who does not even know our public key shall not make those wait for a retry who do.
 func (c *cookieChecker) noteQueue(now time.Duration, waiting, capacity int) {
-	if waiting >= max(1, capacity/underLoadShare) {
+	if waiting*(garbageAll-c.garbage)/garbageAll >= max(1, capacity/underLoadShare) {
 		c.loadAt = now
+	}
+}
+
+// noteMessage is told of each message whether it had the right mac1, or was a cookie reply that we waited for.
+func (c *cookieChecker) noteMessage(right bool) {
+	c.garbage -= c.garbage / garbageSpan
+	if !right {
+		c.garbage = min(garbageAll, c.garbage+garbageAll/garbageSpan)
 	}
 }
 

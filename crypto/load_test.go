@@ -13,6 +13,40 @@ import (
 	"github.com/sluice-vpn/sluice/crypto/cryptotest"
 )
 
+// Who does not know our public key cannot keep us under load, however many messages wait; who does can, and soon after it.
+func TestGarbageIsNoLoad(t *testing.T) {
+	for _, kind := range []string{"initiations", "cookie replies"} {
+		t.Run(kind, func(t *testing.T) {
+			n, a, b := cryptotest.Pair(7, cryptotest.Link{}, anyPeer)
+			local := b.Node().Local
+			good := initiation(n, a)
+			garbage, why := slices.Clone(good), crypto.Mac1Mismatch
+			garbage[8] ^= 1
+			if kind == "cookie replies" {
+				garbage, why = make([]byte, crypto.SizeCookieReply), crypto.UnknownIndex
+				garbage[0] = 3
+			}
+			for range 1000 {
+				local.NoteQueue(n.Now(), 1024, 1024)
+				handle(t, n, b, garbage, why)
+			}
+			n.Run(time.Second) // the first ones count, until we know what they are
+			local.NoteQueue(n.Now(), 1024, 1024)
+			handle(t, n, b, good, crypto.Accepted)
+			sent := 0
+			for ; sent < 100; sent++ {
+				local.NoteQueue(n.Now(), 1024, 1024)
+				if local.Handle(n.Now(), stranger, slices.Clone(good), nil).Reason == crypto.CookieSent {
+					break
+				}
+			}
+			if sent == 100 {
+				t.Errorf("no load after %d messages with the right mac1 and a full queue", sent)
+			}
+		})
+	}
+}
+
 // Section 5.3 and kernel receive.c: under load an initiation without a cookie costs us a cookie reply and nothing else;
 // the reply waits for the retry (section 6.6), which is accepted. Not under load mac2 is not looked at.
 func TestUnderLoadInitiation(t *testing.T) {
@@ -160,7 +194,10 @@ func failedHandshakes(t *testing.T, total, deep int) {
 	if grown := int64(heap()) - int64(mem); grown > 4<<20 {
 		t.Fatalf("the heap grew by %d bytes", grown)
 	}
-	local.NoteQueue(n.Now(), 1, 1) // and all of it once more, under load
+	for range 1000 { // and all of it once more, under load, which garbage alone is not
+		local.NoteQueue(n.Now(), 1024, 1024)
+		local.Handle(n.Now(), netip.AddrPort{}, fakeInitiation(to), nil)
+	}
 	for i := range total / 10 {
 		src := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1)
 		if v := local.Handle(n.Now(), src, fakeInitiation(to), nil); v.Reason != crypto.CookieSent {

@@ -172,8 +172,9 @@ func (l *Local) jitter() time.Duration {
 	return time.Duration(uint64(binary.LittleEndian.Uint32(b[:])) * uint64(retryJitter) >> 32)
 }
 
-// NoteQueue is told how many handshake messages wait for Handle and how many could. From an eighth on, and for a second
-// after, we are under load: initiations and responses must then carry a cookie (section 5.3; kernel receive.c).
+// NoteQueue is told, before each Handle, how many handshake messages wait and how many could. If an eighth of the queue is taken by
+// messages with the right mac1, as far as the latest ones tell, then for a second we are under load: initiations and responses must
+// carry a cookie (section 5.3; kernel receive.c, which counts the others too).
 func (l *Local) NoteQueue(now time.Duration, waiting, capacity int) {
 	l.cookies.noteQueue(now, waiting, capacity)
 }
@@ -257,9 +258,12 @@ func (l *Local) handleResponse(now time.Duration, src netip.AddrPort, msg []byte
 func (l *Local) handleCookieReply(now time.Duration, msg []byte) Verdict {
 	e := l.table.find(binary.LittleEndian.Uint32(msg[offsetReceiver:]))
 	if e == nil {
+		l.cookies.noteMessage(false)
 		return Verdict{Reason: UnknownIndex}
 	}
-	if !e.peer.cookie.consume(now, msg) {
+	right := e.peer.cookie.consume(now, msg)
+	l.cookies.noteMessage(right)
+	if !right {
 		return Verdict{Reason: BadCookie, Peer: e.peer}
 	}
 	e.peer.tally.CookieReplies++
@@ -269,10 +273,13 @@ func (l *Local) handleCookieReply(now time.Duration, msg []byte) Verdict {
 // admit decides whether msg is worth a Diffie-Hellman (section 5.3; kernel receive.c, wg_receive_handshake_packet): mac1
 // always; under load a cookie as well, and not more than the source's share. Not under load mac2 is not looked at.
 func (l *Local) admit(now time.Duration, src netip.AddrPort, msg []byte) (reason Reason, reply []byte) {
-	switch {
-	case !l.hasPrivate():
+	if !l.hasPrivate() {
 		return NoPrivateKey, nil
-	case !l.cookies.checkMac1(msg):
+	}
+	right := l.cookies.checkMac1(msg)
+	l.cookies.noteMessage(right)
+	switch {
+	case !right:
 		return Mac1Mismatch, nil
 	case !l.cookies.underLoad(now):
 		return Accepted, nil
