@@ -5,6 +5,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math/rand/v2"
+	"net/netip"
 	"testing"
 
 	"github.com/sluice-vpn/sluice/pipeline/udp"
@@ -91,15 +92,20 @@ func TestForgedBetweenGenuine(t *testing.T) {
 }
 
 // BenchmarkForged is what a forged message costs once the kernel has handed it over: with the receiver index of a session, and
-// with none. One operation is one message, each in a datagram of its own.
+// with none; relayed is from a relay, in ChannelData. One operation is one message, each in a datagram of its own.
 func BenchmarkForged(b *testing.B) {
 	for _, size := range []int{100, 1380} {
-		for _, known := range []bool{true, false} {
-			b.Run(fmt.Sprintf("%dB, index known %v", size, known), func(b *testing.B) {
+		for _, kind := range []string{"index known true", "index known false", "relayed"} {
+			b.Run(fmt.Sprintf("%dB, %s", size, kind), func(b *testing.B) {
 				l := newLanes(b, 0, tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, size)}, laneInner)
 				message := forge(l.sealed(b, 1)[0], 7)
-				if !known {
+				switch kind {
+				case "index known false":
 					binary.LittleEndian.PutUint32(message[4:], 1+binary.LittleEndian.Uint32(message[4:]))
+				case "relayed":
+					l.b.SetRelays([]netip.AddrPort{l.wire.from.Src})
+					message = append(make([]byte, ChannelHeaderSize), message...)
+					PutChannelHeader(message, 0x4000, uint16(len(message)-ChannelHeaderSize))
 				}
 				b.ReportAllocs()
 				for done := 0; done < b.N; done += receiveMessages {
