@@ -130,17 +130,20 @@ func TestFirewalls(t *testing.T) {
 	}
 	reject := []expr.Any{&expr.Counter{}, &expr.Reject{Type: unix.NFT_REJECT_ICMPX_UNREACH, Code: unix.NFT_REJECT_ICMPX_ADMIN_PROHIBITED}}
 	accept := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
-	chain := func(priority int32, policy *nftables.ChainPolicy, rules ...[]expr.Any) func(*nftables.Conn) {
+	on := func(hook *nftables.ChainHook, priority int32, policy *nftables.ChainPolicy, rules ...[]expr.Any) func(*nftables.Conn) {
 		return func(conn *nftables.Conn) {
 			table := conn.AddTable(&nftables.Table{Name: "firewall", Family: nftables.TableFamilyINet})
 			c := conn.AddChain(&nftables.Chain{
-				Name: "FORWARD", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Policy: policy,
+				Name: "FORWARD", Table: table, Type: nftables.ChainTypeFilter, Hooknum: hook, Policy: policy,
 				Priority: nftables.ChainPriorityRef(nftables.ChainPriority(priority)),
 			})
 			for _, r := range rules {
 				conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: r})
 			}
 		}
+	}
+	chain := func(priority int32, policy *nftables.ChainPolicy, rules ...[]expr.Any) func(*nftables.Conn) {
+		return on(nftables.ChainHookForward, priority, policy, rules...)
 	}
 	const named = "inet firewall FORWARD"
 	for name, tt := range map[string]struct {
@@ -156,6 +159,8 @@ func TestFirewalls(t *testing.T) {
 		"has a policy and lets all":  {firewall: chain(0, &drop, accept), before: named, arrives: true},
 		"lets all before it rejects": {firewall: chain(10, nil, accept, reject), arrives: true},
 		"rejects others only":        {firewall: chain(10, nil, slices.Concat(port, reject)), arrives: true},
+		"drops by policy at the end": {firewall: on(nftables.ChainHookPostrouting, -150, &drop), before: named, after: named},
+		"drops by rule at the end":   {firewall: on(nftables.ChainHookPostrouting, 300, nil, verdict(expr.VerdictDrop)), after: named},
 		"drops by a rule in between": {firewall: chain(10, nil, verdict(expr.VerdictDrop), accept), after: "?"},
 	} {
 		for _, f := range families {
@@ -195,6 +200,51 @@ func TestFirewalls(t *testing.T) {
 			})
 		}
 	}
+}
+
+// TestFirewallMixed: a loss is told of though other packets pass, until the chain lets all pass.
+func TestFirewallMixed(t *testing.T) {
+	l := newGatewayLab(t)
+	var fw *Forwarding
+	var conn *nftables.Conn
+	table := &nftables.Table{Name: "firewall", Family: nftables.TableFamilyIPv4}
+	l.in(t, func() (err error) {
+		if conn, err = nftables.New(); err != nil {
+			return err
+		}
+		conn.AddTable(table)
+		c := conn.AddChain(&nftables.Chain{
+			Name: "FORWARD", Table: table, Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityMangle,
+		})
+		conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: verdict(expr.VerdictDrop)})
+		if err = conn.Flush(); err != nil {
+			return err
+		}
+		fw, err = StartForwarding(behindRoutes)
+		return err
+	})
+	l.fromTunnel(t, families[0].client, families[0].behind, &layers.UDP{SrcPort: 1234, DstPort: 4000})
+	l.untilEntered(t, fw)
+	l.wantObstacle(t, fw, "after a loss", "ip firewall FORWARD")
+	pass := func(f int) {
+		t.Helper()
+		var server net.PacketConn
+		must(t, l.behind.Run(func() (err error) {
+			server, err = net.ListenPacket("udp", net.JoinHostPort(families[f].behind, "4000"))
+			return err
+		}))
+		defer server.Close()
+		l.fromTunnel(t, families[f].client, families[f].behind, &layers.UDP{SrcPort: 1234, DstPort: 4000})
+		must(t, server.SetReadDeadline(time.Now().Add(20*time.Second)))
+		_, _, err := server.ReadFrom(make([]byte, 100))
+		must(t, err)
+	}
+	pass(1)
+	l.wantObstacle(t, fw, "after other packets", "ip firewall FORWARD")
+	l.in(t, func() error { conn.DelTable(table); return conn.Flush() })
+	pass(0)
+	l.wantObstacle(t, fw, "without the firewall", "")
+	l.in(t, fw.Close)
 }
 
 // untilEntered waits until a packet was counted.

@@ -8,6 +8,7 @@ import (
 	"os"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -39,9 +40,11 @@ type Forwarding struct {
 	notes map[string]bool
 	// before are the tables that filtered or translated forwarded packets already when we began.
 	before map[string]bool
-	// traffic is what was counted when some was new, losing whether some of that got lost.
-	traffic traffic
-	losing  bool
+	// traffic is what was counted when some was new; losing whether some of it got lost, lost when, and known whether a chain was
+	// found that may be why.
+	traffic       traffic
+	losing, known bool
+	lost          time.Time
 }
 
 // StartForwarding obeys f. On an error nothing has changed.
@@ -144,7 +147,7 @@ func advertised(note string) string {
 }
 
 func (fw *Forwarding) makeTable() error {
-	fw.traffic, fw.losing = traffic{}, false
+	fw.traffic, fw.losing, fw.known = traffic{}, false, false
 	fw.writeTable()
 	return fw.flush("make table " + fw.table.Name)
 }

@@ -2,6 +2,7 @@ package host
 
 import (
 	"bytes"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -10,12 +11,16 @@ import (
 // traffic is how many packets through the tunnel were let on by us, and how many of them left the machine.
 type traffic struct{ entered, left uint64 }
 
+// lossTold is for how long a loss is told of while other packets pass: a firewall may let some on and others not.
+const lossTold = time.Minute
+
 // Obstacles lists the chains of others that keep packets through the tunnel from being forwarded, as far as can be told. Of those
-// that we let on, each passes two counters of ours, before the first chain of others on the forward hook and behind the last.
-// Where some did not since Obstacles was asked before, the chains are listed that drop by default, as a container runtime's, or
-// reject by their last rule, as some firewalls', if no rule of their table names our interface; none of these is found if it is
-// of the legacy iptables, or a rule before the last: then there is the zero Obstacle. As long as nothing was forwarded, chains
-// that drop by default are listed, and where all was, none.
+// that we let on, each passes two counters of ours, before the first chain of others on the forward hook and behind the last on the
+// postrouting hook. Where some did not in the last minute of traffic, the chains are listed that drop by default, as a container
+// runtime's, or reject by their last rule, as some firewalls', if no rule of their table names our interface; none of these is found
+// if it is of the legacy iptables, or a rule before the last: then there is the zero Obstacle, until packets pass for a minute or,
+// if chains were listed before, at once. As long as nothing was forwarded, chains that drop by default are listed, and where all
+// was, none. What is dropped before it is forwarded (prerouting, ingress) is not seen.
 func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
 	now, err := fw.counted()
 	if err != nil {
@@ -28,21 +33,30 @@ func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
 	if now.entered < fw.traffic.entered || now.left < fw.traffic.left { // the table was made anew
 		fw.traffic = traffic{}
 	}
-	entered, left := now.entered-fw.traffic.entered, now.left-fw.traffic.left
-	switch {
-	case entered > 0:
-		fw.traffic, fw.losing = now, left < entered
-	case now.entered > 0: // nothing new
-	default:
+	if now.entered == 0 {
 		return fw.unfriendly(chains, false), nil
+	}
+	if entered, left := now.entered-fw.traffic.entered, now.left-fw.traffic.left; entered > 0 {
+		fw.traffic = now
+		if left < entered {
+			fw.losing, fw.lost = true, time.Now()
+		} else if time.Since(fw.lost) >= lossTold {
+			fw.losing = false
+		}
 	}
 	if !fw.losing {
 		return nil, nil
 	}
-	if list := fw.unfriendly(chains, true); len(list) > 0 {
-		return list, nil
+	list := fw.unfriendly(chains, true)
+	known := fw.known
+	switch fw.known = len(list) > 0; {
+	case fw.known:
+	case known: // the chain lets us pass by now
+		fw.losing = false
+	default:
+		list = []Obstacle{{}}
 	}
-	return []Obstacle{{}}, nil
+	return list, nil
 }
 
 // counted asks for the later counter last, so that packets that come meanwhile do not look lost.
@@ -69,7 +83,7 @@ func (fw *Forwarding) counted() (now traffic, err error) {
 // unfriendly are the chains of others that drop by their policy, and if last, by their last rule too.
 func (fw *Forwarding) unfriendly(chains []*nftables.Chain, last bool) (list []Obstacle) {
 	for _, c := range chains {
-		if !hooked(c, nftables.ChainHookForward) || ours(c.Table) {
+		if !hooked(c, nftables.ChainHookForward) && !hooked(c, nftables.ChainHookPostrouting) || ours(c.Table) {
 			continue
 		}
 		drops := c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop

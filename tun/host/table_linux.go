@@ -54,22 +54,24 @@ func (fw *Forwarding) writeNotes() {
 	}
 }
 
-// first is before all chains of others on a hook.
-func (fw *Forwarding) first(name string, hook *nftables.ChainHook) *nftables.Chain {
+// counting is a chain that comes before all others on a hook, or behind them.
+func (fw *Forwarding) counting(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
 	accept := nftables.ChainPolicyAccept
 	return fw.conn.AddChain(&nftables.Chain{
-		Name: name, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept, Hooknum: hook, Priority: nftables.ChainPriorityFirst,
+		Name: name, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept, Hooknum: hook, Priority: priority,
 	})
 }
 
 // writeCounters counts what the chain forward lets on, but for new connections to the tunnel, which a firewall may well not want.
 func (fw *Forwarding) writeCounters(in, out []expr.Any) {
-	entered, left := fw.first(enteredChain, nftables.ChainHookForward), fw.first(leftChain, nftables.ChainHookPostrouting)
+	entered := fw.counting(enteredChain, nftables.ChainHookForward, nftables.ChainPriorityFirst)
+	left := fw.counting(leftChain, nftables.ChainHookPostrouting, nftables.ChainPriorityLast)
 	fw.rule(entered, in, matchAnswers(), verdict(expr.VerdictAccept))
 	for _, p := range fw.forward.Routes {
 		fw.rule(entered, in, matchDestination(p.Masked()), verdict(expr.VerdictAccept))
 	}
-	fw.rule(left, in, verdict(expr.VerdictAccept))
+	// What the host itself sends to the tunnel's multicast groups seems to come in by the tunnel (net/ipv6/ip6_output.c, ip6_output).
+	fw.rule(left, in, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, fw.forward.Interface), verdict(expr.VerdictAccept))
 	for _, c := range []*nftables.Chain{entered, left} {
 		fw.rule(c, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpNeq, ""), out, matchAnswers(), verdict(expr.VerdictAccept))
 	}
