@@ -36,6 +36,7 @@ type Forwarding struct {
 	forward Forward
 	table   *nftables.Table
 	conn    *nftables.Conn
+	offered []*nftables.Set // of table, as it was written
 	// notes are those of the settings that were other before.
 	notes map[string]bool
 	// before are the tables that filtered or translated forwarded packets already when we began.
@@ -148,7 +149,9 @@ func advertised(note string) string {
 
 func (fw *Forwarding) makeTable() error {
 	fw.traffic, fw.losing, fw.known = traffic{}, false, false
-	fw.writeTable()
+	if err := fw.writeTable(); err != nil {
+		return err
+	}
 	return fw.flush("make table " + fw.table.Name)
 }
 

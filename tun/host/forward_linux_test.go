@@ -175,6 +175,28 @@ func TestMasquerade(t *testing.T) {
 
 // TestOffered: who comes through the tunnel reaches the networks that are offered, and no others that the machine knows.
 func TestOffered(t *testing.T) {
+	var many []netip.Prefix // as many as a gateway may offer, of each family
+	for i := range 64 {
+		many = append(many, netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 9, byte(2 * i), 0}), 24),
+			netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 9, 7: byte(2 * i)}), 64))
+	}
+	everything := prefixes("0.0.0.0/0", "::/0")
+	for name, tt := range map[string]struct {
+		routes  []netip.Prefix
+		reaches bool // the others too
+	}{
+		"networks":   {behindRoutes.Routes, false},
+		"many":       {many, false},
+		"neighbours": {prefixes("10.9.0.0/25", "10.9.0.0/30", "10.8.255.0/24", "10.9.0.128/25", "10.9.0.0/28", "fd09::/65", "fd09::/64", "fd09:0:0:1::/64"), false},
+		"last":       {append(prefixes("255.255.255.0/24", "ff00::/8"), behindRoutes.Routes...), false},
+		"everything": {everything, true},
+		"doubled":    {append(everything, behindRoutes.Routes...), true},
+	} {
+		t.Run(name, func(t *testing.T) { testOffered(t, tt.routes, tt.reaches) })
+	}
+}
+
+func testOffered(t *testing.T, routes []netip.Prefix, reaches bool) {
 	l := newGatewayLab(t)
 	must(t, l.behind.AddAddr("eth0", netip.MustParsePrefix("10.8.0.2/24")))
 	must(t, l.behind.AddAddr("eth0", netip.MustParsePrefix("fd08::2/64")))
@@ -188,7 +210,10 @@ func TestOffered(t *testing.T) {
 		return conn
 	}
 	var fw *Forwarding
-	l.in(t, func() (err error) { fw, err = StartForwarding(behindRoutes); return err })
+	l.in(t, func() (err error) {
+		fw, err = StartForwarding(Forward{Interface: "sluice0", Routes: routes})
+		return err
+	})
 	for _, f := range []struct{ client, offered, other string }{
 		{"100.64.0.2", "10.9.0.2", "10.8.0.2"}, {"fd00:2021:1111::2", "fd09::2", "fd08::2"},
 	} {
@@ -198,9 +223,13 @@ func TestOffered(t *testing.T) {
 		must(t, offered.SetReadDeadline(time.Now().Add(20*time.Second)))
 		_, _, err := offered.ReadFrom(make([]byte, 100))
 		must(t, err)
-		must(t, other.SetReadDeadline(time.Now().Add(100*time.Millisecond)))
-		if _, from, err := other.ReadFrom(make([]byte, 100)); err == nil {
-			t.Errorf("%v reached %s, which is not offered", from, f.other)
+		wait := 100 * time.Millisecond
+		if reaches {
+			wait = 20 * time.Second
+		}
+		must(t, other.SetReadDeadline(time.Now().Add(wait)))
+		if _, from, err := other.ReadFrom(make([]byte, 100)); (err == nil) != reaches {
+			t.Errorf("%s was reached by %v (%v), want reached: %v", f.other, from, err, reaches)
 		}
 	}
 	l.in(t, fw.Close)

@@ -15,11 +15,14 @@ import (
 // This file is what is in a gateway's nftables table.
 
 // writeTable queues the replacement of our table, to be made in one step.
-func (fw *Forwarding) writeTable() {
+func (fw *Forwarding) writeTable() error {
 	fw.conn.AddTable(fw.table) // so that there is one to delete
 	fw.conn.DelTable(fw.table)
 	fw.conn.AddTable(fw.table)
 	fw.writeNotes()
+	if err := fw.writeOffered(); err != nil {
+		return wrapNFT(err, "list the offered networks")
+	}
 	accept := nftables.ChainPolicyAccept
 	forward := fw.conn.AddChain(&nftables.Chain{
 		Name: forwardChain, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept,
@@ -30,15 +33,15 @@ func (fw *Forwarding) writeTable() {
 	fw.rule(forward, in, clampMSS())
 	fw.rule(forward, out, clampMSS())
 	fw.rule(forward, in, matchAnswers(), verdict(expr.VerdictAccept))
-	for _, p := range fw.forward.Routes {
-		fw.rule(forward, in, matchDestination(p.Masked()), verdict(expr.VerdictAccept))
+	for _, s := range fw.offered {
+		fw.rule(forward, in, matchSet(s, destination), verdict(expr.VerdictAccept))
 	}
 	fw.rule(forward, in, verdict(expr.VerdictDrop))
 	fw.rule(forward, out, verdict(expr.VerdictAccept))
 	fw.writeCounters(in, out)
 	fw.writeErrors()
 	if fw.forward.NoMasquerade {
-		return
+		return nil
 	}
 	postrouting := fw.conn.AddChain(&nftables.Chain{
 		Name: "postrouting", Table: fw.table, Type: nftables.ChainTypeNAT, Policy: &accept,
@@ -46,6 +49,45 @@ func (fw *Forwarding) writeTable() {
 	})
 	fw.rule(postrouting, in, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, fw.forward.Interface),
 		[]expr.Any{&expr.Counter{}, &expr.Masq{}})
+	return nil
+}
+
+// writeOffered makes a set of Routes for each family that they are of. A rule for each would be slow, and the kernel's answers to so
+// many do not fit into the socket's buffer.
+func (fw *Forwarding) writeOffered() error {
+	fw.offered = nil
+	for _, s := range []*nftables.Set{{Name: "offered4", KeyType: nftables.TypeIPAddr}, {Name: "offered6", KeyType: nftables.TypeIP6Addr}} {
+		s.Table, s.Interval = fw.table, true
+		list := intervals(fw.forward.Routes, s.KeyType == nftables.TypeIP6Addr)
+		if len(list) == 0 {
+			continue
+		}
+		if err := fw.conn.AddSet(s, list); err != nil {
+			return err
+		}
+		fw.offered = append(fw.offered, s)
+	}
+	return nil
+}
+
+// intervals are a family's prefixes as elements of a set: where one begins, and the first address behind it if there is one.
+func intervals(prefixes []netip.Prefix, ipv6 bool) (list []nftables.SetElement) {
+	var last netip.Prefix
+	for _, p := range slices.SortedFunc(slices.Values(prefixes), netip.Prefix.Compare) { // what contains others comes before them
+		if p = p.Masked(); p.Addr().Is6() != ipv6 || last.IsValid() && last.Overlaps(p) {
+			continue
+		}
+		last = p
+		list = append(list, nftables.SetElement{Key: p.Addr().AsSlice()})
+		end := p.Addr().AsSlice()
+		for i := p.Bits(); i < 8*len(end); i++ {
+			end[i/8] |= 0x80 >> (i % 8)
+		}
+		if a, _ := netip.AddrFromSlice(end); a.Next().IsValid() {
+			list = append(list, nftables.SetElement{Key: a.Next().AsSlice(), IntervalEnd: true})
+		}
+	}
+	return list
 }
 
 func (fw *Forwarding) writeNotes() {
@@ -67,8 +109,8 @@ func (fw *Forwarding) writeCounters(in, out []expr.Any) {
 	entered := fw.counting(enteredChain, nftables.ChainHookForward, nftables.ChainPriorityFirst)
 	left := fw.counting(leftChain, nftables.ChainHookPostrouting, nftables.ChainPriorityLast)
 	fw.rule(entered, in, matchAnswers(), verdict(expr.VerdictAccept))
-	for _, p := range fw.forward.Routes {
-		fw.rule(entered, in, matchDestination(p.Masked()), verdict(expr.VerdictAccept))
+	for _, s := range fw.offered {
+		fw.rule(entered, in, matchSet(s, destination), verdict(expr.VerdictAccept))
 	}
 	// What the host itself sends to the tunnel's multicast groups seems to come in by the tunnel (net/ipv6/ip6_output.c, ip6_output).
 	fw.rule(left, in, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, fw.forward.Interface), verdict(expr.VerdictAccept))
@@ -88,7 +130,10 @@ func (fw *Forwarding) writeErrors() {
 	})
 	pass := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
 	fw.rule(c, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, fw.forward.Interface), pass)
-	for _, p := range slices.Concat(fw.forward.Routes, fw.forward.Addresses) {
+	for _, s := range fw.offered {
+		fw.rule(c, matchSet(s, source), pass)
+	}
+	for _, p := range fw.forward.Addresses {
 		fw.rule(c, matchAddress(p.Masked(), source), pass)
 	}
 	done := map[bool]bool{}
@@ -155,23 +200,33 @@ const (
 
 func matchDestination(p netip.Prefix) []expr.Any { return matchAddress(p, destination) }
 
-// matchAddress is `ip saddr PREFIX`, `ip6 daddr PREFIX` and so on.
-func matchAddress(p netip.Prefix, which end) []expr.Any {
-	family, offset := byte(unix.NFPROTO_IPV4), 12+4*uint32(which) // RFC 791, section 3.1
-	if p.Addr().Is6() {
-		family, offset = unix.NFPROTO_IPV6, 8+16*uint32(which) // RFC 8200, section 3
+// loadAddress loads one of the addresses of a packet of a family.
+func loadAddress(ipv6 bool, which end) []expr.Any {
+	family, size, offset := byte(unix.NFPROTO_IPV4), uint32(4), uint32(12) // RFC 791, section 3.1
+	if ipv6 {
+		family, size, offset = unix.NFPROTO_IPV6, 16, 8 // RFC 8200, section 3
 	}
-	address := p.Addr().AsSlice()
-	size := len(address)
 	return []expr.Any{
 		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset, Len: uint32(size)},
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset + size*uint32(which), Len: size},
+	}
+}
+
+// matchAddress is `ip saddr PREFIX`, `ip6 daddr PREFIX` and so on.
+func matchAddress(p netip.Prefix, which end) []expr.Any {
+	address := p.Addr().AsSlice()
+	size := len(address)
+	return append(loadAddress(p.Addr().Is6(), which),
 		&expr.Bitwise{
 			SourceRegister: 1, DestRegister: 1, Len: uint32(size), Mask: net.CIDRMask(p.Bits(), 8*size), Xor: make([]byte, size),
 		},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: address},
-	}
+		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: address})
+}
+
+// matchSet is `ip saddr @SET` and so on.
+func matchSet(s *nftables.Set, which end) []expr.Any {
+	return append(loadAddress(s.KeyType == nftables.TypeIP6Addr, which), &expr.Lookup{SourceRegister: 1, SetName: s.Name, SetID: s.ID})
 }
 
 // matchAnswers is `ct state established,related`.
