@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -282,6 +283,9 @@ More nodes, on this machine:
     (umask 077; sudo ./sluice portal node add %sNAME > NAME.token)
 
 `, gateway.Encode(), client.Encode(), state)
+	if err != nil { // the next start makes them anew
+		err = errors.Join(fmt.Errorf("%w: %w", errToken, err), p.RemoveNode(ctx, "gateway"), p.RemoveNode(ctx, "client"))
+	}
 	return err
 }
 

@@ -126,9 +126,7 @@ func portalNodeCommand() *cli.Command {
 			{
 				Name: "remove", Usage: "forget a node and end its connections", ArgsUsage: "NAME",
 				Action: func(ctx context.Context, cmd *cli.Command) error {
-					return withName(cmd, func(name string) error {
-						return askDesk(ctx, cmd.String("state"), "DELETE", "/nodes/"+name, nil, new(string))
-					})
+					return withName(cmd, func(name string) error { return removeNode(ctx, cmd, name) })
 				},
 			},
 			{
@@ -162,7 +160,9 @@ func nodeAddCommand() *cli.Command {
 					}
 					n.Routes = append([]netip.Prefix{}, routes...)
 				}
-				if err := printToken(ctx, cmd, "POST", "/nodes", n); err != nil {
+				if err := printToken(ctx, cmd, "POST", "/nodes", n); errors.Is(err, errToken) {
+					return errors.Join(err, removeNode(ctx, cmd, name)) // of no use to anybody
+				} else if err != nil {
 					return err
 				}
 				return warnOfUnknown(ctx, cmd, n.Allow)
@@ -260,7 +260,17 @@ func printToken(ctx context.Context, cmd *cli.Command, method, path string, body
 	if err := askDesk(ctx, cmd.String("state"), method, path, body, &token); err != nil {
 		return err
 	}
-	return printSecret(cmd, token)
+	if err := printSecret(cmd, token); err != nil {
+		return fmt.Errorf("%w: %w; try again where there is room", errToken, err)
+	}
+	return nil
+}
+
+// errToken: the portal has made a token that nobody has got.
+var errToken = errors.New("the token could not be written")
+
+func removeNode(ctx context.Context, cmd *cli.Command, name string) error {
+	return askDesk(ctx, cmd.String("state"), "DELETE", "/nodes/"+name, nil, new(string))
 }
 
 // warnOfUnknown tells which names stand for no gateway. They may be added later, so that is no error.

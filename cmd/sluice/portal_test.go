@@ -319,6 +319,27 @@ func TestPortalNode(t *testing.T) {
 	}
 }
 
+// TestTokenUnwritten: a node whose token nobody has got is not there.
+func TestTokenUnwritten(t *testing.T) {
+	p := startPortal(t, filepath.Join(t.TempDir(), "state"))
+	p.until(t, "two nodes", func() bool { return len(p.list(t)) == 2 })
+	r, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	r.Close()
+	w.Close() // nothing can be written
+	var stderr bytes.Buffer
+	code := run([]string{"sluice", "portal", "node", "add", "lost", "-state", p.folder}, nil, w, &stderr)
+	if got := stderr.String(); code != 1 || !strings.Contains(got, "the token could not be written") || strings.Count(got, "\n") != 1 {
+		t.Errorf("code %d, stderr %q; want 1 and a line", code, got)
+	}
+	if _, there := p.list(t)["lost"]; there {
+		t.Error("the node is there without a token")
+	}
+	p.stop(t)
+}
+
 // TestPortalOps: what operators ask is served, also without a relay.
 func TestPortalOps(t *testing.T) {
 	free, err := net.Listen("tcp", "127.0.0.1:0")
