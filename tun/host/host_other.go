@@ -76,6 +76,9 @@ func (*Routing) Changes() uint64 { return 0 }
 // Unmarked tells why answers are not marked.
 func (*Routing) Unmarked() error { return nil }
 
+// HasIPv6 tells whether an interface has IPv6.
+func HasIPv6(string) bool { return false }
+
 // Networks lists the networks that the machine has an address in.
 func Networks(string) ([]Network, error) { return nil, ErrUnsupported }
 

@@ -28,7 +28,9 @@ const (
 //
 // As long as there are routes, an nftables table of ours, `inet sluice-INTERFACE-mark`, puts the mark (by conntrack) on what
 // answers marked packets, and on what answers connections that came by another interface, so that answers go back the way the
-// question came. For strict reverse path filtering (rp_filter=1) of both, src_valid_mark is set; a note in the table has it
+// question came. A UDP server that listens at all addresses must name the source of its answers (IP_PKTINFO), or the route names
+// the tunnel's, and they are no answers any more; to guess that they are would let a forged question lead flows past the tunnel.
+// For strict reverse path filtering (rp_filter=1) of both, src_valid_mark is set; a note in the table has it
 // reset after a program was killed. See Routing.Unmarked for machines where this cannot be.
 //
 // Several programs may share Table and Mark; the last one to leave deletes the rules. A route belongs to the one who had it

@@ -97,11 +97,11 @@ func prefixOf(n *net.IPNet) (netip.Prefix, bool) {
 }
 
 // usable tells whether the interface has the prefix's family.
-func (r *Routing) usable(p netip.Prefix) bool {
-	if p.Addr().Is4() {
-		return true
-	}
-	off, err := readSetting("ipv6/conf/" + r.cfg.Interface + "/disable_ipv6")
+func (r *Routing) usable(p netip.Prefix) bool { return p.Addr().Is4() || HasIPv6(r.cfg.Interface) }
+
+// HasIPv6 tells whether an interface has IPv6: the machine may have none, or it may be disabled.
+func HasIPv6(name string) bool {
+	off, err := readSetting("ipv6/conf/" + name + "/disable_ipv6")
 	return err == nil && off == "0"
 }
 

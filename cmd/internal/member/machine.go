@@ -125,6 +125,10 @@ func (m *machine) obstacles() (notes []string) {
 		notes = append(notes, "this gateway offers no network, so that peers reach this machine only: -routes names the networks")
 	}
 	notes = append(notes, unapproved(m.options.Routes, m.answer.Offers)...)
+	if v6 := slices.DeleteFunc(slices.Clone(m.options.Routes), func(p netip.Prefix) bool { return p.Addr().Is4() }); len(v6) > 0 && !host.HasIPv6(m.options.Interface) {
+		notes = append(notes, fmt.Sprintf("this machine has no IPv6 on %s (net.ipv6.conf.all.disable_ipv6, or ipv6.disable at boot), so that"+
+			" what is offered of it is not reached: %s", m.options.Interface, texts(v6)))
+	}
 	routes, shadowed := routesOf(m.answer, m.options.Routes)
 	if len(shadowed) > 0 {
 		notes = append(notes, "routes of other gateways overlap with what this one offers, and are not used: "+texts(shadowed))

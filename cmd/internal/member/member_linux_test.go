@@ -324,6 +324,24 @@ func TestMended(t *testing.T) {
 	}
 }
 
+// TestNoIPv6: a gateway whose machine has no IPv6 goes on, and its status tells which of its networks are not reached.
+func TestNoIPv6(t *testing.T) {
+	lab.Need(t)
+	const path = "/proc/sys/net/ipv6/conf/default/disable_ipv6"
+	must(t, os.WriteFile(path, []byte("1"), 0))
+	defer os.WriteFile(path, []byte("0"), 0)
+	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw8", Table: 788, Routes: prefixes("10.3.0.0/24", "fd03::/64")}, protocol.Sync{
+		Name: "office", Role: protocol.Gateway, Addresses: prefixes("100.64.0.1/32", "fd00:2021:1111::1/128"),
+	}, nil)
+	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "gateway office is up") })
+	s, err := n.node.Get(context.Background())
+	must(t, err)
+	if got := strings.Join(s.Notes, "\n"); !strings.Contains(got, "no IPv6 on gw8") || !strings.Contains(got, "not reached: fd03::/64") {
+		t.Errorf("notes %q, want one of IPv6 and fd03::/64", got)
+	}
+	must(t, n.stop(t))
+}
+
 func TestRoleMismatch(t *testing.T) {
 	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw1"}, protocol.Sync{Name: "node", Role: protocol.Client}, nil)
 	select {
