@@ -241,6 +241,9 @@ func TestFirewallMixed(t *testing.T) {
 	}
 	pass(1)
 	l.wantObstacle(t, fw, "after other packets", "ip firewall FORWARD")
+	if got, want := (Obstacle{"ip", "mangle", "FORWARD"}).Remedy("gw0"), "iptables -t mangle -I FORWARD -i gw0 -j ACCEPT, and the same with -o"; got != want {
+		t.Errorf("the remedy is %q, want %q", got, want)
+	}
 	l.in(t, func() error { conn.DelTable(table); return conn.Flush() })
 	pass(0)
 	l.wantObstacle(t, fw, "without the firewall", "")

@@ -59,6 +59,9 @@ func (o Obstacle) Explain(name string) string {
 func (o Obstacle) Remedy(name string) string {
 	if o.Chain == "FORWARD" && o.Family != "inet" { // of iptables, which do not like to be edited by others
 		program := map[bool]string{false: "iptables", true: "ip6tables"}[o.Family == "ip6"]
+		if o.Table != "filter" {
+			return program + " -t " + o.Table + " -I FORWARD -i " + name + " -j ACCEPT, and the same with -o"
+		}
 		return program + " -I FORWARD -i " + name + " -j ACCEPT, and the same with -o (with Docker: DOCKER-USER in place of FORWARD)"
 	}
 	return "nft insert rule " + o.String() + " iifname " + name + " accept, and the same with oifname"

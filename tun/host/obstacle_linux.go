@@ -12,15 +12,15 @@ import (
 type traffic struct{ entered, left uint64 }
 
 // lossTold is for how long a loss is told of while other packets pass: a firewall may let some on and others not.
-const lossTold = time.Minute
+const lossTold = 30 * time.Second
 
 // Obstacles lists the chains of others that keep packets through the tunnel from being forwarded, as far as can be told. Of those
 // that we let on, each passes two counters of ours, before the first chain of others on the forward hook and behind the last on the
-// postrouting hook. Where some did not in the last minute of traffic, the chains are listed that drop by default, as a container
-// runtime's, or reject by their last rule, as some firewalls', if no rule of their table names our interface; none of these is found
-// if it is of the legacy iptables, or a rule before the last: then there is the zero Obstacle, until packets pass for a minute or,
-// if chains were listed before, at once. As long as nothing was forwarded, chains that drop by default are listed, and where all
-// was, none. What is dropped before it is forwarded (prerouting, ingress) is not seen.
+// postrouting hook. Where some did not lately, the chains are listed that drop by default, as a container runtime's, or reject by
+// their last rule, as some firewalls', if no rule of their table names our interface; none of these is found if it is of the legacy
+// iptables, or a rule before the last: then there is the zero Obstacle, until packets pass for lossTold or, if chains were listed
+// before, at once. As long as nothing was forwarded, chains that drop by default are listed, and where all was, none. What is
+// dropped before it is forwarded (prerouting, ingress) is not seen.
 func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
 	now, err := fw.counted()
 	if err != nil {
