@@ -240,7 +240,10 @@ func TestAnswers(t *testing.T) {
 	l := newGatewayLab(t)
 	must(t, l.behind.AddRoute(netip.MustParsePrefix("100.64.0.0/11"), "eth0", netip.MustParseAddr("10.9.0.1")))
 	var fw *Forwarding
-	l.in(t, func() (err error) { fw, err = StartForwarding(Forward{Interface: "sluice0"}); return err })
+	l.in(t, func() (err error) {
+		fw, err = StartForwarding(Forward{Interface: "sluice0", Routes: prefixes("10.1.0.0/24")})
+		return err
+	})
 	var conn net.PacketConn
 	must(t, l.behind.Run(func() (err error) { conn, err = net.ListenPacket("udp", "10.9.0.2:4000"); return err }))
 	defer conn.Close()
@@ -348,7 +351,7 @@ func wantState(t *testing.T, v4, v6, acceptRA string, tables ...string) {
 
 func start(t *testing.T, name string) *Forwarding {
 	t.Helper()
-	fw, err := StartForwarding(Forward{Interface: name})
+	fw, err := StartForwarding(Forward{Interface: name, Routes: behindRoutes.Routes})
 	must(t, err)
 	return fw
 }
