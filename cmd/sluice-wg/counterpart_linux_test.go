@@ -3,15 +3,19 @@ package main
 import (
 	"context"
 	"errors"
+	"flag"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
+	"regexp"
 	"slices"
 	"strconv"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
 	"github.com/sluice-vpn/sluice/bench/speedtest"
@@ -24,18 +28,50 @@ import (
 // counterpartEnv is for programs that would give up root, or write their log to a file that all of them share.
 var counterpartEnv = []string{"WG_SUDO=true", "WG_LOG_FILE=/dev/null"}
 
-// buildCounterparts builds the programs of others, once a version: here, where the network is still that of the machine. What cannot
-// be built is said by the tests that need it.
+// counterpartTests are those that need the programs of others.
+var counterpartTests = []string{
+	"TestCounterpartsAreKnown", "TestInterop", "TestInteropRoaming", "TestInteropWrongKeys", "TestInteropRekey",
+}
+
+// counterpartTime is how long building may take: go test gives a package 10 minutes. What was compiled by then is lost, so a slow
+// machine builds them with -timeout 30m first.
+const counterpartTime = 6 * time.Minute
+
+// buildCounterparts builds the programs of others, once a version: here, where the network is still that of the machine, and one
+// process at a time. What cannot be built is said by the tests that need it.
 func buildCounterparts() {
-	if lab.Inside() {
+	if lab.Inside() || !slices.ContainsFunc(counterpartTests, asked) {
 		return
 	}
+	if cache, err := os.UserCacheDir(); err == nil {
+		if lock, err := os.OpenFile(filepath.Join(cache, "sluice-counterparts.lock"), os.O_CREATE|os.O_RDWR, 0o600); err == nil {
+			defer lock.Close()
+			_ = unix.Flock(int(lock.Fd()), unix.LOCK_EX) // without it the same is built twice
+		}
+	}
+	most := counterpartTime
+	if limit := flag.Lookup("test.timeout").Value.(flag.Getter).Get().(time.Duration); limit > 10*time.Minute {
+		most = limit * 3 / 4
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), most)
+	defer cancel()
 	for _, name := range speedtest.Peers() {
-		_, err := speedtest.ResolveAgainst(context.Background(), []string{name}, os.Stderr)
+		_, err := speedtest.ResolveAgainst(ctx, []string{name}, os.Stderr)
 		if err != nil && !errors.Is(err, speedtest.ErrNoTool) {
 			fmt.Fprintln(os.Stderr, err)
 		}
 	}
+}
+
+// asked reports whether a test is to run, as far as -run and -list say.
+func asked(test string) bool {
+	flag.Parse()
+	if flag.Lookup("test.list").Value.String() != "" {
+		return false
+	}
+	pattern, _, _ := strings.Cut(flag.Lookup("test.run").Value.String(), "/")
+	ok, err := regexp.MatchString(pattern, test)
+	return ok && err == nil
 }
 
 // counterpart is a program of others.
