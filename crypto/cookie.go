@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"hash"
 	"io"
-	"net/netip"
 	"time"
 
 	"golang.org/x/crypto/blake2s"
@@ -104,8 +103,8 @@ func (c *cookieChecker) checkMac1(msg []byte) bool {
 	return equal(&c.sum, msg[at:at+macSize])
 }
 
-// checkMac2 reports whether whoever made msg has received a cookie of ours at the address src.
-func (c *cookieChecker) checkMac2(now time.Duration, rand io.Reader, src netip.AddrPort, msg []byte) bool {
+// checkMac2 reports whether whoever made msg has received a cookie of ours at src.
+func (c *cookieChecker) checkMac2(now time.Duration, rand io.Reader, src Source, msg []byte) bool {
 	cookie, ok := c.cookie(now, rand, src)
 	if !ok {
 		return false
@@ -116,8 +115,8 @@ func (c *cookieChecker) checkMac2(now time.Duration, rand io.Reader, src netip.A
 }
 
 // cookie is a MAC of the address *and port*, under a secret that lives two minutes (section 5.4.7; kernel cookie.c,
-// make_cookie). Not ok: the random source failed.
-func (c *cookieChecker) cookie(now time.Duration, rand io.Reader, src netip.AddrPort) (cookie [cookieSize]byte, ok bool) {
+// make_cookie), and of the channel if the message came over one. Not ok: the random source failed.
+func (c *cookieChecker) cookie(now time.Duration, rand io.Reader, src Source) (cookie [cookieSize]byte, ok bool) {
 	if c.secretAt == 0 || now-c.secretAt >= cookieSecretMaxAge {
 		if _, err := io.ReadFull(rand, c.secret[:]); err != nil {
 			c.secretAt = 0
@@ -125,20 +124,22 @@ func (c *cookieChecker) cookie(now time.Duration, rand io.Reader, src netip.Addr
 		}
 		c.secretAt = now
 	}
-	var port [2]byte
-	binary.BigEndian.PutUint16(port[:], src.Port())
-	addr := src.Addr().Unmap()
+	place := binary.BigEndian.AppendUint16(make([]byte, 0, 4), src.Addr.Port())
+	if src.Channel != 0 {
+		place = binary.BigEndian.AppendUint16(place, src.Channel)
+	}
+	addr := src.Addr.Addr().Unmap()
 	if addr.Is4() {
 		a := addr.As4()
-		return mac(c.secret[:], a[:], port[:]), true
+		return mac(c.secret[:], a[:], place), true
 	}
 	a := addr.As16()
-	return mac(c.secret[:], a[:], port[:]), true
+	return mac(c.secret[:], a[:], place), true
 }
 
 // makeReply answers msg with a cookie, which only who can receive at src and sent msg can open. The result is valid until
 // the next call; nil: the random source failed. It is shorter than what it answers.
-func (c *cookieChecker) makeReply(now time.Duration, rand io.Reader, src netip.AddrPort, msg []byte) []byte {
+func (c *cookieChecker) makeReply(now time.Duration, rand io.Reader, src Source, msg []byte) []byte {
 	cookie, ok := c.cookie(now, rand, src)
 	if !ok {
 		return nil

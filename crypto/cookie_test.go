@@ -28,7 +28,7 @@ func newCookieBench() *cookieBench {
 }
 
 // fetch has the checker answer b.msg and the other side take the cookie.
-func (b *cookieBench) fetch(t *testing.T, now time.Duration, src netip.AddrPort) {
+func (b *cookieBench) fetch(t *testing.T, now time.Duration, src Source) {
 	t.Helper()
 	b.latest.addMacs(now, b.msg)
 	reply := b.checker.makeReply(now, b.rand, src, b.msg)
@@ -38,30 +38,38 @@ func (b *cookieBench) fetch(t *testing.T, now time.Duration, src netip.AddrPort)
 }
 
 // valid reports whether the checker takes the mac2 that a new message has.
-func (b *cookieBench) valid(now time.Duration, src netip.AddrPort) bool {
+func (b *cookieBench) valid(now time.Duration, src Source) bool {
 	b.latest.addMacs(now, b.msg)
 	return b.checker.checkMac1(b.msg) && b.checker.checkMac2(now, b.rand, src, b.msg)
 }
 
+// at is a source that no relay is in front of.
+func at(addr string) Source { return Source{Addr: netip.MustParseAddrPort(addr)} }
+
+// over is a source that the relay at v4 has a channel to.
+func over(channel uint16) Source { return Source{Addr: v4.Addr, Channel: channel, Relay: true} }
+
 var (
-	v4 = netip.MustParseAddrPort("192.0.2.1:1000")
-	v6 = netip.MustParseAddrPort("[2001:db8::1]:1000")
+	v4 = at("192.0.2.1:1000")
+	v6 = at("[2001:db8::1]:1000")
 )
 
 // Section 5.4.7: the cookie is for one address *and port*, and mapped addresses are the same address.
 func TestCookieBindsAddress(t *testing.T) {
 	for _, c := range []struct {
-		got, used netip.AddrPort
+		got, used Source
 		want      bool
 	}{
 		{v4, v4, true}, {v6, v6, true},
-		{v4, netip.MustParseAddrPort("192.0.2.1:1001"), false},
-		{v4, netip.MustParseAddrPort("192.0.2.2:1000"), false},
-		{v4, netip.MustParseAddrPort("[::ffff:192.0.2.1]:1000"), true},
-		{v6, netip.MustParseAddrPort("[2001:db8::1]:1001"), false},
-		{v6, netip.MustParseAddrPort("[2001:db8::2]:1000"), false},
+		{v4, at("192.0.2.1:1001"), false},
+		{v4, at("192.0.2.2:1000"), false},
+		{v4, at("[::ffff:192.0.2.1]:1000"), true},
+		{v6, at("[2001:db8::1]:1001"), false},
+		{v6, at("[2001:db8::2]:1000"), false},
 		{v6, v4, false},
-		{netip.AddrPort{}, v4, false},
+		{Source{}, v4, false},
+		{over(1), over(1), true}, {over(1), over(2), false}, {over(1), v4, false}, {v4, over(1), false},
+		{v4, Source{Addr: v4.Addr, Relay: true}, true},
 	} {
 		b := newCookieBench()
 		b.fetch(t, time.Second, c.got)
@@ -165,7 +173,7 @@ func TestUnderLoad(t *testing.T) {
 func TestRateLimiter(t *testing.T) {
 	var r rateLimiter
 	now := time.Hour
-	one, two := netip.MustParseAddr("10.0.0.1"), netip.MustParseAddr("10.0.0.2")
+	one, two := at("10.0.0.1:1"), at("10.0.0.2:1")
 	for i, step := range []struct {
 		wait time.Duration
 		want bool
@@ -186,20 +194,22 @@ func TestRateLimiter(t *testing.T) {
 }
 
 func TestRateLimiterSources(t *testing.T) {
-	for _, c := range []struct{ a, b string }{
-		{"2001:db8:1:2::1", "2001:db8:1:2:ffff::2"}, {"10.0.0.1", "::ffff:10.0.0.1"}, {"fe80::1%eth0", "fe80::1%eth1"},
+	for _, c := range []struct{ a, b Source }{
+		{at("[2001:db8:1:2::1]:1"), at("[2001:db8:1:2:ffff::2]:2")}, {at("10.0.0.1:1"), at("[::ffff:10.0.0.1]:2")},
+		{at("[fe80::1%eth0]:1"), at("[fe80::1%eth1]:1")}, {Source{}, Source{}}, {over(1), over(1)},
 	} {
-		if source(netip.MustParseAddr(c.a)) != source(netip.MustParseAddr(c.b)) {
-			t.Errorf("%s and %s are one source", c.a, c.b)
+		if c.a.bucket() != c.b.bucket() {
+			t.Errorf("%v and %v are one source", c.a, c.b)
 		}
 	}
-	for _, c := range []struct{ a, b string }{{"2001:db8:1:2::1", "2001:db8:1:3::1"}, {"10.0.0.1", "10.0.0.2"}, {"::1", "1.0.0.1"}} {
-		if source(netip.MustParseAddr(c.a)) == source(netip.MustParseAddr(c.b)) {
-			t.Errorf("%s and %s are two sources", c.a, c.b)
+	for _, c := range []struct{ a, b Source }{
+		{at("[2001:db8:1:2::1]:1"), at("[2001:db8:1:3::1]:1")}, {at("10.0.0.1:1"), at("10.0.0.2:1")}, {at("[::1]:1"), at("1.0.0.1:1")},
+		{over(1), over(2)}, {over(1), v4}, {Source{Addr: v4.Addr, Relay: true}, v4},
+		{Source{Addr: v4.Addr, Relay: true}, Source{Addr: at("192.0.2.1:1001").Addr, Relay: true}},
+	} {
+		if c.a.bucket() == c.b.bucket() {
+			t.Errorf("%v and %v are two sources", c.a, c.b)
 		}
-	}
-	if source(netip.Addr{}).IsValid() {
-		t.Error("no address")
 	}
 }
 
@@ -210,14 +220,14 @@ func TestRateLimiterBounded(t *testing.T) {
 	allowed := 0
 	for i := range 100000 {
 		a := netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)})
-		if r.allow(now, a) {
+		if r.allow(now, Source{Addr: netip.AddrPortFrom(a, 1)}) {
 			allowed++
 		}
 	}
 	if len(r.buckets) != maxBuckets || allowed != maxBuckets {
 		t.Fatalf("%d sources known, %d allowed", len(r.buckets), allowed)
 	}
-	if !r.allow(now+time.Second, netip.MustParseAddr("192.0.2.1")) || len(r.buckets) != 1 {
+	if !r.allow(now+time.Second, v4) || len(r.buckets) != 1 {
 		t.Fatalf("%d sources known a second later", len(r.buckets))
 	}
 }

@@ -38,7 +38,7 @@
 //	handshake.go  initiation and response, TAI64N check, 20 ms, silence: 5.1 to 5.4.5; wg_noise_handshake_*
 //	tai64n.go     timestamps, rounded to 2^24 ns: 5.1; tai64n_now
 //	cookie.go     mac1, mac2, cookie reply, under load: 5.3, 5.4.4, 5.4.7, 6.6; cookie.c, wg_receive_handshake_packet
-//	ratelimit.go  20 a second by IPv4 address or IPv6 /64: 5.3; ratelimiter.c
+//	ratelimit.go  20 a second by IPv4 address, IPv6 /64, or port or channel of a relay: 5.3; ratelimiter.c
 //	session.go    previous, current, next: 6.3; add_new_keypair, wg_noise_received_with_keypair
 //	keypair.go    counters, ages: 5.4.6, 6.1, 6.2; keep_key_fresh
 //	index.go      random indices: 5.4.2; peerlookup.c

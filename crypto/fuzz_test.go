@@ -34,8 +34,8 @@ func target() (n *cryptotest.Net, r *cryptotest.Remote, messages [][]byte) {
 // answers has a answer the initiation twice: with a cookie reply, and with a response.
 func answers(n *cryptotest.Net, a *cryptotest.Remote, initiation []byte) (response, cookie []byte) {
 	a.Node().Local.NoteQueue(n.Now(), 1, 1)
-	cookie = slices.Clone(a.Node().Local.Handle(n.Now(), stranger, slices.Clone(initiation), nil).Reply)
-	v := a.Node().Local.Handle(n.Now()+time.Second, stranger, slices.Clone(initiation), nil)
+	cookie = slices.Clone(a.Node().Local.Handle(n.Now(), crypto.Source{Addr: stranger}, slices.Clone(initiation), nil).Reply)
+	v := a.Node().Local.Handle(n.Now()+time.Second, crypto.Source{Addr: stranger}, slices.Clone(initiation), nil)
 	if v.Peer == nil {
 		panic(v.Reason)
 	}
@@ -69,7 +69,7 @@ func FuzzHandle(f *testing.F) {
 		}
 		before := local.Fingerprint()
 		src := netip.AddrPortFrom(netip.AddrFrom4([4]byte{byte(at)}), at)
-		v := local.Handle(n.Now(), src, msg, nil)
+		v := local.Handle(n.Now(), crypto.Source{Addr: src}, msg, nil)
 		if v.Reason == crypto.Accepted { // an unharmed message: go back to the state before
 			n, r, _ = target()
 			local, to = r.Node().Local, r.Node().Local.PublicKey()
@@ -111,7 +111,7 @@ func FuzzTransport(f *testing.F) {
 func TestFuzzTargetIsHittable(t *testing.T) {
 	for i := range 3 {
 		n, r, messages := target()
-		if v := r.Node().Local.Handle(n.Now(), stranger, messages[i], nil); v.Reason != crypto.Accepted {
+		if v := r.Node().Local.Handle(n.Now(), crypto.Source{Addr: stranger}, messages[i], nil); v.Reason != crypto.Accepted {
 			t.Errorf("message %d: %v", i, v.Reason)
 		}
 	}

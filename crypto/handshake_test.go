@@ -47,7 +47,7 @@ func connect(t *testing.T, n *cryptotest.Net, a, b *cryptotest.Remote) {
 func handle(t *testing.T, n *cryptotest.Net, r *cryptotest.Remote, msg []byte, want crypto.Reason) crypto.Verdict {
 	t.Helper()
 	before := r.Node().Local.Fingerprint()
-	v := r.Node().Local.Handle(n.Now(), stranger, slices.Clone(msg), nil)
+	v := r.Node().Local.Handle(n.Now(), crypto.Source{Addr: stranger}, slices.Clone(msg), nil)
 	if v.Reason != want {
 		t.Fatalf("%v, want %v", v.Reason, want)
 	}
@@ -217,7 +217,7 @@ func TestStampsGrow(t *testing.T) {
 		if !ok {
 			t.Fatal("no initiation")
 		}
-		if v := b.Node().Local.Handle(n.Now(), stranger, out.Message, nil); v.Reason != crypto.Accepted || v.Peer != us {
+		if v := b.Node().Local.Handle(n.Now(), crypto.Source{Addr: stranger}, out.Message, nil); v.Reason != crypto.Accepted || v.Peer != us {
 			t.Fatal(v.Reason)
 		}
 		n.Run(time.Second)
@@ -553,7 +553,7 @@ func TestBrokenRandomness(t *testing.T) {
 		p, _ := local.AddPeer(1, crypto.PeerConfig{PublicKey: a.Node().Local.PublicKey()})
 		q, _ := local.AddPeer(1, crypto.PeerConfig{PublicKey: crypto.PublicKey{9}})
 		q.Want(1)
-		v := local.Handle(2, stranger, msg, nil)
+		v := local.Handle(2, crypto.Source{Addr: stranger}, msg, nil)
 		if v.Reason != crypto.NoRandomness || v.Peer != p || p.Sending() != nil {
 			t.Errorf("%s: %v", name, v.Reason)
 		}

@@ -36,7 +36,7 @@ func TestGarbageIsNoLoad(t *testing.T) {
 			sent := 0
 			for ; sent < 100; sent++ {
 				local.NoteQueue(n.Now(), 1024, 1024)
-				if local.Handle(n.Now(), stranger, slices.Clone(good), nil).Reason == crypto.CookieSent {
+				if local.Handle(n.Now(), crypto.Source{Addr: stranger}, slices.Clone(good), nil).Reason == crypto.CookieSent {
 					break
 				}
 			}
@@ -123,7 +123,7 @@ func TestUnderLoadRateLimit(t *testing.T) {
 	verdicts := make(map[crypto.Reason]int)
 	for range 10 {
 		msg := initiation(n, a)
-		verdicts[local.Handle(n.Now(), a.Node().Addr, msg, nil).Reason]++
+		verdicts[local.Handle(n.Now(), crypto.Source{Addr: a.Node().Addr}, msg, nil).Reason]++
 	}
 	if verdicts[crypto.RateLimited] != 5 || verdicts[crypto.Accepted] != 1 || verdicts[crypto.Flood] != 4 {
 		t.Fatal(verdicts)
@@ -184,7 +184,7 @@ func failedHandshakes(t *testing.T, total, deep int) {
 			}
 		}
 		src := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), uint16(i))
-		if v := local.Handle(n.Now(), src, msg, nil); v.Reason == crypto.Accepted {
+		if v := local.Handle(n.Now(), crypto.Source{Addr: src}, msg, nil); v.Reason == crypto.Accepted {
 			t.Fatal("a failed handshake was accepted")
 		}
 	}
@@ -196,11 +196,11 @@ func failedHandshakes(t *testing.T, total, deep int) {
 	}
 	for range 1000 { // and all of it once more, under load, which garbage alone is not
 		local.NoteQueue(n.Now(), 1024, 1024)
-		local.Handle(n.Now(), netip.AddrPort{}, fakeInitiation(to), nil)
+		local.Handle(n.Now(), crypto.Source{Addr: netip.AddrPort{}}, fakeInitiation(to), nil)
 	}
 	for i := range total / 10 {
 		src := netip.AddrPortFrom(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}), 1)
-		if v := local.Handle(n.Now(), src, fakeInitiation(to), nil); v.Reason != crypto.CookieSent {
+		if v := local.Handle(n.Now(), crypto.Source{Addr: src}, fakeInitiation(to), nil); v.Reason != crypto.CookieSent {
 			t.Fatal(v.Reason)
 		}
 	}

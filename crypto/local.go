@@ -5,7 +5,6 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"net/netip"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto/aead"
@@ -202,7 +201,7 @@ type Verdict struct {
 // roam is called where Verdict.Roam is set, before the message's session may be sent with, so that no packet of it leaves to
 // where the peer was before (kernel receive.c, wg_receive_handshake_packet: wg_socket_set_peer_endpoint_from_skb comes before
 // wg_noise_handshake_begin_session). It must not call the Local or the Peer; nil: nobody wants to know.
-func (l *Local) Handle(now time.Duration, src netip.AddrPort, msg []byte, roam func(*Peer)) Verdict {
+func (l *Local) Handle(now time.Duration, src Source, msg []byte, roam func(*Peer)) Verdict {
 	kind, reason := classify(msg)
 	if reason == Accepted && kind == MessageTransport {
 		reason = BadType
@@ -220,7 +219,7 @@ func (l *Local) Handle(now time.Duration, src netip.AddrPort, msg []byte, roam f
 	}
 }
 
-func (l *Local) handleInitiation(now time.Duration, src netip.AddrPort, msg []byte, roam func(*Peer)) (v Verdict) {
+func (l *Local) handleInitiation(now time.Duration, src Source, msg []byte, roam func(*Peer)) (v Verdict) {
 	if reason, reply := l.admit(now, src, msg); reason != Accepted {
 		return Verdict{Reason: reason, Reply: reply}
 	}
@@ -231,7 +230,7 @@ func (l *Local) handleInitiation(now time.Duration, src netip.AddrPort, msg []by
 	return v
 }
 
-func (l *Local) handleResponse(now time.Duration, src netip.AddrPort, msg []byte, roam func(*Peer)) (v Verdict) {
+func (l *Local) handleResponse(now time.Duration, src Source, msg []byte, roam func(*Peer)) (v Verdict) {
 	e := l.table.find(binary.LittleEndian.Uint32(msg[responseReceiver:]))
 	if e != nil {
 		v.Peer = e.peer
@@ -272,7 +271,7 @@ func (l *Local) handleCookieReply(now time.Duration, msg []byte) Verdict {
 
 // admit decides whether msg is worth a Diffie-Hellman (section 5.3; kernel receive.c, wg_receive_handshake_packet): mac1
 // always; under load a cookie as well, and not more than the source's share. Not under load mac2 is not looked at.
-func (l *Local) admit(now time.Duration, src netip.AddrPort, msg []byte) (reason Reason, reply []byte) {
+func (l *Local) admit(now time.Duration, src Source, msg []byte) (reason Reason, reply []byte) {
 	if !l.hasPrivate() {
 		return NoPrivateKey, nil
 	}
@@ -285,7 +284,7 @@ func (l *Local) admit(now time.Duration, src netip.AddrPort, msg []byte) (reason
 		return Accepted, nil
 	case !l.cookies.checkMac2(now, l.rand, src, msg):
 		return CookieSent, l.cookies.makeReply(now, l.rand, src, msg)
-	case !l.cookies.limiter.allow(now, src.Addr()):
+	case !l.cookies.limiter.allow(now, src):
 		return RateLimited, nil
 	}
 	return Accepted, nil

@@ -15,14 +15,25 @@ const (
 	maxBuckets        = 8192
 )
 
+// Source is where a handshake message came from, as far as cookies and the bound on messages tell senders apart.
+type Source struct {
+	// Addr is the address and port that the message came from, a relay's if that has passed it on.
+	Addr netip.AddrPort
+	// Channel is the TURN channel by which the relay has passed it on, and so stands for the address of who sent it. 0: none.
+	Channel uint16
+	// Relay: the address is a relay's. Others are behind it too, each at a port or a channel of its own.
+	Relay bool
+}
+
 // rateLimiter lets each source send 20 handshake messages a second, in bursts of 5. A source is an IPv4 address or the
-// /64 network of an IPv6 address, which is what one customer gets: who owns a /64 gains nothing by using all of it.
+// /64 network of an IPv6 address, which is what one customer gets: who owns a /64 gains nothing by using all of it. Behind a relay
+// it is one port or channel, or who replays one peer's messages there would use up what all others may send.
 //
 // The table holds at most maxBuckets sources; idle ones are forgotten after a second. When it is full, new sources are
 // refused (kernel ratelimiter.c, total_entries). It is only asked about sources that proved they can receive there, so
 // filling it needs as many IPv4 addresses, or the networks of an IPv6 /51.
 type rateLimiter struct {
-	buckets map[netip.Addr]tokenBucket
+	buckets map[Source]tokenBucket
 	sweptAt time.Duration
 }
 
@@ -31,30 +42,31 @@ type tokenBucket struct {
 	at     time.Duration
 }
 
-// source returns the address that src's bucket is filed under.
-func source(src netip.Addr) netip.Addr {
-	src = src.Unmap().WithZone("")
-	if src.Is4() {
-		return src
+// bucket returns what the bucket of src is filed under.
+func (src Source) bucket() Source {
+	addr := src.Addr.Addr().Unmap().WithZone("")
+	if src.Relay || src.Channel != 0 {
+		return Source{netip.AddrPortFrom(addr, src.Addr.Port()), src.Channel, true}
 	}
-	network, err := src.Prefix(64)
-	if err != nil { // the zero Addr: all of those share a bucket
-		return src
+	if !addr.Is4() {
+		if network, err := addr.Prefix(64); err == nil { // else the zero Addr: all of those share a bucket
+			addr = network.Addr()
+		}
 	}
-	return network.Addr()
+	return Source{Addr: netip.AddrPortFrom(addr, 0)}
 }
 
 // allow takes a token of src.
-func (r *rateLimiter) allow(now time.Duration, src netip.Addr) bool {
+func (r *rateLimiter) allow(now time.Duration, src Source) bool {
 	r.sweep(now)
-	key := source(src)
+	key := src.bucket()
 	b, known := r.buckets[key]
 	if !known {
 		if len(r.buckets) >= maxBuckets {
 			return false
 		}
 		if r.buckets == nil {
-			r.buckets = make(map[netip.Addr]tokenBucket)
+			r.buckets = make(map[Source]tokenBucket)
 		}
 		b = tokenBucket{tokens: maxTokens, at: now}
 	}

@@ -181,7 +181,8 @@ func (c *controller) setUp(now time.Duration, up bool) {
 // handle takes one handshake message from the mailbox.
 func (c *controller) handle(now time.Duration, l *letter) {
 	msg := l.message[:l.length]
-	v := c.local.Handle(now, l.src.Dst, msg, func(core *crypto.Peer) {
+	from := crypto.Source{Addr: l.src.Dst, Channel: l.src.Channel, Relay: l.relay}
+	v := c.local.Handle(now, from, msg, func(core *crypto.Peer) {
 		if p := core.Owner().(*peer); p.link == nil || p.link.alive() {
 			p.hear(l.src)
 			c.checkSources(p, false) // before the answer, and what waits for the session

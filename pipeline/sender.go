@@ -38,9 +38,9 @@ func (p *Pipeline) LocalPort() uint16 {
 // slice is copied.
 func (p *Pipeline) SetRelays(servers []netip.AddrPort) { p.relays.set(servers) }
 
-// relays is the set of TURN servers, frozen after publish.
+// relays is the set of TURN servers.
 type relays struct {
-	servers atomic.Pointer[map[netip.AddrPort]struct{}] // nil: none
+	servers atomic.Pointer[map[netip.AddrPort]struct{}] // nil: none; frozen after publish
 }
 
 func (r *relays) set(servers []netip.AddrPort) {
@@ -63,4 +63,18 @@ func (r *relays) has(src netip.AddrPort) bool {
 	}
 	_, ok := (*set)[src]
 	return ok
+}
+
+// at reports whether an address is that of one of the servers, from which also what a peer has relayed by it may come.
+func (r *relays) at(addr netip.Addr) bool {
+	set := r.servers.Load()
+	if set == nil {
+		return false
+	}
+	for server := range *set {
+		if server.Addr() == addr {
+			return true
+		}
+	}
+	return false
 }

@@ -72,6 +72,7 @@ type letter struct {
 	message [crypto.SizeInitiation]byte
 	length  int
 	src     Path // where an answer goes
+	relay   bool // its address is a relay's
 }
 
 // post gives the shard a command and wakes it.
@@ -206,7 +207,7 @@ func (s *shard) purge(p *peer) {
 
 // mail puts a handshake message into control's mailbox.
 func (s *shard) mail(m *udp.Datagrams, b []byte, channel uint16) {
-	l := letter{length: len(b), src: origin(m, channel)}
+	l := letter{length: len(b), src: origin(m, channel), relay: s.relays.at(m.Src.Addr())}
 	copy(l.message[:], b)
 	select {
 	case s.mailbox <- l:

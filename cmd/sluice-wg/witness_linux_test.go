@@ -156,7 +156,7 @@ func (c *witness) receive(msg []byte) {
 		return
 	}
 	c.note(msg, true)
-	c.local.Handle(c.now(), c.program, msg, nil)
+	c.local.Handle(c.now(), crypto.Source{Addr: c.program}, msg, nil)
 	c.drain()
 }
 

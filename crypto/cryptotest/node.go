@@ -189,7 +189,7 @@ func (node *Node) Receive(from netip.AddrPort, msg []byte) {
 		}
 		return
 	}
-	v := node.Local.Handle(node.net.now, from, msg, nil)
+	v := node.Local.Handle(node.net.now, crypto.Source{Addr: from}, msg, nil)
 	node.Verdicts[v.Reason]++
 	if v.Reply != nil {
 		node.net.Send(node.Addr, from, v.Reply)
