@@ -376,6 +376,9 @@ func remarks(n portal.NodeStatus) string {
 	if n.Connections > 1 {
 		list = append(list, fmt.Sprintf("%d connections: the token is in use twice, or one is dead and not missed yet", n.Connections))
 	}
+	if n.Outdated {
+		list = append(list, "its token is of an older version and not taken; make another one: sluice portal node token "+n.Name)
+	}
 	if n.Refused != "" {
 		list = append(list, "refused: "+n.Refused)
 	}

@@ -154,6 +154,12 @@ func tokenOf(t *testing.T, text string) protocol.Token {
 	return token
 }
 
+// signedBy is a report of the node with that token.
+func signedBy(token protocol.Token, r protocol.SyncRequest) protocol.SyncRequest {
+	r.Identity, r.Signature = protocol.IdentityOf(token.Identity()), protocol.SignKey(token.Identity(), token.Name, r.PublicKey)
+	return r
+}
+
 // signIn connects a node and reports a key.
 func signIn(t *testing.T, token protocol.Token, k protocol.Key) (*signal.Bus, protocol.Sync) {
 	t.Helper()
@@ -164,7 +170,7 @@ func signIn(t *testing.T, token protocol.Token, k protocol.Key) (*signal.Bus, pr
 	t.Cleanup(func() { bus.Close() })
 	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
-	s, err := protocol.Ask(ctx, bus, protocol.SyncRequest{PublicKey: k, Program: "test 1.2"})
+	s, err := protocol.Ask(ctx, bus, signedBy(token, protocol.SyncRequest{PublicKey: k, Program: "test 1.2"}))
 	if err != nil || s.Refused != "" {
 		t.Fatalf("%v %s", err, s.Refused)
 	}
@@ -280,7 +286,9 @@ func TestPortalNode(t *testing.T) {
 	}
 	g2 := tokenOf(t, first(p.node("token", "g2")))
 	bus, _ := signIn(t, g2, protocol.Key{2})
-	offered := protocol.SyncRequest{PublicKey: protocol.Key{2}, Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("8.8.8.8/32")}}
+	offered := signedBy(g2, protocol.SyncRequest{
+		PublicKey: protocol.Key{2}, Routes: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0"), netip.MustParsePrefix("8.8.8.8/32")},
+	})
 	if _, err := protocol.Ask(t.Context(), bus, offered); err != nil {
 		t.Fatal(err)
 	}

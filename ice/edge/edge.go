@@ -2,6 +2,7 @@ package edge
 
 import (
 	"context"
+	"crypto/ed25519"
 	"crypto/rand"
 	"errors"
 	"fmt"
@@ -21,11 +22,13 @@ import (
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
-// Config describes an Edge. Name, Role, Signaler and Sync are required.
+// Config describes an Edge. Name, Role, Identity, Signaler and Sync are required.
 type Config struct {
 	// Name and Role are this node's, as its token says.
 	Name string
 	Role protocol.Role
+	// Identity is this node's, as its token gives it.
+	Identity ed25519.PrivateKey
 	// Routes are the networks that a gateway offers.
 	Routes []netip.Prefix
 	// Signaler exchanges messages with peers; Sync asks the portal. Sync may block until ctx ends.
@@ -63,6 +66,7 @@ type Edge struct {
 	config  Config
 	log     *slog.Logger
 	key     crypto.PrivateKey
+	signed  protocol.Signature // of its public part
 	started time.Time
 	mux     *ice.Mux
 	mailbox *ice.Mailbox
@@ -121,6 +125,8 @@ func New(cfg Config) (*Edge, error) {
 	switch {
 	case !signal.ValidName(cfg.Name):
 		return nil, fmt.Errorf("edge: %q cannot be a node's name", cfg.Name)
+	case len(cfg.Identity) != ed25519.PrivateKeySize:
+		return nil, errors.New("edge: Config.Identity is missing")
 	case cfg.Signaler == nil || cfg.Sync == nil:
 		return nil, errors.New("edge: Config.Signaler or Config.Sync is missing")
 	}
@@ -132,7 +138,7 @@ func New(cfg Config) (*Edge, error) {
 		return nil, fmt.Errorf("edge: %w", err)
 	}
 	e := &Edge{
-		config: cfg, log: cfg.Logger, key: key, started: time.Now(), mailbox: ice.NewMailbox(),
+		config: cfg, log: cfg.Logger, key: key, signed: protocol.SignKey(cfg.Identity, cfg.Name, protocol.Key(key.Public())), started: time.Now(), mailbox: ice.NewMailbox(),
 		wake: make(chan struct{}, 1), posts: make(chan func()), changes: make(chan struct{}, 1), ended: make(chan struct{}),
 		byes: make(chan struct{}, maxByes), relaysUp: make(map[netip.AddrPort]bool), relaysTold: make(map[netip.AddrPort]time.Time),
 		peers: make(map[string]*peer), attempts: make(map[*ice.Connection]*attempt),

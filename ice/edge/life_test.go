@@ -286,7 +286,7 @@ func TestRunWithoutPipeline(t *testing.T) {
 	run(t, signal.Faults{}, func(w *world) {
 		c := w.node("laptop", protocol.Client)
 		c.close()
-		e, err := New(Config{Name: "other", Role: protocol.Client, Signaler: c.memory, Sync: c.edge.config.Sync})
+		e, err := New(Config{Name: "other", Role: protocol.Client, Identity: identityOf("other"), Signaler: c.memory, Sync: c.edge.config.Sync})
 		if err != nil {
 			t.Fatal(err)
 		}

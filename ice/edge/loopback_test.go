@@ -31,7 +31,7 @@ func TestLoopback(t *testing.T) {
 			t.Fatal(err)
 		}
 		n.edge, err = New(Config{
-			Name: name, Role: role, Signaler: n.memory, Loopback: true, Addresses: func() []netip.Addr { return []netip.Addr{here} },
+			Name: name, Role: role, Identity: identityOf(name), Signaler: n.memory, Loopback: true, Addresses: func() []netip.Addr { return []netip.Addr{here} },
 			Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) { return p.sync(ctx, name, r) },
 		})
 		if err != nil {

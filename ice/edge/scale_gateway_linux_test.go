@@ -73,7 +73,7 @@ func startScale(bus *signal.Bus, name string, role protocol.Role, note func(pipe
 	n := &scaleNode{bus: bus, device: tuntest.New(tuntest.Config{}), ran: make(chan error, 2)}
 	var err error
 	n.edge, err = New(Config{
-		Name: name, Role: role, Signaler: bus, PortalState: bus.State, Loopback: true,
+		Name: name, Role: role, Identity: identityOf(name), Signaler: bus, PortalState: bus.State, Loopback: true,
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			s, err := protocol.Ask(ctx, bus, r)
 			if role == protocol.Client {

@@ -148,7 +148,8 @@ func (e *Edge) ask(ctx context.Context, known uint64, timeout time.Duration) (pr
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
 	return e.config.Sync(ctx, protocol.SyncRequest{
-		PublicKey: protocol.Key(e.key.Public()), Routes: e.config.Routes, Known: known, Program: e.config.Program,
+		PublicKey: protocol.Key(e.key.Public()), Identity: protocol.IdentityOf(e.config.Identity), Signature: e.signed,
+		Routes: e.config.Routes, Known: known, Program: e.config.Program,
 	})
 }
 

@@ -3,6 +3,8 @@ package edge
 import (
 	"bytes"
 	"context"
+	"crypto/ed25519"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -250,6 +252,11 @@ func (w *world) node(name string, role protocol.Role) *node {
 	return n
 }
 
+// identityOf is a node's, by its name.
+func identityOf(name string) ed25519.PrivateKey {
+	return protocol.Token{Secret: sha256.Sum256([]byte(name))}.Identity()
+}
+
 func (n *node) start() {
 	t := n.w.t
 	t.Helper()
@@ -259,7 +266,7 @@ func (n *node) start() {
 	}
 	logger := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	n.edge, err = New(Config{
-		Name: n.name, Role: n.role, Signaler: line{n.memory, n}, Logger: logger,
+		Name: n.name, Role: n.role, Identity: identityOf(n.name), Signaler: line{n.memory, n}, Logger: logger,
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			return n.w.portal.sync(ctx, n.name, r)
 		},

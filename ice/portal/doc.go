@@ -8,7 +8,8 @@
 //	               JetStream KV <-- state        relay (ice/relay): STUN and TURN over UDP
 //
 // All state is in one folder: the certificate and its key, and the broker's JetStream store with one bucket: a record for each
-// node, and the portal's own settings. Changes are written there first and only then take effect. Tokens are kept as hashes.
+// node, and the portal's own settings. Changes are written there first and only then take effect. Of tokens only hashes of
+// what nodes sign in with are kept, so nobody who reads the folder signs in as a node, or has its identity (protocol.Identity).
 // A store that has failed, on a full disk for example, is opened anew as soon as the disk takes data, and gets what it lacks;
 // until then nodes that change nothing are served, and /readyz says why the others are not. One process uses the folder at a time. A state that is not whole is an error at the start, and never an empty portal.
 //

@@ -50,7 +50,7 @@ func newCrowd(t *testing.T, p *Portal) *crowd {
 
 func (c *crowd) ask(t *testing.T, name string, r protocol.SyncRequest) {
 	t.Helper()
-	text, err := json.Marshal(r)
+	text, err := json.Marshal(signed(r))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -137,7 +137,7 @@ func TestAnswerElsewhere(t *testing.T) {
 	add(t, p, "evil", protocol.Client)
 	add(t, p, "gate", protocol.Gateway)
 	c := newCrowd(t, p)
-	text, err := json.Marshal(protocol.SyncRequest{PublicKey: key(t)})
+	text, err := json.Marshal(signed(protocol.SyncRequest{PublicKey: key(t)}))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -403,7 +403,7 @@ func TestNewNodeAmongMany(t *testing.T) {
 	p.state.mu.Lock()
 	for i := range 1000 {
 		name := fmt.Sprintf("c%d", i)
-		p.state.nodes[name] = &record{Name: name, Role: protocol.Client, Index: uint32(i + 2), TokenHash: hashSecret([32]byte{byte(i)})}
+		p.state.nodes[name] = &record{Name: name, Role: protocol.Client, Index: uint32(i + 2), KeyHash: hashKey([32]byte{byte(i)})}
 	}
 	p.state.mu.Unlock()
 	gate := sign(t, add(t, p, "gate", protocol.Gateway))

@@ -66,8 +66,9 @@ func (p *Portal) Routes(ctx context.Context, name string, approve, refuse []neti
 	return offers, err
 }
 
-// RenewToken gives a node another token; the old one is refused from now on, and the node's tunnels end as those of a removed
-// node do, until it signs in with the new one.
+// RenewToken gives a node another token, and with it another identity; the old one is refused from now on, and the node's tunnels
+// end as those of a removed node do, until it signs in with the new one. Peers that have met it do not take it for the same before
+// they are told to.
 func (p *Portal) RenewToken(ctx context.Context, name string) (protocol.Token, error) {
 	secret, err := p.state.renew(ctx, name)
 	if err != nil {
@@ -132,8 +133,10 @@ type NodeStatus struct {
 	Seen        time.Time       `json:"seen,omitzero"`  // its latest request
 	Program     string          `json:"program,omitempty"`
 	Refused     string          `json:"refused,omitempty"`
+	Outdated    bool            `json:"outdated,omitempty"` // its token is of before there were identities
 	Created     time.Time       `json:"created"`
 	PublicKey   string          `json:"public_key,omitempty"`
+	Identity    string          `json:"identity,omitempty"` // its fingerprint
 	Connections int             `json:"connections"`
 }
 
@@ -144,7 +147,10 @@ func (p *Portal) Nodes() []NodeStatus {
 	for _, r := range p.state.list() {
 		s := NodeStatus{
 			Name: r.Name, Role: r.Role, Addresses: addresses(p.state.settings.overlay(), r.Index), Offers: offers[r.Name],
-			Allow: r.allowed(), Program: r.Program, Created: r.Created,
+			Allow: r.allowed(), Program: r.Program, Created: r.Created, Outdated: r.Outdated != "",
+		}
+		if r.Identity != (protocol.Identity{}) {
+			s.Identity = r.Identity.Fingerprint()
 		}
 		if text, _ := r.PublicKey.MarshalText(); r.PublicKey != (protocol.Key{}) {
 			s.PublicKey = string(text)

@@ -216,6 +216,15 @@ func (p *Portal) load(fresh bool) error {
 		return err
 	}
 	p.state = s
+	var outdated []string
+	for _, r := range s.list() {
+		if r.Outdated != "" {
+			outdated = append(outdated, r.Name)
+		}
+	}
+	if len(outdated) > 0 {
+		p.log.Warn("tokens of before there were identities are not taken any more; make new ones: sluice portal node token NAME", "nodes", outdated)
+	}
 	return s.settle(ctx, p.config.Overlay)
 }
 

@@ -65,10 +65,19 @@ func key(t *testing.T) (k protocol.Key) {
 	return k
 }
 
+// signed is r with an identity, if it has none.
+func signed(r protocol.SyncRequest) protocol.SyncRequest {
+	if r.Identity == (protocol.Identity{}) {
+		r.Identity, r.Signature = protocol.Identity{1}, protocol.Signature{1}
+	}
+	return r
+}
+
 func ask(t *testing.T, bus *signal.Bus, r protocol.SyncRequest) protocol.Sync {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 40*time.Second)
 	defer cancel()
+	r = signed(r)
 	for {
 		s, err := protocol.Ask(ctx, bus, r)
 		if err == nil {

@@ -33,14 +33,20 @@ var (
 type record struct {
 	Name      string         `json:"name"`
 	Role      protocol.Role  `json:"role"`
-	TokenHash string         `json:"token_hash"` // SHA-256 of the secret, hexadecimal
-	Index     uint32         `json:"index"`      // of its addresses in the overlay, from 1
+	KeyHash   string         `json:"key_hash"` // SHA-256 of the token's SignInKey, hexadecimal
+	Index     uint32         `json:"index"`    // of its addresses in the overlay, from 1
 	Allow     []string       `json:"allow,omitempty"`
 	Created   time.Time      `json:"created"`
 	PublicKey protocol.Key   `json:"public_key"`
 	Routes    []netip.Prefix `json:"routes,omitempty"`  // that it offers
 	Granted   []netip.Prefix `json:"granted,omitempty"` // those of them that others are given
 	Program   string         `json:"program,omitempty"`
+	// Identity is the one that has signed PublicKey. Whether it has is for peers to see.
+	Identity  protocol.Identity  `json:"identity,omitzero"`
+	Signature protocol.Signature `json:"signature,omitzero"`
+	// Outdated is the hash of a secret that was sent to sign in, as programs before there were identities did. Its token is good for
+	// nothing any more.
+	Outdated string `json:"token_hash,omitempty"`
 	// Closed: without Allow a client reaches no gateway, not all.
 	Closed bool `json:"closed,omitempty"`
 	limits
@@ -106,10 +112,8 @@ func (s *state) add(ctx context.Context, n NewNode) (secret [32]byte, err error)
 		return secret, err
 	}
 	s.settings.NextIndex = next.NextIndex
-	if secret, err = newSecret(); err != nil {
-		return secret, err
-	}
-	r.TokenHash, r.Index = hashSecret(secret), index
+	secret, r.Index = newSecret(), index
+	r.KeyHash = hashKey(protocol.Token{Secret: secret}.SignInKey())
 	err = s.store(ctx, r)
 	s.publishUsers()
 	s.writeMark(ctx)
@@ -140,7 +144,7 @@ func (s *state) store(ctx context.Context, r *record) error {
 	return nil
 }
 
-// renew gives a node another secret. Its public key is forgotten: who signed in with the old secret is no peer any more.
+// renew gives a node another secret. Its keys are forgotten: who signed in with the old secret is no peer any more.
 func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err error) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -148,11 +152,10 @@ func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err er
 	if old == nil {
 		return secret, fmt.Errorf("%w: %s", ErrUnknown, name)
 	}
-	if secret, err = newSecret(); err != nil {
-		return secret, err
-	}
+	secret = newSecret()
 	next := *old
-	next.TokenHash, next.PublicKey = hashSecret(secret), protocol.Key{}
+	next.KeyHash, next.Outdated = hashKey(protocol.Token{Secret: secret}.SignInKey()), ""
+	next.PublicKey, next.Identity, next.Signature = protocol.Key{}, protocol.Identity{}, protocol.Signature{}
 	err = s.store(ctx, &next)
 	s.publishUsers()
 	s.writeMark(ctx)
@@ -186,7 +189,7 @@ func (s *state) report(
 	if old == nil {
 		return false, "", ErrUnknown
 	}
-	changed = r.PublicKey != old.PublicKey || !slices.Equal(r.Routes, old.Routes)
+	changed = r.PublicKey != old.PublicKey || r.Identity != old.Identity || r.Signature != old.Signature || !slices.Equal(r.Routes, old.Routes)
 	if !changed && r.Program == old.Program {
 		return false, "", nil // what was accepted stays so: whoever reports later must not contradict it
 	}
@@ -197,7 +200,7 @@ func (s *state) report(
 		return false, name + " changes its key or routes too often; wait, and see that it does not start again and again", nil
 	}
 	next := *old
-	next.PublicKey, next.Routes, next.Program = r.PublicKey, r.Routes, r.Program
+	next.PublicKey, next.Identity, next.Signature, next.Routes, next.Program = r.PublicKey, r.Identity, r.Signature, r.Routes, r.Program
 	if slices.Equal(next.Routes, old.Routes) {
 		err = s.store(ctx, &next)
 	} else {
@@ -224,18 +227,18 @@ func (s *state) refusal(of *record, r *protocol.SyncRequest) string {
 
 // authenticate returns the node that a credential stands for, and the nodes it is linked with.
 func (s *state) authenticate(credential string) (name string, linked []string, err error) {
-	name, secret, ok := protocol.ParseCredential(credential)
+	name, key, ok := protocol.ParseCredential(credential)
 	if !ok {
 		return "", nil, errors.New("not a token")
 	}
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	r := s.nodes[name]
-	hash := hashSecret(secret)
+	hash := hashKey(key)
 	if r == nil {
 		return "", nil, errors.New("no such node")
 	}
-	if subtle.ConstantTimeCompare([]byte(hash), []byte(r.TokenHash)) != 1 {
+	if subtle.ConstantTimeCompare([]byte(hash), []byte(r.KeyHash)) != 1 {
 		return "", nil, fmt.Errorf("wrong token for %s", name)
 	}
 	for _, other := range s.sorted() {
@@ -284,7 +287,7 @@ func (s *state) peers(name string, online func(string) bool) (self *record, peer
 			continue
 		}
 		peers = append(peers, protocol.Peer{
-			Name: other.Name, Role: other.Role, PublicKey: other.PublicKey, PresharedKey: s.settings.pair(self, other),
+			Name: other.Name, Role: other.Role, PublicKey: other.PublicKey, Identity: other.Identity, Signature: other.Signature, PresharedKey: s.settings.pair(self, other),
 			AllowedIPs: append(addresses(s.settings.overlay(), other.Index), other.Granted...), Online: online(other.Name),
 		})
 	}
@@ -299,13 +302,13 @@ func (s *settings) pair(a, b *record) protocol.Key {
 	}
 	mac := hmac.New(sha256.New, s.PairSecret[:])
 	for _, r := range []*record{a, b} {
-		fmt.Fprintf(mac, "%s %s\n", r.Name, r.TokenHash) // neither holds a space
+		fmt.Fprintf(mac, "%s %s\n", r.Name, r.KeyHash) // neither holds a space
 	}
 	return protocol.Key(mac.Sum(nil))
 }
 
 // relayUser is whom the relay knows a node by: another one with each token, so that credentials end with the token.
-func (r *record) relayUser() string { return r.Name + "-" + r.TokenHash[:8] }
+func (r *record) relayUser() string { return r.Name + "-" + r.KeyHash[:8] }
 
 // publishUsers lets the relay see who is known. The lock is held.
 func (s *state) publishUsers() {
@@ -319,12 +322,12 @@ func (s *state) publishUsers() {
 // knowsUser is the relay's question. It does not wait for the lock, which is held while the store is written.
 func (s *state) knowsUser(user string) bool { return (*s.users.Load())[user] }
 
-func newSecret() (secret [32]byte, err error) {
-	_, err = rand.Read(secret[:])
-	return secret, err
+func newSecret() (secret [32]byte) {
+	rand.Read(secret[:]) // never fails
+	return secret
 }
 
-func hashSecret(secret [32]byte) string {
-	sum := sha256.Sum256(secret[:])
+func hashKey(key [32]byte) string {
+	sum := sha256.Sum256(key[:])
 	return hex.EncodeToString(sum[:])
 }

@@ -177,7 +177,11 @@ func (s *state) load(key string, value []byte) error {
 
 // check looks whether a record of that name can be one.
 func (r *record) check(name string) error {
-	switch hash, err := hex.DecodeString(r.TokenHash); {
+	if r.KeyHash == "" && r.Outdated != "" {
+		// No key has this hash, so nobody signs in, and no peer is told of a key that nobody has signed.
+		r.KeyHash, r.PublicKey = strings.Repeat("0", 2*sha256.Size), protocol.Key{}
+	}
+	switch hash, err := hex.DecodeString(r.KeyHash); {
 	case r.Name != name || !signal.ValidName(name):
 		return errors.New("wrong name")
 	case r.Role != protocol.Client && r.Role != protocol.Gateway:

@@ -139,7 +139,7 @@ func (n *node) build() (err error) {
 	n.machine = newMachine(o, n.logger)
 	n.keeper = newKeeper(n.machine)
 	n.edge, err = edge.New(edge.Config{
-		Name: o.Token.Name, Role: o.Role, Routes: o.Routes, Interface: o.Interface, Mark: o.Mark, Logger: n.logger,
+		Name: o.Token.Name, Role: o.Role, Identity: o.Token.Identity(), Routes: o.Routes, Interface: o.Interface, Mark: o.Mark, Logger: n.logger,
 		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, CheckPortal: n.portal.check,
 		Apply: n.apply, Watch: true, Program: "sluice " + version.String(),
 	})

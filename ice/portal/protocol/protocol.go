@@ -1,6 +1,7 @@
 // Package protocol is what a node and the portal say to each other, beside signaling: the token that a node signs in with,
 // and one request, sync, by which it reports its key and routes and learns everything that it needs. It is JSON inside the
-// TLS connection of ice/signal; nothing in it depends on WireGuard keys.
+// TLS connection of ice/signal; nothing in it depends on WireGuard keys. Peers know one another by their identities, which the
+// portal cannot make.
 package protocol
 
 import (
@@ -45,18 +46,7 @@ func (k Key) MarshalText() ([]byte, error) {
 }
 
 // UnmarshalText reads standard base64 of exactly 32 bytes.
-func (k *Key) UnmarshalText(text []byte) error {
-	// The length first: the decoder skips line ends.
-	if len(text) != base64.StdEncoding.EncodedLen(len(k)) {
-		return errKey
-	}
-	b, err := base64.StdEncoding.Strict().AppendDecode(nil, text)
-	if err != nil || len(b) != len(k) {
-		return errKey
-	}
-	*k = Key(b)
-	return nil
-}
+func (k *Key) UnmarshalText(text []byte) error { return exactly(k[:], text, errKey) }
 
 // Format keeps keys out of everything that fmt prints.
 func (k Key) Format(f fmt.State, _ rune) { _, _ = f.Write([]byte("[key]")) }
@@ -67,6 +57,8 @@ var errKey = errors.New("a key is 32 bytes in base64")
 // answer, else as soon as that changes, or after SyncHold.
 type SyncRequest struct {
 	PublicKey Key            `json:"public_key"` // the node's own, at present
+	Identity  Identity       `json:"identity"`   // who says so
+	Signature Signature      `json:"signature"`  // see SignKey
 	Routes    []netip.Prefix `json:"routes,omitempty"`
 	Known     uint64         `json:"known,omitempty"` // 0: answer now
 	Program   string         `json:"program,omitempty"`
@@ -99,6 +91,8 @@ type Peer struct {
 	Name         string         `json:"name"`
 	Role         Role           `json:"role"`
 	PublicKey    Key            `json:"public_key"` // zero: it never signed in
+	Identity     Identity       `json:"identity,omitzero"`
+	Signature    Signature      `json:"signature,omitzero"` // see Signed
 	PresharedKey Key            `json:"preshared_key"`
 	AllowedIPs   []netip.Prefix `json:"allowed_ips"`
 	Online       bool           `json:"online"`
@@ -124,7 +118,7 @@ const (
 	maxText       = 256         // bytes of a program's name, a credential
 )
 
-// Validate checks a request as the portal must.
+// Validate checks a request as the portal must. Signatures are for peers to verify.
 func (r *SyncRequest) Validate() error {
 	switch {
 	case r.PublicKey == Key{}:
@@ -132,7 +126,13 @@ func (r *SyncRequest) Validate() error {
 	case !printable(r.Program, maxText):
 		return errors.New("the program's name is too long, or not one line")
 	}
-	return ValidateRoutes(r.Routes)
+	if err := ValidateRoutes(r.Routes); err != nil {
+		return err
+	}
+	if r.Identity == (Identity{}) || r.Signature == (Signature{}) {
+		return errors.New("no identity has signed the public key; update the program")
+	}
+	return nil
 }
 
 // ValidateRoutes checks what a gateway offers. Errors are for whoever chose the routes.

@@ -28,7 +28,7 @@ func sequence(first byte) (k Key) {
 }
 
 func validRequest() SyncRequest {
-	return SyncRequest{PublicKey: sequence(1), Routes: prefixes("10.0.0.0/24", "fd00:1::/64"), Known: 1<<64 - 1, Program: "sluice 1.0"}
+	return SyncRequest{PublicKey: sequence(1), Identity: Identity(sequence(4)), Signature: Signature{5}, Routes: prefixes("10.0.0.0/24", "fd00:1::/64"), Known: 1<<64 - 1, Program: "sluice 1.0"}
 }
 
 func validSync() Sync {
@@ -38,6 +38,7 @@ func validSync() Sync {
 		Offers: Offers{{Prefix: netip.MustParsePrefix("8.0.0.0/8"), State: Pending, Why: "it is not private", Remedy: "approve it"}},
 		Peers: []Peer{{
 			Name: "gate", Role: Gateway, PublicKey: sequence(2), PresharedKey: sequence(3), Online: true,
+			Identity: Identity(sequence(4)), Signature: Signature{5},
 			AllowedIPs: prefixes("100.64.0.1/32", "fd00:2021:1111::1/128", "0.0.0.0/0"),
 		}},
 		Relays: []Relay{{
@@ -136,6 +137,8 @@ func TestRequestBounds(t *testing.T) {
 		"most routes":          {func(r *SyncRequest) { r.Routes = many[1:] }, true},
 		"one route more":       {func(r *SyncRequest) { r.Routes = many }, false},
 		"zero key":             {func(r *SyncRequest) { r.PublicKey = Key{} }, false},
+		"no identity":          {func(r *SyncRequest) { r.Identity = Identity{} }, false},
+		"no signature":         {func(r *SyncRequest) { r.Signature = Signature{} }, false},
 		"host bits":            {func(r *SyncRequest) { r.Routes = prefixes("10.0.0.1/24") }, false},
 		"mapped":               {func(r *SyncRequest) { r.Routes = prefixes("::ffff:10.0.0.0/120") }, false},
 		"multicast":            {func(r *SyncRequest) { r.Routes = prefixes("224.0.0.0/4") }, false},

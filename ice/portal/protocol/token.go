@@ -100,15 +100,18 @@ func ValidAddress(text string) bool {
 	})
 }
 
-// Credential is what the broker knows the node by: its name and its secret.
-func (t Token) Credential() string { return t.Name + ":" + hex.EncodeToString(t.Secret[:]) }
+// Credential is what the broker knows the node by: its name and its SignInKey. It does not tell the secret.
+func (t Token) Credential() string {
+	key := t.SignInKey()
+	return t.Name + ":" + hex.EncodeToString(key[:])
+}
 
 // ParseCredential is the portal's side of Credential. Not ok: it has another form.
-func ParseCredential(text string) (name string, secret [32]byte, ok bool) {
+func ParseCredential(text string) (name string, signInKey [32]byte, ok bool) {
 	name, digits, found := strings.Cut(text, ":")
 	b, err := hex.DecodeString(digits)
-	if !found || !signal.ValidName(name) || err != nil || len(b) != len(secret) {
-		return "", secret, false
+	if !found || !signal.ValidName(name) || err != nil || len(b) != len(signInKey) {
+		return "", signInKey, false
 	}
 	return name, [32]byte(b), true
 }
