@@ -9,12 +9,20 @@ import (
 //
 // Two things of the namespace are changed. IP forwarding is switched on for the families of Routes
 // (net.ipv4.ip_forward and net.ipv6.conf.all.forwarding; interfaces that take router advertisements go on doing so,
-// accept_ra=2). And there is an nftables table of our own, `inet sluice-INTERFACE`, which lets what came in by the interface go
-// to Routes only, and answers anywhere, clamps the MSS of TCP connections through the interface to the path's MTU, masquerades
-// what came in by the interface and leaves by another one (Linux 5.7 and newer), and gives ICMP errors about such flows our
-// own address if their sender's is not in Routes, because peers take packets from there only. It also notes what the settings
-// were. Tables that killed processes have left are replaced, and their notes kept: those whose interface is gone, and the
-// interface's own.
+// accept_ra=2). And there is an nftables table of our own, `inet sluice-INTERFACE`. It decides who may begin a connection, and lets
+// answers pass:
+//
+//	from the interface to another one    to Routes
+//	from the interface to this machine   to Addresses, and to its other addresses that are in Routes
+//	from another one to the interface    to Reach
+//	from a tunnel of ours to another     nobody, nor back into the same
+//	between other interfaces             nobody, in a family that was not forwarded before; a machine that forwarded before goes on
+//
+// It clamps the MSS of TCP connections through the interface to the path's MTU, masquerades what came in by the interface and leaves
+// by another one (Linux 5.7 and newer), and gives ICMP errors about such flows our own address if their sender's is not in Routes,
+// because peers take packets from there only. It also notes what the settings were. The table outlives a process that is
+// killed, as the settings do. Tables that such have left are replaced, and their notes kept: those whose interface is gone, and
+// the interface's own.
 //
 // No other table is touched. So where another one drops forwarded packets, ours cannot help, because a drop is final in
 // nftables: see Forwarding.Obstacles.
@@ -24,10 +32,23 @@ type Forward struct {
 	// Routes are the networks that are reached through this machine. What else it can reach is not for who comes through the
 	// tunnel.
 	Routes []netip.Prefix
+	// Reach are the networks behind other gateways, where those behind this one may open connections to.
+	Reach []netip.Prefix
 	// Addresses are the interface's. The first of a family stands for routers that peers cannot know.
 	Addresses []netip.Prefix
 	// NoMasquerade leaves addresses as they are: the network behind then needs routes back.
 	NoMasquerade bool
+}
+
+// equal tells whether both ask for the same.
+func (f Forward) equal(g Forward) bool {
+	return f.Interface == g.Interface && f.NoMasquerade == g.NoMasquerade && slices.Equal(f.Routes, g.Routes) &&
+		slices.Equal(f.Reach, g.Reach) && slices.Equal(f.Addresses, g.Addresses)
+}
+
+func (f Forward) clone() Forward {
+	f.Routes, f.Reach, f.Addresses = slices.Clone(f.Routes), slices.Clone(f.Reach), slices.Clone(f.Addresses)
+	return f
 }
 
 // offers tells whether a family is to be forwarded.

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -20,6 +19,8 @@ const (
 	forwardChain = "forward"
 	enteredChain = "entered" // these two count, see Obstacles
 	leftChain    = "left"
+	// strangersChain drops what neither comes nor goes by a tunnel of ours, where it must.
+	strangersChain = "strangers"
 )
 
 // Chains without a hook, which say in a gateway's table that a setting was off before. The note outlives a killed process.
@@ -36,7 +37,9 @@ type Forwarding struct {
 	forward Forward
 	table   *nftables.Table
 	conn    *nftables.Conn
-	offered []*nftables.Set // of table, as it was written
+	// offered and reach are sets of table, tunnels the interfaces of other gateways of ours, as it was written.
+	offered, reach []*nftables.Set
+	tunnels        []string
 	// notes are those of the settings that were other before.
 	notes map[string]bool
 	// before are the tables that filtered or translated forwarded packets already when we began.
@@ -46,6 +49,7 @@ type Forwarding struct {
 	traffic       traffic
 	losing, known bool
 	lost          time.Time
+	strangers     bool // see Strangers
 }
 
 // StartForwarding obeys f. On an error nothing has changed.
@@ -77,7 +81,7 @@ func ClearForwarding(name string) error {
 func newForwarding(f Forward) (*Forwarding, error) {
 	conn, err := nftables.New()
 	return &Forwarding{
-		forward: f, conn: conn, notes: map[string]bool{},
+		forward: f.clone(), conn: conn, notes: map[string]bool{},
 		table: &nftables.Table{Name: tablePrefix + f.Interface, Family: nftables.TableFamilyINet},
 	}, wrap(err, "forward")
 }
@@ -88,6 +92,12 @@ func (fw *Forwarding) start(chains []*nftables.Chain) error {
 	fw.readNotes(chains)
 	fw.noteAdvertising()
 	fw.bury(chains)
+	fw.tunnels = fw.otherTunnels(chains)
+	return fw.makeAll()
+}
+
+// makeAll makes the table, and then forwards.
+func (fw *Forwarding) makeAll() error {
 	if err := fw.makeTable(); err != nil {
 		return err
 	}
@@ -155,19 +165,16 @@ func (fw *Forwarding) makeTable() error {
 	return fw.flush("make table " + fw.table.Name)
 }
 
-// Set tells what the interface's addresses are now, and what is reached through this machine.
-func (fw *Forwarding) Set(addresses, routes []netip.Prefix) error {
-	if slices.Equal(addresses, fw.forward.Addresses) && slices.Equal(routes, fw.forward.Routes) {
+// Set obeys another Forward. The interface stays the same.
+func (fw *Forwarding) Set(f Forward) error {
+	if fw.forward.equal(f) {
 		return nil
 	}
-	fw.forward.Addresses, fw.forward.Routes = slices.Clone(addresses), slices.Clone(routes)
+	fw.countStrangers()
+	fw.forward = f.clone()
 	fw.noteSettings()
 	fw.noteAdvertising()
-	if err := fw.makeTable(); err != nil {
-		return err
-	}
-	_, err := fw.switchOn()
-	return err
+	return fw.makeAll()
 }
 
 // SwitchedOn lists the settings that were off before, as sysctl names them.
@@ -190,7 +197,10 @@ func (fw *Forwarding) Mend() (mended bool, err error) {
 	}
 	fw.readNotes(chains)
 	buried, advertising := fw.bury(chains), fw.noteAdvertising()
-	if mended = !fw.present(chains); mended || buried {
+	tunnels := fw.otherTunnels(chains)
+	if mended = !fw.present(chains); mended || buried || !slices.Equal(tunnels, fw.tunnels) {
+		fw.countStrangers()
+		fw.tunnels = tunnels
 		err = fw.makeTable()
 	} else if advertising {
 		fw.writeNotes()
@@ -340,11 +350,27 @@ func (fw *Forwarding) bury(chains []*nftables.Chain) (found bool) {
 // otherGateway is the table of another gateway of ours, nil if there is none.
 func (fw *Forwarding) otherGateway(chains []*nftables.Chain) *nftables.Table {
 	for _, c := range chains {
-		if ours(c.Table) && !fw.mine(c) && hooked(c, nftables.ChainHookForward) && c.Name == forwardChain && !fw.dead(c) {
+		if fw.others(c) {
 			return c.Table
 		}
 	}
 	return nil
+}
+
+// otherTunnels are the interfaces of other gateways of ours, in order.
+func (fw *Forwarding) otherTunnels(chains []*nftables.Chain) (names []string) {
+	for _, c := range chains {
+		if fw.others(c) {
+			names = append(names, strings.TrimPrefix(c.Table.Name, tablePrefix))
+		}
+	}
+	slices.Sort(names)
+	return names
+}
+
+// others tells whether the chain is the one that stands for another gateway of ours, which lives.
+func (fw *Forwarding) others(c *nftables.Chain) bool {
+	return ours(c.Table) && !fw.mine(c) && hooked(c, nftables.ChainHookForward) && c.Name == forwardChain && !fw.dead(c)
 }
 
 // forwarders are the tables of others that have a say in what is forwarded.

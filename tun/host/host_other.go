@@ -46,8 +46,11 @@ func ClearForwarding(string) error { return ErrUnsupported }
 // Mend sets up again what others have taken away.
 func (*Forwarding) Mend() (bool, error) { return false, ErrUnsupported }
 
-// Set tells what the interface's addresses are, and what is reached through this machine.
-func (*Forwarding) Set(_, _ []netip.Prefix) error { return ErrUnsupported }
+// Set obeys another Forward.
+func (*Forwarding) Set(Forward) error { return ErrUnsupported }
+
+// Strangers tells whether packets of others were dropped.
+func (*Forwarding) Strangers() bool { return false }
 
 // SwitchedOn lists the settings that were off before.
 func (*Forwarding) SwitchedOn() []string { return nil }

@@ -61,23 +61,38 @@ func (fw *Forwarding) Obstacles() ([]Obstacle, error) {
 
 // counted asks for the later counter last, so that packets that come meanwhile do not look lost.
 func (fw *Forwarding) counted() (now traffic, err error) {
-	for _, c := range []struct {
-		name string
-		sum  *uint64
-	}{{enteredChain, &now.entered}, {leftChain, &now.left}} {
-		rules, err := fw.conn.GetRules(fw.table, &nftables.Chain{Name: c.name, Table: fw.table})
-		if err != nil {
-			return now, wrapNFT(err, "count what is forwarded")
-		}
-		for _, r := range rules {
-			for _, e := range r.Exprs {
-				if counter, ok := e.(*expr.Counter); ok {
-					*c.sum += counter.Packets
-				}
+	if now.entered, err = fw.packets(enteredChain); err == nil {
+		now.left, err = fw.packets(leftChain)
+	}
+	return now, wrapNFT(err, "count what is forwarded")
+}
+
+// packets is the sum of the counters of a chain of our table.
+func (fw *Forwarding) packets(chain string) (sum uint64, err error) {
+	rules, err := fw.conn.GetRules(fw.table, &nftables.Chain{Name: chain, Table: fw.table})
+	for _, r := range rules {
+		for _, e := range r.Exprs {
+			if counter, ok := e.(*expr.Counter); ok {
+				sum += counter.Packets
 			}
 		}
 	}
-	return now, nil
+	return sum, err
+}
+
+// Strangers tells whether packets were dropped because forwarding was switched on for the tunnel only, and they neither came nor went by
+// it.
+func (fw *Forwarding) Strangers() bool {
+	fw.countStrangers()
+	return fw.strangers
+}
+
+// countStrangers is called before the table with the counters goes, too.
+func (fw *Forwarding) countStrangers() {
+	if !fw.strangers {
+		n, _ := fw.packets(strangersChain) // the chain may be gone
+		fw.strangers = n > 0
+	}
 }
 
 // unfriendly are the chains of others that drop by their policy, and if last, by their last rule too.

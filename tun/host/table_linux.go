@@ -20,29 +20,23 @@ func (fw *Forwarding) writeTable() error {
 	fw.conn.DelTable(fw.table)
 	fw.conn.AddTable(fw.table)
 	fw.writeNotes()
-	if err := fw.writeOffered(); err != nil {
-		return wrapNFT(err, "list the offered networks")
+	var err error
+	if fw.offered, err = fw.writeSets("offered", fw.forward.Routes); err != nil {
+		return err
 	}
-	accept := nftables.ChainPolicyAccept
-	forward := fw.conn.AddChain(&nftables.Chain{
-		Name: forwardChain, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept,
-		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityFilter,
-	})
+	if fw.reach, err = fw.writeSets("reach", fw.forward.Reach); err != nil {
+		return err
+	}
 	in := matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, fw.forward.Interface)
 	out := matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpEq, fw.forward.Interface)
-	fw.rule(forward, in, clampMSS())
-	fw.rule(forward, out, clampMSS())
-	fw.rule(forward, in, matchAnswers(), verdict(expr.VerdictAccept))
-	for _, s := range fw.offered {
-		fw.rule(forward, in, matchSet(s, destination), verdict(expr.VerdictAccept))
-	}
-	fw.rule(forward, in, verdict(expr.VerdictDrop))
-	fw.rule(forward, out, verdict(expr.VerdictAccept))
+	fw.writeForward(in, out)
+	fw.writeInput()
 	fw.writeCounters(in, out)
 	fw.writeErrors()
 	if fw.forward.NoMasquerade {
 		return nil
 	}
+	accept := nftables.ChainPolicyAccept
 	postrouting := fw.conn.AddChain(&nftables.Chain{
 		Name: "postrouting", Table: fw.table, Type: nftables.ChainTypeNAT, Policy: &accept,
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
@@ -52,22 +46,74 @@ func (fw *Forwarding) writeTable() error {
 	return nil
 }
 
-// writeOffered makes a set of Routes for each family that they are of. A rule for each would be slow, and the kernel's answers to so
+// writeForward decides about what is forwarded. Answers come early, since they are most packets, but behind what no state excuses.
+func (fw *Forwarding) writeForward(in, out []expr.Any) {
+	c := fw.filter(forwardChain, nftables.ChainHookForward, nftables.ChainPriorityFilter)
+	fw.betweenTunnels(c, in, out, verdict(expr.VerdictDrop))
+	fw.rule(c, in, clampMSS())
+	fw.rule(c, out, clampMSS())
+	fw.rule(c, matchAnswers(), verdict(expr.VerdictAccept))
+	for _, s := range fw.offered {
+		fw.rule(c, in, matchSet(s, destination), verdict(expr.VerdictAccept))
+	}
+	fw.rule(c, in, verdict(expr.VerdictDrop))
+	for _, s := range fw.reach {
+		fw.rule(c, out, matchSet(s, destination), verdict(expr.VerdictAccept))
+	}
+	fw.rule(c, out, verdict(expr.VerdictDrop))
+	for _, name := range fw.tunnels { // their own tables decide
+		fw.rule(c, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), verdict(expr.VerdictAccept))
+		fw.rule(c, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpEq, name), verdict(expr.VerdictAccept))
+	}
+	strangers := fw.conn.AddChain(&nftables.Chain{Name: strangersChain, Table: fw.table})
+	for _, s := range forwardingSettings {
+		if fw.notes[s.note] {
+			fw.rule(strangers, matchFamily(s.ipv6), verdict(expr.VerdictDrop))
+		}
+	}
+	fw.rule(c, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: strangersChain}})
+}
+
+// betweenTunnels passes a verdict on what goes from one of our tunnels to another, or back into the same: networks that are offered
+// may contain the tunnel's own, as a default route does.
+func (fw *Forwarding) betweenTunnels(c *nftables.Chain, in, out, verdict []expr.Any) {
+	fw.rule(c, in, out, verdict)
+	for _, name := range fw.tunnels {
+		fw.rule(c, in, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpEq, name), verdict)
+		fw.rule(c, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), out, verdict)
+	}
+}
+
+// writeInput decides about what comes to this machine by the tunnel. Its other addresses are no business of peers, but by default it
+// answers for each on any interface.
+func (fw *Forwarding) writeInput() {
+	c := fw.filter("input", nftables.ChainHookInput, nftables.ChainPriorityFilter)
+	fw.rule(c, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpNeq, fw.forward.Interface), []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}})
+	fw.rule(c, matchAnswers(), verdict(expr.VerdictAccept))
+	for _, p := range fw.forward.Addresses {
+		fw.rule(c, matchDestination(netip.PrefixFrom(p.Addr(), p.Addr().BitLen())), verdict(expr.VerdictAccept))
+	}
+	for _, s := range fw.offered {
+		fw.rule(c, matchSet(s, destination), verdict(expr.VerdictAccept))
+	}
+	fw.rule(c, verdict(expr.VerdictDrop))
+}
+
+// writeSets makes a set of prefixes for each family that they are of. A rule for each would be slow, and the kernel's answers to so
 // many do not fit into the socket's buffer.
-func (fw *Forwarding) writeOffered() error {
-	fw.offered = nil
-	for _, s := range []*nftables.Set{{Name: "offered4", KeyType: nftables.TypeIPAddr}, {Name: "offered6", KeyType: nftables.TypeIP6Addr}} {
+func (fw *Forwarding) writeSets(name string, prefixes []netip.Prefix) (sets []*nftables.Set, err error) {
+	for _, s := range []*nftables.Set{{Name: name + "4", KeyType: nftables.TypeIPAddr}, {Name: name + "6", KeyType: nftables.TypeIP6Addr}} {
 		s.Table, s.Interval = fw.table, true
-		list := intervals(fw.forward.Routes, s.KeyType == nftables.TypeIP6Addr)
+		list := intervals(prefixes, s.KeyType == nftables.TypeIP6Addr)
 		if len(list) == 0 {
 			continue
 		}
 		if err := fw.conn.AddSet(s, list); err != nil {
-			return err
+			return nil, wrapNFT(err, "list the networks "+name)
 		}
-		fw.offered = append(fw.offered, s)
+		sets = append(sets, s)
 	}
-	return nil
+	return sets, nil
 }
 
 // intervals are a family's prefixes as elements of a set: where one begins, and the first address behind it if there is one.
@@ -96,18 +142,20 @@ func (fw *Forwarding) writeNotes() {
 	}
 }
 
-// counting is a chain that comes before all others on a hook, or behind them.
-func (fw *Forwarding) counting(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
+// filter is a chain on a hook that accepts what no rule of it decides about.
+func (fw *Forwarding) filter(name string, hook *nftables.ChainHook, priority *nftables.ChainPriority) *nftables.Chain {
 	accept := nftables.ChainPolicyAccept
 	return fw.conn.AddChain(&nftables.Chain{
 		Name: name, Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept, Hooknum: hook, Priority: priority,
 	})
 }
 
-// writeCounters counts what the chain forward lets on, but for new connections to the tunnel, which a firewall may well not want.
+// writeCounters counts what the chain forward lets on, but for new connections to the tunnel, which a firewall may well not want. The
+// chains are before and behind all others.
 func (fw *Forwarding) writeCounters(in, out []expr.Any) {
-	entered := fw.counting(enteredChain, nftables.ChainHookForward, nftables.ChainPriorityFirst)
-	left := fw.counting(leftChain, nftables.ChainHookPostrouting, nftables.ChainPriorityLast)
+	entered := fw.filter(enteredChain, nftables.ChainHookForward, nftables.ChainPriorityFirst)
+	left := fw.filter(leftChain, nftables.ChainHookPostrouting, nftables.ChainPriorityLast)
+	fw.betweenTunnels(entered, in, out, []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}})
 	fw.rule(entered, in, matchAnswers(), verdict(expr.VerdictAccept))
 	for _, s := range fw.offered {
 		fw.rule(entered, in, matchSet(s, destination), verdict(expr.VerdictAccept))
@@ -123,11 +171,8 @@ func (fw *Forwarding) writeCounters(in, out []expr.Any) {
 // (allowed IPs). They are about flows that conntrack knows, and so that peers have a claim to: without them no path MTU is
 // found (RFC 1191, section 4; RFC 8201, section 4).
 func (fw *Forwarding) writeErrors() {
-	accept := nftables.ChainPolicyAccept
-	c := fw.conn.AddChain(&nftables.Chain{ // where NAT has been through
-		Name: "errors", Table: fw.table, Type: nftables.ChainTypeFilter, Policy: &accept,
-		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 10),
-	})
+	behindNAT := nftables.ChainPriorityRef(*nftables.ChainPriorityNATSource + 10)
+	c := fw.filter("errors", nftables.ChainHookPostrouting, behindNAT)
 	pass := []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}}
 	fw.rule(c, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpNeq, fw.forward.Interface), pass)
 	for _, s := range fw.offered {
@@ -151,16 +196,14 @@ func matchRelated() []expr.Any { return matchState(expr.CtStateBitRELATED) }
 // rewriteSource is `meta l4proto icmp ip saddr set ADDRESS` or `ip6 nexthdr icmpv6 ip6 saddr set ADDRESS`. An IPv6 address counts
 // in the checksum of ICMPv6 (RFC 8200, section 8.1), an IPv4 address in that of its header.
 func rewriteSource(a netip.Addr) []expr.Any {
-	family, protocol := byte(unix.NFPROTO_IPV4), byte(syscall.IPPROTO_ICMP)
+	protocol := byte(syscall.IPPROTO_ICMP)
 	protocolAt, sourceAt, checksumAt := uint32(9), uint32(12), uint32(10)
 	if a.Is6() {
-		family, protocol = unix.NFPROTO_IPV6, syscall.IPPROTO_ICMPV6
+		protocol = syscall.IPPROTO_ICMPV6
 		protocolAt, sourceAt, checksumAt = 6, 8, 40+2
 	}
 	address := a.AsSlice()
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
+	return append(matchFamily(a.Is6()),
 		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: protocolAt, Len: 1},
 		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{protocol}},
 		&expr.Counter{},
@@ -168,8 +211,7 @@ func rewriteSource(a netip.Addr) []expr.Any {
 		&expr.Payload{
 			OperationType: expr.PayloadWrite, SourceRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: sourceAt, Len: uint32(len(address)),
 			CsumType: expr.CsumTypeInet, CsumOffset: checksumAt,
-		},
-	}
+		})
 }
 
 func (fw *Forwarding) rule(c *nftables.Chain, parts ...[]expr.Any) {
@@ -202,15 +244,21 @@ func matchDestination(p netip.Prefix) []expr.Any { return matchAddress(p, destin
 
 // loadAddress loads one of the addresses of a packet of a family.
 func loadAddress(ipv6 bool, which end) []expr.Any {
-	family, size, offset := byte(unix.NFPROTO_IPV4), uint32(4), uint32(12) // RFC 791, section 3.1
+	size, offset := uint32(4), uint32(12) // RFC 791, section 3.1
 	if ipv6 {
-		family, size, offset = unix.NFPROTO_IPV6, 16, 8 // RFC 8200, section 3
+		size, offset = 16, 8 // RFC 8200, section 3
 	}
-	return []expr.Any{
-		&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1},
-		&expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}},
-		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset + size*uint32(which), Len: size},
+	return append(matchFamily(ipv6),
+		&expr.Payload{DestRegister: 1, Base: expr.PayloadBaseNetworkHeader, Offset: offset + size*uint32(which), Len: size})
+}
+
+// matchFamily is `meta nfproto ipv4` or `meta nfproto ipv6`.
+func matchFamily(ipv6 bool) []expr.Any {
+	family := byte(unix.NFPROTO_IPV4)
+	if ipv6 {
+		family = unix.NFPROTO_IPV6
 	}
+	return []expr.Any{&expr.Meta{Key: expr.MetaKeyNFPROTO, Register: 1}, &expr.Cmp{Op: expr.CmpOpEq, Register: 1, Data: []byte{family}}}
 }
 
 // matchAddress is `ip saddr PREFIX`, `ip6 daddr PREFIX` and so on.

@@ -63,7 +63,7 @@ func (m *machine) set() (routes []netip.Prefix, err error) {
 	}
 	routes = besideLinks(routes, networks, m.answer.Overlay)
 	if m.forwarding != nil {
-		if err := m.forwarding.Set(m.answer.Addresses, m.answer.Offers.Approved()); err != nil {
+		if err := m.forwarding.Set(m.forward()); err != nil {
 			return nil, err
 		}
 	}
@@ -144,6 +144,10 @@ func (m *machine) obstacles() (notes []string) {
 	if m.forwarding == nil {
 		return notes
 	}
+	if m.forwarding.Strangers() {
+		notes = append(notes, "this gateway switched forwarding on for itself only, and has dropped packets that others sent through"+
+			" this machine: sysctl -w "+strings.Join(m.forwarding.SwitchedOn(), "=1 ")+"=1 before it starts lets this machine forward other things too")
+	}
 	list, err := m.forwarding.Obstacles()
 	if err != nil {
 		return notes
@@ -216,9 +220,7 @@ func (m *machine) begin() (err error) {
 	if m.forwarding != nil || m.options.Role != protocol.Gateway {
 		return nil
 	}
-	m.forwarding, err = host.StartForwarding(host.Forward{
-		Interface: m.options.Interface, NoMasquerade: m.options.NoMasquerade, Routes: m.answer.Offers.Approved(), Addresses: m.answer.Addresses,
-	})
+	m.forwarding, err = host.StartForwarding(m.forward())
 	if err != nil {
 		m.forwarding = nil
 		return err
@@ -227,6 +229,16 @@ func (m *machine) begin() (err error) {
 		m.logger.Info("forwarding is on until this gateway ends", "settings", strings.Join(on, " "))
 	}
 	return nil
+}
+
+// forward is what the portal's answer lets a gateway forward. What lies behind peers and is no tunnel address is approved of another
+// gateway.
+func (m *machine) forward() host.Forward {
+	reach, _ := routesOf(m.answer, m.options.Routes)
+	return host.Forward{
+		Interface: m.options.Interface, NoMasquerade: m.options.NoMasquerade, Routes: m.answer.Offers.Approved(), Addresses: m.answer.Addresses,
+		Reach: slices.DeleteFunc(reach, func(p netip.Prefix) bool { return protocol.InOverlay(m.answer.Overlay, p) }),
+	}
 }
 
 // Close puts everything back.

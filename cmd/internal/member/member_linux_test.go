@@ -324,6 +324,50 @@ func TestMended(t *testing.T) {
 	}
 }
 
+// TestStrangersTold: a gateway that has dropped what others sent through its machine, because it switched forwarding on for itself only, tells
+// how the machine forwards other things too.
+func TestStrangersTold(t *testing.T) {
+	lab.NeedTUN(t)
+	const path = "/proc/sys/net/ipv4/ip_forward"
+	before := setting(t, "ipv4/ip_forward")
+	must(t, os.WriteFile(path, []byte("0"), 0))
+	defer os.WriteFile(path, []byte(before), 0)
+	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(fd)
+	request, err := unix.NewIfreq("other0")
+	must(t, err)
+	request.SetUint16(unix.IFF_TUN | unix.IFF_NO_PI)
+	must(t, unix.IoctlIfreq(fd, unix.TUNSETIFF, request))
+	must(t, host.AddAddress("other0", netip.MustParsePrefix("10.55.0.1/24")))
+	must(t, host.SetUp("other0"))
+	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw9", Table: 789, Routes: prefixes("10.3.0.0/24")}, protocol.Sync{
+		Name: "office", Role: protocol.Gateway, Addresses: prefixes("100.64.0.1/32"),
+		Offers: protocol.Offers{{Prefix: netip.MustParsePrefix("10.3.0.0/24"), State: protocol.Approved}},
+	}, nil)
+	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "gateway office is up") })
+	notes := func() string {
+		s, err := n.node.Get(context.Background())
+		must(t, err)
+		return strings.Join(s.Notes, "\n")
+	}
+	const told, remedy = "switched forwarding on for itself only", "sysctl -w net.ipv4.ip_forward=1 before it starts"
+	if got := notes(); strings.Contains(got, told) {
+		t.Errorf("before packets: notes %q", got)
+	}
+	header := []byte{0x45, 0, 0, 20, 0, 0, 0, 0, 64, 253, 0, 0, 10, 55, 0, 2, 10, 55, 0, 3} // RFC 791; protocol 253 is for tests (RFC 3692)
+	var sum uint32
+	for i := 0; i < len(header); i += 2 {
+		sum += uint32(header[i])<<8 | uint32(header[i+1])
+	}
+	sum = ^(sum&0xffff + sum>>16)
+	header[10], header[11] = byte(sum>>8), byte(sum)
+	_, err = unix.Write(fd, header)
+	must(t, err)
+	n.eventually(t, "told", func() bool { got := notes(); return strings.Contains(got, told) && strings.Contains(got, remedy) })
+	must(t, n.stop(t))
+}
+
 // TestNoIPv6: a gateway whose machine has no IPv6 goes on, and its status tells which of its networks are not reached.
 func TestNoIPv6(t *testing.T) {
 	lab.Need(t)
