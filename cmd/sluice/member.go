@@ -64,6 +64,9 @@ func memberFlags() []cli.Flag {
 		&cli.IntFlag{Name: "mtu", Usage: "of the interface, in `BYTES`", Value: member.DefaultMTU},
 		&cli.IntFlag{Name: "table", Usage: "routing table `NUMBER` for what goes through the tunnel", Value: host.DefaultTable},
 		&cli.UintFlag{Name: "mark", Usage: "fwmark `NUMBER` of the program's own packets, which never go through the tunnel", Value: host.DefaultMark},
+		&cli.StringFlag{Name: "accept-routes", Usage: "`PREFIXES`, with commas between, to take of gateways though they are inside a network of this" +
+			" machine's own, link-local or single addresses"},
+		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, error or silent (default: info, or LOG_LEVEL)"},
 	}
@@ -118,12 +121,35 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 	default:
 		return o, usageError{fmt.Sprintf("-log-level %q: want debug, info, error or silent", o.LogLevel)}
 	}
-	o.Routes, err = parseRoutes("-routes", cmd.String("routes"))
-	return o, err
+	if o.Routes, err = parseRoutes("-routes", cmd.String("routes")); err != nil {
+		return o, err
+	}
+	o.NoDefault = cmd.Bool("no-default-route")
+	if o.Accepted, err = parsePrefixes("-accept-routes", cmd.String("accept-routes")); err != nil {
+		return o, err
+	}
+	for _, p := range o.Accepted {
+		if o.NoDefault && p.Bits() == 0 {
+			return o, usageError{fmt.Sprintf("-accept-routes %v and -no-default-route contradict one another", p)}
+		}
+	}
+	return o, nil
 }
 
-// parseRoutes reads networks with commas between; flag begins errors.
+// parseRoutes reads networks that a gateway may offer; flag begins errors.
 func parseRoutes(flag, text string) ([]netip.Prefix, error) {
+	routes, err := parsePrefixes(flag, text)
+	if err != nil {
+		return nil, err
+	}
+	if err := protocol.ValidateRoutes(routes); err != nil {
+		return nil, usageError{flag + ": " + err.Error()}
+	}
+	return routes, nil
+}
+
+// parsePrefixes reads networks with commas between.
+func parsePrefixes(flag, text string) ([]netip.Prefix, error) {
 	var routes []netip.Prefix
 	for word := range strings.SplitSeq(text, ",") {
 		if word = strings.TrimSpace(word); word == "" {
@@ -140,9 +166,6 @@ func parseRoutes(flag, text string) ([]netip.Prefix, error) {
 			return nil, usageError{fmt.Sprintf("%s: %s has host bits; did you mean %s?", flag, p, p.Masked())}
 		}
 		routes = append(routes, p)
-	}
-	if err := protocol.ValidateRoutes(routes); err != nil {
-		return nil, usageError{flag + ": " + err.Error()}
 	}
 	return routes, nil
 }

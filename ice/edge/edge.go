@@ -41,9 +41,12 @@ type Config struct {
 	// connection to the portal that belongs to the old network. It must not block. Nil: there is nothing to check.
 	CheckPortal func()
 	// Apply configures the host by what the portal says: addresses, routes. It is called on the Edge's goroutine after the
-	// pipeline was configured. An error is logged and shown by Status, and Apply is called again with the next answer. Nil:
-	// nothing to configure.
+	// pipeline was configured. An error is logged and shown by Status, and Apply is called again with the next answer. It
+	// is not given the routes that are refused. Nil: nothing to configure.
 	Apply func(protocol.Sync) error
+	// Choose decides which of the routes that the portal gives are used, for each prefix of each peer (see RoutesIn), and says why one
+	// is refused. It is called on the Edge's goroutine before an answer is applied, and when the network has changed. Nil: all are used.
+	Choose func(protocol.Sync) []RouteStatus
 	// Interface is the name of the TUN, whose addresses are never offered.
 	Interface string
 	// Mark is the fwmark of what the pipeline's sockets send, by which the system chooses its way.
@@ -105,6 +108,7 @@ type Edge struct {
 	view        protocol.Sync // as applied
 	host        protocol.Sync // what Apply was called with, without what does not matter to a host
 	applied     time.Time     // when view was
+	routes      []RouteStatus // of the view
 	synced      time.Time     // the latest answer
 	leaseEnds   time.Duration // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
 	strangers   bucket        // questions to the portal because of nodes that we do not know
@@ -113,11 +117,13 @@ type Edge struct {
 	portalSince time.Time // when syncError became an error, or none
 	applyError  error
 	lastRefused string
-	skew        time.Duration // the portal's clock minus ours
-	clock       time.Duration // the pipeline's at the latest input
-	awake       time.Time     // the runtime's then, which stands still in suspend
-	relaysAsked time.Time     // see probeRelays
-	timer       *time.Timer
+	// refusalsTold are the routes of which it was logged that they are refused.
+	refusalsTold map[RouteStatus]bool
+	skew         time.Duration // the portal's clock minus ours
+	clock        time.Duration // the pipeline's at the latest input
+	awake        time.Time     // the runtime's then, which stands still in suspend
+	relaysAsked  time.Time     // see probeRelays
+	timer        *time.Timer
 }
 
 // New makes an Edge with a fresh private key, which is never stored. It starts no goroutine.
@@ -142,7 +148,7 @@ func New(cfg Config) (*Edge, error) {
 		wake: make(chan struct{}, 1), posts: make(chan func()), changes: make(chan struct{}, 1), ended: make(chan struct{}),
 		byes: make(chan struct{}, maxByes), relaysUp: make(map[netip.AddrPort]bool), relaysTold: make(map[netip.AddrPort]time.Time),
 		peers: make(map[string]*peer), attempts: make(map[*ice.Connection]*attempt),
-		named: make(map[attemptName]*attempt), generations: signal.NewGenerations(),
+		named: make(map[attemptName]*attempt), generations: signal.NewGenerations(), refusalsTold: make(map[RouteStatus]bool),
 	}
 	mux := ice.MuxConfig{Sender: sockets{e}, Addresses: cfg.Addresses, Tunnel: e.inTunnel, Loopback: cfg.Loopback}
 	if cfg.Addresses == nil {

@@ -48,6 +48,7 @@ func (e *Edge) networkChanged(why string) {
 	if e.config.CheckPortal != nil {
 		e.config.CheckPortal()
 	}
+	e.reconsider()
 	e.prober.Reset()
 	e.relays.Probe()
 	e.listen()

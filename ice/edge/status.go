@@ -24,6 +24,7 @@ type Status struct {
 	ListenPort  uint16             `json:"listen_port"`
 	Addresses   []netip.Prefix     `json:"addresses"`
 	Offers      protocol.Offers    `json:"offers,omitempty"` // of a gateway
+	Routes      []RouteStatus      `json:"routes"`           // each that the portal gives
 	Since       time.Time          `json:"since"`
 	Portal      PortalStatus       `json:"portal"`
 	Mappings    []MappingStatus    `json:"mappings"`
@@ -106,7 +107,7 @@ func (e *Edge) Status(ctx context.Context) (Status, error) {
 func (e *Edge) status() Status {
 	s := Status{
 		Name: e.config.Name, Role: e.config.Role, PublicKey: e.key.Public().Encode(), Interface: e.config.Interface,
-		Addresses: e.view.Addresses, Offers: e.view.Offers, Since: e.started, Portal: e.portalStatus(),
+		Addresses: e.view.Addresses, Offers: e.view.Offers, Routes: e.routes, Since: e.started, Portal: e.portalStatus(),
 		Relays: e.relays.Status(), Mappings: []MappingStatus{}, Connections: []ConnectionStatus{},
 	}
 	for _, m := range e.prober.Mappings() {

@@ -194,7 +194,7 @@ func (e *Edge) standDown() {
 		}
 		return nil
 	})
-	e.view = protocol.Sync{}
+	e.view, e.routes = protocol.Sync{}, nil
 }
 
 // followLease lets go of all peers when the portal was not heard for too long: one of them may have been removed meanwhile. It
@@ -232,13 +232,16 @@ func (e *Edge) noteClock(portal int64) {
 func (e *Edge) apply(s protocol.Sync) {
 	given := givenBy(&s)
 	e.given.Store(&given)
-	peers := e.admit(s.Peers)
+	e.routes = e.choose(s)
+	e.logRefused()
+	used := without(s, e.routes)
+	peers := e.admit(used.Peers)
 	if err := e.pipeline.Load().Edit(func(edit *pipeline.Edit) error { e.edit(edit, peers); return nil }); err != nil {
 		return // it has ended
 	}
 	e.view, e.applied = s, time.Now()
-	if host := forHost(s); e.config.Apply != nil && (e.applyError != nil || !reflect.DeepEqual(host, e.host)) {
-		err := e.config.Apply(s)
+	if host := forHost(used); e.config.Apply != nil && (e.applyError != nil || !reflect.DeepEqual(host, e.host)) {
+		err := e.config.Apply(used)
 		if err != nil && (e.applyError == nil || e.applyError.Error() != err.Error()) {
 			e.log.Error("the host could not be configured", "error", err)
 		}

@@ -373,14 +373,19 @@ func (m *mute) heard(kind signal.Kind) (list []signal.Msg) {
 	return list
 }
 
-// connection is what n's status says of a peer.
-func (n *node) connection(peer string) ConnectionStatus {
+func (n *node) status() Status {
 	n.w.t.Helper()
 	s, err := n.edge.Status(context.Background())
 	if err != nil {
 		n.w.t.Fatal(err)
 	}
-	for _, c := range s.Connections {
+	return s
+}
+
+// connection is what n's status says of a peer.
+func (n *node) connection(peer string) ConnectionStatus {
+	n.w.t.Helper()
+	for _, c := range n.status().Connections {
 		if c.Peer == peer {
 			return c
 		}

@@ -85,6 +85,9 @@ func HasIPv6(string) bool { return false }
 // Networks lists the networks that the machine has an address in.
 func Networks(string) ([]Network, error) { return nil, ErrUnsupported }
 
+// Routers lists those that default routes lead to.
+func Routers() ([]netip.Addr, error) { return nil, ErrUnsupported }
+
 // Close deletes the routes.
 func (*Routing) Close() error { return ErrUnsupported }
 

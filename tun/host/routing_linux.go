@@ -226,3 +226,30 @@ func setMark(c syscall.RawConn, mark uint32) error {
 	controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })
 	return wrap(errors.Join(controlErr, err), "mark a socket")
 }
+
+// Routers lists those that the default routes of the main table lead to, in order, each once.
+func Routers() ([]netip.Addr, error) {
+	list, err := retry(func() ([]netlink.Route, error) {
+		return netlink.RouteListFiltered(netlink.FAMILY_ALL, &netlink.Route{Table: unix.RT_TABLE_MAIN}, netlink.RT_FILTER_TABLE)
+	})
+	var routers []netip.Addr
+	add := func(ip net.IP) {
+		if a, ok := netip.AddrFromSlice(ip); ok {
+			routers = append(routers, a.Unmap())
+		}
+	}
+	for _, r := range list {
+		if p, ok := prefixOf(r.Dst); ok && p.Bits() > 0 {
+			continue
+		}
+		add(r.Gw)
+		if via, ok := r.Via.(*netlink.Via); ok { // a router of the other family (RFC 8950)
+			add(via.Addr)
+		}
+		for _, hop := range r.MultiPath {
+			add(hop.Gw)
+		}
+	}
+	slices.SortFunc(routers, netip.Addr.Compare)
+	return slices.Compact(routers), wrap(err, "list default routes")
+}

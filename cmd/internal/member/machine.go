@@ -56,12 +56,7 @@ func (m *machine) apply(answer protocol.Sync) error {
 }
 
 func (m *machine) set() (routes []netip.Prefix, err error) {
-	routes, _ = routesOf(m.answer, m.options.Routes)
-	networks, err := host.Networks(m.options.Interface)
-	if err != nil {
-		return nil, err
-	}
-	routes = besideLinks(routes, networks, m.answer.Overlay)
+	routes = routesOf(m.answer)
 	if m.forwarding != nil {
 		if err := m.forwarding.Set(m.forward()); err != nil {
 			return nil, err
@@ -129,15 +124,11 @@ func (m *machine) obstacles() (notes []string) {
 		notes = append(notes, fmt.Sprintf("this machine has no IPv6 on %s (net.ipv6.conf.all.disable_ipv6, or ipv6.disable at boot), so that"+
 			" what is offered of it is not reached: %s", m.options.Interface, texts(v6)))
 	}
-	routes, shadowed := routesOf(m.answer, m.options.Routes)
-	if len(shadowed) > 0 {
-		notes = append(notes, "routes of other gateways overlap with what this one offers, and are not used: "+texts(shadowed))
-	}
 	networks, err := host.Networks(m.options.Interface)
 	if err != nil {
 		return notes
 	}
-	notes = append(notes, covered(routes, networks, m.answer.Overlay)...)
+	notes = append(notes, covered(routesOf(m.answer), networks, m.answer.Overlay)...)
 	if err := m.routing.Unmarked(); err != nil {
 		notes = append(notes, "answers to who reaches this machine past the tunnel may go into it, and are lost: "+oneLine(err))
 	}
@@ -234,10 +225,9 @@ func (m *machine) begin() (err error) {
 // forward is what the portal's answer lets a gateway forward. What lies behind peers and is no tunnel address is approved of another
 // gateway.
 func (m *machine) forward() host.Forward {
-	reach, _ := routesOf(m.answer, m.options.Routes)
 	return host.Forward{
 		Interface: m.options.Interface, NoMasquerade: m.options.NoMasquerade, Routes: m.answer.Offers.Approved(), Addresses: m.answer.Addresses,
-		Reach: slices.DeleteFunc(reach, func(p netip.Prefix) bool { return protocol.InOverlay(m.answer.Overlay, p) }),
+		Reach: slices.DeleteFunc(routesOf(m.answer), func(p netip.Prefix) bool { return protocol.InOverlay(m.answer.Overlay, p) }),
 	}
 }
 
@@ -253,43 +243,15 @@ func (m *machine) Close() error {
 	return err
 }
 
-// routesOf are the prefixes behind the peers, each once and in order, and those that are left out because they overlap with
-// what this node itself offers: they would lead the network behind it into the tunnel.
-func routesOf(answer protocol.Sync, own []netip.Prefix) (routes, shadowed []netip.Prefix) {
+// routesOf are the prefixes behind the peers, each once and in order.
+func routesOf(answer protocol.Sync) (routes []netip.Prefix) {
 	for i := range answer.Peers {
 		for _, p := range answer.Peers[i].AllowedIPs {
-			p = p.Masked()
-			if slices.ContainsFunc(own, func(o netip.Prefix) bool { return shadows(o, p, answer.Overlay) }) {
-				shadowed = append(shadowed, p)
-			} else {
-				routes = append(routes, p)
-			}
+			routes = append(routes, p.Masked())
 		}
 	}
-	return unique(routes), unique(shadowed)
-}
-
-// shadows tells whether the offered prefix keeps a peer's out. A default route says nothing about the network behind this node,
-// and tunnel addresses are never there.
-func shadows(own, p netip.Prefix, overlay []netip.Prefix) bool {
-	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !protocol.InOverlay(overlay, p)
-}
-
-// besideLinks leaves out single addresses on the machine's own links, but for tunnel addresses: host.Routing takes a single
-// address for a peer's, which comes before the links.
-func besideLinks(routes []netip.Prefix, networks []host.Network, overlay []netip.Prefix) (beside []netip.Prefix) {
-	for _, r := range routes {
-		onLink := func(n host.Network) bool { return n.Prefix.Contains(r.Addr()) }
-		if !r.IsSingleIP() || protocol.InOverlay(overlay, r) || !slices.ContainsFunc(networks, onLink) {
-			beside = append(beside, r)
-		}
-	}
-	return beside
-}
-
-func unique(list []netip.Prefix) []netip.Prefix {
-	slices.SortFunc(list, netip.Prefix.Compare)
-	return slices.Compact(list)
+	slices.SortFunc(routes, netip.Prefix.Compare)
+	return slices.Compact(routes)
 }
 
 func texts(list []netip.Prefix) string {

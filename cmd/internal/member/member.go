@@ -49,6 +49,7 @@ type Options struct {
 	Port      uint16 // UDP; 0 chooses one
 	// Routes are what a gateway offers.
 	Routes []netip.Prefix
+	RoutePolicy
 	// NoMasquerade: a gateway forwards packets with the addresses that they have in the tunnel.
 	NoMasquerade bool
 	Table        int    // routing table; 0: host.DefaultTable
@@ -141,7 +142,7 @@ func (n *node) build() (err error) {
 	n.edge, err = edge.New(edge.Config{
 		Name: o.Token.Name, Role: o.Role, Identity: o.Token.Identity(), Routes: o.Routes, Interface: o.Interface, Mark: o.Mark, Logger: n.logger,
 		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, CheckPortal: n.portal.check,
-		Apply: n.apply, Watch: true, Program: "sluice " + version.String(),
+		Choose: o.choose, Apply: n.apply, Watch: true, Program: "sluice " + version.String(),
 	})
 	if err != nil {
 		return err

@@ -206,10 +206,14 @@ func (v View) writePeers(b *strings.Builder, now, before Sample) {
 		for i, p := range shown {
 			b.WriteString(lines[i+1] + "\n")
 			v.explain(b, p, now.At)
+			v.writeRoutes(b, now.Status.Routes, p.Peer)
 		}
 	}
 	if len(away) > 0 {
 		v.say(b, "", "not signed in to the portal: %s", strings.Join(away, " "))
+		for _, peer := range away {
+			v.writeRoutes(b, now.Status.Routes, peer)
+		}
 	}
 }
 
@@ -292,15 +296,6 @@ func (v View) explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Tim
 	if p.Explanation != "" {
 		v.say(b, "  ", "%s", p.Explanation)
 	}
-	var networks []netip.Prefix
-	for _, n := range p.AllowedIPs {
-		if !n.IsSingleIP() {
-			networks = append(networks, n)
-		}
-	}
-	if len(networks) > 0 {
-		v.say(b, "  ", "leads to %s", prefixes(networks))
-	}
 	if c := p.LastClose; c != nil {
 		text := fmt.Sprintf("last close %s", age(c.At, now))
 		if c.LastedS > 0 {
@@ -314,6 +309,24 @@ func (v View) explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Tim
 			text += "; the peer reports " + strings.Trim(c.PeerReports, "[]")
 		}
 		v.say(b, "  ", "%s", text)
+	}
+}
+
+// writeRoutes tells which routes lead to the peer, and which that the portal gives are refused.
+func (v View) writeRoutes(b *strings.Builder, routes []edge.RouteStatus, peer string) {
+	var used []netip.Prefix
+	for _, r := range routes {
+		if r.Peer == peer && r.State == edge.RouteUsed {
+			used = append(used, r.Prefix)
+		}
+	}
+	if len(used) > 0 {
+		v.say(b, "  ", "leads to %s", prefixes(used))
+	}
+	for _, r := range routes {
+		if r.Peer == peer && r.State != edge.RouteUsed {
+			v.say(b, "  ", "REFUSED: %v of %s: %s", r.Prefix, peer, r.Why)
+		}
 	}
 }
 

@@ -45,6 +45,14 @@ func busy() edge.Status {
 			{Name: "fra", Server: netip.MustParseAddrPort("203.0.113.5:3478"), State: "allocated", RoundTrip: 12400 * time.Microsecond},
 			{Name: "nyc", Server: netip.MustParseAddrPort("[2001:db8::5]:3478"), State: "waiting", Reason: "no answer"},
 		},
+		Routes: []edge.RouteStatus{
+			{Prefix: netip.MustParsePrefix("100.64.0.2/32"), Peer: "alice", State: edge.RouteUsed},
+			{Prefix: netip.MustParsePrefix("100.64.0.3/32"), Peer: "bob-with-a-long-name", State: edge.RouteUsed},
+			{Prefix: netip.MustParsePrefix("10.2.0.0/24"), Peer: "bob-with-a-long-name", State: edge.RouteUsed},
+			{Prefix: netip.MustParsePrefix("8.8.8.8/32"), Peer: "bob-with-a-long-name", State: edge.RouteRefused, Why: "a single\x1b address"},
+			{Prefix: netip.MustParsePrefix("fd0a::/64"), Peer: "bob-with-a-long-name", State: edge.RouteUsed},
+			{Prefix: netip.MustParsePrefix("10.1.0.0/24"), Peer: "erin", State: edge.RouteRefused, Why: "it is of 10.1.0.0/16"},
+		},
 		Connections: []edge.ConnectionStatus{
 			{Peer: "alice", State: "up", Online: true, Since: noon.Add(-25 * time.Hour), AllowedIPs: prefixList("100.64.0.2/32"), Via: "direct", Endpoint: netip.MustParseAddrPort("198.51.100.7:41234"), RTTms: 23.4,
 				LastHandshake: noon.Add(-12 * time.Second), RxBytes: 1 << 21, TxBytes: 340 << 10,

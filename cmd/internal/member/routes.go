@@ -1,0 +1,123 @@
+package member
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+
+	"github.com/sluice-vpn/sluice/ice/edge"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/tun/host"
+)
+
+// RoutePolicy is what a node takes of the routes that a portal gives, whatever the portal's own policy is. The zero value takes what is
+// outside the machine's own networks, and default routes.
+type RoutePolicy struct {
+	Accepted  []netip.Prefix // what is inside these is taken, wherever it leads
+	NoDefault bool           // no default route, and none that is as good as one
+}
+
+// surroundings are what is around the machine: its networks, and the routers that it reaches all others by.
+type surroundings struct {
+	networks []host.Network
+	routers  []netip.Addr
+}
+
+// chooser decides about routes. Frozen but for here, which each decision has anew.
+type chooser struct {
+	policy  RoutePolicy
+	offered []netip.Prefix // by this node
+	overlay []netip.Prefix
+	here    surroundings
+}
+
+// choose decides about all routes of an answer: see edge.Config.Choose.
+func (o *Options) choose(answer protocol.Sync) []edge.RouteStatus {
+	routes := edge.RoutesIn(answer)
+	c := chooser{policy: o.RoutePolicy, offered: o.Routes, overlay: answer.Overlay}
+	networks, err := host.Networks(o.Interface)
+	if err == nil {
+		c.here.networks = networks
+		c.here.routers, err = host.Routers()
+	}
+	for i := range routes {
+		r := &routes[i]
+		why := c.refuses(r.Prefix)
+		if err != nil && !protocol.InOverlay(c.overlay, r.Prefix) { // it could be any of them
+			why = "the networks of this machine are not known: " + oneLine(err)
+		}
+		if why != "" {
+			r.State, r.Why = edge.RouteRefused, why
+		}
+	}
+	return routes
+}
+
+// What is as good as a default route has fewer bits. It is no overlay either.
+const (
+	leastBits4 = 8
+	leastBits6 = 16
+)
+
+func broad(p netip.Prefix) bool {
+	return p.Bits() < leastBits4 || p.Addr().Is6() && p.Bits() < leastBits6
+}
+
+// refuses says why a route is not used, "" if it is. A peer's tunnel address is always, unless the router has it.
+func (c *chooser) refuses(p netip.Prefix) string {
+	for _, o := range c.offered {
+		if shadows(o, p, c.overlay) {
+			return fmt.Sprintf("it overlaps with %v, which this node offers itself", o)
+		}
+	}
+	if c.policy.NoDefault && broad(p) {
+		return "-no-default-route"
+	}
+	if covers(c.policy.Accepted, p) {
+		return ""
+	}
+	if why := c.suspects(p); why != "" {
+		return fmt.Sprintf("%s; -accept-routes %v takes it all the same", why, p)
+	}
+	return ""
+}
+
+// suspects says what speaks against a route that nobody on this machine has asked for.
+func (c *chooser) suspects(p netip.Prefix) string {
+	for _, a := range c.here.routers {
+		if p.IsSingleIP() && p.Addr() == a {
+			return "it is the address of this machine's default router"
+		}
+	}
+	switch {
+	case protocol.InOverlay(c.overlay, p):
+		return ""
+	case p.Addr().IsMulticast():
+		return "it is of multicast addresses"
+	case covers(linkLocal, p):
+		return "it is of link-local addresses, which mean something on one link only"
+	}
+	for _, n := range c.here.networks {
+		if covers([]netip.Prefix{n.Prefix}, p) {
+			return fmt.Sprintf("it is of %v, the network that this machine is in on %s", n.Prefix, n.Interface)
+		}
+	}
+	if p.IsSingleIP() {
+		return "it is a single address, and none of the tunnels' own"
+	}
+	return ""
+}
+
+// linkLocal are RFC 3927 and RFC 4291, section 2.5.6. Clouds answer questions for a machine's credentials at 169.254.169.254.
+var linkLocal = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10")}
+
+// covers tells whether p is one of the list or inside one.
+func covers(list []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) })
+}
+
+// shadows tells whether the offered prefix keeps a peer's out, since that would lead the network behind this node into the tunnel. A
+// default route says nothing about the network behind this node, and tunnel addresses are never there.
+func shadows(own, p netip.Prefix, overlay []netip.Prefix) bool {
+	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !protocol.InOverlay(overlay, p)
+}
