@@ -35,8 +35,9 @@ func newAuthenticator(callback func(string) (string, []string, error), log *serv
 	return &authenticator{callback: callback, own: rand.Text() + rand.Text(), log: log, names: map[string]map[uint64]Client{}}
 }
 
-// maxPerNode is how many connections of one node there may be. There is one, and those that have died unnoticed.
-const maxPerNode = 16
+// maxPerNode is how many connections of one node there may be. There is one, and those that have died unnoticed: within the time that
+// it takes to notice one, a node whose network changes makes hardly more than these. One more ends the oldest.
+const maxPerNode = 4
 
 // Check implements server.Authentication.
 func (a *authenticator) Check(c server.ClientAuthentication) bool {

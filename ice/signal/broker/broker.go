@@ -42,7 +42,8 @@ type Config struct {
 	MaxPayload int32
 	// MaxPending limits what waits to be written to one connection, in bytes; one that is slower is closed. 0 means 4 MiB.
 	MaxPending int64
-	// MaxSubscriptions limits the subscriptions of one connection; 0 means 128.
+	// MaxSubscriptions limits the subscriptions of one connection; 0 means 8, where a node (signal.Bus) has 3. A message that fits all
+	// of a node's goes out as often as it has them on all of its connections together.
 	MaxSubscriptions int
 	// Log receives the server's warnings and errors and who was refused, a few lines a second at most; nil drops them.
 	Log *slog.Logger
@@ -112,7 +113,7 @@ func options(cfg *Config, auth *authenticator) *server.Options {
 	o := &server.Options{
 		ServerName: "sluice-portal", Host: cfg.Listen.Addr().String(), Port: port,
 		NoSigs: true, NoLog: cfg.Log == nil,
-		MaxConn: or(cfg.MaxConnections, 4096), MaxSubs: or(cfg.MaxSubscriptions, 128),
+		MaxConn: or(cfg.MaxConnections, 4096), MaxSubs: or(cfg.MaxSubscriptions, 8),
 		MaxPayload: or(cfg.MaxPayload, 64<<10), MaxPending: or(cfg.MaxPending, 4<<20),
 		MaxControlLine: 4 << 10, MaxClosedClients: 16, WriteDeadline: 5 * time.Second,
 		PingInterval: 15 * time.Second, MaxPingsOut: 2, AuthTimeout: 5,

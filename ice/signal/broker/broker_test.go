@@ -1,6 +1,7 @@
 package broker_test
 
 import (
+	"bufio"
 	"bytes"
 	"errors"
 	"fmt"
@@ -293,16 +294,113 @@ func TestManyOfOneNode(t *testing.T) {
 	for range 60 {
 		list = append(list, connect(t, b, "a"))
 	}
-	<-list[43].ended
+	<-list[55].ended
 	connect(t, b, "b")
-	if n := len(b.Clients("a")); n != 16 {
-		t.Errorf("%d connections", n)
+	if n := len(b.Clients("a")); n != 4 {
+		t.Errorf("%d connections, want 4", n)
 	}
-	for _, n := range list[44:] {
+	for _, n := range list[56:] {
 		if err := n.Flush(); err != nil {
 			t.Error(err)
 		}
 	}
+}
+
+// TestAmplification: what a node sends makes the broker send little more, whatever subscriptions the nodes have and wherever an
+// answer of the broker's own may go.
+func TestAmplification(t *testing.T) {
+	b := start(t, broker.Config{})
+	const copies = 4 * 8 // connections of a node and subscriptions of each
+	for _, tt := range []struct {
+		name, sent string
+		most       int // bytes
+	}{
+		{"a message", "PUB sig.b.a _INBOX_a.ack.b.1 20\r\n01234567890123456789\r\n", copies * 80},
+		{"a header", "HPUB sig.b.a _INBOX_a.ack.b.1 30 30\r\nNATS/1.0\r\nNats-Rollup: all\r\n\r\n\r\n", copies * 100},
+		{"nobody listens", "PUB portal.a.nothing _INBOX_a.ack.a.1 0\r\n\r\n", copies * 120},
+		{"forbidden", "PUB sig.c.a 0\r\n\r\n", 200},
+	} {
+		var conns []*raw
+		for _, node := range []string{"a", "b"} {
+			for range 8 { // of which 4 are left
+				c := dialRaw(t, b, node)
+				for id := range 128 {
+					c.write(t, fmt.Sprintf("SUB sig.%s.> %d\r\nSUB _INBOX_%s.> %d\r\n", node, 2*id, node, 2*id+1))
+				}
+				c.settle(t)
+				conns = append(conns, c)
+			}
+		}
+		before := total(conns)
+		conns[7].write(t, tt.sent) // the newest of a
+		conns[7].settle(t)
+		for i := range conns {
+			if i%8 >= 4 {
+				conns[i].settle(t)
+			}
+		}
+		got := total(conns) - before - 9*len("PONG\r\n")
+		if got < 1 || got > tt.most {
+			t.Errorf("%s: %d bytes in, %d out, want at most %d", tt.name, len(tt.sent), got, tt.most)
+		}
+		t.Logf("%s: %d bytes in, %d out", tt.name, len(tt.sent), got)
+		for _, c := range conns {
+			c.Close()
+		}
+	}
+}
+
+// raw speaks NATS by hand and counts what it gets.
+type raw struct {
+	net.Conn
+	lines *bufio.Reader
+	got   int
+}
+
+func dialRaw(t *testing.T, b *broker.Broker, token string) *raw {
+	t.Helper()
+	conn, err := net.Dial("tcp", b.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { conn.Close() })
+	c := &raw{Conn: conn, lines: bufio.NewReader(conn)}
+	c.write(t, fmt.Sprintf("CONNECT {\"auth_token\":%q,\"headers\":true,\"no_responders\":true,\"echo\":true}\r\n", token))
+	c.settle(t)
+	return c
+}
+
+func (c *raw) write(t *testing.T, text string) {
+	t.Helper()
+	if _, err := io.WriteString(c, text); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// settle returns when the broker has done what it was told before, and what others had told it before that.
+func (c *raw) settle(t *testing.T) {
+	t.Helper()
+	c.write(t, "PING\r\n")
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	for {
+		line, err := c.lines.ReadString('\n')
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.got += len(line)
+		if line == "PONG\r\n" {
+			return
+		}
+	}
+}
+
+func total(list []*raw) (n int) {
+	for _, c := range list {
+		n += c.got
+	}
+	return n
 }
 
 func TestLimits(t *testing.T) {
