@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
+	"golang.org/x/term"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
@@ -33,7 +34,8 @@ func portalCommand() *cli.Command {
 		UsageText: "sluice portal -public ADDRESS [options]\n" +
 			"sluice portal node add, list, set, routes, token or remove (see sluice portal node -h)",
 		Description: "One process and one folder. Nodes reach it by TCP (TLS) for sign-in and signaling and by UDP for STUN and TURN; both\n" +
-			"ports must be open to them. Its first start makes one gateway and one client and prints the lines that start them.",
+			"ports must be open to them. Its first start makes one gateway and one client and prints the lines that start them, with\n" +
+			"their tokens where it writes to a terminal or a file.",
 		Flags: []cli.Flag{
 			&cli.StringFlag{Name: "state", Value: defaultState, Usage: "`FOLDER` of the portal's state"}, // of node too
 			&cli.StringFlag{Local: true, Name: "public", Usage: "`ADDRESS` under which nodes reach this machine (needed)"},
@@ -252,7 +254,8 @@ func logLevel(text string) (level slog.Level, err error) {
 	return level, nil
 }
 
-// firstNodes makes a gateway and a client and prints what starts them.
+// firstNodes makes a gateway and a client, and prints what starts them: with their tokens where somebody has asked for this output,
+// else with the commands that make tokens, since journals and the logs of containers are read by many.
 func firstNodes(ctx context.Context, cmd *cli.Command, p *portal.Portal) error {
 	gateway, err := p.AddNode(ctx, portal.NewNode{Name: "gateway", Role: protocol.Gateway})
 	if err != nil {
@@ -266,27 +269,44 @@ func firstNodes(ctx context.Context, cmd *cli.Command, p *portal.Portal) error {
 	if folder := cmd.String("state"); folder != defaultState {
 		state = "-state " + folder + " "
 	}
-	_, err = fmt.Fprintf(cmd.Root().Writer, `This portal is new. It has a gateway and a client; each of these tokens is a secret, and is shown only now.
+	about := "each of these tokens is a secret, and is shown only now"
+	source := func(t protocol.Token) string { return "echo '" + t.Encode() + "'" }
+	if !keepsSecrets(cmd.Root().Writer) {
+		about = "their tokens are secrets, and not shown here:\nthis is neither a terminal nor a file. Run on this machine what makes each, and take its file to the node"
+		source = func(t protocol.Token) string { return "sudo ./sluice portal node token " + state + t.Name }
+	}
+	_, err = fmt.Fprintf(cmd.Root().Writer, `This portal is new. It has a gateway and a client; %s.
 
 On the gateway, with the networks behind it in place of 10.0.0.0/24:
 
-    (umask 077; echo '%s' > gateway.token)
+    (umask 077; %s > gateway.token)
     sudo ./sluice gateway -token-file gateway.token -routes 10.0.0.0/24
 
 On the client:
 
-    (umask 077; echo '%s' > client.token)
+    (umask 077; %s > client.token)
     sudo ./sluice client -token-file client.token
 
 More nodes, on this machine:
 
     (umask 077; sudo ./sluice portal node add %sNAME > NAME.token)
 
-`, gateway.Encode(), client.Encode(), state)
+`, about, source(gateway), source(client), state)
 	if err != nil { // the next start makes them anew
 		err = errors.Join(fmt.Errorf("%w: %w", errToken, err), p.RemoveNode(ctx, "gateway"), p.RemoveNode(ctx, "client"))
 	}
 	return err
+}
+
+// keepsSecrets reports whether secrets may be written to out unasked: to a terminal, where one person reads them, and to a file, which
+// somebody has named and can protect. A pipe or a socket leads to a journal, or to who keeps a container's output.
+func keepsSecrets(out io.Writer) bool {
+	f, ok := out.(*os.File)
+	if !ok {
+		return false
+	}
+	st, err := f.Stat()
+	return err == nil && st.Mode().IsRegular() || term.IsTerminal(int(f.Fd()))
 }
 
 // openOps serves what operators ask by HTTP.

@@ -44,8 +44,7 @@ func TestPortalProgram(t *testing.T) {
 type runningPortal struct {
 	cmd    *exec.Cmd
 	folder string
-	out    bytes.Buffer // to be read once ended is closed
-	log    string
+	log    string // path of its standard error
 	ended  chan struct{}
 }
 
@@ -57,14 +56,19 @@ func startPortal(t *testing.T, folder string, more ...string) *runningPortal {
 		t.Fatal(err)
 	}
 	defer log.Close()
-	p := startPortalWith(t, folder, log, more...)
+	out, err := os.Create(log.Name() + ".out")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer out.Close()
+	p := startPortalWith(t, folder, out, log, more...)
 	p.log = log.Name()
 	p.until(t, "is ready", func() bool { return strings.Contains(p.logged(), "portal is ready") })
 	return p
 }
 
-// startPortalWith runs a portal whose standard error is log.
-func startPortalWith(t *testing.T, folder string, log *os.File, more ...string) *runningPortal {
+// startPortalWith runs a portal that writes to out and log.
+func startPortalWith(t *testing.T, folder string, out, log *os.File, more ...string) *runningPortal {
 	t.Helper()
 	args, err := json.Marshal(append([]string{
 		"sluice", "portal", "-public", "127.0.0.1", "-listen", "127.0.0.1:0", "-relay-listen", "127.0.0.1:0", "-state", folder,
@@ -75,7 +79,7 @@ func startPortalWith(t *testing.T, folder string, log *os.File, more ...string) 
 	p := &runningPortal{folder: folder, ended: make(chan struct{})}
 	p.cmd = exec.Command(os.Args[0], "-test.run=^TestPortalProgram$")
 	p.cmd.Env = append(os.Environ(), portalArguments+"="+string(args))
-	p.cmd.Stdout, p.cmd.Stderr = &p.out, log
+	p.cmd.Stdout, p.cmd.Stderr = out, log
 	if err := p.cmd.Start(); err != nil {
 		t.Fatal(err)
 	}
@@ -113,7 +117,8 @@ func (p *runningPortal) stop(t *testing.T) string {
 	if _, err := os.Stat(filepath.Join(p.folder, deskName)); !os.IsNotExist(err) {
 		t.Errorf("the socket is still there: %v", err)
 	}
-	return p.out.String()
+	out, _ := os.ReadFile(p.log + ".out")
+	return string(out)
 }
 
 func (p *runningPortal) awaitEnd(t *testing.T) {
@@ -227,6 +232,78 @@ func TestPortalFirstStart(t *testing.T) {
 }
 
 func first(stdout, _ string, _ int) string { return stdout }
+
+// TestPortalFirstStartJournal: where a first start writes to what is no terminal and no file, as a service or in a container, it
+// prints no token, but commands that make them.
+func TestPortalFirstStartJournal(t *testing.T) {
+	pipe, w, err := os.Pipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer pipe.Close()
+	folder := filepath.Join(t.TempDir(), "state")
+	p := startPortalWith(t, folder, w, w)
+	w.Close()
+	var out strings.Builder
+	for lines := bufio.NewScanner(pipe); lines.Scan() && !strings.Contains(lines.Text(), "portal is ready"); {
+		out.WriteString(lines.Text() + "\n")
+	}
+	if strings.Contains(out.String(), protocol.TokenPrefix) {
+		t.Error("the output holds a token")
+	}
+	commands := regexp.MustCompile(`sluice (portal node token .*) > .*\.token\)`).FindAllStringSubmatch(out.String(), -1)
+	if len(commands) != 2 {
+		t.Fatalf("%d commands that make tokens, want 2:\n%s", len(commands), out.String())
+	}
+	for i, name := range []string{"gateway", "client"} {
+		stdout, stderr, code := call("", strings.Fields(commands[i][1])...)
+		if token := tokenOf(t, stdout); token.Name != name || code != 0 {
+			t.Errorf("%s gives a token of %q, want %s: code %d, %s", commands[i][1], token.Name, name, code, stderr)
+		}
+	}
+	if err := p.cmd.Process.Kill(); err != nil {
+		t.Fatal(err)
+	}
+	p.awaitEnd(t)
+}
+
+// TestKeepsSecrets: a token is printed unasked to a file, and to nothing that a journal or a log collector reads.
+func TestKeepsSecrets(t *testing.T) {
+	file, err := os.Create(filepath.Join(t.TempDir(), "out"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer file.Close()
+	device, err := os.OpenFile(os.DevNull, os.O_WRONLY, 0)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer device.Close()
+	listener, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer listener.Close()
+	conn, err := net.Dial("tcp", listener.Addr().String())
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	socket, err := conn.(*net.TCPConn).File()
+	if err != nil {
+		t.Skipf("no file of a socket: %v", err)
+	}
+	defer socket.Close()
+	for _, tt := range []struct {
+		name string
+		out  io.Writer
+		want bool
+	}{{"a file", file, true}, {"a device", device, false}, {"a socket", socket, false}, {"no file", new(bytes.Buffer), false}} {
+		if got := keepsSecrets(tt.out); got != tt.want {
+			t.Errorf("%s: %v, want %v", tt.name, got, tt.want)
+		}
+	}
+}
 
 func TestPortalNode(t *testing.T) {
 	secret := filepath.Join(t.TempDir(), "secret")
@@ -399,7 +476,7 @@ func TestPortalLogReaderGone(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	p := startPortalWith(t, filepath.Join(t.TempDir(), "state"), writer)
+	p := startPortalWith(t, filepath.Join(t.TempDir(), "state"), nil, writer)
 	writer.Close()
 	lines := bufio.NewScanner(reader)
 	for lines.Scan() && !strings.Contains(lines.Text(), "portal is ready") {

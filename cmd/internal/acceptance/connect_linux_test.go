@@ -26,10 +26,11 @@ func TestNewUser(t *testing.T) {
 	}
 	defer machine.Close()
 	v.portal.end()
-	if n := len(tokens.FindAllString(v.portal.out.String(), -1)); n != 2 {
-		t.Fatalf("the first start prints %d tokens:\n%s", n, v.portal.out)
+	out, err := os.ReadFile(v.portal.out)
+	found := tokens.FindAllString(string(out), -1)
+	if err != nil || len(found) != 2 {
+		t.Fatalf("the first start prints %d tokens, want 2: %v\n%s", len(found), err, out)
 	}
-	found := tokens.FindAllString(v.portal.out.String(), -1)
 	v.startPortal()
 	g := v.join("gateway", "gateway", found[0], gs, "-routes", network.String())
 	c := v.join("client", "client", found[1], cs)

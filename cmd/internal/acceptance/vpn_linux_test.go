@@ -82,8 +82,8 @@ type sluice struct {
 	t    *testing.T
 	name string
 	cmd  *exec.Cmd
-	out  *bytes.Buffer // complete only when it has ended
-	log  string        // path
+	out  string // path; a file, so that the portal prints its tokens
+	log  string // path
 	done chan struct{}
 }
 
@@ -142,14 +142,17 @@ func (v *vpn) start(ns *lab.Namespace, name string, env []string, args ...string
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	p := &sluice{t: v.t, name: name, out: &bytes.Buffer{}, log: filepath.Join(v.dir, name+".log"), done: make(chan struct{})}
-	f, err := os.OpenFile(p.log, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	defer f.Close()
+	base := filepath.Join(v.dir, name)
+	p := &sluice{t: v.t, name: name, out: base + ".out", log: base + ".log", done: make(chan struct{})}
 	p.cmd = exec.Command(path, args...)
-	p.cmd.Stdout, p.cmd.Stderr = p.out, f
+	for path, stream := range map[string]*io.Writer{p.out: &p.cmd.Stdout, p.log: &p.cmd.Stderr} {
+		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
+		if err != nil {
+			v.t.Fatal(err)
+		}
+		defer f.Close()
+		*stream = f
+	}
 	p.cmd.Env = append(append(os.Environ(), "SLUICE_TEST_HOOKS=1", "GORACE=halt_on_error=1 atexit_sleep_ms=0"), env...)
 	if err := ns.Start(p.cmd); err != nil {
 		v.t.Fatal(err)
