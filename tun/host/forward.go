@@ -34,6 +34,8 @@ type Forward struct {
 	Routes []netip.Prefix
 	// Reach are the networks behind other gateways, where those behind this one may open connections to.
 	Reach []netip.Prefix
+	// Overlay are the networks that all tunnel addresses come from.
+	Overlay []netip.Prefix
 	// Addresses are the interface's. The first of a family stands for routers that peers cannot know.
 	Addresses []netip.Prefix
 	// NoMasquerade leaves addresses as they are: the network behind then needs routes back.
@@ -43,11 +45,12 @@ type Forward struct {
 // equal tells whether both ask for the same.
 func (f Forward) equal(g Forward) bool {
 	return f.Interface == g.Interface && f.NoMasquerade == g.NoMasquerade && slices.Equal(f.Routes, g.Routes) &&
-		slices.Equal(f.Reach, g.Reach) && slices.Equal(f.Addresses, g.Addresses)
+		slices.Equal(f.Reach, g.Reach) && slices.Equal(f.Overlay, g.Overlay) && slices.Equal(f.Addresses, g.Addresses)
 }
 
 func (f Forward) clone() Forward {
-	f.Routes, f.Reach, f.Addresses = slices.Clone(f.Routes), slices.Clone(f.Reach), slices.Clone(f.Addresses)
+	f.Routes, f.Reach = slices.Clone(f.Routes), slices.Clone(f.Reach)
+	f.Overlay, f.Addresses = slices.Clone(f.Overlay), slices.Clone(f.Addresses)
 	return f
 }
 

@@ -35,11 +35,14 @@ const (
 // started. They belong to one goroutine.
 type Forwarding struct {
 	forward Forward
-	table   *nftables.Table
-	conn    *nftables.Conn
-	// offered and reach are sets of table, tunnels the interfaces of other gateways of ours, as it was written.
-	offered, reach []*nftables.Set
-	tunnels        []string
+	ownTable
+	// offered and reach are sets of table, tunnels the interfaces of other gateways of ours, strangers4 and strangers6 the families in
+	// which it keeps strangers out, as it was written.
+	offered, reach         []*nftables.Set
+	tunnels                []string
+	strangers4, strangers6 bool
+	// unended: connections may go on that the table would not let begin.
+	unended bool
 	// notes are those of the settings that were other before.
 	notes map[string]bool
 	// before are the tables that filtered or translated forwarded packets already when we began.
@@ -49,7 +52,7 @@ type Forwarding struct {
 	traffic       traffic
 	losing, known bool
 	lost          time.Time
-	strangers     bool // see Strangers
+	met           bool // see Strangers
 }
 
 // StartForwarding obeys f. On an error nothing has changed.
@@ -80,10 +83,8 @@ func ClearForwarding(name string) error {
 
 func newForwarding(f Forward) (*Forwarding, error) {
 	conn, err := nftables.New()
-	return &Forwarding{
-		forward: f.clone(), conn: conn, notes: map[string]bool{},
-		table: &nftables.Table{Name: tablePrefix + f.Interface, Family: nftables.TableFamilyINet},
-	}, wrap(err, "forward")
+	table := &nftables.Table{Name: tablePrefix + f.Interface, Family: nftables.TableFamilyINet}
+	return &Forwarding{forward: f.clone(), ownTable: ownTable{conn: conn, table: table}, notes: map[string]bool{}}, wrap(err, "forward")
 }
 
 func (fw *Forwarding) start(chains []*nftables.Chain) error {
@@ -159,10 +160,8 @@ func advertised(note string) string {
 
 func (fw *Forwarding) makeTable() error {
 	fw.traffic, fw.losing, fw.known = traffic{}, false, false
-	if err := fw.writeTable(); err != nil {
-		return err
-	}
-	return fw.flush("make table " + fw.table.Name)
+	fw.strangers4, fw.strangers6, fw.unended = fw.notes[noteIPv4], fw.notes[noteIPv6], true
+	return wrapNFT(fw.replace(fw.writeTable), "make table "+fw.table.Name)
 }
 
 // Set obeys another Forward. The interface stays the same.
@@ -188,21 +187,23 @@ func (fw *Forwarding) SwitchedOn() []string {
 	return list
 }
 
-// Mend sets up again what others have taken away: who loads a firewall anew deletes all tables first, and who applies
-// sysctl.d may switch forwarding off. It tells whether there was something to do.
+// Mend sets up again what others have taken away or changed: who loads a firewall anew deletes all tables first, and who applies
+// sysctl.d may switch forwarding off. It tells whether there was something to do. Connections that began meanwhile, and those
+// that Set does not allow any more, are ended.
 func (fw *Forwarding) Mend() (mended bool, err error) {
 	chains, err := fw.chains()
 	if err != nil {
 		return false, err
 	}
 	fw.readNotes(chains)
-	buried, advertising := fw.bury(chains), fw.noteAdvertising()
-	tunnels := fw.otherTunnels(chains)
-	if mended = !fw.present(chains); mended || buried || !slices.Equal(tunnels, fw.tunnels) {
+	buried, advertising, tunnels := fw.bury(chains), fw.noteAdvertising(), fw.otherTunnels(chains)
+	mended = !fw.intact()
+	switch {
+	case mended || buried || !slices.Equal(tunnels, fw.tunnels) || fw.strangers4 != fw.notes[noteIPv4] || fw.strangers6 != fw.notes[noteIPv6]:
 		fw.countStrangers()
 		fw.tunnels = tunnels
 		err = fw.makeTable()
-	} else if advertising {
+	case advertising || !fw.noted(chains):
 		fw.writeNotes()
 		err = fw.flush("note settings")
 	}
@@ -210,7 +211,22 @@ func (fw *Forwarding) Mend() (mended bool, err error) {
 		return false, err
 	}
 	changed, err := fw.switchOn()
+	if fw.unended {
+		found, e := fw.endFlows()
+		fw.unended, err = found, errors.Join(err, e) // once more if there were some
+	}
 	return mended || changed, err
+}
+
+// noted tells whether all notes are in the table.
+func (fw *Forwarding) noted(chains []*nftables.Chain) bool {
+	missing := maps.Clone(fw.notes)
+	for _, c := range chains {
+		if fw.mine(c) {
+			delete(missing, c.Name)
+		}
+	}
+	return len(missing) == 0
 }
 
 // forwardingSettings are the switches, and the note that one was off.

@@ -61,6 +61,18 @@ func (*Forwarding) Obstacles() ([]Obstacle, error) { return nil, ErrUnsupported 
 // Close takes back what was set up.
 func (*Forwarding) Close() error { return ErrUnsupported }
 
+// Watcher tells when something may have been changed.
+type Watcher struct{}
+
+// NewWatcher starts to watch.
+func NewWatcher(int) (*Watcher, error) { return nil, ErrUnsupported }
+
+// Changes delivers a value when something may have changed.
+func (*Watcher) Changes() <-chan struct{} { return nil }
+
+// Close ends the Watcher.
+func (*Watcher) Close() error { return ErrUnsupported }
+
 // Routing keeps an interface's addresses and routes.
 type Routing struct{}
 

@@ -84,14 +84,14 @@ func (fw *Forwarding) packets(chain string) (sum uint64, err error) {
 // it.
 func (fw *Forwarding) Strangers() bool {
 	fw.countStrangers()
-	return fw.strangers
+	return fw.met
 }
 
 // countStrangers is called before the table with the counters goes, too.
 func (fw *Forwarding) countStrangers() {
-	if !fw.strangers {
+	if !fw.met {
 		n, _ := fw.packets(strangersChain) // the chain may be gone
-		fw.strangers = n > 0
+		fw.met = n > 0
 	}
 }
 

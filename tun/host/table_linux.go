@@ -14,11 +14,8 @@ import (
 
 // This file is what is in a gateway's nftables table.
 
-// writeTable queues the replacement of our table, to be made in one step.
+// writeTable queues what is in our table.
 func (fw *Forwarding) writeTable() error {
-	fw.conn.AddTable(fw.table) // so that there is one to delete
-	fw.conn.DelTable(fw.table)
-	fw.conn.AddTable(fw.table)
 	fw.writeNotes()
 	var err error
 	if fw.offered, err = fw.writeSets("offered", fw.forward.Routes); err != nil {
@@ -66,13 +63,16 @@ func (fw *Forwarding) writeForward(in, out []expr.Any) {
 		fw.rule(c, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpEq, name), verdict(expr.VerdictAccept))
 	}
 	strangers := fw.conn.AddChain(&nftables.Chain{Name: strangersChain, Table: fw.table})
-	for _, s := range forwardingSettings {
-		if fw.notes[s.note] {
-			fw.rule(strangers, matchFamily(s.ipv6), verdict(expr.VerdictDrop))
+	for _, ipv6 := range []bool{false, true} {
+		if fw.apart(ipv6) {
+			fw.rule(strangers, matchFamily(ipv6), verdict(expr.VerdictDrop))
 		}
 	}
 	fw.rule(c, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: strangersChain}})
 }
+
+// apart tells whether the machine is no router for strangers in a family.
+func (fw *Forwarding) apart(ipv6 bool) bool { return ipv6 && fw.strangers6 || !ipv6 && fw.strangers4 }
 
 // betweenTunnels passes a verdict on what goes from one of our tunnels to another, or back into the same: networks that are offered
 // may contain the tunnel's own, as a default route does.

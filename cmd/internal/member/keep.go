@@ -4,12 +4,19 @@ import (
 	"context"
 	"time"
 
-	"github.com/sluice-vpn/sluice/ice"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/tun/host"
 )
 
-// mendInterval is how long something on the machine may stay as others have left it.
-const mendInterval = 20 * time.Second
+const (
+	// mendInterval is how long something may stay as others have left it that host.Watcher does not see.
+	mendInterval = 20 * time.Second
+	// After a look at the machine there is a pause of pauseFactor times as long as it took, but of these at least and at most: somebody
+	// who changes things all the time gets a small part of a processor, and what is changed is seen within a second.
+	pauseFactor = 9
+	leastPause  = 250 * time.Millisecond
+	mostPause   = 750 * time.Millisecond
+)
 
 // keeper owns the machine while the node lives. Frozen.
 type keeper struct {
@@ -32,16 +39,19 @@ func newKeeper(m *machine) *keeper {
 	}
 }
 
-// run applies the portal's answers, and mends the machine from time to time and when the network has changed, until ctx ends.
+// run applies the portal's answers, and mends the machine when something was changed and from time to time, until ctx ends.
 func (k *keeper) run(ctx context.Context) {
 	defer close(k.ended)
 	ticker := time.NewTicker(mendInterval)
 	defer ticker.Stop()
-	var changed <-chan struct{}
-	if watcher, err := ice.NewWatcher(nil); err == nil { // else there is the ticker
+	var watched, changed <-chan struct{}                                      // changed is nil during a pause
+	if watcher, err := host.NewWatcher(k.machine.options.Table); err == nil { // else there is the ticker
 		defer watcher.Close()
-		changed = watcher.Changes()
+		watched = watcher.Changes()
+		changed = watched
 	}
+	pause := time.NewTimer(0)
+	defer pause.Stop()
 	for {
 		select {
 		case <-ctx.Done():
@@ -53,11 +63,17 @@ func (k *keeper) run(ctx context.Context) {
 			k.machine.review()
 			close(done)
 			continue
+		case <-pause.C:
+			changed = watched
+			continue
 		case <-ticker.C:
 		case <-changed:
 		case <-k.look:
 		}
+		begin := time.Now()
 		k.machine.mend()
+		changed = nil
+		pause.Reset(min(max(pauseFactor*time.Since(begin), leastPause), mostPause))
 	}
 }
 

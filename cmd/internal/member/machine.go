@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 	"sync/atomic"
+	"time"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
@@ -23,8 +24,10 @@ type machine struct {
 	answer     protocol.Sync
 	routing    *host.Routing
 	forwarding *host.Forwarding
-	problem    error                   // of the last remark
-	remarks    atomic.Pointer[remarks] // read by any goroutine
+	problem    error // of the last remark
+	// interferences are by their text.
+	interferences map[string]*interference
+	remarks       atomic.Pointer[remarks] // read by any goroutine
 }
 
 // remarks are what the status tells of the machine, frozen.
@@ -33,7 +36,9 @@ type remarks struct {
 	problem string   // why it could not be mended
 }
 
-func newMachine(o Options, logger *slog.Logger) *machine { return &machine{options: o, logger: logger} }
+func newMachine(o Options, logger *slog.Logger) *machine {
+	return &machine{options: o, logger: logger, interferences: map[string]*interference{}}
+}
 
 // apply sets addresses and routes, and for a gateway forwarding. What fails is tried again with the portal's next answer.
 func (m *machine) apply(answer protocol.Sync) error {
@@ -74,16 +79,38 @@ func (m *machine) mend() {
 	before := m.routing.Changes()
 	_, err := m.set()
 	if m.routing.Changes() != before {
-		m.logger.Warn("addresses, routes or rules were changed by somebody else, and are set again", "interface", m.options.Interface)
+		m.interfered("addresses, routes or rules were changed by somebody else, and are set again")
 	}
 	if m.forwarding != nil {
 		mended, e := m.forwarding.Mend()
 		if mended {
-			m.logger.Warn("forwarding or its nftables table was taken away by somebody else, and is set up again", "interface", m.options.Interface)
+			m.interfered("forwarding or its nftables table was touched by somebody else, and is set up again")
 		}
 		err = errors.Join(err, e)
 	}
 	m.remark(err)
+}
+
+// interferedTold is how often the same is logged at most: who changes things all the time does not fill the log.
+const interferedTold = time.Minute
+
+// interfered logs what was mended, with how often since it was logged.
+func (m *machine) interfered(what string) {
+	i := m.interferences[what]
+	if i == nil {
+		i = &interference{}
+		m.interferences[what] = i
+	}
+	if i.times++; time.Since(i.told) >= interferedTold {
+		m.logger.Warn(what, "interface", m.options.Interface, "times", i.times)
+		*i = interference{told: time.Now()}
+	}
+}
+
+// interference is what somebody else does again and again.
+type interference struct {
+	times int // since it was told
+	told  time.Time
 }
 
 // review looks again for what may be in the way.
@@ -227,7 +254,8 @@ func (m *machine) begin() (err error) {
 func (m *machine) forward() host.Forward {
 	return host.Forward{
 		Interface: m.options.Interface, NoMasquerade: m.options.NoMasquerade, Routes: m.answer.Offers.Approved(), Addresses: m.answer.Addresses,
-		Reach: slices.DeleteFunc(routesOf(m.answer), func(p netip.Prefix) bool { return protocol.InOverlay(m.answer.Overlay, p) }),
+		Overlay: m.answer.Overlay,
+		Reach:   slices.DeleteFunc(routesOf(m.answer), func(p netip.Prefix) bool { return protocol.InOverlay(m.answer.Overlay, p) }),
 	}
 }
 

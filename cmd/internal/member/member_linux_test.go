@@ -307,7 +307,6 @@ func TestMended(t *testing.T) {
 		conn.Flush()
 	}()
 	must(t, host.DeleteRoute(host.Route{Interface: "gw4", Prefix: netip.MustParsePrefix("10.2.0.0/24"), Table: 780}))
-	n.made.networkChanged()
 	n.eventually(t, "mended", func() bool {
 		tables, err := conn.ListTables()
 		must(t, err)
@@ -320,11 +319,72 @@ func TestMended(t *testing.T) {
 	n.made.networkChanged()
 	n.eventually(t, "looked at once more", func() bool { return len(n.made.keeper.look) == 0 })
 	must(t, n.stop(t))
-	for _, text := range []string{"changed by somebody else", "taken away by somebody else", "offers no network", "drops what it is not told"} {
+	for _, text := range []string{"changed by somebody else", "touched by somebody else", "offers no network", "drops what it is not told"} {
 		if got := strings.Count(n.log.String(), text); got != 1 {
 			t.Errorf("%q is logged %d times:\n%s", text, got, n.log)
 		}
 	}
+}
+
+// TestWatched: what others change is set again by what the kernel tells, long before the next look at everything; who does so all the time
+// gets the log's attention once.
+func TestWatched(t *testing.T) {
+	lab.NeedTUN(t)
+	n := startNode(t, Options{Role: protocol.Gateway, Interface: "gw6", Table: 786, Routes: prefixes("10.3.0.0/24")}, protocol.Sync{
+		Name: "office", Role: protocol.Gateway, Addresses: prefixes("100.64.0.1/32"),
+		Offers: protocol.Offers{{Prefix: netip.MustParsePrefix("10.3.0.0/24"), State: protocol.Approved}},
+		Peers:  []protocol.Peer{{Name: "home", Role: protocol.Gateway, PublicKey: key(2), AllowedIPs: prefixes("100.64.0.3/32", "10.2.0.0/24")}},
+	}, nil)
+	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "gateway office is up") })
+	conn, err := nftables.New()
+	must(t, err)
+	table := &nftables.Table{Name: "sluice-gw6", Family: nftables.TableFamilyINet}
+	forward := &nftables.Chain{Name: "forward", Table: table}
+	rules := func() int {
+		list, _ := conn.GetRules(table, forward) // the table may be away
+		return len(list)
+	}
+	all := rules()
+	policy := func() []netlink.Rule {
+		list, err := netlink.RuleListFiltered(netlink.FAMILY_V4, &netlink.Rule{Table: 786}, netlink.RT_FILTER_TABLE)
+		must(t, err)
+		return list
+	}
+	for _, c := range []struct {
+		what string
+		harm func()
+		away func() bool
+	}{
+		{"rules of nftables", func() { conn.FlushTable(table); must(t, conn.Flush()) }, func() bool { return rules() != all }},
+		{"one of them", func() {
+			list, err := conn.GetRules(table, forward)
+			must(t, err)
+			must(t, conn.DelRule(list[0]))
+			must(t, conn.Flush())
+		}, func() bool { return rules() != all }},
+		{"the table", func() { conn.DelTable(table); must(t, conn.Flush()) }, func() bool { return rules() != all }},
+		{"a policy rule", func() { list := policy(); must(t, netlink.RuleDel(&list[0])) }, func() bool { return len(policy()) != 2 }},
+		{"a route", func() {
+			must(t, host.DeleteRoute(host.Route{Interface: "gw6", Prefix: netip.MustParsePrefix("10.2.0.0/24"), Table: 786}))
+		}, func() bool { return !slices.Contains(tableOf(786), "10.2.0.0/24") }},
+		{"forwarding", func() { must(t, os.WriteFile("/proc/sys/net/ipv4/ip_forward", []byte("0"), 0)) }, func() bool { return setting(t, "ipv4/ip_forward") != "1" }},
+	} {
+		c.harm()
+		begin := time.Now()
+		n.eventually(t, c.what+" back", func() bool { return !c.away() })
+		if took := time.Since(begin); took > mendInterval/2 { // at least a look at everything was not waited for
+			t.Errorf("%s was away for %v", c.what, took)
+		}
+	}
+	for begin := time.Now(); time.Since(begin) < 2*time.Second; time.Sleep(20 * time.Millisecond) {
+		conn.DelTable(table)
+		_ = conn.Flush() // it may be away
+	}
+	n.eventually(t, "the table back", func() bool { return rules() == all })
+	if got := strings.Count(n.log.String(), "touched by somebody else"); got != 1 {
+		t.Errorf("it is logged %d times, want once:\n%s", got, n.log)
+	}
+	must(t, n.stop(t))
 }
 
 // TestStrangersTold: a gateway that has dropped what others sent through its machine, because it switched forwarding on for itself only, tells
