@@ -43,11 +43,13 @@ const (
 	CloseRemoved                             // the peer is not to be reached any more
 	CloseShutdown                            // we end
 	CloseUnknown                             // only in byes: what was signaled belongs to no connection, as after a restart
+	CloseIdentityChanged                     // the peer is not the one that was met under its name
+	CloseKeyUnsigned                         // the peer's identity has not signed the key that it is said to have
 )
 
 var closeReasonNames = [...]string{
 	"unspecified", "no_candidates", "ice_timeout", "ice_disconnected", "handshake_timeout", "peer_closed", "replaced",
-	"keys_changed", "removed", "shutdown", "unknown_connection",
+	"keys_changed", "removed", "shutdown", "unknown_connection", "identity_changed", "key_unsigned",
 }
 
 // String returns the reason's name as status, logs and byes show it.

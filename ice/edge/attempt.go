@@ -198,7 +198,8 @@ func (e *Edge) begin(p *peer, err error) {
 			if msg.Generation != e.generations.Newest(p.Name) || msg.Agent != 1 {
 				continue
 			}
-			if key := protocol.Key(msg.PublicKey); key != p.PublicKey && key != p.announced {
+			key := protocol.Key(msg.PublicKey)
+			if key != p.PublicKey && key != p.announced && e.distrust(p.Name) == pipeline.CloseUnspecified {
 				p.announced = key
 				e.log.Warn("the peer announces another key than the portal has for it", "peer", p.Name)
 			}
@@ -215,7 +216,8 @@ func (e *Edge) begin(p *peer, err error) {
 	}
 }
 
-// beginAs begins an attempt of that generation; one that is under way is replaced.
+// beginAs begins an attempt of that generation; one that is under way is replaced. One with a peer that is not trusted ends at once,
+// so that control and the peer are told why.
 func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
 	if old := p.attempt; old != nil {
 		old.handle.Close(pipeline.CloseReplaced)
@@ -239,8 +241,12 @@ func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
 	p.attempt = a
 	e.attempts[a.connection] = a
 	e.named[attemptName{p.Name, generation}] = a
+	reason := e.distrust(p.Name)
+	if reason != pipeline.CloseUnspecified {
+		handle.Close(reason)
+	}
 	e.obey() // the first agent
-	return true
+	return reason == pipeline.CloseUnspecified
 }
 
 // finish forgets an attempt that is over.

@@ -29,6 +29,10 @@ type Config struct {
 	Role protocol.Role
 	// Identity is this node's, as its token gives it.
 	Identity ed25519.PrivateKey
+	// Pins are the identities of the peers that were met before, by name; they are the Edge's from New on. SavePins is called with
+	// all of them when they have changed, and must not block. Nil: none, and they last as long as the Edge.
+	Pins     map[string]protocol.Identity
+	SavePins func(map[string]protocol.Identity)
 	// Routes are the networks that a gateway offers.
 	Routes []netip.Prefix
 	// Signaler exchanges messages with peers; Sync asks the portal. Sync may block until ctx ends.
@@ -102,6 +106,8 @@ type Edge struct {
 	held        []*peer                      // whose attempts do
 	passage     passage
 	peers       map[string]*peer
+	pins        map[string]protocol.Identity // of peers that were met, by name
+	judged      map[string]*judgement        // of the peers in view, by name
 	attempts    map[*ice.Connection]*attempt
 	named       map[attemptName]*attempt // the same
 	generations *signal.Generations
@@ -149,6 +155,10 @@ func New(cfg Config) (*Edge, error) {
 		byes: make(chan struct{}, maxByes), relaysUp: make(map[netip.AddrPort]bool), relaysTold: make(map[netip.AddrPort]time.Time),
 		peers: make(map[string]*peer), attempts: make(map[*ice.Connection]*attempt),
 		named: make(map[attemptName]*attempt), generations: signal.NewGenerations(), refusalsTold: make(map[RouteStatus]bool),
+		pins: cfg.Pins,
+	}
+	if e.pins == nil {
+		e.pins = make(map[string]protocol.Identity)
 	}
 	mux := ice.MuxConfig{Sender: sockets{e}, Addresses: cfg.Addresses, Tunnel: e.inTunnel, Loopback: cfg.Loopback}
 	if cfg.Addresses == nil {

@@ -20,6 +20,7 @@ type Status struct {
 	Name        string             `json:"name"`
 	Role        protocol.Role      `json:"role"`
 	PublicKey   string             `json:"public_key"`
+	Identity    string             `json:"identity"` // its fingerprint, by which peers know the node
 	Interface   string             `json:"interface"`
 	ListenPort  uint16             `json:"listen_port"`
 	Addresses   []netip.Prefix     `json:"addresses"`
@@ -59,6 +60,10 @@ type ConnectionStatus struct {
 	PublicKey  string         `json:"public_key"`
 	AllowedIPs []netip.Prefix `json:"allowed_ips"`
 	Online     bool           `json:"online"` // signed in to the portal
+	// Identity is the fingerprint of what the portal gives; Pinned of the one that was met. Distrust is why there is no session, if so.
+	Identity string `json:"identity,omitempty"`
+	Pinned   string `json:"pinned,omitempty"`
+	Distrust string `json:"distrust,omitempty"`
 	// State is a phase of the connection (candidates, checking, handshake, up, idle), waiting for the next attempt, or none.
 	State      string `json:"state"`
 	Generation uint32 `json:"generation,omitempty"`
@@ -93,20 +98,15 @@ type CloseStatus struct {
 
 // Status describes the node. Errors are ctx's, and that of an edge that does not run (any more).
 func (e *Edge) Status(ctx context.Context) (Status, error) {
-	answer := make(chan Status, 1)
-	select {
-	case e.posts <- func() { answer <- e.status() }:
-		return <-answer, nil
-	case <-e.ended:
-		return Status{}, fmt.Errorf("edge: %w", pipeline.ErrClosed)
-	case <-ctx.Done():
-		return Status{}, ctx.Err()
-	}
+	var s Status
+	err := e.call(ctx, func() { s = e.status() })
+	return s, err
 }
 
 func (e *Edge) status() Status {
 	s := Status{
-		Name: e.config.Name, Role: e.config.Role, PublicKey: e.key.Public().Encode(), Interface: e.config.Interface,
+		Name: e.config.Name, Role: e.config.Role, PublicKey: e.key.Public().Encode(),
+		Identity: protocol.IdentityOf(e.config.Identity).Fingerprint(), Interface: e.config.Interface,
 		Addresses: e.view.Addresses, Offers: e.view.Offers, Routes: e.routes, Since: e.started, Portal: e.portalStatus(),
 		Relays: e.relays.Status(), Mappings: []MappingStatus{}, Connections: []ConnectionStatus{},
 	}
@@ -140,6 +140,9 @@ func (e *Edge) status() Status {
 	for name, p := range e.peers {
 		c := e.connectionStatus(now, p, byName[name])
 		c.Explanation = c.explain(p.absent, s.Portal.Up)
+		if c.Distrust != "" {
+			c.Explanation = "no session: " + e.judged[name].explain()
+		}
 		s.Connections = append(s.Connections, c)
 	}
 	slices.SortFunc(s.Connections, func(a, b ConnectionStatus) int { return strings.Compare(a.Peer, b.Peer) })
@@ -192,6 +195,12 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) 
 	}
 	if p.attempt != nil {
 		s.Obstacle = p.attempt.obstacle.String()
+	}
+	if j := e.judged[p.Name]; j != nil {
+		s.Identity, s.Pinned = j.offered.Identity.Fingerprint(), j.pinned.Fingerprint()
+		if j.distrust != pipeline.CloseUnspecified {
+			s.PublicKey, s.Distrust = crypto.PublicKey(j.offered.PublicKey).Encode(), j.distrust.String()
+		}
 	}
 	return s
 }

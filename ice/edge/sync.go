@@ -194,7 +194,7 @@ func (e *Edge) standDown() {
 		}
 		return nil
 	})
-	e.view, e.routes = protocol.Sync{}, nil
+	e.view, e.routes, e.judged = protocol.Sync{}, nil, nil
 }
 
 // followLease lets go of all peers when the portal was not heard for too long: one of them may have been removed meanwhile. It
@@ -235,7 +235,7 @@ func (e *Edge) apply(s protocol.Sync) {
 	e.routes = e.choose(s)
 	e.logRefused()
 	used := without(s, e.routes)
-	peers := e.admit(used.Peers)
+	peers := e.admit(e.judge(used.Peers))
 	if err := e.pipeline.Load().Edit(func(edit *pipeline.Edit) error { e.edit(edit, peers); return nil }); err != nil {
 		return // it has ended
 	}
@@ -375,7 +375,9 @@ func (e *Edge) editPeer(edit *pipeline.Edit, p *peer, next protocol.Peer) {
 		pe.SetName(next.Name)
 		p.AllowedIPs = nil
 	case p.PublicKey != next.PublicKey:
-		e.log.Info("the peer has another key", "peer", next.Name)
+		if e.distrust(next.Name) == pipeline.CloseUnspecified {
+			e.log.Info("the peer has another key", "peer", next.Name)
+		}
 		pe.SetPublicKey(key)
 	}
 	if p.PresharedKey != next.PresharedKey || p.PublicKey == (protocol.Key{}) {
@@ -408,5 +410,5 @@ func (e *Edge) wantPeers() {
 
 // wants reports whether a connection with the peer is to be there without traffic.
 func (e *Edge) wants(p *peer) bool {
-	return e.config.Role == protocol.Client && p.Role == protocol.Gateway && p.Online
+	return e.config.Role == protocol.Client && p.Role == protocol.Gateway && p.Online && e.distrust(p.Name) == pipeline.CloseUnspecified
 }

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -58,6 +59,10 @@ type node struct {
 	log      *record
 	apply    func(protocol.Sync) error
 	state    func() signal.State
+	token    string                       // of its identity, beside its name; the portal's entry has the same
+	pins     map[string]protocol.Identity // as saved, frozen; guarded by mu
+	saves    int                          // guarded by mu
+	mu       sync.Mutex
 	slept    atomic.Int64 // how much of its clock it was not there to see
 	stop     context.CancelFunc
 	ran      chan error
@@ -111,13 +116,15 @@ type entry struct {
 	role   protocol.Role
 	number byte
 	key    protocol.Key
-	lie    *protocol.Key // told to others instead of key
-	psk    protocol.Key  // told to this node alone
-	hidden bool          // not told to others
-	refuse string        // told to this node
-	other  bool          // another program is this node
-	thief  bool          // its key is not what it reports
-	away   bool          // not online
+	lie    *protocol.Key          // told to others instead of key
+	token  string                 // of its identity, beside its name
+	tamper func(p *protocol.Peer) // with what is told to others
+	psk    protocol.Key           // told to this node alone
+	hidden bool                   // not told to others
+	refuse string                 // told to this node
+	other  bool                   // another program is this node
+	thief  bool                   // its key is not what it reports
+	away   bool                   // not online
 }
 
 func newPortal() *portal {
@@ -201,10 +208,16 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 		if psk == (protocol.Key{}) {
 			psk = p.psk
 		}
-		s.Peers = append(s.Peers, protocol.Peer{
+		id := identityOf(name + e.token)
+		peer := protocol.Peer{
 			Name: name, Role: e.role, PublicKey: key, PresharedKey: psk, Online: e.key != protocol.Key{} && !e.away,
 			AllowedIPs: []netip.Prefix{netip.PrefixFrom(inner(e.number), 32)},
-		})
+			Identity:   protocol.IdentityOf(id), Signature: protocol.SignKey(id, name, key),
+		}
+		if e.tamper != nil {
+			e.tamper(&peer)
+		}
+		s.Peers = append(s.Peers, peer)
 	}
 	return s, nil
 }
@@ -266,7 +279,7 @@ func (n *node) start() {
 	}
 	logger := slog.New(slog.NewTextHandler(n.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
 	n.edge, err = New(Config{
-		Name: n.name, Role: n.role, Identity: identityOf(n.name), Signaler: line{n.memory, n}, Logger: logger,
+		Name: n.name, Role: n.role, Identity: identityOf(n.name + n.token), Pins: maps.Clone(n.saved()), SavePins: n.save, Signaler: line{n.memory, n}, Logger: logger,
 		Sync: func(ctx context.Context, r protocol.SyncRequest) (protocol.Sync, error) {
 			return n.w.portal.sync(ctx, n.name, r)
 		},
@@ -287,6 +300,19 @@ func (n *node) start() {
 	n.stop, n.ran = cancel, make(chan error, 2)
 	go func() { n.ran <- n.pipeline.Run(context.Background()) }()
 	go func() { n.ran <- n.edge.Run(ctx, n.pipeline) }()
+}
+
+func (n *node) save(pins map[string]protocol.Identity) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	n.pins, n.saves = pins, n.saves+1
+}
+
+// saved are the pins of the node.
+func (n *node) saved() map[string]protocol.Identity {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	return n.pins
 }
 
 // clock is what the node's clock says, which also runs while the node sleeps.

@@ -3,6 +3,7 @@ package member
 import (
 	"bytes"
 	"context"
+	"crypto/sha256"
 	"errors"
 	"fmt"
 	"io"
@@ -53,6 +54,13 @@ func (f *fakePortal) set(s protocol.Sync) {
 	s.Revision = f.answer.Revision + 1
 	if s.Overlay == nil {
 		s.Overlay = protocol.DefaultOverlay()
+	}
+	s.Peers = slices.Clone(s.Peers)
+	for i := range s.Peers {
+		if p := &s.Peers[i]; p.Identity == (protocol.Identity{}) {
+			id := protocol.Token{Secret: sha256.Sum256([]byte(p.Name))}.Identity()
+			p.Identity, p.Signature = protocol.IdentityOf(id), protocol.SignKey(id, p.Name, p.PublicKey)
+		}
 	}
 	f.answer = s
 	if f.change != nil {
