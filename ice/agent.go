@@ -67,8 +67,9 @@ type agent struct {
 	relayed  map[netip.AddrPort]bool // those that are a relay's; nil: none
 	news     Event
 	queued   bool
-	gathered bool // host candidates are complete
-	mapped   bool // server-reflexive ones are
+	unbound  [2]ice.Candidate // the selected pair, while it waits for a channel of its relay
+	gathered bool             // host candidates are complete
+	mapped   bool             // server-reflexive ones are
 }
 
 // newAgent makes an agent that gathers. The caller closes it.
@@ -80,7 +81,7 @@ func newAgent(c *Connection, generation uint32) (*agent, error) {
 		}
 	}
 	var err error
-	if a.member, err = c.config.Mux.add(a.local.Ufrag, a.local.Password, heard); err != nil {
+	if a.member, err = c.config.Mux.add(a.local.Ufrag, a.local.Password, c.config.Share, heard, a.onBound); err != nil {
 		return nil, err
 	}
 	if a.pion, err = ice.NewAgent(a.pionConfig()); err != nil {
@@ -213,16 +214,36 @@ func (a *agent) onState(s ice.ConnectionState) {
 
 // onSelected is pion's callback.
 func (a *agent) onSelected(local, remote ice.Candidate) {
+	k := a.connection
+	from, _ := candidateAddress(local)
+	to, _ := candidateAddress(remote)
 	path, ok := a.path(local, remote)
 	if !ok {
+		a.awaitChannel([2]ice.Candidate{local, remote})
+		k.config.Mux.bind(a.member, from, to)
 		return
 	}
-	k := a.connection
+	a.awaitChannel([2]ice.Candidate{})
 	k.selected(a, path, local.Type().String(), remote.Type().String())
-	from, _ := candidateAddress(local) // path has read both
-	to, _ := candidateAddress(remote)
 	way := func(to netip.AddrPort) (pipeline.Path, bool) { return a.way(local, from, to) }
 	k.config.Mux.follow(a.member, from, to, func(old, next netip.AddrPort) bool { return k.moved(a, way, old, next) })
+}
+
+// awaitChannel notes the pair that is selected as soon as its relay has bound a channel, or that none is.
+func (a *agent) awaitChannel(pair [2]ice.Candidate) {
+	a.connection.mu.Lock()
+	defer a.connection.mu.Unlock()
+	a.unbound = pair
+}
+
+// onBound is called when a channel is there that was asked for.
+func (a *agent) onBound() {
+	a.connection.mu.Lock()
+	pair := a.unbound
+	a.connection.mu.Unlock()
+	if pair[0] != nil {
+		a.onSelected(pair[0], pair[1])
+	}
 }
 
 // way is how an address is reached from that of a local candidate.

@@ -22,6 +22,7 @@ type conn struct {
 	closed chan struct{}
 	once   sync.Once
 	over   func(to netip.AddrPort, data []byte) // sends over a relay, see Gate; nil: the mux's sockets
+	bind   func(to netip.AddrPort)              // has the relay bind a channel; nil with over
 }
 
 // received is a message for pion, in memory of its own.
@@ -89,6 +90,9 @@ func (c *conn) write(to netip.AddrPort, b []byte) {
 	case !c.leads(to):
 		c.mux.counters.drop(dropInterface)
 	default: // a Binding request
+		if c.over != nil && nominates(b) {
+			c.bind(c.mux.actual(c, to)) // so that there is a channel by the time that the pair is selected
+		}
 		c.mux.check(c, to, b)
 	}
 }

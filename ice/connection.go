@@ -31,6 +31,8 @@ type ConnectionConfig struct {
 	Prober *Prober
 	// Relay gives relayed candidates; nil does without.
 	Relay Relay
+	// Share is what the peer has used of what all peers share, kept from one connection with it to the next; nil: nobody else is there.
+	Share *Share
 	// Controlling is the role (RFC 8445, section 6.1.1). The two sides must differ, so it cannot depend on what either may
 	// get wrong, as keys.
 	Controlling bool
@@ -67,6 +69,9 @@ type Connection struct {
 func NewConnection(cfg ConnectionConfig) *Connection {
 	if cfg.Heard == nil {
 		cfg.Heard = func() {}
+	}
+	if cfg.Share == nil {
+		cfg.Share = new(Share)
 	}
 	return &Connection{config: cfg, closing: map[uint32]*agent{}}
 }

@@ -14,14 +14,19 @@ type Gate struct {
 }
 
 // Open makes the way through the gate for one relayed address. send sends what may go to a peer, data borrowed until it
-// returns; it is called by any goroutine, later than Relayed.Send too, and must not block. There is nothing to close.
-func (g *Gate) Open(relayed netip.AddrPort, send func(to netip.AddrPort, data []byte)) *Relayed {
-	c := &conn{mux: g.mux, member: g.member, local: relayed, over: send}
+// returns; bind is told that the pair with a peer's address is about to be the selected one, maybe more than once, and that Relayed.Bound is
+// to be called when there is a channel to it. Both are called by any goroutine, under locks and later than Relayed.Send too, and must
+// not block. There is nothing to close.
+func (g *Gate) Open(relayed netip.AddrPort, send func(to netip.AddrPort, data []byte), bind func(to netip.AddrPort)) *Relayed {
+	c := &conn{mux: g.mux, member: g.member, local: relayed, over: send, bind: bind}
 	g.mux.mu.Lock()
 	defer g.mux.mu.Unlock()
 	g.member.relayed[relayed] = c
 	return &Relayed{c}
 }
+
+// Share is that of the agent's peer.
+func (g *Gate) Share() *Share { return g.member.share }
 
 // Relayed is an agent at one relayed address. Its methods may be called by any goroutine.
 type Relayed struct{ conn *conn }
@@ -35,6 +40,9 @@ func (r *Relayed) Send(to netip.AddrPort, data []byte) {
 	}
 	r.conn.write(to, data)
 }
+
+// Bound notes that there is a channel to an address for which bind was called. No lock may be held.
+func (r *Relayed) Bound() { r.conn.member.bound() }
 
 // Receive tells whether pion may see what came from a peer over the relay: an authentic check for this agent, or the answer
 // to one that it sent this way. known is the address that pion knows the peer by. Of what may be for another agent nothing is counted;
@@ -74,6 +82,8 @@ func (r *Relayed) judge(from netip.AddrPort, data []byte) (known netip.AddrPort,
 	if msg.class == classRequest {
 		if !msg.nominate { // as in Mux.request
 			m.heardFrom(r.conn, from, time.Now())
+		} else {
+			r.conn.bind(from)
 		}
 		known = a.known(r.conn, from)
 		return known, m.heard(r.conn, known)

@@ -18,7 +18,7 @@ func TestGate(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		out := newSink()
 		m := NewMux(MuxConfig{Sender: out})
-		a, err := m.add("ufrag", testPassword, func() {})
+		a, err := m.add("ufrag", testPassword, new(Share), func() {}, func() {})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -29,7 +29,7 @@ func TestGate(t *testing.T) {
 				t.Errorf("sent to %v", to)
 			}
 			sent = append(sent, append([]byte(nil), data...))
-		})
+		}, func(netip.AddrPort) {})
 		check := stun.MustBuild(stun.TransactionID, stun.BindingRequest)
 		r.Send(peer, check.Raw)
 		r.Send(peer, pionAnswer(t, transactionID{1}, peer))
@@ -45,7 +45,7 @@ func TestGate(t *testing.T) {
 		if count(m, dropTransaction) != 1 {
 			t.Error("an answer came by another way than the check")
 		}
-		other := (&Gate{m, a}).Open(netip.MustParseAddrPort("192.0.2.2:50000"), nil)
+		other := (&Gate{m, a}).Open(netip.MustParseAddrPort("192.0.2.2:50000"), nil, nil)
 		if passes(other, peer, answer) {
 			t.Error("an answer came by another relay than the check")
 		}

@@ -59,6 +59,8 @@ type Mux struct {
 type member struct {
 	ufrag, password string // frozen
 	heard           func() // frozen; called under the lock
+	bound           func() // frozen; see Relayed.Bound
+	share           *Share // frozen
 	conns           map[netip.Addr]*conn
 	relayed         map[netip.AddrPort]*conn // by the relayed address
 	remotes         map[netip.AddrPort]*remote
@@ -231,7 +233,7 @@ func (m *Mux) settle(t *transaction, msg *message) dropReason {
 }
 
 // add makes a member for an agent that is about to be made.
-func (m *Mux) add(ufrag, password string, heard func()) (*member, error) {
+func (m *Mux) add(ufrag, password string, share *Share, heard, bound func()) (*member, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	switch {
@@ -243,7 +245,7 @@ func (m *Mux) add(ufrag, password string, heard func()) (*member, error) {
 		return nil, errors.New("ice: ufrag in use")
 	}
 	a := &member{
-		ufrag: ufrag, password: password, heard: heard, conns: map[netip.Addr]*conn{}, relayed: map[netip.AddrPort]*conn{},
+		ufrag: ufrag, password: password, share: share, heard: heard, bound: bound, conns: map[netip.Addr]*conn{}, relayed: map[netip.AddrPort]*conn{},
 		remotes:    map[netip.AddrPort]*remote{},
 		tieBreaker: rand.Uint64(),
 	}

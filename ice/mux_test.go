@@ -267,11 +267,11 @@ func TestUDPMux(t *testing.T) {
 	if _, err := mux.GetConn("nobody", m.GetListenAddresses()[0]); err == nil {
 		t.Error("a conn for nobody")
 	}
-	a, err := m.add("ufrag", testPassword, func() {})
+	a, err := m.add("ufrag", testPassword, new(Share), func() {}, func() {})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := m.add("ufrag", testPassword, func() {}); err == nil {
+	if _, err := m.add("ufrag", testPassword, new(Share), func() {}, func() {}); err == nil {
 		t.Error("a ufrag was taken twice")
 	}
 	c, err := mux.GetConn("ufrag", m.GetListenAddresses()[0])
@@ -301,7 +301,7 @@ func TestUDPMux(t *testing.T) {
 // TestDestinations: no check goes where none may go, though pion asks for it.
 func TestDestinations(t *testing.T) {
 	m := NewMux(MuxConfig{Sender: newSink()})
-	if _, err := m.add("ufrag", testPassword, func() {}); err != nil {
+	if _, err := m.add("ufrag", testPassword, new(Share), func() {}, func() {}); err != nil {
 		t.Fatal(err)
 	}
 	local := netip.MustParseAddrPort("10.0.0.1:51820")

@@ -97,6 +97,15 @@ func (m *Mux) follow(a *member, local, remote netip.AddrPort, moved func(from, t
 	}
 }
 
+// bind has a relay bind a channel for the pair of an agent that leads from the relayed address to remote.
+func (m *Mux) bind(a *member, relayed, remote netip.AddrPort) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if c := a.relayed[relayed]; c != nil {
+		c.bind(remote)
+	}
+}
+
 // introduce tells the mux the peer's credentials, and whether we control.
 func (m *Mux) introduce(a *member, peer Credentials, controlling bool) {
 	m.mu.Lock()
@@ -286,6 +295,9 @@ func (m *Mux) answerTrial(t *transaction, msg *message, from netip.AddrPort) dro
 		k.stays = true
 	case k.answered.IsZero():
 		k.answered, k.took = now, now.Sub(t.sent)
+		if t.conn.over != nil {
+			t.conn.bind(k.to) // before the verdict
+		}
 		m.buckets.answered(k.to)
 	}
 	a.lastSeen = now

@@ -114,6 +114,8 @@ func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
 			e.probeRelays() // a NAT that maps us anew has cut us off from our relay, too
 		}
 		a.connection.Check()
+	case pipeline.RequestUp:
+		a.peer.share.Known()
 	case pipeline.RequestStray:
 		from := *r.Path
 		if from.Channel != 0 {
@@ -236,7 +238,7 @@ func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
 		pending: make(map[uint32]signal.Message), release: func() {},
 	}
 	a.connection = ice.NewConnection(ice.ConnectionConfig{
-		Mux: e.mux, Mailbox: e.mailbox, Prober: e.prober, Relay: e.relays, Controlling: controlling, Heard: handle.Heard,
+		Mux: e.mux, Mailbox: e.mailbox, Prober: e.prober, Relay: e.relays, Share: &p.share, Controlling: controlling, Heard: handle.Heard,
 	})
 	p.attempt = a
 	e.attempts[a.connection] = a

@@ -57,7 +57,7 @@ func TestBadSignaling(t *testing.T) {
 func TestKeysOutOfStep(t *testing.T) {
 	newKey := func(n *node) {
 		_ = n.pipeline.Edit(func(e *pipeline.Edit) error {
-			e.SetPrivateKey(&crypto.PrivateKey{77, n.number})
+			e.SetPrivateKey(&crypto.PrivateKey{77, byte(n.number)})
 			return nil
 		})
 	}

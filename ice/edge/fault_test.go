@@ -13,7 +13,7 @@ import (
 // What may go wrong in a world.
 
 // move gives the node another address on the network, which it notices.
-func (n *node) move(place byte) {
+func (n *node) move(place uint16) {
 	old := n.outer()
 	n.host.AddAddress(outer(place))
 	n.place.Store(uint32(place))

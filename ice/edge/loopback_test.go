@@ -23,7 +23,7 @@ func TestLoopback(t *testing.T) {
 	nodes := map[string]*node{}
 	for i, name := range []string{"gate", "laptop"} {
 		role := []protocol.Role{protocol.Gateway, protocol.Client}[i]
-		p.change(func() { p.nodes[name] = &entry{role: role, number: byte(i + 1)} })
+		p.change(func() { p.nodes[name] = &entry{role: role, number: uint16(i + 1)} })
 		n := &node{name: name, w: &world{t: t}}
 		nodes[name] = n
 		var err error

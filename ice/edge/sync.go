@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/turn"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -39,6 +40,7 @@ type peer struct {
 	announced protocol.Key    // not the portal's, and logged
 	offers    bucket          // of new attempts
 	replies   bucket          // to messages that belong to no attempt
+	share     ice.Share
 }
 
 // ended is what is kept of an attempt that is over: so that the peer's bye finds it, and a late offer does not begin it again.

@@ -147,7 +147,7 @@ func (r *trouble) happen() {
 		func() { r.talk(c, g) },
 		func() { r.note("cable of %s cut: %v", n.name, on); r.cut(n, on) },
 		func() { r.note("%s cut off the portal: %v", n.name, on); r.cutOff(n.name, on) },
-		func() { r.note("%s moves", n.name); r.places++; n.move(r.places) },
+		func() { r.note("%s moves", n.name); r.places++; n.move(uint16(r.places)) },
 		func() { r.desync(n) },
 		func() { r.note("interface of %s up: %v", n.name, on); n.device.SetUp(on) },
 		func() { r.sleep(n) },

@@ -49,7 +49,7 @@ type node struct {
 	w        *world
 	name     string
 	role     protocol.Role
-	number   byte
+	number   uint16
 	place    atomic.Uint32 // its outer address is outer(place)
 	host     *udptest.Host
 	device   *tuntest.Device
@@ -114,7 +114,7 @@ type portal struct {
 
 type entry struct {
 	role   protocol.Role
-	number byte
+	number uint16
 	key    protocol.Key
 	lie    *protocol.Key          // told to others instead of key
 	token  string                 // of its identity, beside its name
@@ -222,8 +222,13 @@ func (p *portal) sync(ctx context.Context, self string, r protocol.SyncRequest) 
 	return s, nil
 }
 
-func inner(number byte) netip.Addr { return netip.AddrFrom4([4]byte{100, 64, 0, number}) }
-func outer(number byte) netip.Addr { return netip.AddrFrom4([4]byte{198, 51, 100, number}) }
+func inner(number uint16) netip.Addr {
+	return netip.AddrFrom4([4]byte{100, 64, byte(number >> 8), byte(number)})
+}
+
+func outer(number uint16) netip.Addr {
+	return netip.AddrFrom4([4]byte{198, 51, 100 + byte(number>>8), byte(number)})
+}
 
 // run runs test in a bubble of virtual time; at its end all nodes end, and nothing may be left.
 func run(t *testing.T, faults signal.Faults, test func(w *world)) { runSeed(t, 1, faults, test) }
@@ -256,7 +261,7 @@ func runSeed(t *testing.T, seed uint64, faults signal.Faults, test func(w *world
 // node adds a node and starts it.
 func (w *world) node(name string, role protocol.Role) *node {
 	w.t.Helper()
-	n := &node{w: w, name: name, role: role, number: byte(len(w.nodes) + 1), log: &record{}}
+	n := &node{w: w, name: name, role: role, number: uint16(len(w.nodes) + 1), log: &record{}}
 	w.nodes = append(w.nodes, n)
 	w.portal.change(func() { w.portal.nodes[name] = &entry{role: role, number: n.number} })
 	n.place.Store(uint32(n.number))
@@ -291,7 +296,7 @@ func (n *node) start() {
 	n.device = tuntest.New(tuntest.Config{})
 	n.pipeline, err = pipeline.New(pipeline.Config{
 		Device: n.device, Listen: n.host.Listen, UDP: udp.Config{}, Logger: logger, Stray: n.edge.Stray, Edge: n.edge.Request,
-		Clock: n.clock, Wall: time.Now, Rand: rand.NewChaCha8([32]byte{n.number}),
+		Clock: n.clock, Wall: time.Now, Rand: rand.NewChaCha8([32]byte{byte(n.number), byte(n.number >> 8)}),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -320,7 +325,7 @@ func (n *node) clock() time.Duration {
 	return time.Since(n.w.start) + time.Hour + time.Duration(n.slept.Load())
 }
 
-func (n *node) outer() netip.Addr { return outer(byte(n.place.Load())) }
+func (n *node) outer() netip.Addr { return outer(uint16(n.place.Load())) }
 
 // close ends the node in order: byes leave, then the pipeline ends.
 func (n *node) close() {

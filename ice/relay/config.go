@@ -45,7 +45,7 @@ type Config struct {
 	Allocations int
 	// AllocationsPerUser is how many of them one user may have, see [Credential]. 0: 32.
 	AllocationsPerUser int
-	// PeersPerAllocation is how many permissions, and how many channels, one allocation may have. 0: 256.
+	// PeersPerAllocation is how many permissions, and how many channels, one allocation may have. 0: 1024.
 	PeersPerAllocation int
 	// BindingsPerSecond and RefusalsPerSecond bound what one source (an IPv4 address, an IPv6 /64) is answered without
 	// having authenticated: Binding requests, and requests that end in an error. Five seconds' worth may come at once.
@@ -85,7 +85,7 @@ func (cfg Config) withDefaults() (Config, error) {
 	}{
 		{&cfg.Allocations, 4096, "Allocations"},
 		{&cfg.AllocationsPerUser, 32, "AllocationsPerUser"},
-		{&cfg.PeersPerAllocation, 256, "PeersPerAllocation"},
+		{&cfg.PeersPerAllocation, 1024, "PeersPerAllocation"},
 		{&cfg.BindingsPerSecond, 100, "BindingsPerSecond"},
 		{&cfg.RefusalsPerSecond, 10, "RefusalsPerSecond"},
 		{&cfg.ReceiveBuffer, 4 << 20, "ReceiveBuffer"},

@@ -94,6 +94,24 @@ func (c *Client) Send(now time.Duration, peer netip.AddrPort, data []byte) bool 
 	return true
 }
 
+// SendIndication leaves data, which is borrowed, for a peer without a channel to Poll, in a Send indication (RFC 8656, section 11.1). It
+// returns false if the peer's address is not permitted (Permit) or data is too long.
+func (c *Client) SendIndication(now time.Duration, peer netip.AddrPort, data []byte) bool {
+	permission := netip.AddrPortFrom(peer.Addr(), 0)
+	if b := c.bindings[permission]; b == nil || b.held == 0 || !b.bound {
+		return false
+	}
+	var id transactionID
+	c.read(id[:])
+	datagram := AppendSend(nil, id, peer, data)
+	if len(datagram) == 0 {
+		return false
+	}
+	c.emit(Output{Kind: SendDatagram, Datagram: datagram})
+	c.MarkUsed(now, permission)
+	return true
+}
+
 // Channel returns the number of the peer's channel. ok is false if none is bound.
 func (c *Client) Channel(peer netip.AddrPort) (number uint16, ok bool) {
 	b := c.bindings[peer]
@@ -125,7 +143,11 @@ func (c *Client) hold(now time.Duration, peer netip.AddrPort) error {
 	if b.held++; b.held == 1 {
 		c.permitted[peer.Addr()]++
 	}
-	b.used, b.refused = true, false
+	b.used = true
+	if b.refused && b.number == 0 && b.held == 1 && now < b.asked+PermissionLife {
+		return nil // as it was a moment ago
+	}
+	b.refused = false
 	c.revive(now, b)
 	c.pump(now)
 	return nil
@@ -207,7 +229,7 @@ func (c *Client) letGo(now time.Duration, peer netip.AddrPort) {
 func (c *Client) linger(now time.Duration, b *binding) {
 	life := ChannelQuarantine
 	if b.number == 0 {
-		life = 0
+		life = PermissionLife // the server keeps it as long, granted or refused
 	}
 	if b.asked == 0 || now >= b.asked+life {
 		c.forget(b)

@@ -303,8 +303,17 @@ func TestPermit(t *testing.T) {
 	w.run(time.Second)
 	w.expect("permitted")
 	w.c.Forbid(w.now, peerA.Addr())
+	w.s.seen, w.events = nil, nil
+	if err := w.c.Permit(w.now, peerA.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	w.run(time.Second)
+	w.expect("permitted")
+	w.asked("") // the server has it still
+	w.c.Forbid(w.now, peerA.Addr())
+	w.run(PermissionLife)
 	if len(w.c.bindings) != 0 {
-		t.Error("a permission has no quarantine")
+		t.Error("it is remembered for longer than the server does")
 	}
 	if err := w.c.Permit(w.now, netip.Addr{}); !errors.Is(err, ErrPeer) {
 		t.Error(err)
@@ -315,4 +324,11 @@ func TestPermit(t *testing.T) {
 	}
 	w.run(time.Second)
 	w.expect("permit_lost:forbidden")
+	w.c.Forbid(w.now, peerB.Addr())
+	w.s.seen, w.events = nil, nil
+	if err := w.c.Permit(w.now, peerB.Addr()); err != nil {
+		t.Fatal(err)
+	}
+	w.run(time.Second)
+	w.asked("") // it would be refused again
 }

@@ -49,7 +49,9 @@ const (
 	maxLifetime    = time.Hour        // no server makes us refresh slower
 	maxCredential  = 508              // bytes; RFC 8489, section 14.3: "less than 509 bytes"
 	maxBindings    = LastChannel - FirstChannel + 1
-	maxPermissions = 1024
+	maxPermissions = 4096
+	// scarce is when so many channels are bound that each peer gets one at most: half of what ice/relay grants an allocation.
+	scarce = 512
 )
 
 // Family is an IP version.

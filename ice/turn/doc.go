@@ -7,7 +7,7 @@
 // as a relayed candidate. Bind asks for a channel to one peer; ChannelBound reports its number, and from then on whoever
 // owns the socket frames datagrams as ChannelData by himself (pipeline.PutChannelHeader, pipeline.ParseChannelData). The
 // binding installs the permission too and is refreshed every four minutes, but only while MarkUsed says that somebody needs
-// it. Peers without a channel get Permit and AppendSend.
+// it. Peers without a channel get Permit and SendIndication.
 //
 // The allocation is refreshed at half of its life, with newer credentials if there are any; a Binding request every 25
 // seconds keeps the NAT's mapping and tells us when it has changed. An allocation is lost when the server says so (437), when
@@ -23,6 +23,9 @@
 //
 //	pion agent -- its TURN client -- Facade --gate--> Relays -- Client -- SendOne --> server
 //	pion agent -- its TURN client -- Facade <--gate-- Relays -- Client -- Receive <-- server
+//
+// Checks go in Send indications, for which a permission for the peer's address is enough; a channel gets the pair that is about to be
+// selected, and no peer more than its ice.Share.
 //
 // The gate is the mux's (ice.Gate): checks are paced on their way out, and on their way in pion sees none that is not
 // well-formed, authentic and for this agent. What connections carry does not come this way: the pipeline frames and strips

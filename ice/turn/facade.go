@@ -6,6 +6,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -28,7 +29,7 @@ const (
 
 const (
 	facadeQueue    = 64 // datagrams each way
-	facadeChannels = 64 // and peers
+	facadeChannels = 64 // as the agent's client counts them
 	facadeLifetime = 10 * time.Minute
 )
 
@@ -54,7 +55,8 @@ type Facade struct {
 	closed chan struct{}
 
 	// owned by the Client's goroutine
-	held []netip.AddrPort
+	permitted []netip.Addr
+	held      []netip.AddrPort // whose channels
 
 	// atomic
 	lost atomic.Uint64
@@ -67,7 +69,7 @@ type Facade struct {
 	channels        map[uint16]netip.AddrPort // the agent's numbers, which are not those of the Client
 }
 
-// facadeDatagram is a payload on its way to a peer. data is owned.
+// facadeDatagram is a payload on its way to a peer. data is owned; nil: a channel to the peer is wanted.
 type facadeDatagram struct {
 	peer netip.AddrPort
 	data []byte
@@ -82,9 +84,10 @@ func newFacade(gate *ice.Gate, wake func(), choose func(at netip.AddrPort) (rela
 	}
 }
 
-// Serve sends what the agent has queued. Each peer gets a channel of the client first; what is sent before that is bound is
-// dropped, as ICE asks again soon. Once the agent has closed its side the channels are let go of, and Serve returns false.
-func (f *Facade) Serve(now time.Duration, c *Client) bool {
+// Serve sends what the agent has queued. Each peer's address gets a permission first, and what is sent before that is there is dropped,
+// as ICE asks again soon; a channel only the peer whose pair the agent is about to select, or one that names addresses would fill the
+// allocation. bound is called if that is there already. Once the agent has closed its side both are let go of, and Serve returns false.
+func (f *Facade) Serve(now time.Duration, c *Client, bound func()) bool {
 	for range facadeQueue + 1 {
 		select {
 		case <-f.closed:
@@ -94,8 +97,17 @@ func (f *Facade) Serve(now time.Duration, c *Client) bool {
 		}
 		select {
 		case d := <-f.up:
-			if !f.hold(now, c, d.peer) || !c.Send(now, d.peer, d.data) {
+			switch {
+			case !f.permit(now, c, d.peer.Addr()):
 				f.lost.Add(1)
+			case d.data != nil:
+				if !c.Send(now, d.peer, d.data) && !c.SendIndication(now, d.peer, d.data) {
+					f.lost.Add(1)
+				}
+			case f.hold(now, c, d.peer):
+				if _, ok := c.Channel(d.peer); ok {
+					bound()
+				}
 			}
 		default:
 			return true
@@ -104,26 +116,47 @@ func (f *Facade) Serve(now time.Duration, c *Client) bool {
 	return true
 }
 
+// share is what the agent's peer may have.
+func (f *Facade) share() *ice.Share {
+	if f.gate == nil {
+		return new(ice.Share)
+	}
+	return f.gate.Share()
+}
+
+// permit gets a permission for the address for as long as the agent lives.
+func (f *Facade) permit(now time.Duration, c *Client, peer netip.Addr) bool {
+	if slices.Contains(f.permitted, peer) {
+		return true
+	}
+	if !f.share().Permit(now, peer) || c.Permit(now, peer) != nil {
+		return false
+	}
+	f.permitted = append(f.permitted, peer)
+	return true
+}
+
 // hold binds a channel to the peer for as long as the agent lives.
 func (f *Facade) hold(now time.Duration, c *Client, peer netip.AddrPort) bool {
-	for _, p := range f.held {
-		if p == peer {
-			return true
-		}
+	if slices.Contains(f.held, peer) {
+		return true
 	}
-	if len(f.held) == facadeChannels || c.Bind(now, peer) != nil {
+	if !f.share().Bind(now, peer, len(c.numbers) >= scarce) || c.Bind(now, peer) != nil {
 		return false
 	}
 	f.held = append(f.held, peer)
 	return true
 }
 
-// Drop lets go of the channels of the agent. They serve on if somebody else holds them.
+// Drop lets go of what the agent has. It serves on if somebody else holds it.
 func (f *Facade) Drop(now time.Duration, c *Client) {
 	for _, p := range f.held {
 		c.Unbind(now, p)
 	}
-	f.held = nil
+	for _, a := range f.permitted {
+		c.Forbid(now, a)
+	}
+	f.held, f.permitted = nil, nil
 }
 
 // takes tells whether what a peer sent is for this agent, and may be shown to it, as what came from known.
@@ -238,17 +271,37 @@ func (f *Facade) settle(to net.Addr) error {
 	if f.relayed, f.mapped, ok = f.choose(at); !ok {
 		return errNoAllocation
 	}
-	f.at, f.checks = at, f.gate.Open(f.relayed, f.queue)
+	f.at, f.checks = at, f.gate.Open(f.relayed, f.queue, f.bind)
 	return nil
 }
 
 // queue leaves a payload, borrowed, to Serve.
 func (f *Facade) queue(peer netip.AddrPort, payload []byte) {
 	select {
-	case f.up <- facadeDatagram{peer, append([]byte(nil), payload...)}:
+	case f.up <- facadeDatagram{peer, append([]byte{}, payload...)}:
 		f.wake()
 	default:
 		f.lost.Add(1)
+	}
+}
+
+// bind leaves to Serve that a channel is wanted. That it found no room shows when it is wanted again.
+func (f *Facade) bind(peer netip.AddrPort) {
+	select {
+	case f.up <- facadeDatagram{peer: peer}:
+		f.wake()
+	default:
+		f.lost.Add(1)
+	}
+}
+
+// bound tells the agent that there is a channel that it wanted. No lock may be held.
+func (f *Facade) bound() {
+	f.mu.Lock()
+	checks := f.checks
+	f.mu.Unlock()
+	if checks != nil {
+		checks.Bound()
 	}
 }
 

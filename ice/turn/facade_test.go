@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -107,7 +108,7 @@ func TestFacadeAgent(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- converse(relayed, direct, ours, theirs) }()
 	for finished := false; !finished; {
-		facade.Serve(l.now(), l.c)
+		facade.Serve(l.now(), l.c, func() {})
 		l.step()
 		for _, p := range l.got {
 			facade.Deliver(p.Peer, p.Data)
@@ -122,8 +123,8 @@ func TestFacadeAgent(t *testing.T) {
 		default:
 		}
 	}
-	if len(facade.held) == 0 {
-		t.Error("no channel is held")
+	if len(facade.permitted) == 0 {
+		t.Error("no permission is held")
 	}
 	before := time.Now()
 	if err := relayed.Close(); err != nil {
@@ -133,11 +134,11 @@ func TestFacadeAgent(t *testing.T) {
 		t.Errorf("Close took %v although nobody serves", d)
 	}
 	for range 3 {
-		if !facade.Serve(l.now(), l.c) {
+		if !facade.Serve(l.now(), l.c, func() {}) {
 			break
 		}
 	}
-	if len(facade.held) != 0 || len(l.c.permitted) != 0 {
+	if len(facade.permitted) != 0 || len(l.c.permitted) != 0 {
 		t.Error("channels are still held")
 	}
 }
@@ -221,17 +222,34 @@ func TestFacadeBounds(t *testing.T) {
 	if woken != facadeQueue || f.Lost() != uint64(len(noise)+10) {
 		t.Errorf("woken %d times, %d lost", woken, f.Lost())
 	}
-	f.Serve(w.now, w.c)
-	write(AppendSend(nil, [12]byte{}, peerB, []byte("one peer too many")))
-	f.Serve(w.now, w.c)
-	if len(f.held) != facadeChannels || len(w.c.list) != facadeChannels {
-		t.Errorf("%d held", len(f.held))
+	f.Serve(w.now, w.c, func() {})
+	if len(w.c.list) != 1 || len(w.c.numbers) != 0 {
+		t.Errorf("%d permissions and %d channels for %d ports of an address, want a permission", len(w.c.list), len(w.c.numbers), facadeQueue)
 	}
 	w.run(time.Second)
-	write(AppendSend(nil, [12]byte{}, netip.AddrPortFrom(peerA.Addr(), 1), []byte("through")))
-	f.Serve(w.now, w.c)
-	if out, ok := w.c.Poll(); !ok || string(out.Datagram[pipeline.ChannelHeaderSize:]) != "through" {
-		t.Errorf("%v %q", ok, out.Datagram)
+	send := func(want string) {
+		t.Helper()
+		write(AppendSend(nil, [12]byte{}, peerA, []byte("through")))
+		f.Serve(w.now, w.c, func() {})
+		out, ok := w.c.Poll()
+		if !ok || !strings.HasPrefix(string(out.Datagram), want) || !strings.HasSuffix(string(out.Datagram), "through") {
+			t.Errorf("%v %q, want %q", ok, out.Datagram, want)
+		}
+	}
+	write(AppendSend(nil, [12]byte{}, peerA, []byte("even"))) // of a length that is not padded
+	f.Serve(w.now, w.c, func() {})
+	if out, ok := w.c.Poll(); !ok || string(out.Datagram[:2]) != "\x00\x16" || !strings.HasSuffix(string(out.Datagram), "even") {
+		t.Errorf("%v %q, want a Send indication", ok, out.Datagram)
+	}
+	f.bind(peerA)
+	f.Serve(w.now, w.c, func() { t.Error("a channel is there before the answer") })
+	w.run(time.Second)
+	send(string(channelData(FirstChannel, []byte("through"))[:pipeline.ChannelHeaderSize]))
+	known := 0
+	f.bind(peerA)
+	f.Serve(w.now, w.c, func() { known++ })
+	if known != 1 {
+		t.Errorf("told %d times that there is a channel, want once", known)
 	}
 	for range facadeQueue + 10 {
 		f.Deliver(peerA, []byte("x"))
@@ -253,7 +271,7 @@ func TestFacadeBounds(t *testing.T) {
 	if !errors.Is(err, net.ErrClosed) || !errors.Is(err2, net.ErrClosed) {
 		t.Error(err, err2)
 	}
-	if f.Serve(w.now, w.c) || len(w.c.permitted) != 0 {
+	if f.Serve(w.now, w.c, func() {}) || len(w.c.permitted) != 0 {
 		t.Error("not let go of")
 	}
 }

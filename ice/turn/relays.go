@@ -81,6 +81,7 @@ type Relays struct {
 	nextPort uint16
 	lost     []netip.AddrPort // to be told
 	moved    []netip.AddrPort // likewise
+	bound    []*tenant        // likewise: they wait for a channel, and one is there
 	changed  bool             // likewise
 
 	mu      sync.Mutex // a leaf

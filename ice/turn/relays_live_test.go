@@ -3,6 +3,7 @@ package turn
 import (
 	"context"
 	"errors"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime"
@@ -212,7 +213,7 @@ type echo struct {
 func (e *echo) LocalPort() uint16 { return 1000 }
 
 func (e *echo) SendOne(run udp.Run) error {
-	if r := e.relays(); r != nil && run.Dst == testServer && !pipeline.IsChannelData(run.Data) {
+	if r := e.relays(); r != nil && run.Dst == testServer && run.Data[0] == 0 && run.Data[1]&0x10 == 0 { // neither ChannelData nor an indication
 		if answer := e.s.handle(start, slices.Clone(run.Data)); answer != nil {
 			r.Receive(pipeline.Stray{Src: testServer, Data: answer})
 		}
@@ -256,6 +257,13 @@ func fuzzed(f *testing.F) (r *Relays, revive func()) {
 		if err := errors.Join(err, err2, err3); err != nil {
 			panic(err)
 		}
-		wait(func() bool { _, ok := r.Path(testRelayed, peerA); return ok && agents() > 0 })
+		wait(func() bool { return agents() > 0 })
+		r.mu.Lock()
+		tenants := slices.Collect(maps.Keys(r.servers[0].tenants))
+		r.mu.Unlock()
+		for _, t := range tenants {
+			t.facade.bind(peerA)
+		}
+		wait(func() bool { _, ok := r.Path(testRelayed, peerA); return ok })
 	}
 }

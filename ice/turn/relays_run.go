@@ -98,7 +98,7 @@ func (r *Relays) work(now time.Duration, w work) {
 		}
 	}
 	for _, t := range w.ready {
-		if t.server != nil && !t.dead && !t.server.serve(now, t) {
+		if t.server != nil && !t.dead && !t.server.serve(now, t, func() { r.bound = append(r.bound, t) }) {
 			r.mu.Lock()
 			delete(t.server.tenants, t)
 			r.mu.Unlock()
@@ -222,6 +222,12 @@ func (r *Relays) drain(now time.Duration, s *server) {
 		switch out.Kind {
 		case SendDatagram:
 			r.send(now, s, out.Datagram)
+		case ChannelBound:
+			for _, t := range s.interest[out.Peer.Addr()] {
+				if slices.Contains(t.facade.held, out.Peer) {
+					r.bound = append(r.bound, t)
+				}
+			}
 		case Allocated:
 			r.counts.allocations.Add(1)
 			r.changed = true
@@ -293,13 +299,16 @@ func (r *Relays) end(now time.Duration, s *server) {
 
 // tell calls back. No lock is held.
 func (r *Relays) tell() {
-	lost, moved, changed := r.lost, r.moved, r.changed
-	r.lost, r.moved, r.changed = nil, nil, false
+	lost, moved, bound, changed := r.lost, r.moved, r.bound, r.changed
+	r.lost, r.moved, r.bound, r.changed = nil, nil, nil, false
 	for _, s := range lost {
 		r.config.Lost(s)
 	}
 	for _, s := range moved {
 		r.config.Moved(s)
+	}
+	for _, t := range bound {
+		t.facade.bound()
 	}
 	if changed {
 		r.config.Changed()

@@ -7,8 +7,6 @@ import (
 	"time"
 
 	"github.com/pion/stun/v3"
-
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // server is one TURN server and who uses it.
@@ -22,7 +20,7 @@ type server struct {
 	credentials Credentials
 	client      *Client
 	flights     flights
-	interest    map[netip.Addr][]*tenant // who has a channel to this address of a peer
+	interest    map[netip.Addr][]*tenant // who has a permission for this address of a peer
 	holders     map[netip.AddrPort]int   // of channels, see Relays.Hold
 	leaves      time.Duration            // at the latest, once it is released
 	homeless    time.Duration            // until when the tenants wait for another allocation; 0: they have one, or there are none
@@ -109,14 +107,14 @@ func (s *server) note(out Output) {
 }
 
 // serve sends what an agent has queued. It returns false if the agent is gone.
-func (s *server) serve(now time.Duration, t *tenant) bool {
-	if !t.facade.Serve(now, s.client) {
+func (s *server) serve(now time.Duration, t *tenant, bound func()) bool {
+	if !t.facade.Serve(now, s.client, bound) {
 		t.dead = true
 		s.unlist(t)
 		return false
 	}
-	for _, p := range t.facade.held {
-		if a := p.Addr(); !slices.Contains(t.listed, a) {
+	for _, a := range t.facade.permitted {
+		if !slices.Contains(t.listed, a) {
 			t.listed = append(t.listed, a)
 			s.interest[a] = append(s.interest[a], t)
 		}
@@ -176,7 +174,7 @@ type flight struct {
 
 // left notes a request. What is sent again measures nothing, as nobody knows which of the two is answered.
 func (f *flights) left(now time.Duration, b []byte) {
-	if len(b) < stunHeaderSize || b[0] > 1 || pipeline.IsChannelData(b) {
+	if len(b) < stunHeaderSize || b[0] > 1 || b[1]&0x10 != 0 { // ChannelData, indications
 		return
 	}
 	id := transactionID(b[8:stunHeaderSize])

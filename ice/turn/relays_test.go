@@ -127,6 +127,14 @@ func (a *air) toServer(s *airServer, src netip.AddrPort, data []byte) {
 		}
 		return
 	}
+	m := new(stun.Message)
+	if stun.Decode(data, m) == nil && m.Type == stun.NewType(stun.MethodSend, stun.ClassIndication) {
+		peer, _ := xorAddressOf(m, stun.AttrXORPeerAddress)
+		if payload, ok := valueOf(data, stun.AttrData); ok && c.allocatedFor != "" && c.permissions[peer.Addr()] {
+			a.deliver(c.relayed, peer, payload)
+		}
+		return
+	}
 	if answer := c.handle(a.now(), data); answer != nil {
 		a.later(s.delay, func() { a.deliver(s.at, src, answer) })
 	}
@@ -151,16 +159,15 @@ func (a *air) deliver(src, dst netip.AddrPort, data []byte) {
 
 // wrap is how a server passes on what a peer sent: over the channel, in an indication if the address is permitted, else not.
 func (s *scripted) wrap(src netip.AddrPort, data []byte) []byte {
-	var indication []byte
 	for number, p := range s.channels {
 		if p == src {
 			return channelData(number, data)
 		}
-		if p.Addr() == src.Addr() {
-			indication = dataIndication(src, data)
-		}
 	}
-	return indication
+	if s.permissions[src.Addr()] {
+		return dataIndication(src, data)
+	}
+	return nil
 }
 
 // node makes a machine with the given servers; none: without relays.

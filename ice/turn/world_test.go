@@ -43,6 +43,7 @@ type scripted struct {
 	madeFrom     netip.AddrPort
 	expires      time.Duration
 	channels     map[uint16]netip.AddrPort
+	permissions  map[netip.Addr]bool
 	lastAllocate transactionID
 
 	// switches
@@ -145,7 +146,7 @@ func (s *scripted) serve(now time.Duration, m *stun.Message, login Credentials, 
 		return s.fail(m, key, stun.CodeWrongCredentials)
 	case method == stun.MethodAllocate:
 		s.allocatedFor, s.madeFrom, s.lastAllocate = login.Username, s.mapped, m.TransactionID
-		s.expires, s.channels = now+granted, map[uint16]netip.AddrPort{}
+		s.expires, s.channels, s.permissions = now+granted, map[uint16]netip.AddrPort{}, map[netip.Addr]bool{}
 	case method == stun.MethodRefresh:
 		s.expires = now + granted
 		if granted == 0 {
@@ -155,6 +156,9 @@ func (s *scripted) serve(now time.Duration, m *stun.Message, login Credentials, 
 		if code := s.bind(m); code != 0 {
 			return s.fail(m, key, code)
 		}
+	case method == stun.MethodCreatePermission:
+		peer, _ := xorAddressOf(m, stun.AttrXORPeerAddress)
+		s.permissions[peer.Addr()] = true
 	}
 	return s.answer(m, key, func(out *stun.Message) {
 		switch method {
@@ -194,7 +198,7 @@ func (s *scripted) bind(m *stun.Message) stun.ErrorCode {
 	if number < FirstChannel || number > LastChannel {
 		s.t.Errorf("channel %#x is none", number)
 	}
-	s.channels[number] = peer
+	s.channels[number], s.permissions[peer.Addr()] = peer, true
 	return 0
 }
 

@@ -1,0 +1,144 @@
+package edge
+
+import (
+	"context"
+	"encoding/binary"
+	"fmt"
+	"math/rand/v2"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
+)
+
+// greedy is a member that only signals, and takes what it can get of a gateway.
+type greedy struct {
+	*mute
+	key        crypto.PublicKey
+	generation uint64
+	random     *rand.Rand
+}
+
+func (w *world) greedy(number uint16) *greedy {
+	g := &greedy{
+		mute: w.mute(fmt.Sprint("greedy-", number), protocol.Client), random: rand.New(rand.NewPCG(1, uint64(number))),
+		key: crypto.PrivateKey{200, byte(number), byte(number >> 8)}.Public(),
+	}
+	w.portal.change(func() {
+		w.portal.nodes[g.name] = &entry{role: protocol.Client, number: number, key: protocol.Key(g.key)}
+	})
+	return g
+}
+
+// offer begins another attempt, with 16 addresses that nobody has heard of.
+func (g *greedy) offer(to string) {
+	g.generation++
+	msg := signal.Message{
+		Kind: signal.Offer, Generation: g.generation, Agent: 1, PublicKey: g.key,
+		Ufrag: "abcdefgh", Pwd: "abcdefghijklmnopqrstuvwxyz", End: true,
+	}
+	for i := range 16 {
+		msg.Candidates = append(msg.Candidates, fmt.Sprintf("%d 1 udp 2130706431 198.18.%d.%d %d typ host",
+			i+1, g.random.IntN(256), g.random.IntN(256), 1024+g.random.IntN(60000)))
+	}
+	_ = g.Send(context.Background(), to, msg) // the gateway may be behind
+}
+
+// grants is what a relay counts of an allocation, as relay.Config.PeersPerAllocation bounds it.
+type grants struct {
+	limit    int
+	channels map[[2]any]bool
+	refused  int
+}
+
+// pass tells whether a datagram is granted: it drops what asks for more channels than there are.
+func (g *grants) pass(d *udptest.Datagram) bool {
+	const channelBind, channelNumber = 0x0009, 0x000C
+	if d.Dst.Port() != 3478 || len(d.Data) < 20 || binary.BigEndian.Uint16(d.Data) != channelBind {
+		return true
+	}
+	for at := 20; at+8 <= len(d.Data); at += 4 + (int(binary.BigEndian.Uint16(d.Data[at+2:]))+3)&^3 {
+		if binary.BigEndian.Uint16(d.Data[at:]) != channelNumber {
+			continue
+		}
+		k := [2]any{d.Src, binary.BigEndian.Uint16(d.Data[at+4:])}
+		if !g.channels[k] && len(g.channels) == g.limit {
+			g.refused++
+			return false
+		}
+		g.channels[k] = true
+	}
+	return true
+}
+
+// Whoever names addresses without end takes nothing from others: all clients of a gateway that reaches nothing but its relay connect,
+// beside 20 that make attempts as fast as the gateway takes them.
+func TestGreedyPeers(t *testing.T) {
+	clients, bad := 280, 20
+	if race {
+		clients, bad = 40, 20
+	}
+	run(t, signal.Faults{}, func(w *world) {
+		one, _ := w.relayNamed("north", 1)
+		w.portal.relays = []protocol.Relay{one}
+		g := w.node("gate", protocol.Gateway)
+		granted := &grants{limit: 1024, channels: map[[2]any]bool{}}
+		w.network.Hook(func(d *udptest.Datagram) bool {
+			confined := d.Src.Addr() == g.outer() && d.Dst.Port() != 3478 || d.Dst.Addr() == g.outer() && d.Src.Port() != 3478
+			return !confined && (d.Src.Addr() != g.outer() || granted.pass(d))
+		})
+		var greed []*greedy
+		for i := range bad {
+			greed = append(greed, w.greedy(uint16(60000+i)))
+		}
+		flooding, over := make(chan struct{}), make(chan struct{})
+		go func() {
+			defer close(over)
+			for {
+				for _, k := range greed {
+					k.offer("gate")
+				}
+				select {
+				case <-flooding:
+					return
+				case <-time.After(1100 * time.Millisecond):
+				}
+			}
+		}()
+		time.Sleep(15 * time.Second)
+		synctest.Wait()
+		t.Logf("%d channels taken before anybody else has come", len(granted.channels))
+		var honest []*node
+		for i := range clients {
+			honest = append(honest, w.node(fmt.Sprint("laptop-", i), protocol.Client))
+			time.Sleep(50 * time.Millisecond)
+		}
+		connected := func() (n int) {
+			s, err := g.edge.Status(context.Background())
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, c := range s.Connections {
+				if c.State == "up" || c.State == "idle" {
+					n++
+				}
+			}
+			return n
+		}
+		for end := time.Now().Add(time.Minute); connected() < clients && time.Now().Before(end); {
+			time.Sleep(time.Second)
+		}
+		if n := connected(); n != clients {
+			t.Errorf("%d clients are connected, want %d; %d channels, %d refused", n, clients, len(granted.channels), granted.refused)
+		}
+		w.carries(honest[0], g)
+		w.carries(honest[clients-1], g)
+		t.Logf("%d channels, %d refused, after %v", len(granted.channels), granted.refused, time.Since(w.start))
+		close(flooding)
+		<-over
+	})
+}
