@@ -47,8 +47,9 @@ func clientCommand() *cli.Command {
 		Name:  "client",
 		Usage: "reach gateways and the networks behind them",
 		Description: "Signs in at the portal, makes the interface, and routes what the portal lets it reach through the tunnel. A default route" +
-			"\nthat a gateway offers is taken too; networks on this machine's own links stay reachable, and nothing else leads past" +
-			"\nthe tunnel then. Name servers stay as they are.\n\n" +
+			"\nthat a gateway offers is taken too; private networks on this machine's own links stay reachable (-keep for others), and" +
+			"\nnothing else leads past the tunnel then, not even the family that there is no default route for. Routes that could take" +
+			"\nthese networks away, or lead elsewhere than to a network, are refused (-accept-routes). Name servers stay as they are.\n\n" +
 			"   sluice client -token-file /etc/sluice/token" + memberText,
 		Flags:  memberFlags(),
 		Before: noArguments,
@@ -66,6 +67,8 @@ func memberFlags() []cli.Flag {
 		&cli.UintFlag{Name: "mark", Usage: "fwmark `NUMBER` of the program's own packets, which never go through the tunnel", Value: host.DefaultMark},
 		&cli.StringFlag{Name: "accept-routes", Usage: "`PREFIXES`, with commas between, to take of gateways though they are inside a network of this" +
 			" machine's own, link-local or single addresses"},
+		&cli.StringFlag{Name: "keep", Usage: "`NETWORKS`, with commas between, that stay outside of the tunnel where a link leads to them; ::/0 (0.0.0.0/0) has" +
+			" all IPv6 (IPv4) go past it"},
 		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, error or silent (default: info, or LOG_LEVEL)"},
@@ -125,6 +128,9 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 		return o, err
 	}
 	o.NoDefault = cmd.Bool("no-default-route")
+	if o.Keep, err = parsePrefixes("-keep", cmd.String("keep")); err != nil {
+		return o, err
+	}
 	if o.Accepted, err = parsePrefixes("-accept-routes", cmd.String("accept-routes")); err != nil {
 		return o, err
 	}

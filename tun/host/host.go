@@ -50,4 +50,6 @@ type Rule struct {
 	Invert   bool         // apply to packets that do not match
 	// MinBits ignores the table's routes with a shorter prefix: 1 those to everywhere, 0 none.
 	MinBits int
+	// Unreachable: no table is asked, nothing leads to what matches.
+	Unreachable bool
 }

@@ -91,6 +91,15 @@ func (*Routing) Changes() uint64 { return 0 }
 // Unmarked tells why answers are not marked.
 func (*Routing) Unmarked() error { return nil }
 
+// FailsClosed tells whether the machine fails closed.
+func (*Routing) FailsClosed() bool { return false }
+
+// Release ends that the machine fails closed.
+func (*Routing) Release() error { return ErrUnsupported }
+
+// Release ends that the machine fails closed when no process runs.
+func Release(RoutingConfig) error { return ErrUnsupported }
+
 // HasIPv6 tells whether an interface has IPv6.
 func HasIPv6(string) bool { return false }
 

@@ -3,6 +3,8 @@ package host
 import (
 	"cmp"
 	"errors"
+	"fmt"
+	"net/netip"
 	"os"
 	"slices"
 
@@ -15,6 +17,7 @@ const (
 	singlePriority   = rulePriority
 	networksPriority = rulePriority + 1
 	restPriority     = rulePriority + 2
+	failPriority     = rulePriority + 3
 )
 
 // syncRules makes the rules what the table needs, whoever has put routes into it.
@@ -38,6 +41,9 @@ func (r *Routing) syncFamily(family int) error {
 	if have, err = r.bury(family, have); err != nil {
 		return err
 	}
+	if err := r.follow(have); err != nil {
+		return err
+	}
 	want, err := r.wantedRules(family, routes, have)
 	if err != nil {
 		return err
@@ -58,7 +64,7 @@ func (r *Routing) syncFamily(family int) error {
 // bury deletes rules that killed programs have left, which lead to a table of theirs that is empty, and returns the others.
 func (r *Routing) bury(family int, rules []Rule) (living []Rule, err error) {
 	for _, rule := range rules {
-		if rule.Invert && rule.Table != r.cfg.Table {
+		if rule.Invert && !rule.Unreachable && rule.Table != r.cfg.Table {
 			routes, e := tableRoutes(family, rule.Table)
 			if e == nil && len(routes) == 0 {
 				e = DeleteRule(rule)
@@ -71,6 +77,45 @@ func (r *Routing) bury(family int, rules []Rule) (living []Rule, err error) {
 	}
 	return living, err
 }
+
+// follow has the machine fail closed as long as it did before.
+func (r *Routing) follow(have []Rule) error {
+	for _, rule := range have {
+		if rule.Priority != failPriority {
+			continue
+		}
+		if rule.Mark != r.cfg.Mark {
+			return fmt.Errorf("host: nothing leaves this machine without the mark %d since a client with -fail-closed has run:"+
+				" sluice client -release ends that", rule.Mark)
+		}
+		r.cfg.FailClosed = true
+	}
+	return nil
+}
+
+// FailsClosed tells whether the machine fails closed, because the configuration or a process before says so.
+func (r *Routing) FailsClosed() bool { return r.cfg.FailClosed }
+
+// Release ends that the machine fails closed, whoever has begun it.
+func (r *Routing) Release() error {
+	r.cfg.FailClosed = false
+	var errs error
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		have, err := policyRules(family)
+		for _, rule := range have {
+			if rule.Priority == failPriority {
+				err = errors.Join(err, DeleteRule(rule))
+			}
+		}
+		errs = errors.Join(errs, wrap(err, "let packets out past the tunnel"))
+	}
+	routes, err := r.routes()
+	r.syncMark(len(routes) > 0)
+	return errors.Join(errs, err, r.syncRules())
+}
+
+// Release ends that the machine fails closed when no process has a Routing of the configuration.
+func Release(cfg RoutingConfig) error { return (&Routing{cfg: cfg.withDefaults()}).Release() }
 
 // changeRule counts rules of our table only: those for networks follow the machine's addresses.
 func (r *Routing) changeRule(rule Rule, change func(Rule) error) error {
@@ -97,15 +142,14 @@ func (r *Routing) wantedRules(family int, routes []tableRoute, have []Rule) ([]R
 	if err != nil {
 		return nil, err
 	}
-	kept := slices.Clone(r.cfg.Keep)
-	for _, n := range list {
-		kept = append(kept, n.Prefix)
-	}
-	for _, p := range kept {
+	for _, p := range r.kept(list, routes) {
 		overlaps := func(t tableRoute) bool { return !t.prefix.IsSingleIP() && t.prefix.Overlaps(p) }
-		if p.Addr().Is6() == rule.IPv6 && !isDefault(p) && (others || slices.ContainsFunc(routes, overlaps)) {
+		if p.Addr().Is6() == rule.IPv6 && !isDefault(p) && (others || r.cfg.FailClosed || slices.ContainsFunc(routes, overlaps)) {
 			want = append(want, Rule{IPv6: rule.IPv6, Priority: networksPriority, To: p.Masked(), Table: unix.RT_TABLE_MAIN, MinBits: 1})
 		}
+	}
+	if r.cfg.FailClosed {
+		want = append(want, Rule{IPv6: rule.IPv6, Priority: failPriority, Mark: r.cfg.Mark, Invert: true, Unreachable: true})
 	}
 	if slices.ContainsFunc(routes, func(t tableRoute) bool { return !t.prefix.IsSingleIP() }) {
 		rule.Priority = restPriority
@@ -114,18 +158,49 @@ func (r *Routing) wantedRules(family int, routes []tableRoute, have []Rule) ([]R
 	return want, nil
 }
 
+// kept are the networks that main leads to: those that were asked for, and of the links' the local ones without what a route of our
+// table leads to.
+func (r *Routing) kept(networks []Network, routes []tableRoute) []netip.Prefix {
+	kept := slices.Clone(r.cfg.Keep)
+	for _, n := range networks {
+		if !LocalNetwork(n.Prefix) {
+			continue
+		}
+		parts := []netip.Prefix{n.Prefix}
+		for _, t := range routes {
+			if t.prefix.IsSingleIP() { // has a rule before
+				continue
+			}
+			var rest []netip.Prefix
+			for _, p := range parts {
+				switch {
+				case !p.Overlaps(t.prefix) || t.prefix.Bits() < n.Prefix.Bits():
+					rest = append(rest, p)
+				case p.Bits() < t.prefix.Bits():
+					rest = append(rest, besides(p, t.prefix)...)
+				}
+			}
+			parts = rest
+		}
+		kept = append(kept, parts...)
+	}
+	slices.SortFunc(kept, netip.Prefix.Compare) // two links may have the same
+	return slices.Compact(kept)
+}
+
 // policyRules are the rules that stand at our priorities.
 func policyRules(family int) ([]Rule, error) {
 	list, err := retry(func() ([]netlink.Rule, error) { return netlink.RuleList(family) })
 	var rules []Rule
 	for i := range list {
 		have := &list[i]
-		if have.Priority < singlePriority || have.Priority > restPriority {
+		if have.Priority < singlePriority || have.Priority > failPriority {
 			continue
 		}
 		rule := Rule{
 			IPv6: family == netlink.FAMILY_V6, Priority: have.Priority, Mark: have.Mark, Invert: have.Invert, Table: have.Table,
-			MinBits: have.SuppressPrefixlen + 1, // -1: there is none
+			MinBits:     have.SuppressPrefixlen + 1, // -1: there is none
+			Unreachable: have.Table == unix.RT_TABLE_UNSPEC,
 		}
 		if have.Dst != nil {
 			rule.To, _ = prefixOf(have.Dst)

@@ -2,6 +2,7 @@ package host
 
 import (
 	"net/netip"
+	"slices"
 	"syscall"
 )
 
@@ -9,7 +10,7 @@ import (
 const (
 	DefaultTable = 51888
 	DefaultMark  = 51888
-	// rulePriority and the two numbers behind it are where our policy rules stand: before main (32766).
+	// rulePriority and the three numbers behind it are where our policy rules stand: before main (32766).
 	rulePriority = 5188
 )
 
@@ -23,7 +24,10 @@ const (
 //	                                                              of Keep, that a route of TABLE overlaps with
 //	5190: not fwmark MARK lookup TABLE                            and only then all the rest
 //
-// So the machine's own links come first. Otherwise no route of main counts where TABLE has one: networks are those that the
+//	5191: not fwmark MARK unreachable                             with FailClosed, of both families
+//
+// So the machine's own links come first, if their network is one that [LocalNetwork] is true of, but for the parts that a route leads to.
+// Otherwise no route of main counts where TABLE has one: networks are those that the
 // machine has an address in, and a route that somebody else on the link has pushed (DHCP, RFC 3442) leads nothing past the tunnel.
 //
 // As long as there are routes, an nftables table of ours, `inet sluice-INTERFACE-mark`, puts the mark (by conntrack) on what
@@ -40,6 +44,43 @@ type RoutingConfig struct {
 	Table     int            // 0: DefaultTable
 	Mark      uint32         // 0: DefaultMark
 	Keep      []netip.Prefix // networks that are reached as main says, in spite of a default route
+	// FailClosed has nothing leave the machine unmarked that is neither in TABLE nor for a network that is kept. Close leaves it so, and so
+	// does a process that is killed; Release ends it.
+	FailClosed bool
+}
+
+// local are the networks that a link may have without being asked, of as many addresses at most: private, shared, link-local and unique
+// local ones (RFC 1918, RFC 6598, RFC 3927, RFC 4193, RFC 4291).
+var local = func() (list []netip.Prefix) {
+	for _, p := range []string{"10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "169.254.0.0/16", "fc00::/7", "fe80::/10"} {
+		list = append(list, netip.MustParsePrefix(p))
+	}
+	return list
+}()
+
+const (
+	localBits4 = 16
+	localBits6 = 48
+)
+
+// LocalNetwork tells whether a network on a link stays outside of a default route through the tunnel: who runs the link says which network
+// it is, and could have all of the Internet be on it.
+func LocalNetwork(p netip.Prefix) bool {
+	if p.Addr().Is4() && p.Bits() < localBits4 || p.Addr().Is6() && p.Bits() < localBits6 {
+		return false
+	}
+	return slices.ContainsFunc(local, func(l netip.Prefix) bool { return l.Contains(p.Addr()) })
+}
+
+// besides is what is left of p without a prefix inside it: one for each bit that it is longer.
+func besides(p, inside netip.Prefix) (rest []netip.Prefix) {
+	for bits := p.Bits() + 1; bits <= inside.Bits(); bits++ {
+		other := inside.Addr().AsSlice()
+		other[(bits-1)/8] ^= 0x80 >> ((bits - 1) % 8)
+		a, _ := netip.AddrFromSlice(other)
+		rest = append(rest, netip.PrefixFrom(a, bits).Masked())
+	}
+	return rest
 }
 
 func (c RoutingConfig) withDefaults() RoutingConfig {

@@ -22,11 +22,13 @@ type Routing struct {
 	unmarked             error
 }
 
-// NewRouting takes over what a killed process may have left: rules that lead to an empty table, and a table of marks.
+// NewRouting takes over what a killed process may have left: rules that lead to an empty table, and a table of marks. From then on the
+// machine fails closed, if it is to.
 func NewRouting(cfg RoutingConfig) (*Routing, error) {
 	r := &Routing{cfg: cfg.withDefaults()}
-	r.syncMark(false)
-	return r, r.syncRules()
+	err := r.syncRules()
+	r.syncMark(r.cfg.FailClosed)
+	return r, err
 }
 
 // Changes counts the addresses and routes that were added or deleted, and the rules for them. That it grows when nothing else is
@@ -141,7 +143,7 @@ func (r *Routing) Set(routes []netip.Prefix) error {
 			err = errors.Join(err, r.change(DeleteRoute(r.route(p))))
 		}
 	}
-	r.syncMark(len(want) > 0)
+	r.syncMark(len(want) > 0 || r.cfg.FailClosed)
 	return errors.Join(err, r.syncRules())
 }
 
@@ -154,13 +156,14 @@ func (r *Routing) addRoute(p netip.Prefix) error {
 	return wrap(err, "add route %s", p)
 }
 
-// Close deletes the interface's routes, and the rules if nobody else has routes in the table. The interface may be gone.
+// Close deletes the interface's routes, and the rules if nobody else has routes in the table, unless the machine is to fail closed. The
+// interface may be gone.
 func (r *Routing) Close() error {
 	have, err := r.routes()
 	for _, p := range have {
 		err = errors.Join(err, DeleteRoute(r.route(p)))
 	}
-	r.syncMark(false)
+	r.syncMark(r.cfg.FailClosed)
 	return errors.Join(err, r.syncRules())
 }
 

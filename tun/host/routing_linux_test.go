@@ -26,7 +26,7 @@ func ourRules(t *testing.T) (v4, v6 []int) {
 		rules, err := netlink.RuleList(family)
 		must(t, err)
 		for _, r := range rules {
-			if r.Priority >= singlePriority && r.Priority <= restPriority {
+			if r.Priority >= singlePriority && r.Priority <= failPriority {
 				*list = append(*list, r.Priority)
 			}
 		}
@@ -74,7 +74,7 @@ func TestRoutingSet(t *testing.T) {
 		{[]string{"10.0.0.0/24", "10.0.1.0/24"}, []string{"10.0.0.0/24", "10.0.1.0/24"}, []int{5190}, nil},
 		{[]string{"10.0.1.0/24", "fd09::/64"}, []string{"10.0.1.0/24", "fd09::/64"}, []int{5190}, []int{5190}},
 		{[]string{"0.0.0.0/0", "fd09::/64"}, []string{"0.0.0.0/0", "fd09::/64"}, []int{5189, 5190}, []int{5190}},
-		{[]string{"192.168.0.0/16", "fd07::/68"}, []string{"192.168.0.0/16", "fd07::/68"}, []int{5189, 5190}, []int{5189, 5190}},
+		{[]string{"192.168.0.0/16", "fd07::/68"}, []string{"192.168.0.0/16", "fd07::/68"}, []int{5189, 5190}, []int{5190}},
 		{[]string{"100.64.0.2/32", "fd09::2/128"}, []string{"100.64.0.2/32", "fd09::2/128"}, []int{5188}, []int{5188}},
 		{[]string{"::/0"}, []string{"::/0"}, nil, []int{5189, 5190}},
 		{nil, nil, nil, nil},
@@ -427,34 +427,154 @@ func TestAnswersGoBack(t *testing.T) {
 	must(t, l.client.Run(r.Close))
 }
 
-// TestOwnLinkFirst: a network on the machine's own link is reached there, whatever is offered; peers' addresses are in the tunnel.
+// by is the interface that packets to an address leave by, "" if they go nowhere.
+func by(t *testing.T, dst string) string {
+	t.Helper()
+	routes, err := netlink.RouteGet(net.ParseIP(dst))
+	if errors.Is(err, unix.ENETUNREACH) || errors.Is(err, unix.EHOSTUNREACH) {
+		return ""
+	}
+	must(t, err)
+	link, err := netlink.LinkByIndex(routes[0].LinkIndex)
+	must(t, err)
+	return link.Attrs().Name
+}
+
+func wantBy(t *testing.T, when string, want map[string]string) {
+	t.Helper()
+	for dst, name := range want {
+		if got := by(t, dst); got != name {
+			t.Errorf("%s: %s goes by %q, want %q", when, dst, got, name)
+		}
+	}
+}
+
+// TestOwnLinkFirst: a network on the machine's own link is reached there, whatever is around it in the tunnel; peers' addresses, and
+// what is asked for inside the link's network, are in the tunnel.
 func TestOwnLinkFirst(t *testing.T) {
 	inNewNamespace(t)
-	newCable(t, "192.168.7.2/24", "100.64.0.9/10", "fd07::2/64")
+	newCable(t, "192.168.7.2/24", "100.64.0.9/16", "fd07::2/64")
 	r := newRouting(t, "host0")
-	by := func(dst string) string {
-		t.Helper()
-		routes, err := netlink.RouteGet(net.ParseIP(dst))
-		must(t, err)
-		link, err := netlink.LinkByIndex(routes[0].LinkIndex)
-		must(t, err)
-		return link.Attrs().Name
-	}
-	for _, offer := range []string{"192.168.7.0/24", "192.168.7.128/25", "192.168.0.0/16", "fd07::/64", "fd07::/80", "fd00::/8"} {
-		must(t, r.SetAddresses(prefixes("100.64.0.1/32", "fd00:2021:1111::1/128")))
-		must(t, r.Set(prefixes("100.64.0.2/32", "192.168.8.0/24", "fd08::/64", offer)))
-		for dst, want := range map[string]string{
-			"192.168.7.200": "eth0", "fd07::99": "eth0", "192.168.8.1": "host0", "fd08::1": "host0", "100.64.0.2": "host0", "100.64.0.3": "eth0",
-		} {
-			if got := by(dst); got != want {
-				t.Errorf("%s is offered: %s goes by %s, want %s", offer, dst, got, want)
-			}
+	for _, tt := range []struct{ route, v4, v6 string }{
+		{"192.168.0.0/16", "eth0", "eth0"}, {"fd00::/8", "eth0", "eth0"}, {"0.0.0.0/0", "eth0", "eth0"}, {"::/0", "eth0", "eth0"},
+		{"192.168.7.0/24", "host0", "eth0"}, {"192.168.7.128/25", "host0", "eth0"}, {"192.168.7.200/31", "host0", "eth0"},
+		{"fd07::/64", "eth0", "host0"}, {"fd07::/80", "eth0", "host0"}, {"192.168.7.0/25", "eth0", "eth0"},
+	} {
+		for _, around := range []string{"10.9.0.0/24", "192.0.0.0/3"} {
+			must(t, r.SetAddresses(prefixes("100.64.0.1/32", "fd00:2021:1111::1/128")))
+			must(t, r.Set(prefixes("100.64.0.2/32", "192.168.8.0/24", "fd08::/64", tt.route, around)))
+			wantBy(t, tt.route+" beside "+around, map[string]string{
+				"192.168.7.200": tt.v4, "fd07::99": tt.v6, "192.168.8.1": "host0", "fd08::1": "host0", "100.64.0.2": "host0", "100.64.0.3": "eth0",
+			})
 		}
 	}
 	must(t, DeleteAddress("eth0", netip.MustParsePrefix("192.168.7.2/24"))) // the machine leaves its network
 	must(t, r.Set(prefixes("192.168.7.0/24")))
-	if got := by("192.168.7.200"); got != "host0" {
-		t.Errorf("in another network, 192.168.7.200 goes by %s", got)
+	wantBy(t, "in another network", map[string]string{"192.168.7.200": "host0"})
+}
+
+// TestLargeLink: a link whose network is none that a link has by itself leads nothing past a default route, but for our own packets and
+// what is asked for.
+func TestLargeLink(t *testing.T) {
+	inNewNamespace(t)
+	newCable(t, "8.8.0.7/5", "10.7.0.2/15", "172.16.7.2/16", "2001:db8:7::2/64", "fd07::2/40", "fd08:7::2/48")
+	r := newRouting(t, "host0")
+	must(t, r.SetAddresses(prefixes("100.64.0.1/32", "fd00:2021:1111::1/128")))
+	must(t, r.Set(prefixes("0.0.0.0/0", "::/0")))
+	public := []string{"8.8.8.8", "9.9.9.9", "10.7.0.9", "2001:db8:7::9", "fd07::9"}
+	want := map[string]string{"172.16.0.9": "eth0", "fd08:7::9": "eth0"}
+	for _, dst := range public {
+		want[dst] = "host0"
+	}
+	wantBy(t, "with a default route", want)
+	for _, dst := range public {
+		routes, err := netlink.RouteGetWithOptions(net.ParseIP(dst), &netlink.RouteGetOptions{Mark: DefaultMark})
+		must(t, err)
+		if link, err := netlink.LinkByIndex(routes[0].LinkIndex); err != nil || link.Attrs().Name != "eth0" {
+			t.Errorf("our own packets to %s go by %v, %v, want eth0", dst, link, err)
+		}
+		want[dst] = "eth0"
+	}
+	r, err := NewRouting(RoutingConfig{Interface: "host0", Keep: prefixes("8.0.0.0/5", "10.6.0.0/15", "2001:db8:7::/64", "fd07::/40")})
+	must(t, err)
+	must(t, r.Set(prefixes("0.0.0.0/0", "::/0")))
+	wantBy(t, "kept", want)
+	must(t, r.Close())
+}
+
+func TestLocalNetwork(t *testing.T) {
+	for text, want := range map[string]bool{
+		"10.0.0.0/16": true, "10.0.0.0/15": false, "172.31.0.0/16": true, "172.32.0.0/16": false, "192.168.0.0/16": true, "100.127.0.0/16": true,
+		"100.64.0.0/10": false, "169.254.0.0/16": true, "8.0.0.0/5": false, "8.8.8.0/24": false, "0.0.0.0/0": false, "10.0.0.0/7": false,
+		"fd07::/48": true, "fd07::/47": false, "fc00::/7": false, "fe80::/64": true, "fe80::/10": false, "2001:db8::/64": false, "::/0": false,
+	} {
+		if got := LocalNetwork(netip.MustParsePrefix(text)); got != want {
+			t.Errorf("%s: %v, want %v", text, got, want)
+		}
+	}
+}
+
+// TestFailClosed: with FailClosed nothing leads out but what is kept and what is marked, from the start on, without routes, after Close and
+// for a machine whose rules of the table are gone; another process that is not told so leaves it. Release ends it.
+func TestFailClosed(t *testing.T) {
+	inNewNamespace(t)
+	newCable(t, "192.168.7.2/24", "fd07::2/64", "2001:db8:7::2/64")
+	for prefix, router := range map[string]string{"0.0.0.0/0": "192.168.7.1", "::/0": "fd07::1"} {
+		must(t, AddRoute(Route{Interface: "eth0", Prefix: netip.MustParsePrefix(prefix), Gateway: netip.MustParseAddr(router)}))
+	}
+	must(t, SetUp("host0"))
+	closed := func(when string) {
+		t.Helper()
+		wantBy(t, when, map[string]string{"8.8.8.8": "", "2001:db8::8": "", "2001:db8:7::9": "", "192.168.7.9": "eth0", "fd07::9": "eth0"})
+		for _, dst := range []string{"8.8.8.8", "2001:db8::8"} {
+			if _, err := netlink.RouteGetWithOptions(net.ParseIP(dst), &netlink.RouteGetOptions{Mark: DefaultMark}); err != nil {
+				t.Errorf("%s: our own packets to %s: %v", when, dst, err)
+			}
+		}
+	}
+	cfg := RoutingConfig{Interface: "host0", FailClosed: true}
+	r, err := NewRouting(cfg)
+	must(t, err)
+	closed("before there are routes")
+	must(t, r.Set(prefixes("0.0.0.0/0", "::/0")))
+	inTunnel := map[string]string{"8.8.8.8": "host0", "2001:db8::8": "host0", "2001:db8:7::9": "host0", "192.168.7.9": "eth0", "fd07::9": "eth0"}
+	wantBy(t, "with routes", inTunnel)
+	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
+		list, err := policyRules(family)
+		must(t, err)
+		for _, rule := range list {
+			if rule.Priority == restPriority {
+				must(t, DeleteRule(rule))
+			}
+		}
+	}
+	closed("while the rule is gone")
+	must(t, r.Set(prefixes("0.0.0.0/0", "::/0")))
+	wantBy(t, "mended", inTunnel)
+	must(t, SetDown("host0"))
+	closed("while the interface is down")
+	must(t, SetUp("host0"))
+	must(t, r.Close())
+	closed("closed")
+	other, err := NewRouting(RoutingConfig{Interface: "host0"})
+	must(t, err)
+	if !other.FailsClosed() {
+		t.Error("another process is not told that the machine fails closed")
+	}
+	must(t, other.Set(prefixes("10.0.0.0/24")))
+	closed("for another process")
+	must(t, other.Close())
+	closed("after another process")
+	if _, err := NewRouting(RoutingConfig{Interface: "host0", Mark: 7}); err == nil || !strings.Contains(err.Error(), "sluice client -release") {
+		t.Errorf("with another mark, whose packets would not get out: %v", err)
+	}
+	must(t, Release(RoutingConfig{Interface: "host0"}))
+	wantBy(t, "released", map[string]string{"8.8.8.8": "eth0", "2001:db8::8": "eth0", "2001:db8:7::9": "eth0", "192.168.7.9": "eth0"})
+	wantRules(t, nil, nil)
+	conn, err := nftables.New()
+	must(t, err)
+	if tables, err := conn.ListTables(); err != nil || len(tables) > 0 {
+		t.Errorf("tables are left: %v, %v", tables, err)
 	}
 }
 

@@ -29,6 +29,9 @@ func (r Rule) request(kind, flags int) error {
 	if r.Invert {
 		header.Flags |= unix.FIB_RULE_INVERT
 	}
+	if r.Unreachable {
+		header.Type = unix.FR_ACT_UNREACHABLE
+	}
 	header.Table = unix.RT_TABLE_UNSPEC // FRA_TABLE says it
 	if r.To.IsValid() {
 		header.Dst_len = uint8(r.To.Bits())
@@ -40,7 +43,9 @@ func (r Rule) request(kind, flags int) error {
 	attribute := func(kind int, value uint32) {
 		req.AddData(nl.NewRtAttr(kind, binary.NativeEndian.AppendUint32(nil, value)))
 	}
-	attribute(unix.FRA_TABLE, uint32(r.Table))
+	if r.Table > 0 {
+		attribute(unix.FRA_TABLE, uint32(r.Table))
+	}
 	if r.Priority > 0 {
 		attribute(unix.FRA_PRIORITY, uint32(r.Priority))
 	}

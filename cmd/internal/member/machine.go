@@ -62,12 +62,22 @@ func (m *machine) apply(answer protocol.Sync) error {
 
 func (m *machine) set() (routes []netip.Prefix, err error) {
 	routes = routesOf(m.answer)
+	lead := routes
+	if v6, lacks := lacking(routes); lacks && m.blocks(v6) {
+		// No peer has it: the pipeline answers that the destination is unreachable. When the interface goes, so does this.
+		lead = append(slices.Clone(routes), everywhere(v6))
+	}
 	if m.forwarding != nil {
 		if err := m.forwarding.Set(m.forward()); err != nil {
 			return nil, err
 		}
 	}
-	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(routes))
+	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(lead))
+}
+
+// blocks tells whether a family that nobody has a default route for is kept from going past the tunnel. A gateway may lead others to it.
+func (m *machine) blocks(v6 bool) bool {
+	return m.options.Role == protocol.Client && !slices.Contains(m.options.Keep, everywhere(v6))
 }
 
 // mend puts right what others have changed since: a firewall that was loaded anew, a service that manages the network and
@@ -155,7 +165,11 @@ func (m *machine) obstacles() (notes []string) {
 	if err != nil {
 		return notes
 	}
-	notes = append(notes, covered(routesOf(m.answer), networks, m.answer.Overlay)...)
+	routes := routesOf(m.answer)
+	notes = append(notes, covered(routes, networks, m.answer.Overlay, m.options.Keep)...)
+	if v6, lacks := lacking(routes); lacks {
+		notes = append(notes, m.other(v6, networks))
+	}
 	if err := m.routing.Unmarked(); err != nil {
 		notes = append(notes, "answers to who reaches this machine past the tunnel may go into it, and are lost: "+oneLine(err))
 	}
@@ -174,6 +188,25 @@ func (m *machine) obstacles() (notes []string) {
 		notes = append(notes, o.Explain(m.options.Interface))
 	}
 	return notes
+}
+
+// other tells what becomes of the family that there is no default route for.
+func (m *machine) other(v6 bool, networks []host.Network) string {
+	family, tunneled := "IPv4", "IPv6"
+	if v6 {
+		family, tunneled = tunneled, family
+	}
+	of := func(n host.Network) bool { return n.Prefix.Addr().Is6() == v6 && !n.Prefix.Addr().IsLinkLocalUnicast() }
+	switch past := fmt.Sprintf("all %s goes through the tunnel and %s past it", tunneled, family); {
+	case m.options.Role != protocol.Client:
+		return past + ", since this is a gateway, which may lead others there"
+	case !m.blocks(v6):
+		return fmt.Sprintf("%s, as -keep %v says", past, everywhere(v6))
+	case v6 && !host.HasIPv6(m.options.Interface) && slices.ContainsFunc(networks, of):
+		return fmt.Sprintf("%s, since there is no IPv6 on %s (net.ipv6.conf.%[2]s.disable_ipv6)", past, m.options.Interface)
+	}
+	return fmt.Sprintf("no gateway leads to %v, so that %s is unreachable while all %s goes through the tunnel; -keep %[1]v lets it go past the tunnel",
+		everywhere(v6), family, tunneled)
 }
 
 // unapproved tells which networks of this gateway the portal gives to nobody, and what to do.
@@ -199,8 +232,9 @@ func unapproved(offered []netip.Prefix, decided protocol.Offers) (notes []string
 
 func oneLine(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
 
-// covered tells of networks of the machine's own that a gateway offers too, or that the tunnels' addresses are of.
-func covered(routes []netip.Prefix, networks []host.Network, overlay []netip.Prefix) (notes []string) {
+// covered tells of networks of the machine's own that a gateway offers too, or that the tunnels' addresses are of, and of those that a route
+// takes into the tunnel.
+func covered(routes []netip.Prefix, networks []host.Network, overlay, keep []netip.Prefix) (notes []string) {
 	for _, n := range networks {
 		for _, o := range overlay {
 			if !n.Prefix.IsSingleIP() && n.Prefix.Overlaps(o) {
@@ -208,8 +242,14 @@ func covered(routes []netip.Prefix, networks []host.Network, overlay []netip.Pre
 					" are not reached; before there are nodes, sluice portal -network chooses other addresses", n.Prefix, n.Interface, o))
 			}
 		}
+		stays := host.LocalNetwork(n.Prefix) || covers(keep, n.Prefix)
 		for _, r := range routes {
-			if r.Bits() > 0 && !protocol.InOverlay(overlay, r) && r.Overlaps(n.Prefix) {
+			switch around := covers([]netip.Prefix{r}, n.Prefix) && r != n.Prefix; {
+			case protocol.InOverlay(overlay, r) || !around: // what is inside was asked for
+			case !stays:
+				notes = append(notes, fmt.Sprintf("%s on %s goes into the tunnel, as all of %s does, since it is no private network, or too large for a"+
+					" link's: -keep %[1]s has it stay on %[2]s", n.Prefix, n.Interface, r))
+			case !broad(r):
 				notes = append(notes, fmt.Sprintf("%s on %s overlaps with %s, which a gateway offers: those addresses are reached on %s, not through the tunnel",
 					n.Prefix, n.Interface, r, n.Interface))
 			}
@@ -225,7 +265,7 @@ func (m *machine) begin() (err error) {
 			return err
 		}
 		m.routing, err = host.NewRouting(host.RoutingConfig{
-			Interface: m.options.Interface, Table: m.options.Table, Mark: m.options.Mark, Keep: m.options.Routes,
+			Interface: m.options.Interface, Table: m.options.Table, Mark: m.options.Mark, Keep: slices.Concat(m.options.Routes, m.options.Keep),
 		})
 		if err != nil {
 			m.routing = nil

@@ -521,10 +521,10 @@ func TestClientDoesNotForward(t *testing.T) {
 	before := setting(t, "ipv4/ip_forward")
 	n := startNode(t, Options{Role: protocol.Client, Interface: "cl0", Table: 777}, protocol.Sync{
 		Name: "laptop", Role: protocol.Client, Addresses: prefixes("100.64.0.2/32"),
-		Peers: []protocol.Peer{{Name: "office", Role: protocol.Gateway, PublicKey: key(1), AllowedIPs: prefixes("100.64.0.1/32", "0.0.0.0/0")}},
+		Peers: []protocol.Peer{{Name: "office", Role: protocol.Gateway, PublicKey: key(1), AllowedIPs: prefixes("100.64.0.1/32", "0.0.0.0/0", "::/0")}},
 	}, nil)
 	n.eventually(t, "up", func() bool { return strings.Contains(n.log.String(), "client laptop is up") })
-	if got := tableOf(777); !slices.Equal(got, []string{"0.0.0.0/0", "100.64.0.1/32"}) {
+	if got := tableOf(777); !slices.Equal(got, []string{"0.0.0.0/0", "100.64.0.1/32", "::/0"}) {
 		t.Errorf("routes %q", got)
 	}
 	if got := setting(t, "ipv4/ip_forward"); got != before {

@@ -15,6 +15,7 @@ import (
 type RoutePolicy struct {
 	Accepted  []netip.Prefix // what is inside these is taken, wherever it leads
 	NoDefault bool           // no default route, and none that is as good as one
+	Keep      []netip.Prefix // networks that stay outside of the tunnel; a default route has all of its family do so
 }
 
 // surroundings are what is around the machine: its networks, and the routers that it reaches all others by.
@@ -73,6 +74,9 @@ func (c *chooser) refuses(p netip.Prefix) string {
 	if c.policy.NoDefault && broad(p) {
 		return "-no-default-route"
 	}
+	if p.Bits() == 0 && slices.Contains(c.policy.Keep, p) {
+		return fmt.Sprintf("-keep %v", p)
+	}
 	if covers(c.policy.Accepted, p) {
 		return ""
 	}
@@ -120,4 +124,30 @@ func covers(list []netip.Prefix, p netip.Prefix) bool {
 // default route says nothing about the network behind this node, and tunnel addresses are never there.
 func shadows(own, p netip.Prefix, overlay []netip.Prefix) bool {
 	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !protocol.InOverlay(overlay, p)
+}
+
+// everywhere is the default route of a family.
+func everywhere(v6 bool) netip.Prefix {
+	if v6 {
+		return netip.PrefixFrom(netip.IPv6Unspecified(), 0)
+	}
+	return netip.PrefixFrom(netip.IPv4Unspecified(), 0)
+}
+
+// leadsAll tells whether all addresses of a family are in the tunnel: by a default route or by two halves.
+func leadsAll(routes []netip.Prefix, v6 bool) bool {
+	all := everywhere(v6)
+	if slices.Contains(routes, all) {
+		return true
+	}
+	upper := all.Addr().AsSlice()
+	upper[0] = 0x80
+	a, _ := netip.AddrFromSlice(upper)
+	return slices.Contains(routes, netip.PrefixFrom(all.Addr(), 1)) && slices.Contains(routes, netip.PrefixFrom(a, 1))
+}
+
+// lacking tells whether one family is all in the tunnel and the other is not, which then would go past it unnoticed.
+func lacking(routes []netip.Prefix) (v6, lacks bool) {
+	four, six := leadsAll(routes, false), leadsAll(routes, true)
+	return four, four != six
 }

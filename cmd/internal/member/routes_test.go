@@ -51,6 +51,7 @@ func TestRefuses(t *testing.T) {
 		{"0.0.0.0/0 ::/0 0.0.0.0/1 128.0.0.0/1 2000::/3 8000::/1 0.0.0.0/7", "no default", "-no-default-route"},
 		{"11.0.0.0/8 fd00::/16 10.99.0.0/16", "no default accept 11.0.0.0/8 10.0.0.0/7", ""},
 		{"0.0.0.0/1", "no default accept 0.0.0.0/1", "-no-default-route"},
+		{"::/0", "keep ::/0", "-keep ::/0"}, {"0.0.0.0/0 172.16.0.0/24 2001:db8::/32", "keep ::/0 10.0.0.0/8", ""},
 		// what this node offers itself
 		{"10.0.0.0/24 10.0.0.64/26 10.0.0.0/8", "offer 10.0.0.0/24", "overlaps with 10.0.0.0/24, which this node offers"},
 		{"10.0.0.0/24", "offer 10.0.0.0/24 accept 10.0.0.0/24", "this node offers"},
@@ -63,6 +64,8 @@ func TestRefuses(t *testing.T) {
 			switch word {
 			case "offer":
 				list = &c.offered
+			case "keep":
+				list = &c.policy.Keep
 			case "accept":
 				list = &c.policy.Accepted
 			case "no", "default":
@@ -86,6 +89,22 @@ func TestRefuses(t *testing.T) {
 				}
 				c.policy.Accepted = c.policy.Accepted[:len(c.policy.Accepted)-1]
 			}
+		}
+	}
+}
+
+// TestLacking: which family would go past the tunnel.
+func TestLacking(t *testing.T) {
+	for routes, want := range map[string]string{
+		"": "", "10.0.0.0/8 fd00::/8": "", "0.0.0.0/0": "v6", "::/0": "v4", "0.0.0.0/0 ::/0": "", "0.0.0.0/1": "", "0.0.0.0/1 128.0.0.0/1": "v6",
+		"::/1 8000::/1": "v4", "::/1 128.0.0.0/1": "", "0.0.0.0/0 ::/1 8000::/1": "",
+	} {
+		got := ""
+		if v6, lacks := lacking(prefixes(strings.Fields(routes)...)); lacks {
+			got = map[bool]string{false: "v4", true: "v6"}[v6]
+		}
+		if got != want {
+			t.Errorf("%s: %q lacks a route, want %q", routes, got, want)
 		}
 	}
 }
