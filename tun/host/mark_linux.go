@@ -32,6 +32,7 @@ func (r *Routing) syncMark(wanted bool) {
 	if err != nil {
 		err = wrap(err, "mark answers")
 	} else {
+		r.marks.conn = conn
 		err = r.syncMarkTable(conn, wanted)
 	}
 	r.unmarked = nil
@@ -45,7 +46,7 @@ func (r *Routing) syncMarkTable(conn *nftables.Conn, wanted bool) error {
 	if err != nil {
 		return wrapNFT(err, "list nftables")
 	}
-	table := &nftables.Table{Name: tablePrefix + r.cfg.Interface + markSuffix, Family: nftables.TableFamilyINet}
+	table := r.marks.table
 	present, noted, inherited, heir := false, false, false, (*nftables.Table)(nil)
 	for _, c := range chains {
 		name, ok := marked(c.Table)
@@ -71,11 +72,11 @@ func (r *Routing) syncMarkTable(conn *nftables.Conn, wanted bool) error {
 	if err != nil {
 		return wrap(err, "mark answers")
 	}
-	if !present || off && !noted || !slices.Equal(r.markedFor, r.addresses) {
-		m := markTable{conn: conn, table: table, mark: r.cfg.Mark, tunnel: link.Attrs(), addresses: r.addresses}
-		m.write(off || noted)
+	m := markTable{conn: conn, table: table, mark: r.cfg.Mark, tunnel: link.Attrs(), addresses: r.addresses}
+	if off && !noted || !slices.Equal(r.markedFor, r.addresses) || !r.marks.intact() {
+		err = r.marks.replace(func() error { m.write(off || noted); return nil })
 	}
-	if err := conn.Flush(); err != nil {
+	if err := errors.Join(err, conn.Flush()); err != nil {
 		return wrapNFT(err, "mark answers")
 	}
 	r.markedFor = slices.Clone(r.addresses)
@@ -131,7 +132,7 @@ type markTable struct {
 	addresses []netip.Prefix
 }
 
-// write queues the replacement of the table, in one step:
+// write queues what is in the table:
 //
 //	postrouting   what leaves with our mark gives it to its connection
 //	prerouting    answers get their connection's mark, also for a strict reverse path filter, which then looks in main. A
@@ -140,9 +141,6 @@ type markTable struct {
 //	              addresses are reached through the tunnel only
 //	output        this machine's answers get their connection's mark, and are routed anew
 func (m *markTable) write(note bool) {
-	m.conn.AddTable(m.table) // so that there is one to delete
-	m.conn.DelTable(m.table)
-	m.conn.AddTable(m.table)
 	if note {
 		m.conn.AddChain(&nftables.Chain{Name: noteValidMark, Table: m.table})
 	}

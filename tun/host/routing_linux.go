@@ -8,6 +8,7 @@ import (
 	"slices"
 	"syscall"
 
+	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -19,6 +20,7 @@ type Routing struct {
 	changes uint64
 	// addresses are the interface's own, markedFor those that the table of marks was written with.
 	addresses, markedFor []netip.Prefix
+	marks                ownTable
 	unmarked             error
 }
 
@@ -26,6 +28,7 @@ type Routing struct {
 // machine fails closed, if it is to.
 func NewRouting(cfg RoutingConfig) (*Routing, error) {
 	r := &Routing{cfg: cfg.withDefaults()}
+	r.marks.table = &nftables.Table{Name: tablePrefix + cfg.Interface + markSuffix, Family: nftables.TableFamilyINet}
 	err := r.syncRules()
 	r.syncMark(r.cfg.FailClosed)
 	return r, err

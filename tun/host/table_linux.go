@@ -155,8 +155,8 @@ func (fw *Forwarding) filter(name string, hook *nftables.ChainHook, priority *nf
 func (fw *Forwarding) writeCounters(in, out []expr.Any) {
 	entered := fw.filter(enteredChain, nftables.ChainHookForward, nftables.ChainPriorityFirst)
 	left := fw.filter(leftChain, nftables.ChainHookPostrouting, nftables.ChainPriorityLast)
-	fw.betweenTunnels(entered, in, out, []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}})
 	fw.rule(entered, in, matchAnswers(), verdict(expr.VerdictAccept))
+	fw.betweenTunnels(entered, in, out, []expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}})
 	for _, s := range fw.offered {
 		fw.rule(entered, in, matchSet(s, destination), verdict(expr.VerdictAccept))
 	}

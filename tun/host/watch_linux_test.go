@@ -232,3 +232,37 @@ func unsettled(fw *Forwarding) error {
 	}
 	return errors.New("there are always connections to end")
 }
+
+// TestMarksMended: what is changed of the table that leads answers back is made again.
+func TestMarksMended(t *testing.T) {
+	inNewNamespace(t)
+	r := newRouting(t, "host0")
+	routes := prefixes("0.0.0.0/0")
+	must(t, r.Set(routes))
+	const name = "sluice-host0-mark"
+	want, _, err := readTable(name)
+	must(t, err)
+	conn, err := nftables.New()
+	must(t, err)
+	for chain, c := range listChains(t, conn) {
+		list, err := conn.GetRules(c.Table, c)
+		must(t, err)
+		for i := range list {
+			now, err := conn.GetRules(c.Table, c)
+			must(t, err)
+			must(t, conn.DelRule(now[i]))
+			must(t, conn.Flush())
+			must(t, r.Set(routes))
+			if text, _, err := readTable(name); err != nil || text != want {
+				t.Errorf("rule %d of %s deleted: then there is %s\nwant %s (%v)", i, chain, text, want, err)
+			}
+		}
+	}
+	_, before, err := readTable(name)
+	must(t, err)
+	must(t, r.Set(routes))
+	if _, after, err := readTable(name); err != nil || after != before {
+		t.Errorf("nothing was changed, and nftables were written: generation %d, want %d (%v)", after, before, err)
+	}
+	must(t, r.Close())
+}
