@@ -185,7 +185,7 @@ func TestStrangers(t *testing.T) {
 				if when == "started again" {
 					fw = l.startForwarding(t, behindRoutes)
 				} else {
-					l.in(t, func() (err error) { fw, err = newForwarding(behindRoutes); return err })
+					fw = newForwarding(behindRoutes)
 				}
 				for i, f := range families {
 					conn := servers[i]
@@ -315,4 +315,29 @@ func TestTunnelsApart(t *testing.T) {
 		}
 	}
 	l.tun = first
+}
+
+// TestManyNetworks: more networks than fit one message, as many gateways offer.
+func TestManyNetworks(t *testing.T) {
+	inNewNamespace(t)
+	f := behindHost0
+	for i := range 1200 {
+		f.Reach = append(f.Reach, netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 7), byte(i << 1), 0}), 24),
+			netip.PrefixFrom(netip.AddrFrom16([16]byte{0xfd, 11, 4: byte(i >> 7), 5: byte(i << 1)}), 48))
+	}
+	fw, err := StartForwarding(f)
+	must(t, err)
+	for name, want := range map[string]int{"reach4": 2400, "reach6": 2400} {
+		s, err := fw.conn.GetSetByName(fw.table, name)
+		must(t, err)
+		list, err := fw.conn.GetSetElements(s)
+		must(t, err)
+		if len(list) != want {
+			t.Errorf("%s has %d elements, want %d", name, len(list), want)
+		}
+	}
+	if mended, err := fw.Mend(); err != nil || mended {
+		t.Errorf("mended %v, %v; want false, nil", mended, err)
+	}
+	must(t, fw.Close())
 }

@@ -8,12 +8,20 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
+	mdlayher "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
 	"golang.org/x/sys/unix"
 )
 
 // This file compares a table of ours with what we wrote, whole: what somebody else has deleted or changed of it must not go unseen.
+
+// newTables speaks to nftables. What is one step is sent as a whole: a gateway of many peers has thousands of networks.
+func newTables() *nftables.Conn {
+	const batch = 32 << 20                                                                                             // bytes at most
+	conn, _ := nftables.New(nftables.WithSockOptions(func(c *mdlayher.Conn) error { return c.SetWriteBuffer(batch) })) // only lasting ones fail
+	return conn
+}
 
 // ownTable is a table of ours, of family inet.
 type ownTable struct {
@@ -38,10 +46,12 @@ func (o *ownTable) replace(fill func() error) error {
 		o.conn.DelTable(o.table)
 		o.conn.AddTable(o.table)
 		if err := fill(); err != nil {
-			o.conn, _ = nftables.New() // forgets what is queued; only lasting ones fail
+			o.conn = newTables() // forgets what is queued
 			return err
 		}
-		if err := o.conn.Flush(); err != nil {
+		if err := o.conn.Flush(); errors.Is(err, unix.EPERM) && o.owned() {
+			return o.errTaken()
+		} else if err != nil {
 			return err
 		}
 		if text, now, err := readTable(o.table.Name); err == nil && now == before+1 {
@@ -50,6 +60,18 @@ func (o *ownTable) replace(fill func() error) error {
 		}
 	}
 	return nil // if it is not known the table is made once more, later
+}
+
+// errTaken says what to do about a table of our name that is somebody else's.
+func (o *ownTable) errTaken() error {
+	return fmt.Errorf("host: the nftables table inet %s belongs to somebody else: delete it, or choose another name for the interface", o.table.Name)
+}
+
+// owned tells whether a program has the table for itself (NFT_TABLE_F_OWNER).
+func (o *ownTable) owned() bool {
+	r := tableReader{name: o.table.Name}
+	table, err := r.ask(unix.NFT_MSG_GETTABLE, 0, r.name)
+	return err == nil && find(table[0], nftaTableOwner) != ""
 }
 
 // intact tells whether the table is as we wrote it.
@@ -135,8 +157,8 @@ func (r *tableReader) read() (string, error) {
 	return b.String(), err
 }
 
-// Handles of linux/netfilter/nf_tables.h that the library does not know.
-const nftaTableHandle, nftaSetHandle = 4, 16
+// Attributes of linux/netfilter/nf_tables.h that the library does not know.
+const nftaTableHandle, nftaTableOwner, nftaSetHandle = 4, 7, 16
 
 // describe writes what objects are, but for the attributes that others change.
 func describe(b *strings.Builder, what string, objects [][]attribute, without ...uint16) {

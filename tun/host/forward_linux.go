@@ -57,13 +57,13 @@ type Forwarding struct {
 
 // StartForwarding obeys f. On an error nothing has changed.
 func StartForwarding(f Forward) (*Forwarding, error) {
-	fw, err := newForwarding(f)
-	if err != nil {
-		return nil, err
-	}
+	fw := newForwarding(f)
 	chains, err := fw.chains()
 	if err != nil {
 		return nil, err
+	}
+	if fw.taken(chains) || fw.owned() {
+		return nil, fw.errTaken()
 	}
 	if err := fw.start(chains); err != nil {
 		return nil, errors.Join(err, fw.Close())
@@ -74,17 +74,12 @@ func StartForwarding(f Forward) (*Forwarding, error) {
 // ClearForwarding takes back what gateways have set up that were killed, for a node that forwards nothing: their interface is gone,
 // or it is the node's by now. Whether somebody else wants forwarding since cannot be told, so it stays on where others filter it.
 func ClearForwarding(name string) error {
-	fw, err := newForwarding(Forward{Interface: name})
-	if err != nil {
-		return err
-	}
-	return fw.Close()
+	return newForwarding(Forward{Interface: name}).Close()
 }
 
-func newForwarding(f Forward) (*Forwarding, error) {
-	conn, err := nftables.New()
+func newForwarding(f Forward) *Forwarding {
 	table := &nftables.Table{Name: tablePrefix + f.Interface, Family: nftables.TableFamilyINet}
-	return &Forwarding{forward: f.clone(), ownTable: ownTable{conn: conn, table: table}, notes: map[string]bool{}}, wrap(err, "forward")
+	return &Forwarding{forward: f.clone(), ownTable: ownTable{conn: newTables(), table: table}, notes: map[string]bool{}}
 }
 
 func (fw *Forwarding) start(chains []*nftables.Chain) error {
@@ -273,7 +268,7 @@ func (fw *Forwarding) Close() error {
 	} else if fw.onlyOld(chains) { // before the table goes, so that nothing leaves with the tunnel's addresses
 		err = fw.switchOff()
 	}
-	if fw.present(chains) {
+	if fw.present(chains) && !fw.taken(chains) {
 		fw.conn.DelTable(fw.table)
 	}
 	fw.bury(chains)
@@ -345,6 +340,13 @@ func (fw *Forwarding) present(chains []*nftables.Chain) bool {
 		}
 	}
 	return false
+}
+
+// taken tells whether there is a table of our name that is not one of ours, which have a chain on the forward hook or a note.
+func (fw *Forwarding) taken(chains []*nftables.Chain) bool {
+	return fw.present(chains) && !slices.ContainsFunc(chains, func(c *nftables.Chain) bool {
+		return fw.mine(c) && (isNote(c.Name) || c.Name == forwardChain && hooked(c, nftables.ChainHookForward))
+	})
 }
 
 // dead tells whether the chain is in the table of a gateway that was killed: its interface is gone.

@@ -2,9 +2,11 @@ package host
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"runtime"
 	"slices"
 	"strings"
@@ -328,9 +330,13 @@ func wantState(t *testing.T, v4, v6, acceptRA string, tables ...string) {
 	}
 }
 
+var behindHost0 = Forward{Interface: "host0", Routes: behindRoutes.Routes}
+
 func start(t *testing.T, name string) *Forwarding {
 	t.Helper()
-	fw, err := StartForwarding(Forward{Interface: name, Routes: behindRoutes.Routes})
+	f := behindHost0
+	f.Interface = name
+	fw, err := StartForwarding(f)
 	must(t, err)
 	return fw
 }
@@ -443,6 +449,51 @@ func flushRuleset(t *testing.T) {
 	must(t, err)
 	conn.FlushRuleset()
 	must(t, conn.Flush())
+}
+
+// TestTableTaken: a table of our name that somebody else has made, or has for itself, is left alone, and the error says so.
+func TestTableTaken(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	conn, err := nftables.New()
+	must(t, err)
+	table := conn.AddTable(&nftables.Table{Name: "sluice-host0", Family: nftables.TableFamilyINet})
+	conn.AddChain(&nftables.Chain{Name: "of-others", Table: table})
+	must(t, conn.Flush())
+	refused := func(what string) {
+		t.Helper()
+		const want = "the nftables table inet sluice-host0 belongs to somebody else"
+		if _, err := StartForwarding(behindHost0); err == nil || !strings.Contains(err.Error(), want) || errors.Is(err, ErrPermission) {
+			t.Errorf("%s: %v, want %q", what, err, want)
+		}
+		must(t, ClearForwarding("host0"))
+		wantState(t, "0", "0", "1", "sluice-host0")
+	}
+	refused("a table with other chains")
+	conn.DelTable(table)
+	must(t, conn.Flush())
+	nft, err := exec.LookPath("nft")
+	if err != nil {
+		t.Skipf("SKIPPED: an owned table needs the program nft: %v", err)
+	}
+	owner := exec.Command(nft, "-i")
+	commands, err := owner.StdinPipe()
+	must(t, err)
+	must(t, owner.Start())
+	defer owner.Wait()
+	defer commands.Close()
+	_, err = io.WriteString(commands, "add table inet sluice-host0 { flags owner; }\n")
+	must(t, err)
+	for deadline := time.Now().Add(20 * time.Second); ; time.Sleep(time.Millisecond) {
+		if tables, err := conn.ListTables(); err != nil || len(tables) == 1 {
+			must(t, err)
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatal("nft made no table within 20 s")
+		}
+	}
+	refused("a table with an owner")
 }
 
 // TestForwardingShared: the last gateway switches off what the first has switched on.

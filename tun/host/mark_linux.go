@@ -28,13 +28,9 @@ func (r *Routing) Unmarked() error { return r.unmarked }
 // syncMark makes the table and the setting what is needed, and takes those of killed programs away. Where it cannot, most
 // things work all the same.
 func (r *Routing) syncMark(wanted bool) {
-	conn, err := nftables.New()
-	if err != nil {
-		err = wrap(err, "mark answers")
-	} else {
-		r.marks.conn = conn
-		err = r.syncMarkTable(conn, wanted)
-	}
+	r.marks.conn = newTables()
+	r.marks.table = &nftables.Table{Name: tablePrefix + r.cfg.Interface + markSuffix, Family: nftables.TableFamilyINet}
+	err := r.syncMarkTable(r.marks.conn, wanted)
 	r.unmarked = nil
 	if wanted {
 		r.unmarked = err

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"syscall"
 
-	"github.com/google/nftables"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
@@ -28,7 +27,6 @@ type Routing struct {
 // machine fails closed, if it is to.
 func NewRouting(cfg RoutingConfig) (*Routing, error) {
 	r := &Routing{cfg: cfg.withDefaults()}
-	r.marks.table = &nftables.Table{Name: tablePrefix + cfg.Interface + markSuffix, Family: nftables.TableFamilyINet}
 	err := r.syncRules()
 	r.syncMark(r.cfg.FailClosed)
 	return r, err

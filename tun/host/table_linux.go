@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"slices"
@@ -108,13 +109,20 @@ func (fw *Forwarding) writeSets(name string, prefixes []netip.Prefix) (sets []*n
 		if len(list) == 0 {
 			continue
 		}
-		if err := fw.conn.AddSet(s, list); err != nil {
+		err := fw.conn.AddSet(s, nil)
+		for part := range slices.Chunk(list, maxElements) {
+			err = errors.Join(err, fw.conn.SetAddElements(s, part))
+		}
+		if err != nil {
 			return nil, wrapNFT(err, "list the networks "+name)
 		}
 		sets = append(sets, s)
 	}
 	return sets, nil
 }
+
+// maxElements is how many elements of a set one message holds; its attributes are of 64 KiB at most (linux/netlink.h, struct nlattr).
+const maxElements = 1000
 
 // intervals are a family's prefixes as elements of a set: where one begins, and the first address behind it if there is one.
 func intervals(prefixes []netip.Prefix, ipv6 bool) (list []nftables.SetElement) {
