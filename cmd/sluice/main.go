@@ -70,7 +70,7 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		ErrWriter:      stderr,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints
 		Commands: []*cli.Command{
-			portalCommand(), gatewayCommand(), clientCommand(), statusCommand(), pingCommand(),
+			portalCommand(), gatewayCommand(), clientCommand(), statusCommand(), trustCommand(), pingCommand(),
 			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(),
 		},
 	}

@@ -71,6 +71,7 @@ func memberFlags() []cli.Flag {
 			" all IPv6 (IPv4) go past it"},
 		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
+		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: /var/lib/sluice/pins-NAME.json)"},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, error or silent (default: info, or LOG_LEVEL)"},
 	}
 }
@@ -102,7 +103,7 @@ const (
 
 func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err error) {
 	o = member.Options{
-		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), LogLevel: cmd.String("log-level"),
+		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), Pins: cmd.String("pins"), LogLevel: cmd.String("log-level"),
 		NoMasquerade: cmd.Bool("no-masquerade"), MTU: cmd.Int("mtu"), Table: cmd.Int("table"), Mark: uint32(cmd.Uint("mark")),
 	}
 	switch port := cmd.Int("port"); {

@@ -120,7 +120,7 @@ func portalNodeCommand() *cli.Command {
 			{
 				Name: "token", Usage: "give a node another token and print it; the old one and what runs with it are refused from then on", ArgsUsage: "NAME",
 				Action: func(ctx context.Context, cmd *cli.Command) error {
-					return withName(cmd, func(name string) error { return printToken(ctx, cmd, "POST", "/nodes/"+name+"/token", nil) })
+					return withName(cmd, func(name string) error { return renewToken(ctx, cmd, name) })
 				},
 			},
 			{
@@ -268,6 +268,19 @@ func printToken(ctx context.Context, cmd *cli.Command, method, path string, body
 
 // errToken: the portal has made a token that nobody has got.
 var errToken = errors.New("the token could not be written")
+
+// renewToken says beforehand what comes of it.
+func renewToken(ctx context.Context, cmd *cli.Command, name string) error {
+	var nodes []portal.NodeStatus
+	if err := askDesk(ctx, cmd.String("state"), "GET", "/nodes", nil, &nodes); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(nodes, func(n portal.NodeStatus) bool { return n.Name == name }) {
+		fmt.Fprintf(cmd.Root().ErrWriter, "sluice: the token brings another identity: peers that have met %s have no session with it"+
+			" until each has run sluice trust %s\n", name, name)
+	}
+	return printToken(ctx, cmd, "POST", "/nodes/"+name+"/token", nil)
+}
 
 func removeNode(ctx context.Context, cmd *cli.Command, name string) error {
 	return askDesk(ctx, cmd.String("state"), "DELETE", "/nodes/"+name, nil, new(string))

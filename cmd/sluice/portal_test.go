@@ -346,7 +346,11 @@ func TestPortalNode(t *testing.T) {
 			t.Errorf("no %s in\n%s", want, table)
 		}
 	}
-	renewed := tokenOf(t, first(p.node("token", "laptop")))
+	stdout, stderr, code = p.node("token", "laptop")
+	if code != 0 || !strings.HasSuffix(stderr, "until each has run sluice trust laptop\n") {
+		t.Errorf("token: %q, code %d", stderr, code)
+	}
+	renewed := tokenOf(t, stdout)
 	if renewed.Secret == laptop.Secret || renewed.Name != laptop.Name {
 		t.Error("the token is the old one")
 	}

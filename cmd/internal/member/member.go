@@ -55,6 +55,7 @@ type Options struct {
 	Table        int    // routing table; 0: host.DefaultTable
 	Mark         uint32 // fwmark of our own packets; 0: host.DefaultMark
 	Socket       string // path of the status socket; "": status.Path(Interface)
+	Pins         string // file of the identities of peers; "": defaultPins
 	LogLevel     string // as LOG_LEVEL, which it takes the place of
 	// Getenv reads the environment; nil: os.Getenv.
 	Getenv func(string) string
@@ -76,6 +77,9 @@ func (o Options) withDefaults() Options {
 	if o.Socket == "" {
 		o.Socket = status.Path(o.Interface)
 	}
+	if o.Pins == "" {
+		o.Pins = defaultPins(o.Token.Name)
+	}
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
 	}
@@ -92,6 +96,7 @@ type node struct {
 	machine  *machine
 	keeper   *keeper
 	portal   *portalLink
+	pins     *pinsFile
 	// failed ends the run with an error that trying again does not mend.
 	failed context.CancelCauseFunc
 }
@@ -139,8 +144,10 @@ func (n *node) build() (err error) {
 	}()
 	n.machine = newMachine(o, n.logger)
 	n.keeper = newKeeper(n.machine)
+	var pins map[string]protocol.Identity
+	n.pins, pins = openPins(o.Pins, o.Token.Fingerprint, n.logger)
 	n.edge, err = edge.New(edge.Config{
-		Name: o.Token.Name, Role: o.Role, Identity: o.Token.Identity(), Routes: o.Routes, Interface: o.Interface, Mark: o.Mark, Logger: n.logger,
+		Name: o.Token.Name, Role: o.Role, Identity: o.Token.Identity(), Pins: pins, SavePins: n.pins.save, Routes: o.Routes, Interface: o.Interface, Mark: o.Mark, Logger: n.logger,
 		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, CheckPortal: n.portal.check,
 		Choose: o.choose, Apply: n.apply, Watch: true, Program: "sluice " + version.String(),
 	})
@@ -210,6 +217,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	endEdge()
 	watching.Wait()
 	err = errors.Join(err, n.await(edged))
+	n.pins.write()
 	endKeeper()
 	<-n.keeper.ended
 	err = errors.Join(err, n.machine.Close())

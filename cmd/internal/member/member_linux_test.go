@@ -120,6 +120,9 @@ func startNode(t *testing.T, o Options, first protocol.Sync, environ map[string]
 		o.Token.Name = "node"
 	}
 	o.Socket = filepath.Join(t.TempDir(), "run", "node.sock")
+	if o.Pins == "" {
+		o.Pins = filepath.Join(t.TempDir(), "pins.json")
+	}
 	o.Getenv = func(name string) string { return environ[name] }
 	o = o.withDefaults()
 	memory, err := signal.NewNetwork(1, signal.Faults{}).Join(o.Token.Name, signal.Filter{})

@@ -5,13 +5,18 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"strings"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/edge"
 )
 
 // serve answers on the status socket until the server is closed.
 func (n *node) serve(l net.Listener) *http.Server {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", n.tellStatus)
+	mux.HandleFunc("GET /pins", n.tellPins)
+	mux.HandleFunc("POST /trust", n.trust)
 	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
 		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
 		mux.HandleFunc("POST /test/private-key", n.changePrivateKey)
@@ -33,6 +38,7 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 	reviewed, stop := context.WithTimeout(ctx, time.Second) // what was seen before is better than no answer
 	n.keeper.review(reviewed)
 	stop()
+	s.Notes = append(s.Notes, n.pins.notes()...)
 	if r := n.machine.remarks.Load(); r != nil {
 		s.Notes = append(s.Notes, r.notes...)
 		if s.Problem == "" {
@@ -41,4 +47,34 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 	}
 	w.Header().Set("Content-Type", "application/json")
 	json.NewEncoder(w).Encode(s) // an error means that the reader has gone
+}
+
+func (n *node) tellPins(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	defer cancel()
+	pins, err := n.edge.Pins(ctx)
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusServiceUnavailable)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(pins) // as in tellStatus
+}
+
+// trust takes a peer with its offered identity. It answers when that is on disk, else with what is in the way of it.
+func (n *node) trust(w http.ResponseWriter, r *http.Request) {
+	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
+	defer cancel()
+	var pin edge.Pin
+	err := json.NewDecoder(http.MaxBytesReader(w, r.Body, 1<<12)).Decode(&pin)
+	if err == nil {
+		err = n.edge.Trust(ctx, pin.Peer, pin.Offered)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	n.pins.write()
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(strings.Join(n.pins.notes(), "; ")) // as in tellStatus
 }

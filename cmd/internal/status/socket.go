@@ -1,10 +1,11 @@
 // Package status is what a person sees of a running node: the socket on which the node tells, and the tables made of it.
 //
 // The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only, and speaks HTTP: GET /status
-// returns edge.Status as JSON.
+// returns edge.Status as JSON, GET /pins the identities of peers, and POST /trust takes one of them.
 package status
 
 import (
+	"bytes"
 	"context"
 	"encoding/json"
 	"errors"
@@ -71,27 +72,55 @@ func (n *Node) Path() string { return n.path }
 
 // Get asks for the status. The error says what to do.
 func (n *Node) Get(ctx context.Context) (s edge.Status, err error) {
-	request, err := http.NewRequestWithContext(ctx, http.MethodGet, "http://node/status", nil)
+	err = n.ask(ctx, http.MethodGet, "/status", nil, &s)
+	return s, err
+}
+
+// Pins asks for the identities of peers. The error says what to do.
+func (n *Node) Pins(ctx context.Context) (pins []edge.Pin, err error) {
+	err = n.ask(ctx, http.MethodGet, "/pins", nil, &pins)
+	return pins, err
+}
+
+// Trust has the node take a peer with its offered identity. It does so until it ends if note says something. The error says what to
+// do.
+func (n *Node) Trust(ctx context.Context, pin edge.Pin) (note string, err error) {
+	err = n.ask(ctx, http.MethodPost, "/trust", pin, &note)
+	return note, err
+}
+
+// ask sends what is asked, as JSON, and reads the answer.
+func (n *Node) ask(ctx context.Context, method, path string, asked, result any) error {
+	text, err := json.Marshal(asked)
 	if err != nil {
-		return s, err
+		return err
+	}
+	request, err := http.NewRequestWithContext(ctx, method, "http://node"+path, bytes.NewReader(text))
+	if err != nil {
+		return err
 	}
 	answer, err := n.client.Do(request)
 	switch {
 	case errors.Is(err, fs.ErrPermission):
-		return s, fmt.Errorf("%s: not allowed; run this as root or as the user that the node runs as", n.path)
+		return fmt.Errorf("%s: not allowed; run this as root or as the user that the node runs as", n.path)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errRefused):
-		return s, fmt.Errorf("%s: no node is running there; start one with sluice gateway or sluice client", n.path)
+		return fmt.Errorf("%s: no node is running there; start one with sluice gateway or sluice client", n.path)
 	case err != nil:
-		return s, fmt.Errorf("%s: %w", n.path, errors.Unwrap(err)) // without the URL
+		return fmt.Errorf("%s: %w", n.path, errors.Unwrap(err)) // without the URL
 	}
 	defer answer.Body.Close()
 	body := io.LimitReader(answer.Body, maxAnswer)
-	if answer.StatusCode != http.StatusOK {
+	switch answer.StatusCode {
+	case http.StatusOK:
+	case http.StatusConflict:
+		text, _ := io.ReadAll(io.LimitReader(body, 1000))
+		return errors.New(strings.TrimSpace(string(text)))
+	default:
 		text, _ := io.ReadAll(io.LimitReader(body, 300))
-		return s, fmt.Errorf("%s: the node answered %s: %s", n.path, answer.Status, strings.TrimSpace(string(text)))
+		return fmt.Errorf("%s: the node answered %s: %s", n.path, answer.Status, strings.TrimSpace(string(text)))
 	}
-	if err := json.NewDecoder(body).Decode(&s); err != nil {
-		return s, fmt.Errorf("%s: the answer is not understood (is the node of another version?): %w", n.path, err)
+	if err := json.NewDecoder(body).Decode(result); err != nil {
+		return fmt.Errorf("%s: the answer is not understood (is the node of another version?): %w", n.path, err)
 	}
-	return s, nil
+	return nil
 }

@@ -43,6 +43,9 @@ func (v View) Write(w io.Writer, now, before Sample) error {
 	if s.ListenPort > 0 { // else the interface is not up
 		v.say(&b, "", "UDP port %d%s", s.ListenPort, seenAs(s.Mappings))
 	}
+	if s.Identity != "" {
+		v.say(&b, "", "identity %s", s.Identity)
+	}
 	v.writePortal(&b, s.Portal, now.At)
 	writeRelays(&b, s)
 	if s.Problem != "" {
@@ -219,7 +222,7 @@ func (v View) writePeers(b *strings.Builder, now, before Sample) {
 
 // absent: the peer is not there, and has left in good order if it ever was.
 func absent(p *edge.ConnectionStatus) bool {
-	return p.State == "none" && !p.Online && (p.LastClose == nil || p.LastClose.Cause == "" && p.LastClose.Reason == "peer_closed")
+	return p.State == "none" && !p.Online && p.Distrust == "" && (p.LastClose == nil || p.LastClose.Cause == "" && p.LastClose.Reason == "peer_closed")
 }
 
 // states are those of connections, the best first.

@@ -29,7 +29,7 @@ func prefixList(texts ...string) []netip.Prefix {
 // busy is a gateway with peers in every state.
 func busy() edge.Status {
 	return edge.Status{
-		Name: "office", Role: "gateway", Interface: "sluice0", ListenPort: 41641, Since: noon.Add(-26 * time.Hour),
+		Name: "office", Identity: "f15e-ad5a-2bd0-5f77-ba8a-783b", Role: "gateway", Interface: "sluice0", ListenPort: 41641, Since: noon.Add(-26 * time.Hour),
 		Addresses: prefixList("100.64.0.1/32", "fd00:2021:1111::1/128"), Offers: protocol.Offers{
 			{Prefix: netip.MustParsePrefix("10.0.0.0/24"), State: protocol.Approved},
 			{Prefix: netip.MustParsePrefix("fd09::/64"), State: protocol.Approved},
