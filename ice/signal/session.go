@@ -2,6 +2,7 @@ package signal
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
 	"math/rand/v2"
@@ -280,11 +281,22 @@ func connectError(err, dial error) error {
 	switch {
 	case errors.Is(err, nats.ErrAuthorization), errors.Is(err, nats.ErrAuthExpired), errors.Is(err, nats.ErrAuthRevoked):
 		return ErrRefused
+	case isBusy(err):
+		return ErrBusy
 	case errors.Is(err, nats.ErrNoServers) && dial != nil:
 		return fmt.Errorf("connect to the portal: %w", dial)
 	default:
 		return fmt.Errorf("connect to the portal: %w", err)
 	}
+}
+
+// BusyLine is what a broker says to a connection that is one too many, if it says it before TLS.
+const BusyLine = "-ERR 'maximum connections exceeded'\r\n"
+
+// isBusy reports whether a broker has said that it takes no more connections, inside TLS or in its place.
+func isBusy(err error) bool {
+	var record tls.RecordHeaderError
+	return errors.Is(err, nats.ErrMaxConnectionsExceeded) || errors.As(err, &record) && string(record.RecordHeader[:]) == BusyLine[:len(record.RecordHeader)]
 }
 
 func endError(err error) error {

@@ -37,6 +37,8 @@ var (
 	ErrDown = errors.New("portal is not reachable")
 	// ErrRefused: the portal does not accept the token: it is wrong, or has been revoked. It comes together with ErrDown.
 	ErrRefused = errors.New("portal refuses the token")
+	// ErrBusy: the portal has as many connections as it takes, in all or from our network. It comes together with ErrDown.
+	ErrBusy = errors.New("the portal is busy: too many connections")
 	// ErrForbidden: the portal does not let this node write to that one.
 	ErrForbidden = errors.New("portal does not allow it")
 	// ErrFingerprint: the portal's certificate is not the one that the token names. It comes together with ErrDown.
@@ -55,7 +57,7 @@ type State struct {
 	Up bool
 	// Since is when Up took its value.
 	Since time.Time
-	// Why is nil while Up, else the reason of the last failure; it wraps ErrRefused, ErrForbidden, ErrFingerprint or ErrClosed
+	// Why is nil while Up, else the reason of the last failure; it wraps ErrRefused, ErrBusy, ErrForbidden, ErrFingerprint or ErrClosed
 	// where that is the reason. The text may hold what the portal sent.
 	Why error
 	// Attempts counts failed attempts to connect since the connection was last up.

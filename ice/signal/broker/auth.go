@@ -21,6 +21,7 @@ type authenticator struct {
 	callback func(token string) (name string, allowed []string, err error)
 	own      string // the portal's own token, known to this process only
 	log      *serverLog
+	signedIn func(from string)    // is told of each connection that is accepted
 	alive    func(id uint64) bool // whether the server still has this connection
 	end      func(id uint64) error
 
@@ -31,8 +32,10 @@ type authenticator struct {
 	names map[string]map[uint64]Client // connections by node; those that have ended go when the node connects again
 }
 
-func newAuthenticator(callback func(string) (string, []string, error), log *serverLog) *authenticator {
-	return &authenticator{callback: callback, own: rand.Text() + rand.Text(), log: log, names: map[string]map[uint64]Client{}}
+func newAuthenticator(callback func(string) (string, []string, error), log *serverLog, signedIn func(string)) *authenticator {
+	return &authenticator{
+		callback: callback, own: rand.Text() + rand.Text(), log: log, signedIn: signedIn, names: map[string]map[uint64]Client{},
+	}
 }
 
 // maxPerNode is how many connections of one node there may be. There is one, and those that have died unnoticed: within the time that
@@ -61,6 +64,7 @@ func (a *authenticator) Check(c server.ClientAuthentication) bool {
 		a.refuse(from, "token stands for no valid node name")
 		return false
 	}
+	a.signedIn(from.String())
 	c.RegisterUser(&server.User{Username: name, Permissions: NodePermissions(name, allowed)})
 	if oldest, full := a.add(name, Client{ID: c.GetID(), Addr: from.String()}); full {
 		_ = a.end(oldest) // fails if it has ended meanwhile

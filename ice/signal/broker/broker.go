@@ -5,8 +5,10 @@
 // it comes back. JetStream, if there is a folder for it, is for the portal alone, which talks to the server inside
 // the process and may do everything.
 //
-// Everything is bounded: connections, in all and of one node, subscriptions, the size of messages, what may wait for a slow
-// reader, and the memory and disk of JetStream.
+//	node --TLS--> door (shares of each source, handshakes in turn) --PROXY header, pipe--> NATS server --> Authenticate
+//
+// Everything is bounded: connections, in all, of one node and of one source that has not signed in, TLS handshakes, subscriptions, the
+// size of messages, what may wait for a slow reader, and the memory and disk of JetStream.
 package broker
 
 import (
@@ -36,7 +38,8 @@ type Config struct {
 	Store string
 	// MaxMemory and MaxStore limit JetStream, in bytes; 0 means 64 MiB and 1 GiB.
 	MaxMemory, MaxStore int64
-	// MaxConnections limits connections; 0 means 4096.
+	// MaxConnections limits connections; 0 means 4096. Those that have not signed in have half of them, an IPv4 /24 or IPv6 /48 a
+	// sixteenth, an IPv4 address or IPv6 /64 a 64th.
 	MaxConnections int
 	// MaxPayload limits a message, in bytes; 0 means 64 KiB, of which nodes take signal.MaxMessage from one another.
 	MaxPayload int32
@@ -52,6 +55,7 @@ type Config struct {
 // Broker is a running server. Its methods may be used by several goroutines.
 type Broker struct {
 	server *server.Server
+	door   *door
 	auth   *authenticator
 	store  *server.JetStreamConfig // as it was at the start
 }
@@ -67,20 +71,23 @@ func Start(cfg Config) (*Broker, error) {
 	if !cfg.Listen.IsValid() {
 		return nil, errors.New("broker: no address to listen on")
 	}
-	if err := probe(cfg.Listen); err != nil {
+	log := &serverLog{to: cfg.Log, now: time.Now, starting: true}
+	door, err := listen(&cfg, log) // before the store is opened
+	if err != nil {
 		return nil, err
 	}
-	log := &serverLog{to: cfg.Log, now: time.Now, starting: true}
-	auth := newAuthenticator(cfg.Authenticate, log)
+	auth := newAuthenticator(cfg.Authenticate, log, door.signedIn)
 	o := options(&cfg, auth)
 	srv, err := server.NewServer(o)
 	if err != nil {
+		door.close()
 		return nil, fmt.Errorf("broker: %w", err)
 	}
+	door.server = srv
 	auth.alive = func(id uint64) bool { return srv.GetClient(id) != nil }
 	auth.end = srv.DisconnectClientByID
 	srv.SetLoggerV2(log, false, false, false)
-	b := &Broker{server: srv, auth: auth, store: storeOf(o)}
+	b := &Broker{server: srv, door: door, auth: auth, store: storeOf(o)}
 	srv.Start()
 	if err := log.started(); err != nil {
 		b.Close()
@@ -90,37 +97,29 @@ func Start(cfg Config) (*Broker, error) {
 		b.Close()
 		return nil, errors.New("broker: the server does not become ready")
 	}
+	door.tasks.Go(door.serve)
 	return b, nil
 }
 
 // ErrListen: the address to listen on cannot be had.
 var ErrListen = errors.New("cannot listen for nodes")
 
-// probe tries the address. The server would open its store first, and tell what is wrong in its log only.
-func probe(at netip.AddrPort) error {
-	l, err := net.Listen("tcp", at.String())
-	if err != nil {
-		return fmt.Errorf("%w: %w", ErrListen, err)
-	}
-	return l.Close()
-}
+// ownConnections is how many connections the portal itself may have beside those of nodes.
+const ownConnections = 8
 
 func options(cfg *Config, auth *authenticator) *server.Options {
-	port := int(cfg.Listen.Port())
-	if port == 0 {
-		port = server.RANDOM_PORT
-	}
 	o := &server.Options{
-		ServerName: "sluice-portal", Host: cfg.Listen.Addr().String(), Port: port,
+		ServerName: "sluice-portal", DontListen: true, ProxyProtocol: true, // connections come through the door
 		NoSigs: true, NoLog: cfg.Log == nil,
-		MaxConn: or(cfg.MaxConnections, 4096), MaxSubs: or(cfg.MaxSubscriptions, 8),
+		MaxConn: or(cfg.MaxConnections, 4096) + ownConnections, MaxSubs: or(cfg.MaxSubscriptions, 8),
 		MaxPayload: or(cfg.MaxPayload, 64<<10), MaxPending: or(cfg.MaxPending, 4<<20),
 		MaxControlLine: 4 << 10, MaxClosedClients: 16, WriteDeadline: 5 * time.Second,
 		PingInterval: 15 * time.Second, MaxPingsOut: 2, AuthTimeout: 5,
 		CustomClientAuthentication: auth,
 	}
 	if cfg.TLS != nil {
-		o.TLS, o.TLSConfig, o.TLSHandshakeFirst, o.TLSTimeout = true, cfg.TLS, true, 5
+		// What comes in has left TLS behind. The server says with it that there is TLS, as nodes want to hear.
+		o.TLSConfig, o.TLSTimeout = cfg.TLS, 5
 	}
 	if cfg.Store != "" {
 		o.JetStream, o.StoreDir = true, cfg.Store
@@ -149,10 +148,7 @@ func or[T int | int32 | int64](value, otherwise T) T {
 
 // Addr returns where the server listens for nodes.
 func (b *Broker) Addr() netip.AddrPort {
-	addr, ok := b.server.Addr().(*net.TCPAddr)
-	if !ok {
-		return netip.AddrPort{}
-	}
+	addr := b.door.listener.Addr().(*net.TCPAddr)
 	return netip.AddrPortFrom(addr.AddrPort().Addr().Unmap(), addr.AddrPort().Port())
 }
 
@@ -203,6 +199,7 @@ func (b *Broker) Kick(name string) int {
 
 // Close ends all connections and the server, and returns when its goroutines have ended. It may be called twice.
 func (b *Broker) Close() error {
+	b.door.close()
 	b.server.Shutdown()
 	b.server.WaitForShutdown()
 	return nil

@@ -81,11 +81,9 @@ func (l *serverLog) Debugf(string, ...any) {}
 // Tracef implements server.Logger.
 func (l *serverLog) Tracef(string, ...any) {}
 
-// Warnf implements server.Logger. That clients must begin with TLS is as it should be, and no warning.
+// Warnf implements server.Logger.
 func (l *serverLog) Warnf(format string, v ...any) {
-	if text := fmt.Sprintf(format, v...); !strings.Contains(text, "TLS Handshake First") {
-		l.write(slog.LevelWarn, text)
-	}
+	l.write(slog.LevelWarn, fmt.Sprintf(format, v...))
 }
 
 // Errorf implements server.Logger. Most are about what a stranger sent, so they are no errors of ours. Who was refused, and why,
