@@ -130,12 +130,15 @@ func TestTokenFileMode(t *testing.T) {
 // TestClientFlags: what a client may refuse is checked, and never both asked for and refused.
 func TestClientFlags(t *testing.T) {
 	for args, want := range map[string]string{
-		"-accept-routes 10.0.0.5":                    "did you mean 10.0.0.5/32",
-		"-accept-routes 10.0.0.5/24":                 "did you mean 10.0.0.0/24",
-		"-accept-routes ::/0 -no-default-route":      "contradict",
-		"-accept-routes 8.8.8.8/32 -token-file /not": "/not",
-		"-accept-routes fe80::/10 -token-file /not":  "/not",
-		"-no-default-route -token-file /not":         "/not",
+		"-accept-routes 10.0.0.5":                        "did you mean 10.0.0.5/32",
+		"-accept-routes 10.0.0.5/24":                     "did you mean 10.0.0.0/24",
+		"-accept-routes ::/0 -no-default-route":          "contradict",
+		"-keep ::/0 -fail-closed":                        "contradict",
+		"-fail-closed -release":                          "give one of them",
+		"-keep 10.0.0.0/8 -fail-closed -token-file /not": "/not",
+		"-accept-routes 8.8.8.8/32 -token-file /not":     "/not",
+		"-accept-routes fe80::/10 -token-file /not":      "/not",
+		"-no-default-route -token-file /not":             "/not",
 	} {
 		_, stderr, code := call("", append([]string{"client"}, strings.Fields(args)...)...)
 		if code == 0 || !strings.Contains(stderr, want) {

@@ -22,6 +22,7 @@ const (
 
 // syncRules makes the rules what the table needs, whoever has put routes into it.
 func (r *Routing) syncRules() error {
+	r.failing = r.cfg.FailClosed
 	errs := r.syncFamily(netlink.FAMILY_V4)
 	if _, err := os.Stat(settings + "ipv6"); err == nil {
 		errs = errors.Join(errs, r.syncFamily(netlink.FAMILY_V6))
@@ -88,13 +89,13 @@ func (r *Routing) follow(have []Rule) error {
 			return fmt.Errorf("host: nothing leaves this machine without the mark %d since a client with -fail-closed has run:"+
 				" sluice client -release ends that", rule.Mark)
 		}
-		r.cfg.FailClosed = true
+		r.failing = true
 	}
 	return nil
 }
 
 // FailsClosed tells whether the machine fails closed, because the configuration or a process before says so.
-func (r *Routing) FailsClosed() bool { return r.cfg.FailClosed }
+func (r *Routing) FailsClosed() bool { return r.failing }
 
 // Release ends that the machine fails closed, whoever has begun it.
 func (r *Routing) Release() error {
@@ -144,11 +145,11 @@ func (r *Routing) wantedRules(family int, routes []tableRoute, have []Rule) ([]R
 	}
 	for _, p := range r.kept(list, routes) {
 		overlaps := func(t tableRoute) bool { return !t.prefix.IsSingleIP() && t.prefix.Overlaps(p) }
-		if p.Addr().Is6() == rule.IPv6 && !isDefault(p) && (others || r.cfg.FailClosed || slices.ContainsFunc(routes, overlaps)) {
+		if p.Addr().Is6() == rule.IPv6 && !isDefault(p) && (others || r.failing || slices.ContainsFunc(routes, overlaps)) {
 			want = append(want, Rule{IPv6: rule.IPv6, Priority: networksPriority, To: p.Masked(), Table: unix.RT_TABLE_MAIN, MinBits: 1})
 		}
 	}
-	if r.cfg.FailClosed {
+	if r.failing {
 		want = append(want, Rule{IPv6: rule.IPv6, Priority: failPriority, Mark: r.cfg.Mark, Invert: true, Unreachable: true})
 	}
 	if slices.ContainsFunc(routes, func(t tableRoute) bool { return !t.prefix.IsSingleIP() }) {

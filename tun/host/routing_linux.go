@@ -21,6 +21,7 @@ type Routing struct {
 	addresses, markedFor []netip.Prefix
 	marks                ownTable
 	unmarked             error
+	failing              bool // the machine fails closed, for this process or one before
 }
 
 // NewRouting takes over what a killed process may have left: rules that lead to an empty table, and a table of marks. From then on the
@@ -28,7 +29,7 @@ type Routing struct {
 func NewRouting(cfg RoutingConfig) (*Routing, error) {
 	r := &Routing{cfg: cfg.withDefaults()}
 	err := r.syncRules()
-	r.syncMark(r.cfg.FailClosed)
+	r.syncMark(r.failing)
 	return r, err
 }
 
@@ -144,7 +145,7 @@ func (r *Routing) Set(routes []netip.Prefix) error {
 			err = errors.Join(err, r.change(DeleteRoute(r.route(p))))
 		}
 	}
-	r.syncMark(len(want) > 0 || r.cfg.FailClosed)
+	r.syncMark(len(want) > 0 || r.failing)
 	return errors.Join(err, r.syncRules())
 }
 
@@ -164,7 +165,7 @@ func (r *Routing) Close() error {
 	for _, p := range have {
 		err = errors.Join(err, DeleteRoute(r.route(p)))
 	}
-	r.syncMark(r.cfg.FailClosed)
+	r.syncMark(r.failing)
 	return errors.Join(err, r.syncRules())
 }
 

@@ -24,6 +24,7 @@ type keeper struct {
 	answers chan hostAnswer
 	look    chan struct{} // one slot: something may have changed
 	reviews chan chan struct{}
+	release chan chan error // ends that the machine fails closed; answers have one slot
 	ended   chan struct{}
 }
 
@@ -35,7 +36,8 @@ type hostAnswer struct {
 
 func newKeeper(m *machine) *keeper {
 	return &keeper{
-		machine: m, answers: make(chan hostAnswer), look: make(chan struct{}, 1), reviews: make(chan chan struct{}), ended: make(chan struct{}),
+		machine: m, answers: make(chan hostAnswer), look: make(chan struct{}, 1), reviews: make(chan chan struct{}),
+		release: make(chan chan error), ended: make(chan struct{}),
 	}
 }
 
@@ -65,6 +67,9 @@ func (k *keeper) run(ctx context.Context) {
 			continue
 		case <-pause.C:
 			changed = watched
+			continue
+		case done := <-k.release:
+			done <- k.machine.release()
 			continue
 		case <-ticker.C:
 		case <-changed:

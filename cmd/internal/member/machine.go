@@ -83,7 +83,7 @@ func (m *machine) blocks(v6 bool) bool {
 // mend puts right what others have changed since: a firewall that was loaded anew, a service that manages the network and
 // does not know us, an interface that came or went.
 func (m *machine) mend() {
-	if !m.up {
+	if !m.ready() {
 		return
 	}
 	before := m.routing.Changes()
@@ -125,9 +125,22 @@ type interference struct {
 
 // review looks again for what may be in the way.
 func (m *machine) review() {
-	if m.up {
+	if m.ready() {
 		m.remark(m.problem)
 	}
+}
+
+// ready tells whether there is something to look after: without the portal, that the machine fails closed.
+func (m *machine) ready() bool { return m.up || m.options.FailClosed && m.routing != nil }
+
+// release ends that the machine fails closed.
+func (m *machine) release() error {
+	m.options.FailClosed = false
+	if m.routing == nil {
+		return errors.New("the node has not signed in yet; try again")
+	}
+	m.logger.Info("the machine does not fail closed any more", "interface", m.options.Interface)
+	return m.routing.Release()
 }
 
 // remark finds what is to be told, and logs what was not told before.
@@ -170,6 +183,9 @@ func (m *machine) obstacles() (notes []string) {
 	if v6, lacks := lacking(routes); lacks {
 		notes = append(notes, m.other(v6, networks))
 	}
+	if m.routing.FailsClosed() {
+		notes = append(notes, m.closed(routes))
+	}
 	if err := m.routing.Unmarked(); err != nil {
 		notes = append(notes, "answers to who reaches this machine past the tunnel may go into it, and are lost: "+oneLine(err))
 	}
@@ -207,6 +223,18 @@ func (m *machine) other(v6 bool, networks []host.Network) string {
 	}
 	return fmt.Sprintf("no gateway leads to %v, so that %s is unreachable while all %s goes through the tunnel; -keep %[1]v lets it go past the tunnel",
 		everywhere(v6), family, tunneled)
+}
+
+// closed tells that the machine fails closed, and what is unreachable because of it now.
+func (m *machine) closed(routes []netip.Prefix) string {
+	since, now := "", "nothing goes past the tunnel, also after this program's end"
+	if !m.options.FailClosed {
+		since = ", since a client with -fail-closed has run"
+	}
+	if m.up && !leadsAll(routes, false) && !leadsAll(routes, true) {
+		now = "no gateway leads to 0.0.0.0/0 or ::/0, so that little else than this machine's own networks is reached"
+	}
+	return fmt.Sprintf("this machine fails closed%s: %s; sluice client -release ends that", since, now)
 }
 
 // unapproved tells which networks of this gateway the portal gives to nobody, and what to do.
@@ -266,6 +294,7 @@ func (m *machine) begin() (err error) {
 		}
 		m.routing, err = host.NewRouting(host.RoutingConfig{
 			Interface: m.options.Interface, Table: m.options.Table, Mark: m.options.Mark, Keep: slices.Concat(m.options.Routes, m.options.Keep),
+			FailClosed: m.options.FailClosed,
 		})
 		if err != nil {
 			m.routing = nil
@@ -307,6 +336,9 @@ func (m *machine) Close() error {
 	}
 	if m.routing != nil {
 		err = errors.Join(err, m.routing.Close())
+		if m.routing.FailsClosed() {
+			m.logger.Warn("nothing leaves this machine past the tunnel from now on either, but for its own networks: sluice client -release ends that")
+		}
 	}
 	return err
 }

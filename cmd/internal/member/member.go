@@ -50,6 +50,8 @@ type Options struct {
 	// Routes are what a gateway offers.
 	Routes []netip.Prefix
 	RoutePolicy
+	// FailClosed has nothing leave the machine past the tunnel but for its own local networks, from before the sign-in until Release.
+	FailClosed bool
 	// NoMasquerade: a gateway forwards packets with the addresses that they have in the tunnel.
 	NoMasquerade bool
 	Table        int    // routing table; 0: host.DefaultTable
@@ -163,6 +165,11 @@ func (n *node) build() (err error) {
 	cfg.Stray, cfg.Edge = n.edge.Stray, n.edge.Request
 	if n.pipeline, err = pipeline.New(cfg); err != nil {
 		return errors.Join(err, dev.Close())
+	}
+	if o.FailClosed { // whatever the portal says, and whether it is there
+		if err := n.machine.begin(); err != nil {
+			return errors.Join(err, dev.Close())
+		}
 	}
 	return nil
 }

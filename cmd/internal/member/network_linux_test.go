@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/signal"
 	"path/filepath"
 	"slices"
 	"strings"
@@ -29,6 +30,9 @@ const programVariable = "SLUICE_MEMBER_TEST"
 // routesVariable is what the gateway offers.
 const routesVariable = "SLUICE_MEMBER_ROUTES"
 
+// failVariable has a client fail closed.
+const failVariable = "SLUICE_MEMBER_FAIL_CLOSED"
+
 func TestMain(m *testing.M) {
 	var err error
 	switch program := os.Getenv(programVariable); program {
@@ -45,7 +49,7 @@ func TestMain(m *testing.M) {
 	}
 }
 
-// runPortal prints the tokens of gate and laptop, a line each.
+// runPortal prints the tokens of gate and laptop, a line each, and removes gate on SIGUSR1.
 func runPortal() error {
 	p, err := portal.Start(portal.Config{
 		Folder: os.Args[1], Public: "10.7.0.1", Listen: netip.MustParseAddrPort("10.7.0.1:4443"), NoRelay: true,
@@ -54,7 +58,7 @@ func runPortal() error {
 		return err
 	}
 	for _, n := range []portal.NewNode{
-		{Name: "gate", Role: protocol.Gateway, Routes: prefixes("0.0.0.0/0", "10.0.0.0/8")}, {Name: "laptop", Role: protocol.Client},
+		{Name: "gate", Role: protocol.Gateway, Routes: prefixes("0.0.0.0/0", "::/0", "10.0.0.0/8")}, {Name: "laptop", Role: protocol.Client},
 	} {
 		token, err := p.AddNode(context.Background(), n)
 		if err != nil {
@@ -62,6 +66,14 @@ func runPortal() error {
 		}
 		fmt.Println(n.Name, token.Encode())
 	}
+	remove := make(chan os.Signal, 1)
+	signal.Notify(remove, syscall.SIGUSR1)
+	go func() {
+		<-remove
+		if err := p.RemoveNode(context.Background(), "gate"); err != nil {
+			fmt.Fprintln(os.Stderr, err)
+		}
+	}()
 	return p.Wait(context.Background())
 }
 
@@ -72,8 +84,9 @@ func runNode(role protocol.Role) error {
 	}
 	o := Options{Role: role, Token: token, Socket: os.Args[1]}
 	if role == protocol.Gateway {
-		o.Routes = prefixes(os.Getenv(routesVariable))
+		o.Routes = prefixes(strings.Fields(os.Getenv(routesVariable))...)
 	}
+	o.FailClosed = os.Getenv(failVariable) != ""
 	return Run(context.Background(), o)
 }
 
@@ -113,6 +126,7 @@ func terminate(t *testing.T, cmd *exec.Cmd) {
 // network is a portal that is also the router between a gateway and a client, and a host behind the gateway.
 type network struct {
 	portal, gate, laptop, behind *lab.Namespace
+	program                      *os.Process // the portal's, with tokens
 }
 
 func newNetwork(t *testing.T) *network {
@@ -146,6 +160,7 @@ func (n *network) tokens(t *testing.T, dir string) map[string]string {
 	must(t, err)
 	must(t, n.portal.Start(cmd))
 	t.Cleanup(func() { cmd.Process.Kill(); cmd.Wait() })
+	n.program = cmd.Process
 	tokens, lines := map[string]string{}, bufio.NewScanner(out)
 	for len(tokens) < 2 && lines.Scan() {
 		if name, token, ok := strings.Cut(lines.Text(), " "); ok {

@@ -17,6 +17,7 @@ func (n *node) serve(l net.Listener) *http.Server {
 	mux.HandleFunc("GET /status", n.tellStatus)
 	mux.HandleFunc("GET /pins", n.tellPins)
 	mux.HandleFunc("POST /trust", n.trust)
+	mux.HandleFunc("POST /release", n.release)
 	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
 		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
 		mux.HandleFunc("POST /test/private-key", n.changePrivateKey)
@@ -25,6 +26,23 @@ func (n *node) serve(l net.Listener) *http.Server {
 	server := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 15 * time.Second, MaxHeaderBytes: 1 << 14}
 	go server.Serve(l) // ends with Close
 	return server
+}
+
+// release ends that the machine fails closed.
+func (n *node) release(w http.ResponseWriter, _ *http.Request) {
+	done, err := make(chan error, 1), error(nil)
+	select {
+	case n.keeper.release <- done:
+		err = <-done
+	case <-n.keeper.ended:
+		err = context.Canceled
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusConflict)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	json.NewEncoder(w).Encode(struct{}{}) // as in tellStatus
 }
 
 func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {

@@ -1,7 +1,8 @@
 // Package status is what a person sees of a running node: the socket on which the node tells, and the tables made of it.
 //
 // The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only, and speaks HTTP: GET /status
-// returns edge.Status as JSON, GET /pins the identities of peers, and POST /trust takes one of them.
+// returns edge.Status as JSON, GET /pins the identities of peers, POST /trust takes one of them, and
+// POST /release ends that the machine fails closed.
 package status
 
 import (
@@ -70,6 +71,9 @@ func NewNode(path string) *Node {
 // Path is the path of the socket.
 func (n *Node) Path() string { return n.path }
 
+// ErrNotRunning: there is no node at the socket.
+var ErrNotRunning = errors.New("no node is running there; start one with sluice gateway or sluice client")
+
 // Get asks for the status. The error says what to do.
 func (n *Node) Get(ctx context.Context) (s edge.Status, err error) {
 	err = n.ask(ctx, http.MethodGet, "/status", nil, &s)
@@ -89,6 +93,11 @@ func (n *Node) Trust(ctx context.Context, pin edge.Pin) (note string, err error)
 	return note, err
 }
 
+// Release has the node's machine not fail closed any more. The error says what to do.
+func (n *Node) Release(ctx context.Context) error {
+	return n.ask(ctx, http.MethodPost, "/release", nil, new(struct{}))
+}
+
 // ask sends what is asked, as JSON, and reads the answer.
 func (n *Node) ask(ctx context.Context, method, path string, asked, result any) error {
 	text, err := json.Marshal(asked)
@@ -104,7 +113,7 @@ func (n *Node) ask(ctx context.Context, method, path string, asked, result any) 
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s: not allowed; run this as root or as the user that the node runs as", n.path)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errRefused):
-		return fmt.Errorf("%s: no node is running there; start one with sluice gateway or sluice client", n.path)
+		return fmt.Errorf("%s: %w", n.path, ErrNotRunning)
 	case err != nil:
 		return fmt.Errorf("%s: %w", n.path, errors.Unwrap(err)) // without the URL
 	}
