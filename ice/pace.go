@@ -26,6 +26,12 @@ const (
 	// globalRate and globalBurst bound what the program sends to silent addresses, in checks a second.
 	globalRate  = 1000
 	globalBurst = 1000
+	// Of what is left of it, so much is not for peers that have used more than an equal share, and so much not for those who never had
+	// a session.
+	keptForOthers = globalBurst / 2
+	keptForKnown  = globalBurst / 4
+	// sharedRate is what equal shares are of: less than all, so that what bursts have used comes back.
+	sharedRate = globalRate * 4 / 5
 	// maxQueue is how many pairs of an agent may wait.
 	maxQueue = 128
 	// transactionLife is when an answer comes too late for pion; maxTransactions are an agent's checks in that time.
@@ -204,7 +210,7 @@ func (m *Mux) book(k *check, now time.Time) bool {
 	case len(a.sent) >= maxTransactions:
 		why = dropTransactionsFull
 	case !r.alive:
-		why = m.buckets.take(k.remote, now)
+		why = m.buckets.take(a.share, k.remote, now)
 	}
 	if why != dropNone {
 		m.counters.drop(why)
@@ -252,18 +258,20 @@ func (b *bucket) fill(rate, burst float64, now time.Time) {
 
 // buckets bounds checks towards silent addresses over all agents. The zero value is full.
 type buckets struct {
-	global bucket
-	of     map[netip.AddrPort]*bucket // an address without entry is full
-	swept  time.Time
+	global  bucket
+	of      map[netip.AddrPort]*bucket // an address without entry is full
+	swept   time.Time
+	peers   map[*Share]time.Time // who has asked lately, and when last
+	counted time.Time            // when those who have not were forgotten
 }
 
-// take asks to send one check.
-func (b *buckets) take(to netip.AddrPort, now time.Time) dropReason {
+// take asks to send one check for a peer.
+func (b *buckets) take(s *Share, to netip.AddrPort, now time.Time) dropReason {
 	if b.of == nil {
-		b.of, b.global = map[netip.AddrPort]*bucket{}, bucket{globalBurst, now}
+		b.of, b.peers, b.global = map[netip.AddrPort]*bucket{}, map[*Share]time.Time{}, bucket{globalBurst, now}
 	}
 	b.global.fill(globalRate, globalBurst, now)
-	if b.global.tokens < 1 {
+	if b.global.tokens < 1+b.kept(s, now) {
 		return dropGlobalCap
 	}
 	t := b.of[to]
@@ -280,7 +288,33 @@ func (b *buckets) take(to netip.AddrPort, now time.Time) dropReason {
 	}
 	t.tokens--
 	b.global.tokens--
+	s.checks.tokens = max(0, s.checks.tokens-1)
 	return dropNone
+}
+
+// kept is how much of the budget of all is for others than this peer. Equal shares of those who have asked lately add up to less
+// than there is, so whoever asks for no more is served, however much others want.
+func (b *buckets) kept(s *Share, now time.Time) (kept float64) {
+	b.peers[s] = now
+	if now.Sub(b.counted) >= time.Second {
+		b.counted = now
+		for other, at := range b.peers {
+			if now.Sub(at) >= time.Second {
+				delete(b.peers, other)
+			}
+		}
+	}
+	if len(b.peers) == 1 {
+		return 0
+	}
+	rate := sharedRate / float64(len(b.peers))
+	if s.checks.fill(rate, max(rate, quickChecks), now); s.checks.tokens < 1 {
+		kept += keptForOthers
+	}
+	if !s.known.Load() {
+		kept += keptForKnown
+	}
+	return kept
 }
 
 // credit allows one check more to an address from which an authentic request came.

@@ -158,13 +158,14 @@ func TestStartsAreQueued(t *testing.T) {
 
 func TestBuckets(t *testing.T) {
 	var b buckets
+	var one Share
 	now := time.Now()
 	address := func(i int) netip.AddrPort {
 		return netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(i >> 8), byte(i)}), 7)
 	}
 	taken := 0
 	for i := range 2 * globalBurst {
-		if b.take(address(i), now) == dropNone {
+		if b.take(&one, address(i), now) == dropNone {
 			taken++
 		}
 	}
@@ -174,7 +175,7 @@ func TestBuckets(t *testing.T) {
 	for i := 0; len(b.of) < maxBuckets; i++ {
 		now = now.Add(time.Millisecond)
 		for range 3 { // so that none is full again soon
-			b.take(address(i/3), now)
+			b.take(&one, address(i/3), now)
 		}
 		if i > 10*maxBuckets {
 			t.Fatalf("%d addresses after %d checks", len(b.of), i)
@@ -189,26 +190,77 @@ func TestBuckets(t *testing.T) {
 		entry.tokens, entry.at = 0, now
 	}
 	now = now.Add(time.Second)
-	if why := b.take(address(60000), now); why != dropAddressCap || len(b.of) != maxBuckets {
+	if why := b.take(&one, address(60000), now); why != dropAddressCap || len(b.of) != maxBuckets {
 		t.Errorf("a full table took an address: %s", dropNames[why])
 	}
 	now = now.Add(time.Hour)
-	if why := b.take(address(60000), now); why != dropNone || len(b.of) != 1 {
+	if why := b.take(&one, address(60000), now); why != dropNone || len(b.of) != 1 {
 		t.Errorf("an old table has %d addresses: %s", len(b.of), dropNames[why])
 	}
 	for range maxUnanswered {
-		b.take(address(60000), now)
+		b.take(&one, address(60000), now)
 	}
-	if b.take(address(60000), now) != dropAddressCap {
+	if b.take(&one, address(60000), now) != dropAddressCap {
 		t.Error("no bound for an address")
 	}
 	b.credit(address(60000))
-	if b.take(address(60000), now) != dropNone || b.take(address(60000), now) != dropAddressCap {
+	if b.take(&one, address(60000), now) != dropNone || b.take(&one, address(60000), now) != dropAddressCap {
 		t.Error("a request is worth one check")
 	}
 	b.answered(address(60000))
-	if b.take(address(60000), now) != dropNone {
+	if b.take(&one, address(60000), now) != dropNone {
 		t.Error("an address that answered is held back")
+	}
+}
+
+// A peer that asks for no more than an equal share gets its checks, however many others ask for all that they can; and those who have
+// had a session before those who have not.
+func TestFairBuckets(t *testing.T) {
+	for _, test := range []struct {
+		name                     string
+		greedy                   int
+		greedyKnown, modestKnown bool
+		every                    int // ticks of 20 ms that lie between checks of the modest one, who comes after 10 s
+	}{
+		{"strangers", 20, false, false, 2},
+		{"the greedy are known", 20, true, false, 2},
+		{"all are known", 20, true, true, 2},
+		{"many strangers, who ask for little each", 200, false, true, 10},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			var b buckets
+			var modest Share
+			greedy := make([]Share, test.greedy)
+			for i := range greedy {
+				greedy[i].known.Store(test.greedyKnown)
+			}
+			modest.known.Store(test.modestKnown)
+			now, port, got, all := time.Now(), 0, 0, 0
+			ask := func(s *Share) bool {
+				port++
+				to := netip.AddrPortFrom(netip.AddrFrom4([4]byte{198, 51, byte(port >> 21), byte(port >> 13)}), uint16(port&0x1fff+1))
+				if len(b.of) == maxBuckets {
+					clear(b.of) // the bound of the table is not the subject
+				}
+				return b.take(s, to, now) == dropNone
+			}
+			for tick := range 20 * 50 { // of 20 ms
+				now = now.Add(20 * time.Millisecond)
+				for i := range greedy {
+					for range 2 { // 100 a second, as the pacing of an agent has it
+						if ask(&greedy[i]) {
+							all++
+						}
+					}
+				}
+				if tick >= 500 && tick%test.every == 0 && ask(&modest) {
+					got++
+				}
+			}
+			if want := 500 / test.every; got != want || all+got < 19*globalRate {
+				t.Errorf("%d of the modest one's %d checks; %d of all, want %d at least", got, want, all+got, 19*globalRate)
+			}
+		})
 	}
 }
 

@@ -245,7 +245,7 @@ func (m *Mux) trialChecks(a *member, now time.Time) (list []*check) {
 	t := r.trial
 	t.sent++
 	for _, to := range [...]netip.AddrPort{r.at, t.to} {
-		if !to.IsValid() || to == t.to && (!t.answered.IsZero() || m.buckets.take(to, now) != dropNone) {
+		if !to.IsValid() || to == t.to && (!t.answered.IsZero() || m.buckets.take(a.share, to, now) != dropNone) {
 			continue
 		}
 		id := newTransactionID()
