@@ -144,28 +144,22 @@ func (e *Edge) prepare(p *peer, offer *signalMessage) {
 	p.beginning = true
 	name := p.Name
 	fresh := offer == nil || protocol.Key(offer.PublicKey) != p.PublicKey // else the portal has told us already
-	e.tasks.Go(func() {
-		var answer protocol.Sync
-		var err error
-		asked := time.Now()
-		if fresh {
-			answer, err = e.ask(e.ctx, 0, freshTimeout)
+	begin := func(err error) {
+		switch p := e.peers[name]; {
+		case p == nil || !p.beginning:
+		case e.awaitsRelay():
+			p.askError = err
+			e.held = append(e.held, p)
+		default:
+			p.beginning = false
+			e.begin(p, err)
 		}
-		e.post(func() {
-			if fresh && err == nil {
-				e.handleSync(asked, answer)
-			}
-			switch p := e.peers[name]; {
-			case p == nil || !p.beginning:
-			case e.awaitsRelay():
-				p.askError = err
-				e.held = append(e.held, p)
-			default:
-				p.beginning = false
-				e.begin(p, err)
-			}
-		})
-	})
+	}
+	if fresh {
+		e.questions = append(e.questions, begin)
+	} else {
+		e.tasks.Go(func() { e.post(func() { begin(nil) }) })
+	}
 }
 
 // keep takes an offer that waits for the portal; of one agent the latest with the most candidates.
@@ -491,6 +485,14 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 			a.upgradeAt = now.Add(upgradeEvery + rand.N(upgradeEvery/8))
 			at(a.upgradeAt)
 			a.handle.WantAgent() // of an idle one, too: the next packet may come in a hurry
+		}
+	}
+	if len(e.questions) > 0 && (e.askAt.IsZero() || at(e.askAt)) {
+		if e.askAt = (time.Time{}); e.asks.take(now, asksPerSecond) {
+			e.askForAll()
+		} else {
+			e.askAt = now.Add(time.Second / asksPerSecond)
+			at(e.askAt)
 		}
 	}
 	at(e.followPassage(now))

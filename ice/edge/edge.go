@@ -117,6 +117,9 @@ type Edge struct {
 	routes      []RouteStatus // of the view
 	synced      time.Time     // the latest answer
 	leaseEnds   time.Duration // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
+	questions   []func(error) // what waits for the portal's next answer, see askForAll
+	asks        bucket        // of that
+	askAt       time.Time     // when it has room again; zero: not known to have none
 	strangers   bucket        // questions to the portal because of nodes that we do not know
 	syncError   error
 	portalWrong string    // as logged; "": nothing is

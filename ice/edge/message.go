@@ -15,15 +15,15 @@ type signalMessage = signal.Msg
 // burst is how many offers of new attempts a peer may make at once; after that one a second.
 const burst = 5
 
-// bucket bounds how often something happens: once a second on average, and burst times at once. The zero value is full.
+// bucket bounds how often something happens: burst times at once, and then so many times a second. The zero value is full.
 type bucket struct {
 	tokens float64
 	at     time.Time
 }
 
 // take reports whether it may happen now.
-func (b *bucket) take(now time.Time) bool {
-	b.tokens = min(burst, b.tokens+now.Sub(b.at).Seconds())
+func (b *bucket) take(now time.Time, perSecond float64) bool {
+	b.tokens = min(burst, b.tokens+perSecond*now.Sub(b.at).Seconds())
 	b.at = now
 	if b.tokens < 1 {
 		return false
@@ -66,14 +66,14 @@ func (e *Edge) handleMessage(msg signalMessage) {
 		e.prepare(p, &msg)
 	case msg.Kind == signal.Answer || msg.Agent > 1 || p.last.was(msg):
 		e.answerBye(p, msg)
-	case p.offers.take(time.Now()):
+	case p.offers.take(time.Now(), 1):
 		e.prepare(p, &msg)
 	}
 }
 
 // catchUp answers a peer that cannot know the number of our newest attempt, which is over, with an offer of a greater one.
 func (e *Edge) catchUp(p *peer) {
-	if p.attempt == nil && !p.beginning && p.offers.take(time.Now()) {
+	if p.attempt == nil && !p.beginning && p.offers.take(time.Now(), 1) {
 		p.wished = true
 		e.prepare(p, nil)
 	}
@@ -81,7 +81,7 @@ func (e *Edge) catchUp(p *peer) {
 
 // answerBye tells a peer that we do not know the attempt that its message is about.
 func (e *Edge) answerBye(p *peer, msg signalMessage) {
-	if p.replies.take(time.Now()) {
+	if p.replies.take(time.Now(), 1) {
 		bye := p.reply(msg)
 		e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, msg.From, bye) })
 	}
@@ -89,18 +89,12 @@ func (e *Edge) answerBye(p *peer, msg signalMessage) {
 
 // unknown asks the portal about a node that we do not know of: its offer may be quicker than the portal's news.
 func (e *Edge) unknown(msg signalMessage) {
-	now := time.Now()
-	if msg.Kind != signal.Offer || !e.strangers.take(now) {
+	if msg.Kind != signal.Offer || !e.strangers.take(time.Now(), 1) {
 		return
 	}
-	e.tasks.Go(func() {
-		if answer, err := e.ask(e.ctx, 0, freshTimeout); err == nil {
-			e.post(func() {
-				e.handleSync(now, answer)
-				if e.peers[msg.From] != nil {
-					e.handleMessage(msg)
-				}
-			})
+	e.questions = append(e.questions, func(error) {
+		if e.peers[msg.From] != nil {
+			e.handleMessage(msg)
 		}
 	})
 }

@@ -44,7 +44,7 @@ func TestBucket(t *testing.T) {
 	var b bucket
 	now, taken := time.Unix(1e9, 0), 0
 	for range 100 {
-		if b.take(now) {
+		if b.take(now, 1) {
 			taken++
 		}
 	}
@@ -53,14 +53,14 @@ func TestBucket(t *testing.T) {
 	}
 	for range 1000 {
 		now = now.Add(10 * time.Millisecond)
-		if b.take(now) {
+		if b.take(now, 1) {
 			taken++
 		}
 	}
 	if taken < burst+9 || taken > burst+10 {
 		t.Errorf("%d in 10 s", taken)
 	}
-	if b.take(now.Add(-time.Hour)) {
+	if b.take(now.Add(-time.Hour), 1) {
 		t.Error("a clock that goes back fills the bucket")
 	}
 }

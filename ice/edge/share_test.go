@@ -142,3 +142,39 @@ func TestGreedyPeers(t *testing.T) {
 		<-over
 	})
 }
+
+// However many peers come with keys that the portal does not have, the portal is asked some times a second for all of them, and who
+// comes with the right one meanwhile connects as ever.
+func TestQuestionsAreShared(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		var greed []*greedy
+		for i := range 20 {
+			k := w.greedy(uint16(60000 + i))
+			k.key = crypto.PrivateKey{201, byte(i)}.Public()
+			greed = append(greed, k)
+		}
+		time.Sleep(time.Second)
+		before, began := w.portal.questions(), time.Now()
+		flood := func() {
+			for _, k := range greed {
+				k.offer("gate")
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		for range 100 {
+			flood()
+		}
+		if n, most := w.portal.questions()-before, burst+asksPerSecond*int(time.Since(began)/time.Second)+1; n < 10 || n > most {
+			t.Errorf("%d questions in %v, want 10 at least and %d at most", n, time.Since(began), most)
+		}
+		c := w.node("laptop", protocol.Client)
+		began = time.Now()
+		for !up(c, g) && time.Since(began) < 5*time.Second {
+			flood()
+		}
+		if !up(c, g) {
+			t.Errorf("not connected in 5 s: %s", g.log)
+		}
+	})
+}

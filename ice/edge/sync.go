@@ -22,7 +22,10 @@ const (
 	syncRetryMax = 15 * time.Second
 	syncLook     = 250 * time.Millisecond // between looks at whether the portal is back
 	syncGap      = 50 * time.Millisecond  // between an answer and the next question at least
-	maxPeers     = 4096
+	// asksPerSecond is how many questions peers may cause, beside a burst: the portal drops what a node asks more than 20 times a second,
+	// and its connections in the end.
+	asksPerSecond = 4
+	maxPeers      = 4096
 	// clockSkew is from when on a difference between our clock and the portal's is worth a warning.
 	clockSkew = time.Hour
 )
@@ -152,6 +155,25 @@ func (e *Edge) ask(ctx context.Context, known uint64, timeout time.Duration) (pr
 	return e.config.Sync(ctx, protocol.SyncRequest{
 		PublicKey: protocol.Key(e.key.Public()), Identity: protocol.IdentityOf(e.config.Identity), Signature: e.signed,
 		Routes: e.config.Routes, Known: known, Program: e.config.Program,
+	})
+}
+
+// askForAll asks the portal once for all who want to know what it says now. They are told the error of it on the owner's goroutine, when
+// the answer is applied.
+func (e *Edge) askForAll() {
+	told := e.questions
+	e.questions = nil
+	e.tasks.Go(func() {
+		asked := time.Now()
+		answer, err := e.ask(e.ctx, 0, freshTimeout)
+		e.post(func() {
+			if err == nil {
+				e.handleSync(asked, answer)
+			}
+			for _, f := range told {
+				f(err)
+			}
+		})
 	})
 }
 
