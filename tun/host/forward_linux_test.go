@@ -13,6 +13,7 @@ import (
 	"syscall"
 	"testing"
 	"time"
+	"unsafe"
 
 	"github.com/google/gopacket"
 	"github.com/google/gopacket/layers"
@@ -505,6 +506,15 @@ func TestForwardingShared(t *testing.T) {
 	b := start(t, "host1")
 	must(t, a.Close())
 	wantState(t, "1", "1", "2", "sluice-host1")
+	_, err := b.Mend()
+	must(t, err)
+	chains, err := b.chains()
+	must(t, err)
+	for _, c := range chains {
+		if rules, err := b.conn.GetRules(b.table, c); c.Name == strangersChain && (err != nil || len(rules) != 2) {
+			t.Errorf("the heir has %d rules for strangers, %v; want 2", len(rules), err)
+		}
+	}
 	must(t, b.Close())
 	wantState(t, "0", "0", "1")
 }
@@ -612,6 +622,80 @@ func TestReadOnlySettings(t *testing.T) {
 	if o.unmarked == nil || !strings.Contains(o.unmarked.Error(), "src_valid_mark=1") || !strings.Contains(o.unmarked.Error(), "rp_filter") {
 		t.Errorf("rp_filter is strict: unmarked %v, want an error that names both settings", o.unmarked)
 	}
+}
+
+// TestNoNFTables: where the kernel has no nftables a gateway says what it lacks and changes nothing, and a client works, but for what needs
+// it.
+func TestNoNFTables(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	must(t, os.WriteFile(settings+"ipv4/conf/all/rp_filter", []byte("1"), 0))
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(home)
+	type outcome struct{ skip, gateway, client, unmarked, watcher error }
+	result := make(chan outcome, 1)
+	go func() {
+		runtime.LockOSThread() // and never unlock: the thread has lost a protocol and ends with the goroutine
+		var o outcome
+		defer func() { result <- o }()
+		if o.skip = errors.Join(unix.Setns(home, unix.CLONE_NEWNET), withoutNetfilter()); o.skip != nil {
+			return
+		}
+		_, o.gateway = StartForwarding(behindHost0)
+		r, err := NewRouting(RoutingConfig{Interface: "host0"})
+		o.client = errors.Join(err, SetUp("host0"), r.Set(prefixes("10.0.0.0/24")))
+		o.unmarked = r.Unmarked()
+		o.client = errors.Join(o.client, r.Close())
+		w, err := NewWatcher(DefaultTable)
+		if o.watcher = err; err != nil {
+			return
+		}
+		o.watcher = AddRule(Rule{Table: 77, Priority: 100})
+		select {
+		case <-w.Changes():
+		case <-time.After(20 * time.Second):
+			o.watcher = errors.New("a rule was not told of")
+		}
+		o.watcher = errors.Join(o.watcher, w.Close())
+	}()
+	o := <-result
+	if o.skip != nil {
+		t.Skipf("SKIPPED: a thread cannot lose a protocol (seccomp): %v", o.skip)
+	}
+	for what, err := range map[string]error{"gateway": o.gateway, "marks": o.unmarked} {
+		if err == nil || !strings.Contains(err.Error(), "modprobe") {
+			t.Errorf("%s: %v, want an error that says what to load", what, err)
+		}
+	}
+	if err := errors.Join(o.client, o.watcher); err != nil {
+		t.Errorf("what needs no nftables failed: %v", err)
+	}
+	wantState(t, "0", "0", "1")
+}
+
+// withoutNetfilter has the thread's sockets of NETLINK_NETFILTER fail as those of a kernel that lacks it (seccomp(2)).
+func withoutNetfilter() error {
+	const (
+		number, family, protocol = 0, 16, 16 + 2*8 // in struct seccomp_data
+		allow, refuse            = 0x7fff0000, 0x00050000
+	)
+	load := func(at uint32) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_LD | unix.BPF_W | unix.BPF_ABS, K: at}
+	}
+	unless := func(value uint32, skip uint8) unix.SockFilter {
+		return unix.SockFilter{Code: unix.BPF_JMP | unix.BPF_JEQ | unix.BPF_K, Jf: skip, K: value}
+	}
+	give := func(value uint32) unix.SockFilter { return unix.SockFilter{Code: unix.BPF_RET | unix.BPF_K, K: value} }
+	filter := []unix.SockFilter{
+		load(number), unless(unix.SYS_SOCKET, 5), load(family), unless(unix.AF_NETLINK, 3), load(protocol), unless(unix.NETLINK_NETFILTER, 1),
+		give(refuse | uint32(unix.EPROTONOSUPPORT)), give(allow),
+	}
+	program := unix.SockFprog{Len: uint16(len(filter)), Filter: &filter[0]}
+	if err := unix.Prctl(unix.PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0); err != nil {
+		return err
+	}
+	return unix.Prctl(unix.PR_SET_SECCOMP, unix.SECCOMP_MODE_FILTER, uintptr(unsafe.Pointer(&program)), 0, 0)
 }
 
 // TestForwardingOfOthers: a container runtime that came after us needs forwarding, and its chain that drops is told of.
