@@ -405,6 +405,37 @@ func certificate(t *testing.T) (tls.Certificate, signal.Fingerprint) {
 	return tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key}, signal.FingerprintOf(der)
 }
 
+// What a node and the broker agree upon withstands a quantum computer, as both ends see it; with a broker that could not, there is no
+// connection.
+func TestPostQuantum(t *testing.T) {
+	cert, fingerprint := certificate(t)
+	curves := map[string]chan tls.CurveID{"the broker": make(chan tls.CurveID, 10), "the node": make(chan tls.CurveID, 10)}
+	note := func(end string, then func(tls.ConnectionState) error) func(tls.ConnectionState) error {
+		return func(cs tls.ConnectionState) error {
+			curves[end] <- cs.CurveID
+			return then(cs)
+		}
+	}
+	server := &tls.Config{
+		Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13,
+		VerifyConnection: note("the broker", func(tls.ConnectionState) error { return nil }),
+	}
+	p := newPortal(t, server)
+	cfg := p.config("a")
+	cfg.TLS = fingerprint.TLSConfig()
+	cfg.TLS.VerifyConnection = note("the node", cfg.TLS.VerifyConnection)
+	awaitUp(t, connect(t, cfg))
+	for end, seen := range curves {
+		if got := <-seen; got != tls.X25519MLKEM768 {
+			t.Errorf("%s sees %v, want %v", end, got, tls.X25519MLKEM768)
+		}
+	}
+	old := newPortal(t, &tls.Config{Certificates: []tls.Certificate{cert}, CurvePreferences: []tls.CurveID{tls.X25519}})
+	cfg = old.config("a")
+	cfg.TLS = fingerprint.TLSConfig()
+	await(t, connect(t, cfg), "refused by the node's own rule", func(s signal.State) bool { return !s.Up && s.Why != nil && s.Attempts > 0 })
+}
+
 func TestTLS(t *testing.T) {
 	cert, fingerprint := certificate(t)
 	p := newPortal(t, &tls.Config{Certificates: []tls.Certificate{cert}, MinVersion: tls.VersionTLS13})

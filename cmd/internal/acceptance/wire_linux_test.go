@@ -91,12 +91,15 @@ func (w *wire) wantSecret(t *testing.T, m *member) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	secret := token.Secret[:]
-	for form, looked := range map[string][]byte{
-		"token": bytes.TrimSpace(text), "secret": secret, "secret in base64": []byte(base64.RawStdEncoding.EncodeToString(secret)),
-		"secret in URL base64": []byte(base64.RawURLEncoding.EncodeToString(secret)), "secret in hex": []byte(hex.EncodeToString(secret)),
-	} {
-		w.want(m.name+"'s "+form, looked)
+	w.want(m.name+"'s token", bytes.TrimSpace(text))
+	signIn := token.SignInKey()
+	for name, secret := range map[string][]byte{"secret": token.Secret[:], "sign-in key": signIn[:], "identity key": token.Identity().Seed()} {
+		for form, looked := range map[string][]byte{
+			"": secret, " in base64": []byte(base64.RawStdEncoding.EncodeToString(secret)),
+			" in URL base64": []byte(base64.RawURLEncoding.EncodeToString(secret)), " in hex": []byte(hex.EncodeToString(secret)),
+		} {
+			w.want(m.name+"'s "+name+form, looked)
+		}
 	}
 }
 
