@@ -47,6 +47,11 @@ func portalCommand() *cli.Command {
 				Usage: "`ADDRESS` for STUN and TURN, UDP; none: no relay here",
 			},
 			&cli.StringSliceFlag{Local: true, Name: "relay-allow", Usage: "let the relay reach peers in `NETWORK` although it is private"},
+			&cli.StringSliceFlag{Local: true, Name: "relay-deny", Usage: "keep the relay from reaching peers in `NETWORK`, whatever -relay-allow says"},
+			&cli.IntFlag{
+				Local: true, Name: "relay-rate",
+				Usage: "relay at most `MBIT`/s for one node, in both directions together; 0: no limit (the default)",
+			},
 			&cli.StringSliceFlag{
 				Local: true, Name: "relay",
 				Usage: "another relay, `NAME=ADDRESS:PORT,FILE`, the file holding its shared secret (sluice portal or coturn)",
@@ -88,13 +93,17 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) 
 	}
 	// The name may get an address of the other family later; until then its relayed addresses are of those that it has.
 	cfg.Relay.OnlyPublic = true
-	for _, text := range strings.FieldsFunc(strings.Join(cmd.StringSlice("relay-allow"), ","), func(r rune) bool { return r == ',' }) {
-		prefix, err := netip.ParsePrefix(text)
-		if err != nil {
-			return cfg, usageError{fmt.Sprintf("-relay-allow %q is no network; use one like 10.0.0.0/8", text)}
-		}
-		cfg.Relay.AllowedPeers = append(cfg.Relay.AllowedPeers, prefix)
+	if cfg.Relay.AllowedPeers, err = networks(cmd, "relay-allow"); err != nil {
+		return cfg, err
 	}
+	if cfg.Relay.DeniedPeers, err = networks(cmd, "relay-deny"); err != nil {
+		return cfg, err
+	}
+	rate := cmd.Int("relay-rate")
+	if rate < 0 || rate > maxRelayRate {
+		return cfg, usageError{fmt.Sprintf("-relay-rate %d: use Mbit/s, from 0 (no limit) to %d", rate, maxRelayRate)}
+	}
+	cfg.Relay.BytesPerSecondPerUser = rate * 125_000
 	for _, text := range strings.FieldsFunc(cmd.String("network"), func(r rune) bool { return r == ',' }) {
 		prefix, err := netip.ParsePrefix(strings.TrimSpace(text))
 		if err != nil {
@@ -110,6 +119,21 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) 
 		cfg.Relays = append(cfg.Relays, other)
 	}
 	return cfg, nil
+}
+
+// maxRelayRate is more than any machine relays, in Mbit/s.
+const maxRelayRate = 1_000_000
+
+// networks reads a flag that lists networks, with commas or several times.
+func networks(cmd *cli.Command, flag string) (list []netip.Prefix, err error) {
+	for _, text := range strings.FieldsFunc(strings.Join(cmd.StringSlice(flag), ","), func(r rune) bool { return r == ',' }) {
+		prefix, err := netip.ParsePrefix(text)
+		if err != nil {
+			return nil, usageError{fmt.Sprintf("-%s %q is no network; use one like 10.0.0.0/8", flag, text)}
+		}
+		list = append(list, prefix)
+	}
+	return list, nil
 }
 
 // addressesOf are the addresses that a host stands for, one of a family. flag begins errors.

@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/urfave/cli/v3"
+
 	"github.com/sluice-vpn/sluice/ice/portal"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
@@ -503,6 +505,24 @@ func TestPortalLogReaderGone(t *testing.T) {
 	p.stop(t)
 }
 
+// TestPortalRelayFlags: what the flags say of the relay is what it gets.
+func TestPortalRelayFlags(t *testing.T) {
+	cmd := portalCommand()
+	var cfg portal.Config
+	cmd.Action = func(_ context.Context, cmd *cli.Command) (err error) {
+		cfg, err = portalConfig(cmd, nil)
+		return err
+	}
+	args := "portal -public 127.0.0.1 -relay-allow 10.0.0.0/8 -relay-deny 10.1.0.0/16,203.0.113.0/24 -relay-deny 2001:db8::/32 -relay-rate 50"
+	if err := cmd.Run(t.Context(), strings.Fields(args)); err != nil {
+		t.Fatal(err)
+	}
+	got := fmt.Sprint(cfg.Relay.AllowedPeers, cfg.Relay.DeniedPeers, cfg.Relay.BytesPerSecondPerUser)
+	if want := "[10.0.0.0/8] [10.1.0.0/16 203.0.113.0/24 2001:db8::/32] 6250000"; got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+}
+
 func TestPortalUsage(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "state")
 	secret := filepath.Join(t.TempDir(), "secret")
@@ -522,6 +542,8 @@ func TestPortalUsage(t *testing.T) {
 		{"-public 127.0.0.1 -listen 127.0.0.1:99999", 2, "-listen"},
 		{"-public 127.0.0.1 -relay-listen 3478", 2, "-relay-listen"},
 		{"-public 127.0.0.1 -relay-allow 10.0.0.0", 2, "-relay-allow"},
+		{"-public 127.0.0.1 -relay-deny 10.0.0.0", 2, "-relay-deny"},
+		{"-public 127.0.0.1 -relay-rate -1", 2, "-relay-rate"},
 		{"-public 127.0.0.1 -relay a", 2, "-relay"},
 		{"-public 127.0.0.1 -relay a=127.0.0.1:0," + secret, 2, "-relay"},
 		{"-public 127.0.0.1 -relay a=127.0.0.1:1," + secret + ".not", 1, "-relay a"},

@@ -22,6 +22,7 @@ type allocation struct {
 	gate    *gate
 	sock    *socket
 	user    string         // see userOf
+	meter   *meter         // of the user
 	relayed netip.AddrPort // what the client is told
 	client  netip.AddrPort
 	local   netip.Addr // where the client reaches us; invalid if the system does not tell
@@ -40,9 +41,9 @@ type allocation struct {
 	closed      bool
 }
 
-func newAllocation(g *gate, s *socket, user string, relayed netip.AddrPort) *allocation {
+func newAllocation(g *gate, s *socket, user string, m *meter, relayed netip.AddrPort) *allocation {
 	return &allocation{
-		gate: g, sock: s, user: user, relayed: relayed,
+		gate: g, sock: s, user: user, meter: m, relayed: relayed,
 		permissions: map[netip.Addr]bool{},
 		peers:       map[uint16]netip.AddrPort{},
 		channels:    map[netip.AddrPort]uint16{},
@@ -113,6 +114,17 @@ func (a *allocation) checked(permission bool, peer netip.AddrPort, datagrams int
 	return false
 }
 
+// metered reports whether so many bytes are within what the user may have relayed, and counts if not.
+func (a *allocation) metered(bytes, datagrams int) bool {
+	s := a.gate.server
+	rate := s.cfg.BytesPerSecondPerUser
+	if rate == 0 || a.meter.allow(bytes, rate, s.since()) {
+		return true
+	}
+	s.stats.dropN(dropRate, datagrams)
+	return false
+}
+
 // toChannel relays datagrams of segment bytes each, the last may be shorter, to the peer of a channel.
 //
 // A channel that outlives its permission (10 minutes against 5, RFC 8656 sections 9 and 12) relays nothing.
@@ -126,7 +138,7 @@ func (a *allocation) toChannel(number uint16, data []byte, segment int, oob []by
 		a.gate.server.stats.dropN(dropNoChannel, datagrams)
 		return
 	}
-	if a.checked(permission, peer, datagrams) {
+	if a.checked(permission, peer, datagrams) && a.metered(len(data), datagrams) {
 		failed := a.pass(peer, data, segment, oob)
 		a.gate.server.stats.sent(toPeer, datagrams, failed, len(data), segment)
 	}
@@ -139,7 +151,7 @@ func (a *allocation) WriteTo(p []byte, addr net.Addr) (int, error) {
 		return 0, net.InvalidAddrError("not a UDP address")
 	}
 	peer := udpAddr.AddrPort() // as in the message: a mapped address stays one, and has no permission
-	if a.permitted(peer, 1) {
+	if a.permitted(peer, 1) && a.metered(len(p), 1) {
 		var oob [64]byte
 		a.gate.server.stats.sent(toPeer, 1, a.pass(peer, p, max(len(p), 1), oob[:0]), len(p), len(p))
 	}
@@ -203,7 +215,7 @@ func (a *allocation) fromPeer(r received, work *scratch) (forPion bool) {
 	number, bound := a.channels[r.src]
 	a.mu.RUnlock()
 	switch {
-	case !a.checked(permission, r.src, datagrams):
+	case !a.checked(permission, r.src, datagrams), !a.metered(len(r.data), datagrams):
 		return false
 	case bound:
 		a.gate.server.stats.sent(toClient, datagrams, a.frame(number, r, work), len(r.data), r.segment)

@@ -45,6 +45,9 @@ type Config struct {
 	Allocations int
 	// AllocationsPerUser is how many of them one user may have, see [Credential]. 0: 32.
 	AllocationsPerUser int
+	// BytesPerSecondPerUser bounds what is relayed for one user, in both directions together and without the framing of TURN; what
+	// is beyond it is dropped. A quarter of a second's worth, and 256 KiB at least, may come at once. 0: no bound.
+	BytesPerSecondPerUser int
 	// PeersPerAllocation is how many permissions, and how many channels, one allocation may have. 0: 1024.
 	PeersPerAllocation int
 	// BindingsPerSecond and RefusalsPerSecond bound what one source (an IPv4 address, an IPv6 /64) is answered without
@@ -90,6 +93,7 @@ func (cfg Config) withDefaults() (Config, error) {
 		{&cfg.RefusalsPerSecond, 10, "RefusalsPerSecond"},
 		{&cfg.ReceiveBuffer, 4 << 20, "ReceiveBuffer"},
 		{&cfg.SendBuffer, math.MaxInt32 / 2, "SendBuffer"},
+		{&cfg.BytesPerSecondPerUser, 0, "BytesPerSecondPerUser"},
 	} {
 		if *n.value < 0 {
 			return cfg, fmt.Errorf("relay: Config.%s is negative", n.name)

@@ -188,7 +188,8 @@ func (m generator) AllocatePacketConn(want turn.AllocateListenerConfig) (net.Pac
 	case want.UserID == "":
 		return trial{}, &net.UDPAddr{}, nil
 	}
-	if !g.server.quota.take(want.UserID) {
+	meter := g.server.quota.take(want.UserID)
+	if meter == nil {
 		g.now.code = codeQuota
 		return nil, nil, errNoRelay
 	}
@@ -197,7 +198,7 @@ func (m generator) AllocatePacketConn(want turn.AllocateListenerConfig) (net.Pac
 		g.server.quota.release(want.UserID)
 		return nil, nil, err
 	}
-	a := newAllocation(g, sock, want.UserID, relayed)
+	a := newAllocation(g, sock, want.UserID, meter, relayed)
 	g.server.allocations.Add(1) // until it is closed
 	g.now.opened = a
 	return a, net.UDPAddrFromAddrPort(relayed), nil

@@ -116,7 +116,7 @@ func TestRelayAllocates(t *testing.T) {
 	_, client := peer(t, loopback4)
 	_, at := peer(t, loopback4)
 	g := newGate(s, open())
-	a := newAllocation(g, open(), "x", netip.MustParseAddrPort("127.0.0.1:50000"))
+	a := newAllocation(g, open(), "x", new(meter), netip.MustParseAddrPort("127.0.0.1:50000"))
 	a.client, a.local, a.work = client, loopback4, new(scratch)
 	g.allocations[client] = a
 	a.permit(at.Addr())
@@ -137,7 +137,7 @@ func TestRelayAllocates(t *testing.T) {
 	if n := testing.AllocsPerRun(100, func() { a.fromPeer(received{data: run, segment: 500, src: at}, a.work) }); n != 0 {
 		t.Errorf("to the client: %v allocations", n)
 	}
-	other := newAllocation(g, open(), "y", at)
+	other := newAllocation(g, open(), "y", new(meter), at)
 	other.client, other.local = client, loopback4
 	other.permit(a.relayed.Addr())
 	other.bind(0x4002, a.relayed)

@@ -43,11 +43,11 @@ func prefixes(list ...string) []netip.Prefix {
 // peerPolicy says which peers may be reached. Frozen.
 type peerPolicy struct {
 	denied, allowed []netip.Prefix
-	listening       map[netip.AddrPort]bool // where we listen, as far as it is known: a relay that talks to itself makes loops
-	ports           map[uint16]bool         // the ports of listening
-	own             map[netip.Addr]bool     // addresses of relayed transport addresses
-	local           map[netip.Addr]bool     // the other addresses of this machine, as they were when it was made
-	low, high       uint16                  // the relayed ports
+	listening       map[netip.AddrPort]bool   // where we listen, as far as it is known: a relay that talks to itself makes loops
+	ports           map[uint16]bool           // the ports of listening
+	own             map[netip.Addr]bool       // addresses of relayed transport addresses
+	local           map[netip.Addr]bool       // the other addresses of this machine, as they were when it was made
+	live            func(netip.AddrPort) bool // whether an allocation has that relayed address now
 }
 
 // admitsAddr reports whether a permission for a may be made. a is as it stood in the message: not unmapped.
@@ -66,14 +66,15 @@ func (p *peerPolicy) admitsAddr(a netip.Addr) bool {
 	return public(a) && !p.local[a]
 }
 
-// admits reports whether datagrams may go to peer and come from it.
+// admits reports whether datagrams may go to peer and come from it. At an address of our own that is an allocation, unless it was
+// allowed: other programs of this machine have ports in the same range.
 func (p *peerPolicy) admits(peer netip.AddrPort) bool {
 	a, port := peer.Addr(), peer.Port()
 	switch {
 	case port == 0, !p.admitsAddr(a), p.listening[peer]:
 		return false
 	case p.own[a]:
-		return !p.ports[port] && (port >= p.low && port <= p.high || within(p.allowed, a))
+		return !p.ports[port] && (within(p.allowed, a) || p.live(peer))
 	}
 	return true
 }

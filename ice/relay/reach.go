@@ -63,7 +63,7 @@ func (s *Server) newPolicy(public map[bool]netip.Addr) peerPolicy {
 	p := peerPolicy{
 		denied: s.cfg.DeniedPeers, allowed: s.cfg.AllowedPeers,
 		listening: map[netip.AddrPort]bool{}, ports: map[uint16]bool{}, own: map[netip.Addr]bool{},
-		local: map[netip.Addr]bool{}, low: s.cfg.MinPort, high: s.cfg.MaxPort,
+		local: map[netip.Addr]bool{}, live: func(at netip.AddrPort) bool { return s.inside.find(at) != nil },
 	}
 	if addrs, err := net.InterfaceAddrs(); err == nil {
 		for _, a := range addrs {

@@ -22,6 +22,7 @@ const (
 	dropNoPermission
 	dropPeerDenied
 	dropPeerFamily
+	dropRate
 	dropSendFailed
 	dropReceiveFailed
 	drops
@@ -45,6 +46,7 @@ var dropNames = [drops]string{
 	dropNoPermission:        "no_permission",        // data to or from a peer without permission
 	dropPeerDenied:          "peer_denied",          // data to or from a peer that the policy denies
 	dropPeerFamily:          "peer_family",          // data to a peer of the family that the allocation has not
+	dropRate:                "rate",                 // more than a user may have relayed in a second
 	dropSendFailed:          "send_failed",          // refused by the kernel
 	dropReceiveFailed:       "receive_failed",       // errors of receive calls
 }
