@@ -1,6 +1,7 @@
 package host
 
 import (
+	"errors"
 	"net"
 	"net/netip"
 	"os"
@@ -13,6 +14,7 @@ import (
 	"github.com/google/gopacket/layers"
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
@@ -211,6 +213,54 @@ func TestStrangers(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// TestBridgeGoesOn: what a bridge of the machine passes from port to port is not forwarded, though br_netfilter asks the same hooks, also for
+// a bridge that came later.
+func TestBridgeGoesOn(t *testing.T) {
+	l := newGatewayLab(t)
+	l.setForwarding(t, "0", "0")
+	fw := l.startForwarding(t, behindRoutes)
+	l.in(t, func() error {
+		for _, s := range []string{"bridge-nf-call-iptables", "bridge-nf-call-ip6tables"} {
+			if err := os.WriteFile(settings+"bridge/"+s, []byte("1"), 0); err != nil {
+				t.Skipf("SKIPPED: there is no br_netfilter: %v", err)
+			}
+		}
+		return netlink.LinkAdd(&netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
+	})
+	var machines [2]*lab.Namespace
+	for i, addresses := range [][]netip.Prefix{prefixes("10.5.0.1/24", "fd05::1/64"), prefixes("10.5.0.2/24", "fd05::2/64")} {
+		ns, err := lab.NewNamespace("machine")
+		must(t, err)
+		t.Cleanup(func() { ns.Close() })
+		machines[i] = ns
+		port := "port" + strconv.Itoa(i)
+		must(t, lab.Connect(lab.Cable{MTU: 1500}, lab.Plug{Namespace: l.gateway, Device: port}, lab.Plug{Namespace: ns, Device: "eth0", Addrs: addresses}))
+		l.in(t, func() error {
+			link, err := netlink.LinkByName(port)
+			if err != nil {
+				return err
+			}
+			return netlink.LinkSetMaster(link, &netlink.Bridge{LinkAttrs: netlink.LinkAttrs{Name: "br0"}})
+		})
+	}
+	l.in(t, func() error {
+		mended, err := fw.Mend()
+		if mended {
+			t.Error("a bridge is told of as damage")
+		}
+		return errors.Join(err, SetUp("br0"))
+	})
+	for i, a := range []string{"10.5.0.1", "fd05::1"} {
+		server := socket(t, machines[0], a, 4000)
+		client := socket(t, machines[1], []string{"10.5.0.2", "fd05::2"}[i], 0)
+		sendTo(t, client, "through the bridge", a, 4000)
+		got(t, server)
+	}
+	if n := l.dropped(t, fw); n != 0 {
+		t.Errorf("%d packets of the bridge's were dropped, want 0", n)
 	}
 }
 

@@ -57,10 +57,10 @@ func (f flowFilter) admits(source, target netip.Addr, masqueraded bool) bool {
 		return within(f.forward.Routes, target) && !f.inTunnel(target) && (masqueraded || f.forward.NoMasquerade)
 	case f.inTunnel(target):
 		return within(f.forward.Reach, target)
-	case f.own[target] || len(f.tunnels) > 0: // another gateway of ours cares for its own
+	case f.own[target] || len(f.around.tunnels) > 0 || len(f.around.bridges) > 0: // others' own, which they care for or do not route
 		return true
 	}
-	return !f.apart(source.Is6())
+	return !f.around.apart(source.Is6())
 }
 
 // inTunnel tells whether an address is reached through the tunnel.

@@ -37,10 +37,11 @@ func TestAdmits(t *testing.T) {
 		{"strangers to the machine", "198.51.100.7", "10.9.0.1", false, nil, true},
 		{"strangers", "198.51.100.7", "10.9.0.2", false, nil, false},
 		{"strangers of a family that was forwarded before", "2001:db8::7", "fd09::2", false, nil, true},
-		{"of another gateway of ours", "100.96.0.2", "10.9.0.2", true, func(fw *Forwarding) { fw.tunnels = []string{"host1"} }, true},
+		{"of another gateway of ours", "100.96.0.2", "10.9.0.2", true, func(fw *Forwarding) { fw.around.tunnels = []string{"host1"} }, true},
+		{"between ports of a bridge, for all we know", "198.51.100.7", "10.9.0.2", false, func(fw *Forwarding) { fw.around.bridges = []string{"br0"} }, true},
 	} {
 		fw := newForwarding(forward)
-		fw.strangers4 = true
+		fw.around.strangers4 = true
 		if c.change != nil {
 			c.change(fw)
 		}

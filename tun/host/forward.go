@@ -16,7 +16,8 @@ import (
 //	from the interface to this machine   to Addresses, and to its other addresses that are in Routes
 //	from another one to the interface    to Reach
 //	from a tunnel of ours to another     nobody, nor back into the same
-//	between other interfaces             nobody, in a family that was not forwarded before; a machine that forwarded before goes on
+//	between other interfaces             nobody, in a family that was not forwarded before; a machine that forwarded before goes on.
+//	                                     What a bridge passes from port to port is not forwarded, and goes on
 //
 // It clamps the MSS of TCP connections through the interface to the path's MTU, masquerades what came in by the interface and leaves
 // by another one (Linux 5.7 and newer), and gives ICMP errors about such flows our own address if their sender's is not in Routes,

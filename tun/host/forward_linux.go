@@ -10,6 +10,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 )
 
@@ -36,11 +37,9 @@ const (
 type Forwarding struct {
 	forward Forward
 	ownTable
-	// offered and reach are sets of table, tunnels the interfaces of other gateways of ours, strangers4 and strangers6 the families in
-	// which it keeps strangers out, as it was written.
-	offered, reach         []*nftables.Set
-	tunnels                []string
-	strangers4, strangers6 bool
+	// offered and reach are sets of table.
+	offered, reach []*nftables.Set
+	around         surroundings // as the table was written
 	// unended: connections may go on that the table would not let begin.
 	unended bool
 	// notes are those of the settings that were other before.
@@ -54,6 +53,20 @@ type Forwarding struct {
 	lost          time.Time
 	met           bool // see Strangers
 }
+
+// surroundings are what a table depends on besides Forward.
+type surroundings struct {
+	tunnels                []string // the interfaces of other gateways of ours
+	bridges                []string // those between whose ports others may pass
+	strangers4, strangers6 bool     // the families in which strangers are kept out
+}
+
+func (s surroundings) equal(o surroundings) bool {
+	return slices.Equal(s.tunnels, o.tunnels) && slices.Equal(s.bridges, o.bridges) && s.strangers4 == o.strangers4 && s.strangers6 == o.strangers6
+}
+
+// apart tells whether the machine is no router for strangers in a family.
+func (s surroundings) apart(ipv6 bool) bool { return ipv6 && s.strangers6 || !ipv6 && s.strangers4 }
 
 // StartForwarding obeys f. On an error nothing has changed.
 func StartForwarding(f Forward) (*Forwarding, error) {
@@ -88,8 +101,31 @@ func (fw *Forwarding) start(chains []*nftables.Chain) error {
 	fw.readNotes(chains)
 	fw.noteAdvertising()
 	fw.bury(chains)
-	fw.tunnels = fw.otherTunnels(chains)
+	fw.look(chains)
 	return fw.makeAll()
+}
+
+// look tells whether the surroundings are others than before.
+func (fw *Forwarding) look(chains []*nftables.Chain) (changed bool) {
+	now := surroundings{tunnels: fw.otherTunnels(chains), strangers4: fw.notes[noteIPv4], strangers6: fw.notes[noteIPv6]}
+	if now.strangers4 || now.strangers6 {
+		now.bridges = bridges()
+	}
+	before := fw.around
+	fw.around = now
+	return !before.equal(now)
+}
+
+// bridges are the machine's, in order. br_netfilter has IP's hooks asked about what they pass from port to port, which is not routed.
+func bridges() (names []string) {
+	links, _ := retry(netlink.LinkList)
+	for _, l := range links {
+		if l.Type() == "bridge" {
+			names = append(names, l.Attrs().Name)
+		}
+	}
+	slices.Sort(names)
+	return names
 }
 
 // makeAll makes the table, and then forwards.
@@ -155,7 +191,7 @@ func advertised(note string) string {
 
 func (fw *Forwarding) makeTable() error {
 	fw.traffic, fw.losing, fw.known = traffic{}, false, false
-	fw.strangers4, fw.strangers6, fw.unended = fw.notes[noteIPv4], fw.notes[noteIPv6], true
+	fw.unended = true
 	return wrapNFT(fw.replace(fw.writeTable), "make table "+fw.table.Name)
 }
 
@@ -168,6 +204,7 @@ func (fw *Forwarding) Set(f Forward) error {
 	fw.forward = f.clone()
 	fw.noteSettings()
 	fw.noteAdvertising()
+	fw.around.strangers4, fw.around.strangers6 = fw.notes[noteIPv4], fw.notes[noteIPv6]
 	return fw.makeAll()
 }
 
@@ -191,12 +228,11 @@ func (fw *Forwarding) Mend() (mended bool, err error) {
 		return false, err
 	}
 	fw.readNotes(chains)
-	buried, advertising, tunnels := fw.bury(chains), fw.noteAdvertising(), fw.otherTunnels(chains)
+	buried, advertising, changed := fw.bury(chains), fw.noteAdvertising(), fw.look(chains)
 	mended = !fw.intact()
 	switch {
-	case mended || buried || !slices.Equal(tunnels, fw.tunnels) || fw.strangers4 != fw.notes[noteIPv4] || fw.strangers6 != fw.notes[noteIPv6]:
+	case mended || buried || changed:
 		fw.countStrangers()
-		fw.tunnels = tunnels
 		err = fw.makeTable()
 	case advertising || !fw.noted(chains):
 		fw.writeNotes()
@@ -205,12 +241,12 @@ func (fw *Forwarding) Mend() (mended bool, err error) {
 	if err != nil {
 		return false, err
 	}
-	changed, err := fw.switchOn()
+	switched, err := fw.switchOn()
 	if fw.unended {
 		found, e := fw.endFlows()
 		fw.unended, err = found, errors.Join(err, e) // once more if there were some
 	}
-	return mended || changed, err
+	return mended || switched, err
 }
 
 // noted tells whether all notes are in the table.

@@ -59,27 +59,28 @@ func (fw *Forwarding) writeForward(in, out []expr.Any) {
 		fw.rule(c, out, matchSet(s, destination), verdict(expr.VerdictAccept))
 	}
 	fw.rule(c, out, verdict(expr.VerdictDrop))
-	for _, name := range fw.tunnels { // their own tables decide
+	for _, name := range fw.around.tunnels { // their own tables decide
 		fw.rule(c, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), verdict(expr.VerdictAccept))
 		fw.rule(c, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpEq, name), verdict(expr.VerdictAccept))
 	}
 	strangers := fw.conn.AddChain(&nftables.Chain{Name: strangersChain, Table: fw.table})
+	for _, name := range fw.around.bridges {
+		fw.rule(strangers, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpEq, name),
+			[]expr.Any{&expr.Verdict{Kind: expr.VerdictAccept}})
+	}
 	for _, ipv6 := range []bool{false, true} {
-		if fw.apart(ipv6) {
+		if fw.around.apart(ipv6) {
 			fw.rule(strangers, matchFamily(ipv6), verdict(expr.VerdictDrop))
 		}
 	}
 	fw.rule(c, []expr.Any{&expr.Verdict{Kind: expr.VerdictJump, Chain: strangersChain}})
 }
 
-// apart tells whether the machine is no router for strangers in a family.
-func (fw *Forwarding) apart(ipv6 bool) bool { return ipv6 && fw.strangers6 || !ipv6 && fw.strangers4 }
-
 // betweenTunnels passes a verdict on what goes from one of our tunnels to another, or back into the same: networks that are offered
 // may contain the tunnel's own, as a default route does.
 func (fw *Forwarding) betweenTunnels(c *nftables.Chain, in, out, verdict []expr.Any) {
 	fw.rule(c, in, out, verdict)
-	for _, name := range fw.tunnels {
+	for _, name := range fw.around.tunnels {
 		fw.rule(c, in, matchInterface(expr.MetaKeyOIFNAME, expr.CmpOpEq, name), verdict)
 		fw.rule(c, matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, name), out, verdict)
 	}
