@@ -48,29 +48,37 @@ func (g *greedy) offer(to string) {
 	_ = g.Send(context.Background(), to, msg) // the gateway may be behind
 }
 
-// grants is what a relay counts of an allocation, as relay.Config.PeersPerAllocation bounds it.
+// grants is what a relay counts of the gateway's allocation, as relay.Config.PeersPerAllocation bounds it.
 type grants struct {
-	limit    int
-	channels map[[2]any]bool
-	refused  int
+	limit                 int
+	permissions, channels map[string]bool
+	refused               int
 }
 
-// pass tells whether a datagram is granted: it drops what asks for more channels than there are.
+// pass tells whether a datagram is granted: it drops what asks for more permissions or channels than there are.
 func (g *grants) pass(d *udptest.Datagram) bool {
-	const channelBind, channelNumber = 0x0009, 0x000C
-	if d.Dst.Port() != 3478 || len(d.Data) < 20 || binary.BigEndian.Uint16(d.Data) != channelBind {
+	const createPermission, channelBind, xorPeerAddress = 0x0008, 0x0009, 0x0012
+	if d.Dst.Port() != 3478 || len(d.Data) < 20 {
 		return true
 	}
-	for at := 20; at+8 <= len(d.Data); at += 4 + (int(binary.BigEndian.Uint16(d.Data[at+2:]))+3)&^3 {
-		if binary.BigEndian.Uint16(d.Data[at:]) != channelNumber {
+	taken, from := g.permissions, 4 // in the attribute, where the address without its port is
+	switch binary.BigEndian.Uint16(d.Data) {
+	case createPermission:
+	case channelBind:
+		taken, from = g.channels, 2
+	default:
+		return true
+	}
+	for at := 20; at+12 <= len(d.Data); at += 4 + (int(binary.BigEndian.Uint16(d.Data[at+2:]))+3)&^3 {
+		if binary.BigEndian.Uint16(d.Data[at:]) != xorPeerAddress {
 			continue
 		}
-		k := [2]any{d.Src, binary.BigEndian.Uint16(d.Data[at+4:])}
-		if !g.channels[k] && len(g.channels) == g.limit {
+		k := string(d.Data[at+4+from : at+12])
+		if !taken[k] && len(taken) == g.limit {
 			g.refused++
 			return false
 		}
-		g.channels[k] = true
+		taken[k] = true
 	}
 	return true
 }
@@ -86,7 +94,7 @@ func TestGreedyPeers(t *testing.T) {
 		one, _ := w.relayNamed("north", 1)
 		w.portal.relays = []protocol.Relay{one}
 		g := w.node("gate", protocol.Gateway)
-		granted := &grants{limit: 1024, channels: map[[2]any]bool{}}
+		granted := &grants{limit: 1024, permissions: map[string]bool{}, channels: map[string]bool{}}
 		w.network.Hook(func(d *udptest.Datagram) bool {
 			confined := d.Src.Addr() == g.outer() && d.Dst.Port() != 3478 || d.Dst.Addr() == g.outer() && d.Src.Port() != 3478
 			return !confined && (d.Src.Addr() != g.outer() || granted.pass(d))
@@ -111,7 +119,7 @@ func TestGreedyPeers(t *testing.T) {
 		}()
 		time.Sleep(15 * time.Second)
 		synctest.Wait()
-		t.Logf("%d channels taken before anybody else has come", len(granted.channels))
+		t.Logf("%d permissions and %d channels taken before anybody else has come", len(granted.permissions), len(granted.channels))
 		var honest []*node
 		for i := range clients {
 			honest = append(honest, w.node(fmt.Sprint("laptop-", i), protocol.Client))
@@ -137,7 +145,7 @@ func TestGreedyPeers(t *testing.T) {
 		}
 		w.carries(honest[0], g)
 		w.carries(honest[clients-1], g)
-		t.Logf("%d channels, %d refused, after %v", len(granted.channels), granted.refused, time.Since(w.start))
+		t.Logf("%d permissions, %d channels, %d refused, after %v", len(granted.permissions), len(granted.channels), granted.refused, time.Since(w.start))
 		close(flooding)
 		<-over
 	})

@@ -517,6 +517,48 @@ func TestRelaysHold(t *testing.T) {
 	})
 }
 
+// TestRelaysShare: however many pairs of a peer are about to be selected, at however many of its agents, it gets 16 channels.
+func TestRelaysShare(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		w := newAir(t)
+		s := w.server("10.0.0.10:3478", oneWay)
+		a, b := w.node("10.0.0.1:1000", at(s)), w.node("10.0.0.2:2000")
+		p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
+		if !p.signal(10*time.Second, p.connected) {
+			t.Fatal("not connected")
+		}
+		bound := func() int {
+			w.mu.Lock()
+			defer w.mu.Unlock()
+			return len(s.clients[a.at].channels)
+		}
+		flood := func() {
+			for _, f := range a.facades(s.at) {
+				for port := range uint16(100) {
+					f.bind(netip.AddrPortFrom(peerA.Addr(), port+1))
+					synctest.Wait()
+				}
+			}
+			p.signal(time.Second, func() bool { return false })
+		}
+		flood()
+		if n := bound(); n != 16 {
+			t.Errorf("%d channels of the peer, want 16", n)
+		}
+		p.restart(t, 2)
+		p.signal(2*time.Second, func() bool { return false })
+		flood()
+		if n := bound(); n != 16 {
+			t.Errorf("%d channels of the peer with a second agent, want 16", n)
+		}
+		p.close(t, time.Second)
+		a.close()
+		b.close()
+		time.Sleep(time.Second)
+		w.stop()
+	})
+}
+
 // TestRelaysMoved: when a NAT maps us anew the agents and paths over a relay stay, each channel under its number. If there is no other
 // allocation to be had they are closed as those of a silent relay are.
 func TestRelaysMoved(t *testing.T) {
