@@ -230,6 +230,11 @@ func (s *state) decide(ctx context.Context, name string, approve, refuse []netip
 	case len(approve)+len(refuse) == 0:
 		return s.offers[name], nil
 	}
+	for _, p := range approve {
+		if covers(refuse, p) {
+			return nil, fmt.Errorf("%v is to be approved and refused at once; leave it out of one", p)
+		}
+	}
 	next := *old
 	next.limits = old.limits.decide(old.Granted, approve, refuse)
 	if len(next.Approved)+len(next.Refused) > maxDecisions {
@@ -242,16 +247,18 @@ func (s *state) decide(ctx context.Context, name string, approve, refuse []netip
 // maxDecisions is how many networks may be approved and refused of one gateway.
 const maxDecisions = 4 * protocol.MaxRoutes
 
-// decide returns the limits after a decision. With the first approval the operator takes over: what was granted by rule stays.
+// decide returns the limits after a decision. With the first approval the operator takes over: what was granted by rule stays. An
+// approval takes back what was refused before, and not what is refused with it, a part of it for example.
 func (l limits) decide(granted, approve, refuse []netip.Prefix) limits {
 	next := limits{Listed: l.Listed, Approved: slices.Clone(l.Approved), Refused: slices.Clone(l.Refused)}
 	if len(approve) > 0 && !l.Listed {
 		next.Listed = true
 		next.Approved = append(next.Approved, granted...)
 	}
-	next.Refused = slices.DeleteFunc(append(next.Refused, refuse...), func(p netip.Prefix) bool {
+	next.Refused = slices.DeleteFunc(next.Refused, func(p netip.Prefix) bool {
 		return slices.ContainsFunc(approve, func(a netip.Prefix) bool { return a == p || a.Bits() > 0 && p.Bits() > 0 && a.Overlaps(p) })
 	})
+	next.Refused = append(next.Refused, refuse...)
 	next.Approved = slices.DeleteFunc(append(next.Approved, approve...), func(p netip.Prefix) bool { return covers(refuse, p) })
 	return limits{next.Listed, unique(next.Approved), unique(next.Refused)}
 }

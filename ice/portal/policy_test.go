@@ -147,6 +147,28 @@ func TestGrants(t *testing.T) {
 }
 
 // The operator decides while nodes are there, and a restart knows it.
+// One command may approve a network and refuse a part of it; what it says twice in opposite ways is an error, and changes nothing.
+func TestContradiction(t *testing.T) {
+	p := open(t, filepath.Join(t.TempDir(), "state"))
+	gate := sign(t, add(t, p, "gate", protocol.Gateway))
+	request := protocol.SyncRequest{PublicKey: key(t), Routes: networks("10.0.0.0/8", "10.1.2.0/24")}
+	if _, err := p.Routes(t.Context(), "gate", networks("10.0.0.0/8"), networks("10.1.0.0/16")); err != nil {
+		t.Fatal(err)
+	}
+	const want = "10.0.0.0/8 approved, 10.1.2.0/24 refused"
+	if got := decided(ask(t, gate, request).Offers); got != want {
+		t.Errorf("%s, want %s", got, want)
+	}
+	for approve, refuse := range map[string]string{"10.0.0.0/8": "10.0.0.0/8", "10.1.0.0/16": "10.0.0.0/8", "::/0": "::/0"} {
+		if _, err := p.Routes(t.Context(), "gate", networks(approve), networks(refuse)); err == nil || !strings.Contains(err.Error(), approve+" is to be approved and refused at once") {
+			t.Errorf("-approve %s -refuse %s: %v", approve, refuse, err)
+		}
+	}
+	if got := decided(ask(t, gate, request).Offers); got != want {
+		t.Errorf("after contradictions: %s, want %s", got, want)
+	}
+}
+
 func TestRoutes(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "state")
 	p := open(t, folder)
