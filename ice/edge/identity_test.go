@@ -1,7 +1,10 @@
 package edge
 
 import (
+	"bytes"
 	"context"
+	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -115,6 +118,48 @@ func TestPortalSwapsNodes(t *testing.T) {
 	})
 }
 
+// What was for a peer that is not trusted goes to nobody, not to the one with the next larger network.
+func TestNetworksOfDistrusted(t *testing.T) {
+	met(t, func(w *world, c, g *node) {
+		g2 := w.node("gate2", protocol.Gateway)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g2) })
+		small, large := netip.MustParsePrefix("10.1.0.0/16"), netip.MustParsePrefix("10.0.0.0/8")
+		tamper := func(prefix netip.Prefix, signed bool) func(p *protocol.Peer) {
+			return func(p *protocol.Peer) {
+				p.AllowedIPs = append(p.AllowedIPs, prefix)
+				if !signed {
+					p.Identity = protocol.Identity{1}
+				}
+			}
+		}
+		w.portal.change(func() {
+			w.portal.nodes["gate"].tamper, w.portal.nodes["gate2"].tamper = tamper(small, true), tamper(large, true)
+		})
+		packet := ipPacket(inner(c.number), netip.MustParseAddr("10.1.0.5"), "for gate")
+		arrives := func(n *node, packet []byte) bool {
+			return slices.ContainsFunc(n.device.TakeSegments(), func(got []byte) bool { return bytes.Equal(got, packet) })
+		}
+		w.await(20*time.Second, "gate has it", func() bool { c.device.InjectData(packet); return arrives(g, packet) })
+		w.portal.change(func() { w.portal.nodes["gate"].tamper = tamper(small, false) })
+		w.await(5*time.Second, "noticed", func() bool { return c.connection("gate").Distrust == "identity_changed" })
+		time.Sleep(time.Second) // what was under way has arrived
+		g.device.Take()
+		other := ipPacket(inner(c.number), netip.MustParseAddr("10.2.0.5"), "for gate2")
+		w.await(20*time.Second, "gate2 has its own", func() bool {
+			c.device.InjectData(packet)
+			c.device.InjectData(other)
+			got := g2.device.TakeSegments()
+			if slices.ContainsFunc(got, func(b []byte) bool { return bytes.Equal(b, packet) }) {
+				t.Fatal("gate2 has what was for gate")
+			}
+			return slices.ContainsFunc(got, func(b []byte) bool { return bytes.Equal(b, other) })
+		})
+		if arrives(g, packet) {
+			t.Error("gate has it without a session")
+		}
+	})
+}
+
 // A node that starts again has another WireGuard key and is the same; its peers need no word of anybody.
 func TestRestartIsTheSameNode(t *testing.T) {
 	met(t, func(w *world, c, g *node) {
@@ -149,6 +194,9 @@ func TestRenewedTokenNeedsTrust(t *testing.T) {
 			s := g.connection("laptop").LastClose
 			return s != nil && s.PeerReason == "identity_changed"
 		})
+		if text := g.connection("laptop").Explanation; !strings.Contains(text, "sluice trust on that machine") {
+			t.Errorf("the gateway's explanation is %q", text)
+		}
 		ctx := context.Background()
 		for _, tt := range []struct {
 			name string

@@ -239,6 +239,9 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 		last = s.LastClose.Reason
 		if s.LastClose.Reason == pipeline.ClosePeerClosed.String() && s.LastClose.PeerReason != "" {
 			last += ", there " + s.LastClose.PeerReason
+			if s.LastClose.PeerReason == pipeline.CloseIdentityChanged.String() {
+				last += ", since this node has another token than when it was met: sluice trust on that machine accepts it"
+			}
 		}
 		if s.LastClose.Cause != "" {
 			last += ": " + s.LastClose.Cause
