@@ -2,7 +2,7 @@
 // and for gateways forwarding and masquerade.
 //
 // The functions are single steps. [Routing] and [Forwarding] are what a node needs as a whole: they compare what is there
-// with what is wanted, take over what a killed program has left, and take everything back at Close.
+// with what is wanted, take over what a killed program has left, and take everything back at Close. [Watcher] tells when to compare.
 //
 // Functions take the interface's name and act in the network namespace of the calling thread. They are for start-up and for
 // changes of configuration, in the same place where the name was given; a device that has been moved to another namespace

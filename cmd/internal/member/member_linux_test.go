@@ -392,6 +392,18 @@ func TestWatched(t *testing.T) {
 		_ = conn.Flush() // it may be away
 	}
 	n.eventually(t, "the table back", func() bool { return rules() == all })
+	written := func() uint64 { // grows when the table is made
+		list, err := conn.GetRules(table, forward)
+		must(t, err)
+		return list[0].Handle
+	}
+	quiet, before := time.Now(), written()
+	n.eventually(t, "what a node sets again is nothing to set again", func() bool {
+		if now := written(); now != before {
+			quiet, before = time.Now(), now
+		}
+		return time.Since(quiet) > 4*leastPause
+	})
 	if got := strings.Count(n.log.String(), "touched by somebody else"); got != 1 {
 		t.Errorf("it is logged %d times, want once:\n%s", got, n.log)
 	}
