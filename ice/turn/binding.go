@@ -21,14 +21,15 @@ var (
 // stays until its number may serve another peer.
 type binding struct {
 	operation
-	peer    netip.AddrPort
-	number  uint16 // 0: permission only
-	place   int    // in Client.list
-	held    int
-	bound   bool // reported
-	used    bool // since the last request
-	refused bool // by the server; not asked again before the next Bind or allocation
-	queued  bool // in Client.waiting
+	peer      netip.AddrPort
+	number    uint16 // 0: permission only
+	place     int    // in Client.list
+	held      int
+	bound     bool // reported
+	used      bool // since the last request
+	refused   bool // by the server; not asked again before the next Bind or allocation
+	forbidden bool // because the address is none that it lets anybody reach
+	queued    bool // in Client.waiting
 
 	first     time.Duration // when the last request was sent first
 	asked     time.Duration // when it was sent last; 0: never
@@ -144,10 +145,10 @@ func (c *Client) hold(now time.Duration, peer netip.AddrPort) error {
 		c.permitted[peer.Addr()]++
 	}
 	b.used = true
-	if b.refused && b.number == 0 && b.held == 1 && now < b.asked+PermissionLife {
+	if b.forbidden && b.number == 0 && b.held == 1 && now < b.asked+PermissionLife {
 		return nil // as it was a moment ago
 	}
-	b.refused = false
+	b.refused, b.forbidden = false, false
 	c.revive(now, b)
 	c.pump(now)
 	return nil
@@ -343,7 +344,7 @@ func (c *Client) bindingRefused(now time.Duration, b *binding, code stun.ErrorCo
 		c.lose(now, ReasonMismatch, code)
 		return
 	}
-	b.refused = true
+	b.refused, b.forbidden = true, code == stun.CodeForbidden
 	c.bindingFailed(b, reasonOf(code), code)
 }
 

@@ -331,4 +331,19 @@ func TestPermit(t *testing.T) {
 	}
 	w.run(time.Second)
 	w.asked("") // it would be refused again
+
+	// Of what the server had no room for it may have some now.
+	w.c.Forbid(w.now, peerB.Addr())
+	w.run(PermissionLife)
+	w.s.refuse[stun.MethodCreatePermission] = stun.CodeInsufficientCapacity
+	for range 2 {
+		w.s.seen, w.events = nil, nil
+		if err := w.c.Permit(w.now, peerB.Addr()); err != nil {
+			t.Fatal(err)
+		}
+		w.run(time.Second)
+		w.expect("permit_lost:capacity")
+		w.asked("CreatePermission+")
+		w.c.Forbid(w.now, peerB.Addr())
+	}
 }
