@@ -18,8 +18,8 @@ import (
 
 // newTables speaks to nftables. What is one step is sent as a whole: a gateway of many peers has thousands of networks.
 func newTables() *nftables.Conn {
-	const batch = 32 << 20                                                                                             // bytes at most
-	conn, _ := nftables.New(nftables.WithSockOptions(func(c *mdlayher.Conn) error { return c.SetWriteBuffer(batch) })) // only lasting ones fail
+	large := func(c *mdlayher.Conn) error { return c.SetWriteBuffer(32 << 20) }
+	conn, _ := nftables.New(nftables.WithSockOptions(large)) // only a lasting one can fail
 	return conn
 }
 
@@ -33,10 +33,11 @@ type ownTable struct {
 
 // replace makes the table anew, in one step. fill queues what is in it. Nothing else is to be queued but what may be in the same step.
 //
-// The kernel shows a table in a form of its own, which differs from what it was given. So what is there right afterwards
-// is remembered, if the generation of the rules says that nobody else has changed anything meanwhile.
+// The kernel shows a table in a form of its own, which differs from what it was given. So what is there right afterwards is
+// remembered: if the generation of the rules says that nobody else has changed any meanwhile, or twice the same is there.
 func (o *ownTable) replace(fill func() error) error {
 	o.written = ""
+	last := ""
 	for range 3 {
 		before, err := generation()
 		if err != nil {
@@ -54,10 +55,13 @@ func (o *ownTable) replace(fill func() error) error {
 		} else if err != nil {
 			return err
 		}
-		if text, now, err := readTable(o.table.Name); err == nil && now == before+1 {
+		r := tableReader{name: o.table.Name}
+		text, err := r.read()
+		if err == nil && (!r.torn && r.generation == before+1 || text == last) {
 			o.written = text
 			break
 		}
+		last = text
 	}
 	return nil // if it is not known the table is made once more, later
 }
@@ -71,35 +75,32 @@ func (o *ownTable) errTaken() error {
 func (o *ownTable) owned() bool {
 	r := tableReader{name: o.table.Name}
 	table, err := r.ask(unix.NFT_MSG_GETTABLE, 0, r.name)
-	return err == nil && find(table[0], nftaTableOwner) != ""
+	return err == nil && len(table) == 1 && find(table[0], nftaTableOwner) != ""
 }
 
-// intact tells whether the table is as we wrote it.
+// intact tells whether the table is as we wrote it. What is read while others change their tables may be torn, but not by chance into
+// what was written.
 func (o *ownTable) intact() bool {
-	text, _, err := readTable(o.table.Name)
-	return err == nil && text == o.written && text != ""
-}
-
-// errChanging: somebody else changed the rules while they were read.
-var errChanging = errors.New("host: the nftables rules are being changed")
-
-// readTable describes a table of family inet: its flags, chains with hooks and policies, rules, sets and their elements, without
-// counters, handles, and the notes of this package. It is empty if there is no such table. generation says of when that is.
-func readTable(name string) (text string, generation uint16, err error) {
 	for range 5 {
-		r := tableReader{name: name}
-		text, err = r.read()
-		if generation = r.generation; !errors.Is(err, errChanging) && !errors.Is(err, netlink.ErrDumpInterrupted) {
+		r := tableReader{name: o.table.Name}
+		text, err := r.read()
+		if err == nil && text == o.written && text != "" {
+			return true
+		}
+		if !r.torn {
 			break
 		}
 	}
-	return text, generation, err
+	return false
 }
 
+// tableReader describes a table of family inet.
 type tableReader struct {
-	name       string
-	seen       bool
+	name string
+	// generation of the rules at the last answer; torn: it was not the same at all, or the kernel says that rules have changed meanwhile.
 	generation uint16
+	asked      bool
+	torn       bool
 }
 
 // attribute is one of a netlink message; children of nested ones are in its value (linux/netlink.h).
@@ -126,6 +127,8 @@ func find(list []attribute, kind uint16) string {
 	return ""
 }
 
+// read describes the table's flags, chains with hooks and policies, rules, sets and their elements, without counters, handles, and the notes of
+// this package. It is empty if there is no such table.
 func (r *tableReader) read() (string, error) {
 	table, err := r.ask(unix.NFT_MSG_GETTABLE, 0, r.name)
 	if errors.Is(err, unix.ENOENT) {
@@ -216,7 +219,9 @@ func (r *tableReader) ask(kind, flags int, names ...string) (objects [][]attribu
 		request.AddData(nl.NewRtAttr(i+1, nl.ZeroTerminated(name)))
 	}
 	messages, err := request.Execute(unix.NETLINK_NETFILTER, 0)
-	if err != nil {
+	if errors.Is(err, netlink.ErrDumpInterrupted) {
+		r.torn = true
+	} else if err != nil {
 		return nil, err
 	}
 	for _, m := range messages {
@@ -224,10 +229,8 @@ func (r *tableReader) ask(kind, flags int, names ...string) (objects [][]attribu
 			return nil, errors.New("host: a short message of nftables")
 		}
 		of := binary.BigEndian.Uint16(m[2:]) // the generation's lower half, struct nfgenmsg of linux/netfilter/nfnetlink.h
-		if r.seen && of != r.generation {
-			return nil, errChanging
-		}
-		r.seen, r.generation = true, of
+		r.torn = r.torn || r.asked && of != r.generation
+		r.asked, r.generation = true, of
 		object, err := attributes(m[nl.SizeofNfgenmsg:])
 		if err != nil {
 			return nil, err

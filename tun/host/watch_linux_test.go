@@ -13,7 +13,15 @@ import (
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
 	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 )
+
+// readTable reads it while nobody changes any.
+func readTable(name string) (text string, generation uint16, err error) {
+	r := tableReader{name: name}
+	text, err = r.read()
+	return text, r.generation, err
+}
 
 func listChains(t *testing.T, conn *nftables.Conn) map[string]*nftables.Chain {
 	t.Helper()
@@ -110,6 +118,54 @@ func TestMendedWhole(t *testing.T) {
 		_, err = udp.Write([]byte("to the tunnel"))
 		must(t, err)
 	})
+}
+
+// TestMendedAmongChanges: that others change their tables all the time is no damage to ours, and does not hide any.
+func TestMendedAmongChanges(t *testing.T) {
+	inNewNamespace(t)
+	off(t)
+	home, err := unix.Open("/proc/thread-self/ns/net", unix.O_RDONLY|unix.O_CLOEXEC, 0)
+	must(t, err)
+	defer unix.Close(home)
+	end, ended := make(chan struct{}), make(chan error, 1)
+	go func() {
+		conn, err := nftables.New(nftables.WithNetNSFd(home))
+		table := &nftables.Table{Name: "busy", Family: nftables.TableFamilyINet}
+		for n := 0; err == nil; n++ {
+			select {
+			case <-end:
+				ended <- nil
+				return
+			default:
+			}
+			conn.AddTable(table)
+			c := conn.AddChain(&nftables.Chain{Name: "rules", Table: table})
+			conn.AddRule(&nftables.Rule{Table: table, Chain: c, Exprs: verdict(expr.VerdictAccept)})
+			if n%10 == 9 {
+				conn.DelTable(table)
+			}
+			err = conn.Flush()
+		}
+		ended <- err
+	}()
+	fw := start(t, "host0")
+	for range 100 {
+		if mended, err := fw.Mend(); err != nil || mended {
+			t.Fatalf("mended %v, %v; want false, nil", mended, err)
+		}
+	}
+	conn, err := nftables.New()
+	must(t, err)
+	conn.FlushTable(fw.table)
+	must(t, conn.Flush())
+	for _, want := range []bool{true, false} {
+		if mended, err := fw.Mend(); err != nil || mended != want {
+			t.Errorf("flushed: mended %v, %v; want %v, nil", mended, err, want)
+		}
+	}
+	close(end)
+	must(t, <-ended)
+	must(t, fw.Close())
 }
 
 // TestWatcher: each kind of change is told of, and what is none of our business is not.
