@@ -117,7 +117,7 @@ func startProgram(ns *lab.Namespace, s side, device string, impl implementation,
 	_ = os.Remove(n.stats) // of the measurement before
 	n.cmd = exec.Command(impl.command[0], args...)
 	// boringtun gives up root only to become a user that may not open the TUN; WG_SUDO keeps it as it is.
-	n.cmd.Env = append(os.Environ(), "WG_PROCESS_FOREGROUND=1", "LOG_LEVEL=error", "WG_SUDO=true", "SLUICE_STATS="+n.stats)
+	n.cmd.Env = append(os.Environ(), "WG_PROCESS_FOREGROUND=1", "LOG_LEVEL=error", "WG_SUDO=true", "SLUICE_STATS="+n.stats, "STATE_DIRECTORY="+dir)
 	n.cmd.Env = append(n.cmd.Env, impl.env...)
 	n.cmd.Stderr = n.stderr
 	n.cmd.Stdout = n.stderr

@@ -76,7 +76,7 @@ func memberFlags() []cli.Flag {
 			" all IPv6 (IPv4) go past it"},
 		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
-		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: /var/lib/sluice/pins-NAME.json)"},
+		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: pins-NAME.json in STATE_DIRECTORY or /var/lib/sluice)"},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, error or silent (default: info, or LOG_LEVEL)"},
 	}
 }

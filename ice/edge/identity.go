@@ -103,7 +103,7 @@ func (j *judgement) explain() string {
 	now, name := j.offered.Identity.Fingerprint(), j.offered.Name
 	switch {
 	case j.offered.Identity == protocol.Identity{}:
-		return "the portal gives no identity for it (it was " + j.pinned.Fingerprint() + "): somebody may be in between"
+		return "the portal gives no identity for it (it was met with " + j.pinned.Fingerprint() + "): somebody may be in between"
 	case j.distrust == pipeline.CloseKeyUnsigned:
 		return "its identity " + now + " has not signed the key that the portal gives for it: somebody may be in between"
 	}

@@ -150,7 +150,7 @@ func TestNetworksOfDistrusted(t *testing.T) {
 			c.device.InjectData(other)
 			got := g2.device.TakeSegments()
 			if slices.ContainsFunc(got, func(b []byte) bool { return bytes.Equal(b, packet) }) {
-				t.Fatal("gate2 has what was for gate")
+				w.t.Fatal("gate2 has what was for gate")
 			}
 			return slices.ContainsFunc(got, func(b []byte) bool { return bytes.Equal(b, other) })
 		})
@@ -213,10 +213,10 @@ func TestRenewedTokenNeedsTrust(t *testing.T) {
 		}
 		pins, err := c.edge.Pins(ctx)
 		if err != nil || len(pins) != 1 || pins[0].Distrust != "identity_changed" || pins[0].Pinned.Fingerprint() != fingerprint("gate") {
-			t.Fatalf("pins %+v, %v", pins, err)
+			w.t.Fatalf("pins %+v, %v", pins, err)
 		}
 		if err := c.edge.Trust(ctx, "gate", pins[0].Offered); err != nil {
-			t.Fatal(err)
+			w.t.Fatal(err)
 		}
 		w.await(5*time.Second, "connected again", func() bool { return up(c, g) })
 		w.carries(c, g)
@@ -268,7 +268,7 @@ func TestStrangerWithoutSignature(t *testing.T) {
 		}
 		pins, err := c.edge.Pins(context.Background())
 		if err != nil || len(pins) != 1 {
-			t.Fatalf("pins %v, %v", pins, err)
+			w.t.Fatalf("pins %v, %v", pins, err)
 		}
 		if err := c.edge.Trust(context.Background(), "gate", pins[0].Offered); err == nil || !strings.Contains(err.Error(), "not signed") {
 			t.Errorf("trust: %v", err)

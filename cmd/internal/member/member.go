@@ -79,11 +79,11 @@ func (o Options) withDefaults() Options {
 	if o.Socket == "" {
 		o.Socket = status.Path(o.Interface)
 	}
-	if o.Pins == "" {
-		o.Pins = defaultPins(o.Token.Name)
-	}
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
+	}
+	if o.Pins == "" {
+		o.Pins = defaultPins(o.Token.Name, o.Getenv)
 	}
 	return o
 }

@@ -1,6 +1,7 @@
 package member
 
 import (
+	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -10,6 +11,7 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -25,8 +27,12 @@ const (
 	pinsAgain = time.Minute
 )
 
-// defaultPins is the file of a node's pins.
-func defaultPins(name string) string { return filepath.Join(pinsFolder, "pins-"+name+".json") }
+// defaultPins is the file of a node's pins: in the folder that the service manager has made for its state (systemd.exec(5),
+// $STATE_DIRECTORY, the first of its list), else in pinsFolder.
+func defaultPins(name string, getenv func(string) string) string {
+	folder, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":")
+	return filepath.Join(cmp.Or(folder, pinsFolder), "pins-"+name+".json")
+}
 
 // pinsFile keeps on disk which identities a node has met. Where it cannot, the node goes on, and says so. Its methods may be called
 // by any goroutine.

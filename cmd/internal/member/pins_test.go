@@ -24,6 +24,17 @@ func openTestPins(t *testing.T, path string) (*pinsFile, map[string]protocol.Ide
 	return f, pins, &log
 }
 
+func TestDefaultPins(t *testing.T) {
+	for state, want := range map[string]string{
+		"": "/var/lib/sluice/pins-gate.json", "/var/lib/a": "/var/lib/a/pins-gate.json", "/var/lib/a:/var/lib/b": "/var/lib/a/pins-gate.json",
+	} {
+		o := Options{Token: protocol.Token{Name: "gate"}, Getenv: func(name string) string { return map[string]string{"STATE_DIRECTORY": state}[name] }}
+		if got := filepath.ToSlash(o.withDefaults().Pins); got != want {
+			t.Errorf("STATE_DIRECTORY %q: %s, want %s", state, got, want)
+		}
+	}
+}
+
 func TestPinsFile(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "deep", "state")
 	path := filepath.Join(folder, "pins.json")
