@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -65,6 +66,17 @@ func (e *Edit) SetMark(mark uint32) error {
 	e.c.controller.forgetSources()
 	e.c.walk.start(e.c.controller.peers) // it may choose other routes
 	return nil
+}
+
+// SetDestinations says which addresses packets of peers may be for, what is for others is dropped (destination_not_own); nil: any. It
+// makes its own copy.
+func (e *Edit) SetDestinations(own []netip.Addr) {
+	if own == nil {
+		e.c.controller.routes.own.Store(nil)
+		return
+	}
+	own = slices.Clone(own)
+	e.c.controller.routes.own.Store(&own)
 }
 
 // RemovePeers removes all peers.

@@ -2,6 +2,7 @@ package pipeline
 
 import (
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -32,6 +33,8 @@ type inbound struct {
 	coalescer *tun.Coalescer
 	source    netip.Addr // the last inner source address and the peer it belongs to
 	sourceOf  *peer
+	own       *[]netip.Addr // the only inner destination addresses, nil: any; and the last that was one of them
+	last      netip.Addr
 	delivered int
 }
 
@@ -79,6 +82,7 @@ func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
 	in.shard.stats.InboundBatches.Add(1)
 	in.shard.stats.InboundMessages.Add(uint64(n))
 	in.sourceOf, in.lastKey = nil, nil
+	in.own, in.last = in.shard.routes.own.Load(), netip.Addr{}
 	in.coalescer.SetCapabilities(in.shard.device.Capabilities()) // the device takes back what the kernel refuses
 	for i := range n {
 		in.message(now, i)
@@ -284,6 +288,15 @@ func (in *inbound) accept(p *peer, m *udp.Datagrams, b []byte) {
 	if in.sourceOf != p {
 		in.shard.stats.drop(dropSourceNotAllowed, 1)
 		return
+	}
+	if in.own != nil {
+		if dst := ip.Destination(b); dst != in.last {
+			if !slices.Contains(*in.own, dst) {
+				in.shard.stats.drop(dropDestinationNotOwn, 1)
+				return
+			}
+			in.last = dst
+		}
 	}
 	if m.ECN != 0 {
 		mark, drop := ip.DecapsulateECN(ip.Mark(b), ip.ECN(m.ECN))

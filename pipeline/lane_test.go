@@ -198,13 +198,20 @@ func TestLanesDoNotAllocate(t *testing.T) {
 		name    string
 		packet  tuntest.Packet
 		relayed bool
-	}{{"superpackets", big, false}, {"small packets", small, false}, {"relayed superpackets", big, true}, {"relayed small packets", small, true}}
+		own     bool // B's destinations are checked
+	}{
+		{"superpackets", big, false, false}, {"small packets", small, false, false}, {"relayed superpackets", big, true, false},
+		{"relayed small packets", small, true, false}, {"superpackets for own addresses", big, false, true}, {"small packets for own addresses", small, false, true},
+	}
 	for _, workers := range []int{0, 2} {
 		for _, c := range cases {
 			name, packet := c.name, c.packet
 			l := newLanes(t, workers, packet, laneInner)
 			if c.relayed {
 				l.relay()
+			}
+			if c.own {
+				(&Edit{l.b.control}).SetDestinations([]netip.Addr{netip.MustParseAddr("10.0.0.9"), laneInner[1]})
 			}
 			const n = 40
 			want := 0
@@ -221,6 +228,28 @@ func TestLanesDoNotAllocate(t *testing.T) {
 			if segments := l.a.shards[0].stats.OutboundSegments.Load(); c.relayed && (sent != segments || received != segments) || !c.relayed && sent+received != 0 {
 				t.Errorf("%s: %d of %d packets were framed, %d stripped", name, sent, segments, received)
 			}
+		}
+	}
+}
+
+// A node that has its own addresses takes nothing that is for another, whoever sends it, until it is told otherwise.
+func TestDestinations(t *testing.T) {
+	packet := tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}
+	l := newLanes(t, 0, packet, laneInner)
+	edit, stats := &Edit{l.b.control}, l.b.shards[0].stats
+	for i, tt := range []struct {
+		own  []netip.Addr
+		pass bool
+	}{
+		{nil, true}, {[]netip.Addr{laneInner[1]}, true}, {[]netip.Addr{laneInner[0], netip.MustParseAddr("fd00::1")}, false}, {[]netip.Addr{}, false},
+		{[]netip.Addr{laneInner[0], laneInner[1]}, true}, {nil, true},
+	} {
+		edit.SetDestinations(tt.own)
+		before := stats.drops[dropDestinationNotOwn].Load()
+		const n = 5
+		got, dropped := l.carry(t, n), stats.drops[dropDestinationNotOwn].Load()-before
+		if (got > 0) != tt.pass || (dropped == 0) != tt.pass || !tt.pass && dropped != n {
+			t.Errorf("%d, own addresses %v: %d bytes came out and %d packets of %d were dropped, want them to pass: %v", i, tt.own, got, dropped, n, tt.pass)
 		}
 	}
 }

@@ -12,6 +12,8 @@ import (
 type routes struct {
 	table atomic.Pointer[bart.Fast[*peer]]
 	draft *bart.Fast[*peer] // control's; nil: no change since publish
+	// own are the only addresses that packets of peers may be for; nil: they may be for any.
+	own atomic.Pointer[[]netip.Addr]
 }
 
 func (r *routes) init() { r.table.Store(new(bart.Fast[*peer])) }

@@ -13,36 +13,37 @@ type dropReason uint8
 
 // The drop reasons of the data plane, in packet order: outbound, inbound, control.
 const (
-	dropNotIP            dropReason = iota // TUN packet without a usable IP header
-	dropNoRoute                            // no peer's allowed IPs cover the destination
-	dropNoEndpoint                         // the peer has no path yet
-	dropHousekeeping                       // the host's own router solicitation or group report, and no session yet that it could take
-	dropRoutingLoop                        // our own datagram: the route to the peer's endpoint leads into the tunnel
-	dropTooBig                             // longer than a UDP datagram can carry
-	dropStagedFull                         // too many packets waited for a session: 128 of a peer, or all that a shard keeps
-	dropStagedExpired                      // waited for a session that did not come about
-	dropSendStalled                        // the socket took nothing for too long, or was closed
-	dropFamily                             // no socket of the path's address family
-	dropStray                              // not WireGuard and nobody asked for such datagrams
-	dropMalformed                          // a WireGuard type with an impossible length
-	dropChannelData                        // from a relay, and shorter than it says or than a header
-	dropMailboxFull                        // handshake queue full
-	dropUnknownIndex                       // receiver index of no session of ours
-	dropExpiredKeypair                     // the session is too old
-	dropUnauthentic                        // tag wrong
-	dropReplayed                           // counter seen before or too old
-	dropInnerMalformed                     // decrypted bytes are no IP packet
-	dropSourceNotAllowed                   // inner source address belongs to another peer or none
-	dropECN                                // congestion mark on an inner packet that is not ECN capable (RFC 6040)
-	dropTUNFull                            // the device took nothing more
-	dropTUNDown                            // the device failed; while it is merely down the queue counts (tun_write_down)
+	dropNotIP             dropReason = iota // TUN packet without a usable IP header
+	dropNoRoute                             // no peer's allowed IPs cover the destination
+	dropNoEndpoint                          // the peer has no path yet
+	dropHousekeeping                        // the host's own router solicitation or group report, and no session yet that it could take
+	dropRoutingLoop                         // our own datagram: the route to the peer's endpoint leads into the tunnel
+	dropTooBig                              // longer than a UDP datagram can carry
+	dropStagedFull                          // too many packets waited for a session: 128 of a peer, or all that a shard keeps
+	dropStagedExpired                       // waited for a session that did not come about
+	dropSendStalled                         // the socket took nothing for too long, or was closed
+	dropFamily                              // no socket of the path's address family
+	dropStray                               // not WireGuard and nobody asked for such datagrams
+	dropMalformed                           // a WireGuard type with an impossible length
+	dropChannelData                         // from a relay, and shorter than it says or than a header
+	dropMailboxFull                         // handshake queue full
+	dropUnknownIndex                        // receiver index of no session of ours
+	dropExpiredKeypair                      // the session is too old
+	dropUnauthentic                         // tag wrong
+	dropReplayed                            // counter seen before or too old
+	dropInnerMalformed                      // decrypted bytes are no IP packet
+	dropSourceNotAllowed                    // inner source address belongs to another peer or none
+	dropDestinationNotOwn                   // inner destination address is none of those that a client has in the tunnel
+	dropECN                                 // congestion mark on an inner packet that is not ECN capable (RFC 6040)
+	dropTUNFull                             // the device took nothing more
+	dropTUNDown                             // the device failed; while it is merely down the queue counts (tun_write_down)
 	dropReasons
 )
 
 var dropNames = [dropReasons]string{
 	"not_ip", "no_route", "no_endpoint", "housekeeping", "routing_loop", "too_big", "staged_full", "staged_expired", "send_stalled", "no_address_family", "stray",
 	"malformed", "channel_data", "mailbox_full", "unknown_index", "expired_keypair", "unauthentic", "replayed", "inner_malformed",
-	"source_not_allowed", "ecn", "tun_full", "tun_down",
+	"source_not_allowed", "destination_not_own", "ecn", "tun_full", "tun_down",
 }
 
 // shardStats counts a shard's work. Written by the shard, read by any goroutine.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"math/rand/v2"
+	"net/netip"
 	"reflect"
 	"slices"
 	"time"
@@ -260,7 +261,13 @@ func (e *Edge) apply(s protocol.Sync) {
 	e.logRefused()
 	used := without(s, e.routes)
 	peers := e.admit(e.judge(used.Peers))
-	if err := e.pipeline.Load().Edit(func(edit *pipeline.Edit) error { e.edit(edit, peers); return nil }); err != nil {
+	if err := e.pipeline.Load().Edit(func(edit *pipeline.Edit) error {
+		if e.config.Role == protocol.Client { // a gateway takes what is for the networks behind it
+			edit.SetDestinations(addressesOf(s))
+		}
+		e.edit(edit, peers)
+		return nil
+	}); err != nil {
 		return // it has ended
 	}
 	e.view, e.applied = s, time.Now()
@@ -273,6 +280,15 @@ func (e *Edge) apply(s protocol.Sync) {
 	}
 	e.awaitSockets()
 	e.applyRelays(s.Relays)
+}
+
+// addressesOf are the node's own in the tunnel.
+func addressesOf(s protocol.Sync) []netip.Addr {
+	own := make([]netip.Addr, len(s.Addresses))
+	for i, p := range s.Addresses {
+		own[i] = p.Addr()
+	}
+	return own
 }
 
 // socketWait is how long the relays and what they say of our addresses may wait for the interface to come up.
