@@ -49,10 +49,12 @@ func clientCommand() *cli.Command {
 		Description: "Signs in at the portal, makes the interface, and routes what the portal lets it reach through the tunnel. A default route" +
 			"\nthat a gateway offers is taken too; private networks on this machine's own links stay reachable (-keep for others), and" +
 			"\nnothing else leads past the tunnel then, not even the family that there is no default route for. Routes that could take" +
-			"\nthese networks away, or lead elsewhere than to a network, are refused (-accept-routes). Name servers stay as they are." +
+			"\nthese networks away, or lead elsewhere than to a network, are refused (-accept-routes). Nobody opens connections to this machine by the" +
+			"\ntunnel (-accept-incoming). Name servers stay as they are." +
 			"\n\nWhile there is no tunnel, traffic leaves in the clear, unless -fail-closed keeps it in until -release.\n\n" +
 			"   sluice client -token-file /etc/sluice/token" + memberText,
 		Flags: append(memberFlags(),
+			&cli.BoolFlag{Name: "accept-incoming", Usage: "let in connections that nobody on this machine has begun, and echo requests (sluice ping)"},
 			&cli.BoolFlag{Name: "fail-closed", Usage: "let nothing leave this machine past the tunnel but for its own local networks, also after the program's end" +
 				" or a kill, until -release"},
 			&cli.BoolFlag{Name: "release", Usage: "only end what -fail-closed began, whether a client runs or not, with the same -interface, -socket, -table and -mark"},
@@ -143,6 +145,7 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 	if o.Accepted, err = parsePrefixes("-accept-routes", cmd.String("accept-routes")); err != nil {
 		return o, err
 	}
+	o.AcceptIncoming = cmd.Bool("accept-incoming")
 	o.FailClosed = cmd.Bool("fail-closed")
 	if cmd.Bool("release") && o.FailClosed {
 		return o, usageError{"-release ends what -fail-closed begins; give one of them"}

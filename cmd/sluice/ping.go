@@ -87,7 +87,7 @@ type pingResult struct {
 // silence is the error that nothing came back.
 func (r *pingResult) silence() error {
 	if r.state == "up" || r.state == "idle" {
-		return fmt.Errorf("%s does not answer, but there is a connection: does its firewall drop echoes? %s", r.Peer, r.Explanation)
+		return fmt.Errorf("%s does not answer, but there is a connection: a client answers no echoes without -accept-incoming, and a firewall may drop them; %s", r.Peer, r.Explanation)
 	}
 	return fmt.Errorf("%s does not answer: %s", r.Peer, r.Explanation)
 }

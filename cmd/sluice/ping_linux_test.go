@@ -92,7 +92,7 @@ func TestPingSilence(t *testing.T) {
 	}
 	stdout, stderr, code := call("", "ping", "-count", "1", "alice")
 	if code != 1 || !strings.Contains(stdout, "1: no answer within 2s; fine\n1 sent, 0 came back\n") ||
-		stderr != "sluice: alice does not answer, but there is a connection: does its firewall drop echoes? fine\n" {
+		stderr != "sluice: alice does not answer, but there is a connection: a client answers no echoes without -accept-incoming, and a firewall may drop them; fine\n" {
 		t.Errorf("code %d, %q, %q", code, stdout, stderr)
 	}
 	if err := (&pingResult{Peer: "bob", state: "waiting", Explanation: "tries again"}).silence(); err.Error() != "bob does not answer: tries again" {

@@ -100,6 +100,18 @@ func (*Routing) Release() error { return ErrUnsupported }
 // Release ends that the machine fails closed when no process runs.
 func Release(RoutingConfig) error { return ErrUnsupported }
 
+// Incoming is an interface's nftables table.
+type Incoming struct{}
+
+// NewIncoming makes an Incoming.
+func NewIncoming(string) *Incoming { return nil }
+
+// Refuse makes the table.
+func (*Incoming) Refuse(string) error { return ErrUnsupported }
+
+// Close deletes the table.
+func (*Incoming) Close() error { return ErrUnsupported }
+
 // HasIPv6 tells whether an interface has IPv6.
 func HasIPv6(string) bool { return false }
 

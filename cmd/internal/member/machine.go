@@ -24,7 +24,9 @@ type machine struct {
 	answer     protocol.Sync
 	routing    *host.Routing
 	forwarding *host.Forwarding
-	problem    error // of the last remark
+	incoming   *host.Incoming // of a client
+	open       error          // why what nobody has asked for comes in
+	problem    error          // of the last remark
 	// interferences are by their text.
 	interferences map[string]*interference
 	remarks       atomic.Pointer[remarks] // read by any goroutine
@@ -72,7 +74,20 @@ func (m *machine) set() (routes []netip.Prefix, err error) {
 			return nil, err
 		}
 	}
+	m.refuse()
 	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(lead))
+}
+
+// refuse keeps unasked connections from coming in to a client. Without nftables they do, and the status says so.
+func (m *machine) refuse() {
+	if m.incoming == nil {
+		return
+	}
+	if m.open = nil; m.options.AcceptIncoming {
+		_ = m.incoming.Close() // without nftables there is nothing
+		return
+	}
+	m.open = m.incoming.Refuse(m.options.Interface)
 }
 
 // blocks tells whether a family that nobody has a default route for is kept from going past the tunnel. A gateway may lead others to it.
@@ -182,6 +197,9 @@ func (m *machine) obstacles() (notes []string) {
 	notes = append(notes, covered(routes, networks, m.answer.Overlay, m.options.Keep)...)
 	if v6, lacks := lacking(routes); lacks {
 		notes = append(notes, m.other(v6, networks))
+	}
+	if m.open != nil {
+		notes = append(notes, "gateways, and who they let through, can open connections to this machine's tunnel addresses: "+oneLine(m.open))
 	}
 	if m.routing.FailsClosed() {
 		notes = append(notes, m.closed(routes))
@@ -302,6 +320,8 @@ func (m *machine) begin() (err error) {
 		}
 		if m.options.Role != protocol.Gateway {
 			_ = host.ClearForwarding(m.options.Interface) // a client needs no nftables
+			m.incoming = host.NewIncoming(m.options.Interface)
+			m.refuse() // before there are addresses
 		}
 	}
 	if m.forwarding != nil || m.options.Role != protocol.Gateway {
@@ -333,6 +353,9 @@ func (m *machine) Close() error {
 	var err error
 	if m.forwarding != nil {
 		err = m.forwarding.Close()
+	}
+	if m.incoming != nil && (!m.options.AcceptIncoming && m.open == nil) {
+		err = errors.Join(err, m.incoming.Close())
 	}
 	if m.routing != nil {
 		err = errors.Join(err, m.routing.Close())

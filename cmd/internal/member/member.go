@@ -50,6 +50,8 @@ type Options struct {
 	// Routes are what a gateway offers.
 	Routes []netip.Prefix
 	RoutePolicy
+	// AcceptIncoming: a client lets in what nobody on its machine has asked for.
+	AcceptIncoming bool
 	// FailClosed has nothing leave the machine past the tunnel but for its own local networks, from before the sign-in until Release.
 	FailClosed bool
 	// NoMasquerade: a gateway forwards packets with the addresses that they have in the tunnel.

@@ -33,6 +33,9 @@ const routesVariable = "SLUICE_MEMBER_ROUTES"
 // failVariable has a client fail closed.
 const failVariable = "SLUICE_MEMBER_FAIL_CLOSED"
 
+// acceptVariable has a client accept connections.
+const acceptVariable = "SLUICE_MEMBER_ACCEPT"
+
 func TestMain(m *testing.M) {
 	var err error
 	switch program := os.Getenv(programVariable); program {
@@ -86,6 +89,7 @@ func runNode(role protocol.Role) error {
 	if role == protocol.Gateway {
 		o.Routes = prefixes(strings.Fields(os.Getenv(routesVariable))...)
 	}
+	o.AcceptIncoming = os.Getenv(acceptVariable) != ""
 	o.FailClosed = os.Getenv(failVariable) != ""
 	return Run(context.Background(), o)
 }
