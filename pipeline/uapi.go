@@ -117,11 +117,12 @@ type uapiServer struct {
 	places  chan struct{} // one for each client
 
 	mu      sync.Mutex
-	clients map[net.Conn]time.Time // when it came, or had its last answer; guarded by mu
+	clients map[net.Conn]uint64 // turns as of when it came, or had its last answer; guarded by mu
+	turns   uint64              // how often clients came and were answered; guarded by mu
 }
 
 func newUAPIServer(target configurable, logger *slog.Logger) *uapiServer {
-	return &uapiServer{target: target, logger: logger, places: make(chan struct{}, uapiMaxClients), clients: make(map[net.Conn]time.Time)}
+	return &uapiServer{target: target, logger: logger, places: make(chan struct{}, uapiMaxClients), clients: make(map[net.Conn]uint64)}
 }
 
 func (s *uapiServer) serve(l net.Listener) error {
@@ -164,7 +165,8 @@ func (s *uapiServer) admit(conn net.Conn) {
 func (s *uapiServer) note(conn net.Conn) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.clients[conn] = time.Now()
+	s.turns++
+	s.clients[conn] = s.turns
 }
 
 // closeSilent closes the client that is silent longest.
@@ -173,7 +175,7 @@ func (s *uapiServer) closeSilent() {
 	defer s.mu.Unlock()
 	var silent net.Conn
 	for conn, since := range s.clients {
-		if silent == nil || since.Before(s.clients[silent]) {
+		if silent == nil || since < s.clients[silent] {
 			silent = conn
 		}
 	}

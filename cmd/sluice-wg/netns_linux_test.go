@@ -34,6 +34,15 @@ done
 exec %s "$@"
 `
 
+// settledIP is an ip that returns when a new IPv6 address has its route, which the kernel makes in a work queue
+// (net/ipv6/addrconf.c, addrconf_dad_work): the script pings at once, and without the route its packets rightly go nowhere.
+const settledIP = `#!/bin/bash
+case " $* " in
+*" addr add "*:*) %[1]s "$@" && sleep 0.2 ;;
+*) exec %[1]s "$@" ;;
+esac
+`
+
 // TestNetnsScript runs the test that wireguard-go brings along, which is kernel WireGuard's own, ported: it is read where the
 // module cache has it. A failure of any step is the script's end; what it last said is shown.
 func TestNetnsScript(t *testing.T) {
@@ -49,6 +58,13 @@ func TestNetnsScript(t *testing.T) {
 	}
 	path := program(t)
 	if err := os.WriteFile(filepath.Join(filepath.Dir(path), "iperf3"), fmt.Appendf(nil, fewerBytes, iperf), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	ip, err := exec.LookPath("ip")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := os.WriteFile(filepath.Join(filepath.Dir(path), "ip"), fmt.Appendf(nil, settledIP, ip), 0o755); err != nil {
 		t.Fatal(err)
 	}
 	for run := range 3 {

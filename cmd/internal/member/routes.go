@@ -64,7 +64,7 @@ func broad(p netip.Prefix) bool {
 	return p.Bits() < leastBits4 || p.Addr().Is6() && p.Bits() < leastBits6
 }
 
-// refuses says why a route is not used, "" if it is. A peer's tunnel address is always, unless the router has it.
+// refuses says why a route is not used, "" if it is. A peer's tunnel address always is.
 func (c *chooser) refuses(p netip.Prefix) string {
 	for _, o := range c.offered {
 		if shadows(o, p, c.overlay) {
@@ -88,14 +88,12 @@ func (c *chooser) refuses(p netip.Prefix) string {
 
 // suspects says what speaks against a route that nobody on this machine has asked for.
 func (c *chooser) suspects(p netip.Prefix) string {
-	for _, a := range c.here.routers {
-		if p.IsSingleIP() && p.Addr() == a {
-			return "it is the address of this machine's default router"
-		}
-	}
+	isRouter := func(a netip.Addr) bool { return p.IsSingleIP() && p.Addr() == a }
 	switch {
-	case protocol.InOverlay(c.overlay, p):
+	case protocol.InOverlay(c.overlay, p): // also where a carrier's router has the address: it still leads on what is not for itself
 		return ""
+	case slices.ContainsFunc(c.here.routers, isRouter):
+		return "it is the address of this machine's default router"
 	case p.Addr().IsMulticast():
 		return "it is of multicast addresses"
 	case covers(linkLocal, p):
