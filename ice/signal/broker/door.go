@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"sync"
@@ -21,9 +22,13 @@ const (
 	// helloTime is how long a connection may say nothing, handshakeTime how long its TLS handshake may take from then on. A segment
 	// that was lost costs a second of each (RFC 6298, section 2).
 	helloTime, handshakeTime = 3 * time.Second, 5 * time.Second
-	// handshakesPerSecond bounds what TLS costs: one is about half a millisecond of a core. Those beyond it wait, for at most queueTime.
+	// handshakesPerSecond bounds what TLS costs: one is about half a millisecond of a core. A neighbourhood may begin a quarter of them,
+	// so that the others do not wait for it. Those beyond either wait, for at most queueTime.
 	handshakesPerSecond = 500
+	handshakesOfSource  = handshakesPerSecond / 4
 	queueTime           = 2 * time.Second
+	// maxPaces is how many sources' paces are kept before those that are over are looked for.
+	maxPaces = 4096
 	// writeTime is how long a node may take to read a piece.
 	writeTime = 10 * time.Second
 	// farewells is how many connections may be told at once that they are too many.
@@ -51,8 +56,8 @@ type door struct {
 	closed    bool
 	guests    map[netip.AddrPort]*guest // by the address they come from
 	conns     map[net.Conn]struct{}
-	strangers map[netip.Prefix]int // by source, of both sizes, and in all by the zero Prefix
-	next      time.Time            // when the next handshake may begin
+	strangers map[netip.Prefix]int       // by source, of both sizes, and in all by the zero Prefix
+	paces     map[netip.Prefix]time.Time // when the next handshake may begin: of a neighbourhood, and in all by the zero Prefix
 }
 
 // guest is a connection. Its shares are held until it has signed in or ended.
@@ -70,6 +75,7 @@ func listen(cfg *Config, log *serverLog) (*door, error) {
 	return &door{
 		listener: listener, tls: cfg.TLS, log: log, most: or(cfg.MaxConnections, 4096), farewell: make(chan struct{}, farewells),
 		guests: map[netip.AddrPort]*guest{}, conns: map[net.Conn]struct{}{}, strangers: map[netip.Prefix]int{},
+		paces: map[netip.Prefix]time.Time{},
 	}, nil
 }
 
@@ -201,20 +207,28 @@ func (d *door) refuse(conn net.Conn) {
 // errQueue ends a handshake that would have to wait too long.
 var errQueue = errors.New("too many handshakes wait")
 
-// queue waits until a handshake may begin.
-func (d *door) queue(ctx context.Context) error {
+// queue waits until a handshake may begin that comes from a neighbourhood: for its turn there, and then among all.
+func (d *door) queue(ctx context.Context, around netip.Prefix) error {
+	if err := d.await(ctx, around, handshakesOfSource); err != nil {
+		return err
+	}
+	return d.await(ctx, netip.Prefix{}, handshakesPerSecond)
+}
+
+// await waits for the turn in one queue.
+func (d *door) await(ctx context.Context, of netip.Prefix, perSecond int) error {
 	d.mu.Lock()
 	now := time.Now()
-	wait := max(0, d.next.Sub(now))
+	if len(d.paces) > maxPaces {
+		maps.DeleteFunc(d.paces, func(_ netip.Prefix, next time.Time) bool { return next.Before(now) })
+	}
+	wait := max(0, d.paces[of].Sub(now))
 	if wait <= queueTime {
-		d.next = now.Add(wait + time.Second/handshakesPerSecond)
+		d.paces[of] = now.Add(wait + time.Second/time.Duration(perSecond))
 	}
 	d.mu.Unlock()
 	if wait > queueTime {
 		return errQueue
-	}
-	if wait == 0 {
-		return nil
 	}
 	timer := time.NewTimer(wait)
 	defer timer.Stop()
@@ -227,10 +241,10 @@ func (d *door) queue(ctx context.Context) error {
 }
 
 // handshake makes the TLS connection.
-func (d *door) handshake(conn net.Conn) (net.Conn, error) {
+func (d *door) handshake(conn net.Conn, from netip.Addr) (net.Conn, error) {
 	cfg := d.tls.Clone()
 	cfg.GetConfigForClient = func(hello *tls.ClientHelloInfo) (*tls.Config, error) { // before anything that costs
-		if err := d.queue(hello.Context()); err != nil {
+		if err := d.queue(hello.Context(), sources(from)[1]); err != nil {
 			d.refuse(conn)
 			return nil, err
 		}
@@ -250,7 +264,7 @@ func (d *door) handshake(conn net.Conn) (net.Conn, error) {
 func (d *door) pass(conn net.Conn, g *guest) (err error) {
 	local := conn.LocalAddr().(*net.TCPAddr).AddrPort()
 	if d.tls != nil {
-		if conn, err = d.handshake(conn); err != nil {
+		if conn, err = d.handshake(conn, g.from.Addr()); err != nil {
 			return err
 		}
 		defer conn.Close()

@@ -10,14 +10,15 @@ import (
 	"time"
 )
 
-// TestHandshakeQueue: handshakes wait for one another, and those that would wait too long are told so at once.
+// TestHandshakeQueue: handshakes of a neighbourhood wait for one another, those that would wait too long are told so at once, and
+// another neighbourhood's do not wait for them.
 func TestHandshakeQueue(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		d, begin := &door{}, time.Now()
+		d, begin := &door{paces: map[netip.Prefix]time.Time{}}, time.Now()
 		var passed, refused atomic.Int32
-		for range 3000 {
+		for range 1000 {
 			go func() {
-				switch err := d.queue(t.Context()); {
+				switch err := d.queue(t.Context(), netip.MustParsePrefix("192.0.2.0/24")); {
 				case err == nil:
 					passed.Add(1)
 				case errors.Is(err, errQueue) && time.Since(begin) == 0:
@@ -29,13 +30,45 @@ func TestHandshakeQueue(t *testing.T) {
 		}
 		time.Sleep(time.Second)
 		synctest.Wait()
-		if got := passed.Load(); got != handshakesPerSecond+1 {
-			t.Errorf("%d have passed in a second, want %d", got, handshakesPerSecond+1)
+		if got := passed.Load(); got != handshakesOfSource+1 {
+			t.Errorf("%d have passed in a second, want %d", got, handshakesOfSource+1)
+		}
+		now := time.Now()
+		if err := d.queue(t.Context(), netip.MustParsePrefix("198.51.100.0/24")); err != nil || time.Since(now) > time.Second/handshakesPerSecond {
+			t.Errorf("another neighbourhood: %v after %v, want its turn at once", err, time.Since(now))
 		}
 		time.Sleep(queueTime)
 		synctest.Wait()
-		if got, want := passed.Load(), int32(queueTime/time.Second*handshakesPerSecond+1); got != want || refused.Load() != 3000-want {
-			t.Errorf("%d have passed and %d were refused, want %d and %d", got, refused.Load(), want, 3000-want)
+		if got, want := passed.Load(), int32(queueTime/time.Second*handshakesOfSource+1); got != want || refused.Load() != 1000-want {
+			t.Errorf("%d have passed and %d were refused, want %d and %d", got, refused.Load(), want, 1000-want)
+		}
+	})
+}
+
+// TestHandshakesInAll: many neighbourhoods together begin no more than there may be, and leave nothing behind.
+func TestHandshakesInAll(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := &door{paces: map[netip.Prefix]time.Time{}}
+		var passed atomic.Int32
+		for i := range 1500 {
+			go func() {
+				around := netip.PrefixFrom(netip.AddrFrom4([4]byte{11, byte(i >> 8), byte(i), 0}), 24)
+				if d.queue(t.Context(), around) == nil {
+					passed.Add(1)
+				}
+			}()
+		}
+		time.Sleep(queueTime)
+		synctest.Wait()
+		if got, want := passed.Load(), int32(queueTime/time.Second*handshakesPerSecond+1); got != want {
+			t.Errorf("%d have passed in %v, want %d", got, queueTime, want)
+		}
+		for i := range maxPaces {
+			d.paces[netip.PrefixFrom(netip.AddrFrom4([4]byte{12, byte(i >> 8), byte(i), 0}), 24)] = time.Now()
+		}
+		time.Sleep(time.Second)
+		if err := d.queue(t.Context(), netip.MustParsePrefix("192.0.2.0/24")); err != nil || len(d.paces) > 2 {
+			t.Errorf("%v, and %d paces are kept, want 2", err, len(d.paces))
 		}
 	})
 }
