@@ -40,8 +40,10 @@ type Forwarding struct {
 	// offered and reach are sets of table.
 	offered, reach []*nftables.Set
 	around         surroundings // as the table was written
-	// unended: connections may go on that the table would not let begin.
-	unended bool
+	// unended: connections may go on that the table would not let begin. ended is when they were looked for, which took endingTook.
+	unended    bool
+	ended      time.Time
+	endingTook time.Duration
 	// notes are those of the settings that were other before.
 	notes map[string]bool
 	// before are the tables that filtered or translated forwarded packets already when we began.
@@ -242,12 +244,20 @@ func (fw *Forwarding) Mend() (mended bool, err error) {
 		return false, err
 	}
 	switched, err := fw.switchOn()
-	if fw.unended {
+	if begin := time.Now(); fw.unended && begin.Sub(fw.ended) >= endingRest*fw.endingTook {
 		found, e := fw.endFlows()
 		fw.unended, err = found, errors.Join(err, e) // once more if there were some
+		fw.ended = time.Now()
+		fw.endingTook = fw.ended.Sub(begin)
 	}
 	return mended || switched, err
 }
+
+// endingRest bounds the part of a processor that it takes to look through all connections again and again.
+const endingRest = 9
+
+// Unended tells whether Mend is to be called once more soon, since connections may go on that have to end.
+func (fw *Forwarding) Unended() bool { return fw.unended }
 
 // noted tells whether all notes are in the table.
 func (fw *Forwarding) noted(chains []*nftables.Chain) bool {

@@ -46,6 +46,9 @@ func ClearForwarding(string) error { return ErrUnsupported }
 // Mend sets up again what others have taken away.
 func (*Forwarding) Mend() (bool, error) { return false, ErrUnsupported }
 
+// Unended tells whether Mend is to be called once more soon.
+func (*Forwarding) Unended() bool { return false }
+
 // Set obeys another Forward.
 func (*Forwarding) Set(Forward) error { return ErrUnsupported }
 

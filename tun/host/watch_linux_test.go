@@ -278,8 +278,8 @@ func TestFlowsEnded(t *testing.T) {
 
 // unsettled mends until there is nothing to end.
 func unsettled(fw *Forwarding) error {
-	for range 10 {
-		if !fw.unended {
+	for range 1000 {
+		if !fw.Unended() {
 			return nil
 		}
 		if _, err := fw.Mend(); err != nil {

@@ -52,6 +52,7 @@ func (k *keeper) run(ctx context.Context) {
 		watched = watcher.Changes()
 		changed = watched
 	}
+	again := false // at the end of the pause, whatever happens
 	pause := time.NewTimer(0)
 	defer pause.Stop()
 	for {
@@ -67,7 +68,9 @@ func (k *keeper) run(ctx context.Context) {
 			continue
 		case <-pause.C:
 			changed = watched
-			continue
+			if !again {
+				continue
+			}
 		case done := <-k.release:
 			done <- k.machine.release()
 			continue
@@ -76,7 +79,7 @@ func (k *keeper) run(ctx context.Context) {
 		case <-k.look:
 		}
 		begin := time.Now()
-		k.machine.mend()
+		again = k.machine.mend()
 		changed = nil
 		pause.Reset(min(max(pauseFactor*time.Since(begin), leastPause), mostPause))
 	}

@@ -96,10 +96,10 @@ func (m *machine) blocks(v6 bool) bool {
 }
 
 // mend puts right what others have changed since: a firewall that was loaded anew, a service that manages the network and
-// does not know us, an interface that came or went.
-func (m *machine) mend() {
+// does not know us, an interface that came or went. It tells whether it is to be called once more soon.
+func (m *machine) mend() (again bool) {
 	if !m.ready() {
-		return
+		return false
 	}
 	before := m.routing.Changes()
 	_, err := m.set()
@@ -111,9 +111,10 @@ func (m *machine) mend() {
 		if mended {
 			m.interfered("forwarding or its nftables table was touched by somebody else, and is set up again")
 		}
-		err = errors.Join(err, e)
+		err, again = errors.Join(err, e), m.forwarding.Unended()
 	}
 	m.remark(err)
+	return again
 }
 
 // interferedTold is how often the same is logged at most: who changes things all the time does not fill the log.
