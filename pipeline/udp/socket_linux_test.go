@@ -6,6 +6,8 @@ import (
 	"fmt"
 	"math/rand/v2"
 	"net/netip"
+	"os"
+	"strconv"
 	"syscall"
 	"testing"
 	"time"
@@ -243,6 +245,34 @@ func waitSettled(s Socket, settled func() bool) {
 	}
 }
 
+// onOneCPU keeps this process, and with it the interrupts and timers that its packets cause, on one processor: from two, a veth pair
+// delivers in another order.
+func onOneCPU(t *testing.T) {
+	t.Helper()
+	var before, one unix.CPUSet
+	if err := unix.SchedGetaffinity(0, &before); err != nil {
+		t.Fatal(err)
+	}
+	for cpu := 0; one.Count() == 0; cpu++ {
+		if before.IsSet(cpu) {
+			one.Set(cpu)
+		}
+	}
+	all := func(set *unix.CPUSet) {
+		threads, err := os.ReadDir("/proc/self/task")
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, thread := range threads {
+			if tid, err := strconv.Atoi(thread.Name()); err == nil {
+				_ = unix.SchedSetaffinity(tid, set) // it may have ended
+			}
+		}
+	}
+	all(&one)
+	t.Cleanup(func() { all(&before) })
+}
+
 // TestSendBufferFull: a slow device fills the socket buffer; Send stops short and goes on, and all arrives in order, also
 // where a run goes datagram by datagram.
 func TestSendBufferFull(t *testing.T) {
@@ -251,6 +281,7 @@ func TestSendBufferFull(t *testing.T) {
 		mtu  int
 	}{{"runs", 1500}, {"datagram by datagram", 1000}} {
 		t.Run(test.name, func(t *testing.T) {
+			onOneCPU(t)
 			a, b := cable(t)
 			const slowDevice = "tc qdisc %s dev vetha root tbf limit 10000000 rate %s burst %d"
 			if err := a.try(slowDevice, "add", "100kbit", 3000); err != nil {
