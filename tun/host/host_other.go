@@ -110,7 +110,7 @@ type Incoming struct{}
 func NewIncoming(string) *Incoming { return nil }
 
 // Refuse makes the table.
-func (*Incoming) Refuse(string) error { return ErrUnsupported }
+func (*Incoming) Refuse() error { return ErrUnsupported }
 
 // Close deletes the table.
 func (*Incoming) Close() error { return ErrUnsupported }

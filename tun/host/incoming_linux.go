@@ -16,29 +16,30 @@ const incomingSuffix = "-in"
 // error about what went out (conntrack's related), whether it is for this machine or would be forwarded. All else is dropped, echo requests
 // and the begin of connections among them. Its methods belong to one goroutine, and act in the namespace of the calling thread.
 type Incoming struct {
-	own ownTable
+	name string // of the interface
+	own  ownTable
 }
 
-// NewIncoming makes an Incoming, which does nothing before Close or Refuse; name is the interface's.
+// NewIncoming returns the Incoming of the interface with that name. It makes no table yet.
 func NewIncoming(name string) *Incoming {
-	return &Incoming{ownTable{conn: newTables(), table: &nftables.Table{Name: tablePrefix + name + incomingSuffix, Family: nftables.TableFamilyINet}}}
+	return &Incoming{name, ownTable{conn: newTables(), table: &nftables.Table{Name: tablePrefix + name + incomingSuffix, Family: nftables.TableFamilyINet}}}
 }
 
 // Refuse makes the table, unless it is there as it was written.
-func (in *Incoming) Refuse(name string) error {
+func (in *Incoming) Refuse() error {
 	if in.own.intact() {
 		return nil
 	}
-	return wrapNFT(in.own.replace(func() error { in.write(name); return nil }), "refuse what comes by "+name)
+	return wrapNFT(in.own.replace(func() error { in.write(); return nil }), "refuse what comes by "+in.name)
 }
 
-func (in *Incoming) write(name string) {
+func (in *Incoming) write() {
 	accept := nftables.ChainPolicyAccept
 	c := in.own.conn.AddChain(&nftables.Chain{ // behind conntrack (-200), and before the routing that tells input from forward
 		Name: "prerouting", Table: in.own.table, Type: nftables.ChainTypeFilter, Policy: &accept,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityFilter,
 	})
-	tunnel := matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, name)
+	tunnel := matchInterface(expr.MetaKeyIIFNAME, expr.CmpOpEq, in.name)
 	in.own.conn.AddRule(&nftables.Rule{Table: in.own.table, Chain: c, Exprs: slices.Concat(tunnel, matchAnswers(), verdict(expr.VerdictAccept))})
 	in.own.conn.AddRule(&nftables.Rule{Table: in.own.table, Chain: c, Exprs: slices.Concat(tunnel, []expr.Any{&expr.Counter{}}, verdict(expr.VerdictDrop))})
 }

@@ -87,7 +87,7 @@ func (m *machine) refuse() {
 		_ = m.incoming.Close() // without nftables there is nothing
 		return
 	}
-	m.open = m.incoming.Refuse(m.options.Interface)
+	m.open = m.incoming.Refuse()
 }
 
 // blocks tells whether a family that nobody has a default route for is kept from going past the tunnel. A gateway may lead others to it.
@@ -320,7 +320,7 @@ func (m *machine) begin() (err error) {
 			return err
 		}
 		if m.options.Role != protocol.Gateway {
-			_ = host.ClearForwarding(m.options.Interface) // a client needs no nftables
+			_ = host.ClearForwarding(m.options.Interface) // of a gateway that was killed
 			m.incoming = host.NewIncoming(m.options.Interface)
 			m.refuse() // before there are addresses
 		}
