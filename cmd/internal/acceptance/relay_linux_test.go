@@ -106,7 +106,8 @@ func TestRelayedDatagrams(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
 			v := newVPNWith(t, relay)
-			g, c := v.pair(lab.Symmetric, lab.Symmetric)
+			g := v.add("gate", "gateway", v.site("gate-site", lab.Symmetric))
+			c := v.add("laptop", "client", v.site("client-site", lab.Symmetric), "-accept-incoming") // the gateway begins as well
 			c.awaitConnection(patience, "gate", "connected", isUp("relay"))
 			g.awaitConnection(patience, "laptop", "connected", isUp("relay"))
 			// On a machine that is too busy to run the relay its buffer overflows now and then; what we lose is lost each time.
