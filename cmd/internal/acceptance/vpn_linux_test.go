@@ -116,8 +116,17 @@ func newVPN(t *testing.T, portalArgs ...string) *vpn {
 func newVPNWith(t *testing.T, before func(v *vpn) (portalArgs []string)) *vpn {
 	t.Helper()
 	lab.NeedTUN(t)
-	v := &vpn{t: t, dir: t.TempDir()}
-	var err error
+	// The path of a socket has 108 bytes (unix(7)): too few for the test's name in it, where the folder for such things has a long one.
+	dir, err := os.MkdirTemp("", "vpn")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := os.RemoveAll(dir); err != nil {
+			t.Error(err)
+		}
+	})
+	v := &vpn{t: t, dir: dir}
 	if v.internet, err = lab.NewInternet(); err != nil {
 		t.Fatal(err)
 	}
