@@ -85,8 +85,7 @@
 //   - Without assembly (other processors than amd64, and the tag purego) x/crypto puts the session key on the heap with every
 //     packet. Cookies, which prove an address for two minutes, are in x/crypto's BLAKE2s, also on the heap.
 //   - What arrives as text or in JSON belongs to the library that parses it: in sluice the token, and the preshared keys
-//     that the portal gives out. The secret of a gateway's token, which it signs in with anew, stood there 8 times, and twice in
-//     hexadecimal. The private key of sluice lives as long as the program, and stands there twice.
+//     that the portal gives out.
 //
 // With GOEXPERIMENT=runtimesecret the runtime also erases registers and what was left on the heap by a handshake.
 package crypto

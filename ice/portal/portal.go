@@ -22,6 +22,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/relay"
+	"github.com/sluice-vpn/sluice/ice/secretfile"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/ice/signal/broker"
 )
@@ -127,7 +128,7 @@ func Start(cfg Config) (_ *Portal, err error) {
 		return nil, fmt.Errorf("portal: state in %s: %w", cfg.Folder, err)
 	}
 	if made != nil { // last, so that where it is the state is whole
-		if err := writeSecret(path, made); err != nil {
+		if err := secretfile.Write(path, made); err != nil {
 			return nil, fmt.Errorf("portal: %w", err)
 		}
 	}

@@ -18,6 +18,7 @@ import (
 	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/secretfile"
 	"github.com/sluice-vpn/sluice/ice/signal"
 )
 
@@ -103,7 +104,7 @@ const readTime = 10 * time.Second
 // says nothing: a node that was added would be gone, and one that was removed be back. The lock is held.
 func (s *state) writeMark(ctx context.Context) {
 	if last, err := s.sequence(ctx); err == nil {
-		_ = writeSecret(s.mark, strconv.AppendUint(nil, last, 10)) // an older mark is true as well
+		_ = secretfile.Write(s.mark, strconv.AppendUint(nil, last, 10)) // an older mark is true as well
 	}
 }
 

@@ -19,6 +19,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/relay"
+	"github.com/sluice-vpn/sluice/ice/secretfile"
 	"github.com/sluice-vpn/sluice/ice/signal"
 )
 
@@ -258,7 +259,7 @@ func TestClocks(t *testing.T) {
 		open(t, folder).Close()
 		text, err := makeCertificate(now)
 		if err == nil {
-			err = writeSecret(filepath.Join(folder, "portal.pem"), text)
+			err = secretfile.Write(filepath.Join(folder, "portal.pem"), text)
 		}
 		if err != nil {
 			t.Fatal(err)

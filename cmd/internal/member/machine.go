@@ -289,14 +289,14 @@ func covered(routes []netip.Prefix, networks []host.Network, overlay, keep []net
 					" are not reached; before there are nodes, sluice portal -network chooses other addresses", n.Prefix, n.Interface, o))
 			}
 		}
-		stays := host.LocalNetwork(n.Prefix) || covers(keep, n.Prefix)
+		stays := host.LocalNetwork(n.Prefix) || protocol.Within(keep, n.Prefix)
 		for _, r := range routes {
-			switch around := covers([]netip.Prefix{r}, n.Prefix) && r != n.Prefix; {
-			case protocol.InOverlay(overlay, r) || !around: // what is inside was asked for
+			switch around := protocol.Within([]netip.Prefix{r}, n.Prefix) && r != n.Prefix; {
+			case protocol.Within(overlay, r) || !around: // what is inside was asked for
 			case !stays:
 				notes = append(notes, fmt.Sprintf("%s on %s goes into the tunnel, as all of %s does, since it is no private network, or too large for a"+
 					" link's: -keep %[1]s has it stay on %[2]s", n.Prefix, n.Interface, r))
-			case !broad(r):
+			case !protocol.Broad(r):
 				notes = append(notes, fmt.Sprintf("%s on %s overlaps with %s, which a gateway offers: those addresses are reached on %s, not through the tunnel",
 					n.Prefix, n.Interface, r, n.Interface))
 			}
@@ -345,7 +345,7 @@ func (m *machine) forward() host.Forward {
 	return host.Forward{
 		Interface: m.options.Interface, NoMasquerade: m.options.NoMasquerade, Routes: m.answer.Offers.Approved(), Addresses: m.answer.Addresses,
 		Overlay: m.answer.Overlay,
-		Reach:   slices.DeleteFunc(routesOf(m.answer), func(p netip.Prefix) bool { return protocol.InOverlay(m.answer.Overlay, p) }),
+		Reach:   slices.DeleteFunc(routesOf(m.answer), func(p netip.Prefix) bool { return protocol.Within(m.answer.Overlay, p) }),
 	}
 }
 

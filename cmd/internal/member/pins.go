@@ -17,6 +17,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/secretfile"
 )
 
 const (
@@ -117,7 +118,10 @@ func (f *pinsFile) write() {
 	}
 	text, err := json.MarshalIndent(pinsJSON{f.portal, *pins}, "", "\t")
 	if err == nil {
-		err = replaceFile(f.path, append(text, '\n'))
+		err = os.MkdirAll(filepath.Dir(f.path), 0o700)
+	}
+	if err == nil {
+		err = secretfile.Write(f.path, append(text, '\n'))
 	}
 	if err == nil {
 		f.note("")
@@ -147,25 +151,4 @@ func (f *pinsFile) notes() []string {
 		return []string{*p}
 	}
 	return nil
-}
-
-// replaceFile writes a file for the owner only, in one step, and its folder if need be.
-func replaceFile(path string, text []byte) error {
-	folder := filepath.Dir(path)
-	if err := os.MkdirAll(folder, 0o700); err != nil {
-		return err
-	}
-	f, err := os.CreateTemp(folder, filepath.Base(path)+".*") // mode 0600
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }

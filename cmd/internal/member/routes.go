@@ -44,7 +44,7 @@ func (o *Options) choose(answer protocol.Sync) []edge.RouteStatus {
 	for i := range routes {
 		r := &routes[i]
 		why := c.refuses(r.Prefix)
-		if err != nil && !protocol.InOverlay(c.overlay, r.Prefix) { // it could be any of them
+		if err != nil && !protocol.Within(c.overlay, r.Prefix) { // it could be any of them
 			why = "the networks of this machine are not known: " + oneLine(err)
 		}
 		if why != "" {
@@ -54,16 +54,6 @@ func (o *Options) choose(answer protocol.Sync) []edge.RouteStatus {
 	return routes
 }
 
-// What is as good as a default route has fewer bits. It is no overlay either.
-const (
-	leastBits4 = 8
-	leastBits6 = 16
-)
-
-func broad(p netip.Prefix) bool {
-	return p.Bits() < leastBits4 || p.Addr().Is6() && p.Bits() < leastBits6
-}
-
 // refuses says why a route is not used, "" if it is. A peer's tunnel address always is.
 func (c *chooser) refuses(p netip.Prefix) string {
 	for _, o := range c.offered {
@@ -71,13 +61,13 @@ func (c *chooser) refuses(p netip.Prefix) string {
 			return fmt.Sprintf("it overlaps with %v, which this node offers itself", o)
 		}
 	}
-	if c.policy.NoDefault && broad(p) {
+	if c.policy.NoDefault && protocol.Broad(p) {
 		return "-no-default-route"
 	}
 	if p.Bits() == 0 && slices.Contains(c.policy.Keep, p) {
 		return fmt.Sprintf("-keep %v", p)
 	}
-	if covers(c.policy.Accepted, p) {
+	if protocol.Within(c.policy.Accepted, p) {
 		return ""
 	}
 	if why := c.suspects(p); why != "" {
@@ -90,17 +80,17 @@ func (c *chooser) refuses(p netip.Prefix) string {
 func (c *chooser) suspects(p netip.Prefix) string {
 	isRouter := func(a netip.Addr) bool { return p.IsSingleIP() && p.Addr() == a }
 	switch {
-	case protocol.InOverlay(c.overlay, p): // also where a carrier's router has the address: it still leads on what is not for itself
+	case protocol.Within(c.overlay, p): // also where a carrier's router has the address: it still leads on what is not for itself
 		return ""
 	case slices.ContainsFunc(c.here.routers, isRouter):
 		return "it is the address of this machine's default router"
 	case p.Addr().IsMulticast():
 		return "it is of multicast addresses"
-	case covers(linkLocal, p):
+	case protocol.Within(linkLocal, p):
 		return "it is of link-local addresses, which mean something on one link only"
 	}
 	for _, n := range c.here.networks {
-		if covers([]netip.Prefix{n.Prefix}, p) {
+		if protocol.Within([]netip.Prefix{n.Prefix}, p) {
 			return fmt.Sprintf("it is of %v, the network that this machine is in on %s", n.Prefix, n.Interface)
 		}
 	}
@@ -113,15 +103,10 @@ func (c *chooser) suspects(p netip.Prefix) string {
 // linkLocal are RFC 3927 and RFC 4291, section 2.5.6. Clouds answer questions for a machine's credentials at 169.254.169.254.
 var linkLocal = []netip.Prefix{netip.MustParsePrefix("169.254.0.0/16"), netip.MustParsePrefix("fe80::/10")}
 
-// covers tells whether p is one of the list or inside one.
-func covers(list []netip.Prefix, p netip.Prefix) bool {
-	return slices.ContainsFunc(list, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) })
-}
-
 // shadows tells whether the offered prefix keeps a peer's out, since that would lead the network behind this node into the tunnel. A
 // default route says nothing about the network behind this node, and tunnel addresses are never there.
 func shadows(own, p netip.Prefix, overlay []netip.Prefix) bool {
-	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !protocol.InOverlay(overlay, p)
+	return own.Overlaps(p) && (own.Bits() == 0) == (p.Bits() == 0) && !protocol.Within(overlay, p)
 }
 
 // everywhere is the default route of a family.

@@ -41,8 +41,7 @@ func (n *node) release(w http.ResponseWriter, _ *http.Request) {
 		http.Error(w, err.Error(), http.StatusConflict)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(struct{}{}) // as in tellStatus
+	reply(w, struct{}{})
 }
 
 func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
@@ -63,8 +62,7 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 			s.Problem = r.problem
 		}
 	}
-	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(s) // an error means that the reader has gone
+	reply(w, s)
 }
 
 func (n *node) tellPins(w http.ResponseWriter, r *http.Request) {
@@ -75,8 +73,7 @@ func (n *node) tellPins(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
 	}
-	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(pins) // as in tellStatus
+	reply(w, pins)
 }
 
 // trust takes a peer with its offered identity. It answers when that is on disk, else with what is in the way of it.
@@ -93,6 +90,11 @@ func (n *node) trust(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	n.pins.write()
+	reply(w, strings.Join(n.pins.notes(), "; "))
+}
+
+// reply answers with JSON.
+func reply(w http.ResponseWriter, v any) {
 	w.Header().Set("Content-Type", "application/json")
-	json.NewEncoder(w).Encode(strings.Join(n.pins.notes(), "; ")) // as in tellStatus
+	json.NewEncoder(w).Encode(v) // an error means that the reader has gone
 }

@@ -51,15 +51,20 @@ func (list Offers) Approved() (approved []netip.Prefix) {
 	return approved
 }
 
-// The shortest prefixes that tunnel addresses may come from: no overlay takes the Internet for itself.
+// What is as good as a default route has fewer bits than these.
 const (
-	leastOverlay4 = 8
-	leastOverlay6 = 16
+	leastBits4 = 8
+	leastBits6 = 16
 )
 
-// InOverlay reports whether p is within one of the overlay's prefixes.
-func InOverlay(overlay []netip.Prefix, p netip.Prefix) bool {
-	return slices.ContainsFunc(overlay, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) })
+// Broad reports whether p is as good as a default route: no overlay is, since none takes the Internet for itself.
+func Broad(p netip.Prefix) bool {
+	return p.Bits() < leastBits4 || p.Addr().Is6() && p.Bits() < leastBits6
+}
+
+// Within reports whether p is one of list or within one.
+func Within(list []netip.Prefix, p netip.Prefix) bool {
+	return slices.ContainsFunc(list, func(o netip.Prefix) bool { return o.Bits() <= p.Bits() && o.Overlaps(p) })
 }
 
 // validateOverlay checks the prefixes of tunnel addresses and the node's own.
@@ -68,12 +73,12 @@ func (s *Sync) validateOverlay() error {
 		return errors.New("no overlay")
 	}
 	for _, o := range s.Overlay {
-		if o.Bits() < leastOverlay6 && o.Addr().Is6() || o.Bits() < leastOverlay4 {
+		if Broad(o) {
 			return fmt.Errorf("%v is too large for tunnel addresses", o)
 		}
 	}
 	for _, a := range s.Addresses {
-		if !InOverlay(s.Overlay, a) {
+		if !Within(s.Overlay, a) {
 			return fmt.Errorf("the tunnel address %v is not of the overlay %v", a, s.Overlay)
 		}
 	}
@@ -83,7 +88,7 @@ func (s *Sync) validateOverlay() error {
 // validatePeer checks what leads to a peer: single addresses of the overlay, and behind a gateway networks outside of it.
 func (s *Sync) validatePeer(p *Peer) error {
 	for _, a := range p.AllowedIPs {
-		switch inside := InOverlay(s.Overlay, a); {
+		switch inside := Within(s.Overlay, a); {
 		case inside && a.IsSingleIP():
 		case inside, p.Role != Gateway:
 			return fmt.Errorf("%v is no tunnel address for peer %s", a, p.Name)
