@@ -170,7 +170,7 @@ func (m *Mux) heard(c *conn, from netip.AddrPort) dropReason {
 	if r == nil {
 		return dropTooManyRemotes
 	}
-	r.credit(c.local.Addr())
+	c.member.credit(c, from, r)
 	m.buckets.credit(from)
 	c.member.lastSeen = time.Now()
 	c.member.heard()

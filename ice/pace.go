@@ -62,6 +62,8 @@ type remote struct {
 type pairPace struct {
 	local netip.Addr
 	last  time.Time
+	// triggered is set by an authentic request until the check in return has left.
+	triggered bool
 }
 
 // remote finds or makes the entry; nil if there are too many.
@@ -95,12 +97,20 @@ func (r *remote) due(local netip.Addr, now time.Time) dropReason {
 	return dropNone
 }
 
-// credit notes an authentic request from the address: it may have one check in return, at once.
-func (r *remote) credit(local netip.Addr) {
+// credit notes an authentic request from the address: it may have one check in return, at once, before those that wait already
+// (the triggered-check queue of RFC 8445, section 6.1.4.1).
+func (a *member) credit(c *conn, from netip.AddrPort, r *remote) {
+	local := c.local.Addr()
 	r.unanswered = max(0, r.unanswered-1)
-	r.pair(local).last = time.Time{}
+	p := r.pair(local)
+	p.last, p.triggered = time.Time{}, true
 	if !slices.Contains(r.met, local) {
 		r.met = append(r.met, local)
+	}
+	for _, k := range a.queue {
+		if k.conn == c && k.remote == from {
+			k.urgent = true
+		}
 	}
 }
 
@@ -132,7 +142,7 @@ func (m *Mux) check(c *conn, to netip.AddrPort, data []byte) {
 		m.counters.drop(why)
 		return
 	}
-	k := &check{conn: c, remote: to, data: data, urgent: r.alive || nominates(data)}
+	k := &check{conn: c, remote: to, data: data, urgent: r.alive || r.pair(c.local.Addr()).triggered || nominates(data)}
 	if len(a.queue) > 0 || now.Before(a.next) {
 		m.enqueue(a, k, now)
 		m.mu.Unlock()
@@ -217,7 +227,8 @@ func (m *Mux) book(k *check, now time.Time) bool {
 		return false
 	}
 	r.unanswered++
-	r.pair(k.conn.local.Addr()).last = now
+	p := r.pair(k.conn.local.Addr())
+	p.last, p.triggered = now, false
 	a.next = now.Add(checkPace)
 	t := &transaction{conn: k.conn, remote: k.remote, sent: now}
 	copy(t.id[:], k.data[8:stunHeader])

@@ -1,6 +1,7 @@
 package ice
 
 import (
+	"encoding/binary"
 	"fmt"
 	"net"
 	"net/netip"
@@ -8,6 +9,7 @@ import (
 	"testing/synctest"
 	"time"
 
+	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -65,6 +67,37 @@ func TestPaceOfAnAgent(t *testing.T) {
 		}
 		if e, ok := c.config.Mailbox.Poll(); !ok || e.State != StateFailed {
 			t.Errorf("event %+v", e)
+		}
+		c.Close()
+		m.Close()
+	})
+}
+
+// TestTriggeredCheck: whoever has sent an authentic request is checked in return at the next turn, however many pairs wait.
+func TestTriggeredCheck(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var candidates []string
+		for i := range MaxCandidates {
+			candidates = append(candidates, silentCandidate(i+1))
+		}
+		m, out, c, own := lone(t, candidates...)
+		for count := 0; count < MaxCandidates/4; { // the rest of the first round waits
+			<-out.runs
+			count++
+		}
+		synctest.Wait()
+		out.taken()
+		last := netip.MustParseAddrPort(fmt.Sprintf("198.51.100.%d:7", MaxCandidates))
+		m.Receive(pipeline.Stray{Data: pionCheck(t, own.Ufrag, own.Password), Src: last, Dst: aliceAddr})
+		time.Sleep(2 * checkPace)
+		checks := 0
+		for len(out.runs) > 0 {
+			if r := <-out.runs; r.Dst == last && binary.BigEndian.Uint16(r.Data) == 1 {
+				checks++
+			}
+		}
+		if checks == 0 {
+			t.Errorf("no check within %v", 2*checkPace)
 		}
 		c.Close()
 		m.Close()

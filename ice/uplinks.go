@@ -42,7 +42,8 @@ type way struct{ from, to netip.Addr }
 type routeTable interface {
 	// source is the address and the interface from which a datagram to an address leaves if it is bound to none.
 	source(to netip.Addr) (source, bool)
-	// link is the interface through which a datagram with that source leaves; 0: none. Not ok: the system does not tell.
+	// link is the interface through which a datagram with that source leaves; 0: none. To an address of the machine itself that is the
+	// loopback interface. Not ok: the system does not tell.
 	link(w way) (index int, ok bool)
 	// addresses are those that the machine has now.
 	addresses() []localAddress
@@ -145,7 +146,8 @@ func (u *Uplinks) ask(w way) bool {
 	if !ok || link != 0 && link == u.owners[w.from] {
 		return true
 	}
-	// An address that routers lead to, on a loopback or dummy interface, is sent from where the route says so.
+	// An address that routers lead to, on a loopback or dummy interface, is sent from where the route says so. An address of this machine
+	// is sent to from that address only: where both hosts have containers in 172.17.0.0/16 the peer's 172.17.0.1 is our own.
 	s, ok := u.table.source(w.to)
 	return ok && link != 0 && s.addr == w.from
 }

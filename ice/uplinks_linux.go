@@ -38,8 +38,6 @@ func (n *netlinkRoutes) source(to netip.Addr) (source, bool) {
 func (n *netlinkRoutes) link(w way) (index int, ok bool) {
 	list, err := n.handle.RouteGetWithOptions(w.to.AsSlice(), &netlink.RouteGetOptions{SrcAddr: w.from.AsSlice(), Mark: n.mark})
 	switch {
-	case err == nil && len(list) > 0 && list[0].Type == unix.RTN_LOCAL:
-		return 0, false // to ourselves: it leaves through no interface
 	case err == nil && len(list) > 0:
 		return list[0].LinkIndex, true
 	case errors.Is(err, unix.ENETUNREACH), errors.Is(err, unix.EHOSTUNREACH), errors.Is(err, unix.EACCES), errors.Is(err, unix.EINVAL):
