@@ -74,6 +74,15 @@ func (r CloseReason) backsOff() bool {
 	return r != CloseReplaced && r != CloseKeysChanged && r != CloseRemoved && r != CloseShutdown
 }
 
+// failed reports whether something is wrong where a connection ends so, as opposed to an end that somebody wanted.
+func (r CloseReason) failed() bool {
+	switch r {
+	case CloseNoCandidates, CloseICETimeout, CloseICEDisconnected, CloseHandshakeTimeout, CloseIdentityChanged, CloseKeyUnsigned:
+		return true
+	}
+	return false
+}
+
 // farewell reports whether the peer is to be told of it.
 func (r CloseReason) farewell() bool { return r != ClosePeerClosed && r != CloseReplaced }
 
@@ -292,6 +301,11 @@ type Closed struct {
 	Counters   HandshakeCounters
 	// PeerReports is the peer's bye, nil if none came. Frozen.
 	PeerReports *Bye
+}
+
+// failed reports whether something is wrong, for us or for the peer that has ended it.
+func (c *Closed) failed() bool {
+	return c.Reason.failed() || c.Reason == ClosePeerClosed && c.PeerReports != nil && c.PeerReports.Reason.failed()
 }
 
 // Bye is what the peer is to be told of the close. Not ok: it knows.

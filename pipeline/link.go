@@ -392,7 +392,11 @@ func (c *controller) noteClosed(now time.Duration, p *peer, closed Closed) {
 
 func (c *controller) logClosed(l *link, message string, closed *Closed) {
 	attrs := []slog.Attr{slog.String("peer", l.name), slog.Uint64("generation", uint64(closed.Generation))}
-	c.log.LogAttrs(context.Background(), slog.LevelInfo, message, append(attrs, closed.LogAttrs()...)...)
+	level := slog.LevelInfo
+	if closed.failed() {
+		level = slog.LevelWarn
+	}
+	c.log.LogAttrs(context.Background(), level, message, append(attrs, closed.LogAttrs()...)...)
 }
 
 // handleLinkVerdict notes an authentic message of a named peer and where it came from. One that belongs to no connection

@@ -53,7 +53,7 @@ func (s *side) wantTimeout(cause CloseCause) {
 		t.Errorf("%s: the status says %+v", s.name, got)
 	}
 	s.wantKinds(RequestAgent, RequestPath, RequestPath, RequestCloseAgent, RequestBye, RequestClosed)
-	if lines := s.log.lines("level=INFO", `msg="connection closed"`, "peer="+s.other.name, "generation=1",
+	if lines := s.log.lines("level=WARN", `msg="connection closed"`, "peer="+s.other.name, "generation=1",
 		"reason=handshake_timeout", `cause="`+cause.String()+`"`); len(lines) != 1 {
 		t.Errorf("%s: the log has %d lines of the close", s.name, len(lines))
 	}
@@ -131,7 +131,7 @@ func TestLinkLateBye(t *testing.T) {
 		if got == nil || got.Cause != CauseWeHaveOldKey || got.PeerReports == nil || got.PeerReports.Counters.Mac1Mismatch == 0 {
 			t.Errorf("%+v", got)
 		}
-		if lines := w.a.log.lines("level=INFO", "peer=b", "peer_reports.reason=handshake_timeout", "reports.mac1_mismatch="); len(lines) != 1 {
+		if lines := w.a.log.lines("level=WARN", "peer=b", "peer_reports.reason=handshake_timeout", "reports.mac1_mismatch="); len(lines) != 1 {
 			t.Errorf("%d lines of what the peer reports", len(lines))
 		}
 		w.a.wantNothingLeft()

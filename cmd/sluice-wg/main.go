@@ -25,7 +25,7 @@ Delete the interface or the socket, or send SIGTERM, to end it; in the foregroun
   -h, --help        print this text
 
 Environment:
-  LOG_LEVEL                     verbose or debug, info (default), error, silent; when set, the output is kept in the background
+  LOG_LEVEL                     debug (or verbose), info (default), warning, error, silent; when set, the output is kept in the background
   WG_PROCESS_FOREGROUND=1       as -f
   WG_TUN_FD, WG_UAPI_FD         inherited descriptors of a TUN device and of a listening socket
   SLUICE_NO_GSO=1               do without segmentation offload, at the TUN device and for UDP

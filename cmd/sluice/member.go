@@ -8,6 +8,7 @@ import (
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/cmd/internal/member"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
@@ -79,7 +80,7 @@ func memberFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
 		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: pins-NAME.json in STATE_DIRECTORY or /var/lib/sluice)"},
-		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: debug, info, error or silent (default: info, or LOG_LEVEL)"},
+		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: " + logs.Levels + " (default: info, or LOG_LEVEL)"},
 	}
 }
 
@@ -130,10 +131,8 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 	default:
 		o.Port = uint16(port)
 	}
-	switch o.LogLevel {
-	case "", "debug", "verbose", "info", "error", "silent":
-	default:
-		return o, usageError{fmt.Sprintf("-log-level %q: want debug, info, error or silent", o.LogLevel)}
+	if _, err := logs.ParseLevel(o.LogLevel); err != nil {
+		return o, usageError{"-log-level " + err.Error()}
 	}
 	if o.Routes, err = parseRoutes("-routes", cmd.String("routes")); err != nil {
 		return o, err

@@ -38,7 +38,7 @@ func TestMemberUsage(t *testing.T) {
 		{"client -mark 0", 2, `^$`, `-mark 0: `},
 		{"client -interface=", 2, `^$`, `-interface "": want`},
 		{"client -interface ../x", 2, `^$`, `-interface "../x": want`},
-		{"client -log-level loud", 2, `^$`, `-log-level "loud": want debug, info, error or silent\n$`},
+		{"client -log-level loud", 2, `^$`, `-log-level "loud" is no level: want debug, info, warning, error or silent\n$`},
 		{"gateway -routes 10.0.0.0/24,10.1", 2, `^$`, `-routes: "10.1" is no prefix`},
 		{"gateway -routes " + strings.Repeat("10.0.0.0/24,", 70), 2, `^$`, `-routes: 70 routes are more than the 64 that one gateway may offer; join`},
 		{"gateway -routes fe80::/64", 2, `^$`, `-routes: fe80::/64 has a meaning on one machine or link only`},
@@ -79,7 +79,7 @@ func TestJournal(t *testing.T) {
 		t.Fatal(err)
 	}
 	for args, want := range map[string]string{
-		"client -token-file " + token:                                     "WARN others may read|ERROR token: .*is empty",
+		"client -token-file " + token:                                     "WARNING others may read|ERROR token: .*is empty",
 		"gateway -token-file " + token + ".not":                           "ERROR token: .*no such file",
 		"portal -public 127.0.0.1 -state " + token:                        "ERROR portal: ",
 		"portal -public 127.0.0.1 -relay a=127.0.0.1:1," + token + ".not": "ERROR -relay a",

@@ -20,6 +20,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
+	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/portal"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/relay"
@@ -61,7 +62,7 @@ func portalCommand() *cli.Command {
 				Usage: "`PREFIXES` for tunnel addresses, one of IPv4, one of IPv6 or both, such as 10.99.0.0/16; kept, and fixed while there are nodes",
 			},
 			&cli.StringFlag{Local: true, Name: "ops", Usage: "serve /healthz, /readyz and /metrics by HTTP at `ADDRESS`, such as 127.0.0.1:9090"},
-			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: debug, info, warn or error"},
+			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: " + logs.Levels},
 		},
 		DisableSliceFlagSeparator: true, // -relay has a comma of its own
 		Commands:                  []*cli.Command{portalNodeCommand()},
@@ -224,9 +225,9 @@ func runPortal(ctx context.Context, cmd *cli.Command) error {
 	if _, err := noArguments(ctx, cmd); err != nil {
 		return err
 	}
-	level, err := logLevel(cmd.String("log-level"))
+	level, err := logs.ParseLevel(cmd.String("log-level"))
 	if err != nil {
-		return err
+		return usageError{"-log-level " + err.Error()}
 	}
 	logger := logs.New(os.Stderr, level)
 	cfg, err := portalConfig(cmd, logger)
@@ -267,15 +268,9 @@ func servePortal(ctx context.Context, cmd *cli.Command, cfg portal.Config) error
 			return err
 		}
 	}
-	cfg.Logger.Info("portal is ready", "address", p.Addr(), "public", cfg.Public, "nodes", len(p.Nodes()))
+	cfg.Logger.Info("portal is ready", "address", p.Addr(), "public", cfg.Public, "nodes", len(p.Nodes()),
+		"version", version.String())
 	return p.Wait(ctx)
-}
-
-func logLevel(text string) (level slog.Level, err error) {
-	if err := level.UnmarshalText([]byte(text)); err != nil {
-		return level, usageError{fmt.Sprintf("-log-level %q: use debug, info, warn or error", text)}
-	}
-	return level, nil
 }
 
 // firstNodes makes a gateway and a client, and prints what starts them: with their tokens where somebody has asked for this output,

@@ -227,7 +227,7 @@ func TestPortalFirstStart(t *testing.T) {
 		t.Errorf("a later start prints %d bytes", len(out))
 	}
 	for _, line := range strings.Split(strings.TrimSpace(p.logged()), "\n") {
-		if !json.Valid([]byte(line)) || strings.Contains(line, `"WARN"`) || strings.Contains(line, `"ERROR"`) {
+		if !json.Valid([]byte(line)) || strings.Contains(line, `"WARNING"`) || strings.Contains(line, `"ERROR"`) {
 			t.Errorf("log: %s", line)
 		}
 	}

@@ -95,7 +95,7 @@ func TestDeadRelayIsNoObstacle(t *testing.T) {
 		// But it is told, once, with its address.
 		time.Sleep(2 * time.Hour)
 		for _, n := range []*node{g, c} {
-			if got := n.log.count(`level=WARN msg="the relay does not answer: `); got != 1 || n.log.count("server=203.0.113.9:3478") != 1 {
+			if got := n.log.count(`level=WARN msg="the relay is of no use" relay=gone server=203.0.113.9:3478 trouble="does not answer: `); got != 1 || n.log.count("server=203.0.113.9:3478") != 1 {
 				t.Errorf("%s: %d warnings of the relay, want 1", n.name, got)
 			}
 			s, err := n.edge.Status(context.Background())

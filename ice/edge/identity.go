@@ -90,7 +90,7 @@ func (e *Edge) noteJudgement(old, j *judgement) {
 		j.instead = old.instead
 	default:
 		rand.Read(j.instead[:]) // never fails
-		e.log.Error("no session with the peer: "+j.explain(), "reason", j.distrust.String(), "peer", j.offered.Name,
+		e.log.Error("no session with the peer", "reason", j.distrust.String(), "cause", j.explain(), "peer", j.offered.Name,
 			"identity", j.offered.Identity.Fingerprint(), "pinned", j.pinned.Fingerprint())
 		if p := e.peers[j.offered.Name]; p != nil && p.attempt != nil {
 			p.attempt.handle.Close(j.distrust)

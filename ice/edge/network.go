@@ -173,7 +173,7 @@ func (e *Edge) warnOfRelays(now time.Time, list []turn.RelayStatus) {
 			continue
 		}
 		e.relaysTold[r.Server] = now
-		e.log.Warn("the relay "+trouble, "relay", r.Name, "server", r.Server)
+		e.log.Warn("the relay is of no use", "relay", r.Name, "server", r.Server, "trouble", trouble)
 	}
 	maps.DeleteFunc(e.relaysTold, func(_ netip.AddrPort, told time.Time) bool { return now.Sub(told) >= relayWarnEvery })
 }

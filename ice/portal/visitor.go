@@ -240,7 +240,11 @@ func (p *Portal) look(now time.Time) (changed bool) {
 		}
 		if online := now.Sub(v.connected) < onlineGrace; online != v.online {
 			v.online, v.since, changed = online, now, true
-			p.log.Info("node", "node", r.Name, "online", online)
+			event := "node online"
+			if !online {
+				event = "node offline"
+			}
+			p.log.Info(event, "node", r.Name)
 		}
 		p.mu.Unlock()
 	}

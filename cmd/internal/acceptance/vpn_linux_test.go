@@ -206,7 +206,7 @@ func (p *sluice) kill() {
 // line is one line of a log.
 type line map[string]any
 
-// lines reads the log of a process: each must be a JSON object with the three keys.
+// lines reads the log of a process: each must be a JSON object.
 func (p *sluice) lines() (list []line) {
 	p.t.Helper()
 	f, err := os.Open(p.log)
@@ -233,12 +233,12 @@ func (l line) at() time.Time {
 	return t
 }
 
-// find lists the lines with this message and these attributes ("key=value").
-func (p *sluice) find(message string, attrs ...string) (found []line) {
+// find lists the lines with this event and these attributes ("key=value").
+func (p *sluice) find(event string, attrs ...string) (found []line) {
 	p.t.Helper()
 next:
 	for _, l := range p.lines() {
-		if l.text("message") != message {
+		if l.text("event") != event {
 			continue
 		}
 		for _, a := range attrs {
@@ -255,11 +255,11 @@ next:
 // patience is how long tests wait for what should be there at once, on a machine that may be busy.
 const patience = 60 * time.Second
 
-// awaitLog waits for the nth line with this message.
-func (p *sluice) awaitLog(message string, n int, attrs ...string) line {
+// awaitLog waits for the nth line with this event.
+func (p *sluice) awaitLog(event string, n int, attrs ...string) line {
 	p.t.Helper()
-	await(p.t, patience, fmt.Sprintf("%s logs %q %v", p.name, message, attrs), func() bool { return len(p.find(message, attrs...)) >= n })
-	return p.find(message, attrs...)[n-1]
+	await(p.t, patience, fmt.Sprintf("%s logs %q %v", p.name, event, attrs), func() bool { return len(p.find(event, attrs...)) >= n })
+	return p.find(event, attrs...)[n-1]
 }
 
 func await(t *testing.T, limit time.Duration, what string, f func() bool) time.Duration {

@@ -20,7 +20,7 @@ import (
 // Settings are what the environment says. The zero value is an empty environment.
 //
 //	WG_PROCESS_FOREGROUND=1   stay in the foreground
-//	LOG_LEVEL                 verbose or debug, info (default), error, silent
+//	LOG_LEVEL                 debug (or verbose), info (default), warning, error, silent
 //	WG_TUN_FD, WG_UAPI_FD     inherited descriptors of a TUN device and of a listening socket
 //	SLUICE_NO_GSO=1           no superpackets at the TUN, no UDP_SEGMENT
 //	SLUICE_NO_GRO=1           no UDP_GRO
@@ -84,18 +84,14 @@ func (s *Settings) count(getenv func(string) string, name string) int {
 	return n
 }
 
-// Logger returns a logger to f, as detailed as LOG_LEVEL says.
+// Logger returns a logger to f, as detailed as LOG_LEVEL says; what is no level is told, and counts as info.
 func (s Settings) Logger(f *os.File) *slog.Logger {
-	level := slog.LevelInfo
-	switch s.LogLevel {
-	case "silent":
-		return slog.New(slog.DiscardHandler)
-	case "error":
-		level = slog.LevelError
-	case "verbose", "debug":
-		level = slog.LevelDebug
+	level, err := logs.ParseLevel(s.LogLevel)
+	logger := logs.New(f, level)
+	if err != nil {
+		logger.Warn("LOG_LEVEL is not understood, and counts as info", "error", err)
 	}
-	return logs.New(f, level)
+	return logger
 }
 
 // Counted is the part of a Pipeline that statistics need.

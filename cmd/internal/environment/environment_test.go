@@ -48,7 +48,7 @@ func TestBadCounts(t *testing.T) {
 }
 
 func TestLogLevel(t *testing.T) {
-	for level, want := range map[string]int{"": 3, "info": 3, "verbose": 4, "debug": 4, "error": 1, "silent": 0, "nonsense": 3} {
+	for level, want := range map[string]int{"": 3, "info": 3, "verbose": 4, "debug": 4, "warning": 2, "error": 1, "silent": 0, "nonsense": 4} {
 		f, err := os.Create(filepath.Join(t.TempDir(), "log"))
 		if err != nil {
 			t.Fatal(err)

@@ -1,9 +1,10 @@
 // Package logs is how the commands write their logs with log/slog: one JSON object a line, for machines, or human text
 // where the log is a terminal.
 //
-// Every object has the keys `time` (RFC 3339, UTC, nanoseconds), `severity` (DEBUG, INFO, WARN, ERROR) and `message`, in
-// this order, then the attributes; an attribute of a group is GROUP.KEY. An attribute that is called like one of the
-// three gets an underscore in front, so that each key occurs once. Control characters in texts are shown as Go escapes, not only
+// Every object has the keys `time` (RFC 3339, UTC, nanoseconds), `severity` (DEBUG, INFO, WARNING, ERROR), `message` and `event`, in
+// this order, then the attributes; an attribute of a group is GROUP.KEY. What is logged is an event, which programs wait for, with its
+// facts; the message is the sentence that a person reads of both (sentences.go). An attribute that is called like one of the
+// four gets an underscore in front, so that each key occurs once. Control characters in texts are shown as Go escapes, not only
 // encoded: what comes from outside cannot make a second line, neither here nor in the output of `jq -r`, nor move a
 // terminal's cursor.
 package logs
@@ -34,22 +35,31 @@ const timeFormat = "2006-01-02T15:04:05.000000000Z07:00"
 // whoever reads f: lines that find no room are lost, and counted in a line of their own. Call Flush before the program ends.
 func New(f *os.File, level slog.Leveler) *slog.Logger {
 	encode := encodeJSON
-	if term.IsTerminal(int(f.Fd())) {
+	switch {
+	case term.IsTerminal(int(f.Fd())):
 		encode = encodeText
+	case isJournal(f):
+		encode = withPriority(encodeJSON)
 	}
 	return slog.New(&lineWriter{out: &output{w: spoolFor(f, encode)}, level: level, encode: encode})
 }
 
 // Writer is for the few lines to f that are no records, such as the error that a program ends with: each Write is one, in order with
 // those of loggers, and does not wait either.
-func Writer(f *os.File) io.Writer { return spoolFor(f, nil) }
+func Writer(f *os.File) io.Writer {
+	s := spoolFor(f, nil)
+	if isJournal(f) {
+		return errorWriter{s}
+	}
+	return s
+}
 
 // NewJSON returns a slog.Handler that writes JSON lines to w, each with one Write. It may be used by several goroutines.
 func NewJSON(w io.Writer, level slog.Leveler) slog.Handler {
 	return &lineWriter{out: &output{w: w}, level: level, encode: encodeJSON}
 }
 
-// NewText returns a slog.Handler that writes human text to w: local time, severity, message, key=value.
+// NewText returns a slog.Handler that writes human text to w: local time, severity, message.
 func NewText(w io.Writer, level slog.Leveler) slog.Handler {
 	return &lineWriter{out: &output{w: w}, level: level, encode: encodeText}
 }
@@ -131,7 +141,7 @@ func appendFields(fields []field, prefix string, a slog.Attr) []field {
 	}
 	key := visible(prefix + a.Key)
 	switch key {
-	case "time", "severity", "message":
+	case "time", "severity", "message", "event":
 		key = "_" + key
 	}
 	if i := slices.IndexFunc(fields, func(f field) bool { return f.key == key }); i >= 0 {
@@ -147,6 +157,8 @@ func encodeJSON(b *bytes.Buffer, r slog.Record, fields []field) {
 	b.WriteString(`,"severity":`)
 	writeJSON(b, severity(r.Level))
 	b.WriteString(`,"message":`)
+	writeJSON(b, sentence(r.Message, fields))
+	b.WriteString(`,"event":`)
 	writeJSON(b, visible(r.Message))
 	for _, f := range fields {
 		b.WriteByte(',')
@@ -194,40 +206,7 @@ func writeJSON(b *bytes.Buffer, v any) {
 }
 
 func encodeText(b *bytes.Buffer, r slog.Record, fields []field) {
-	fmt.Fprintf(b, "%s %-5s %s", r.Time.Format("15:04:05.000"), severity(r.Level), visible(r.Message))
-	for _, f := range fields {
-		value := text(f.value)
-		if f.value.Kind() == slog.KindDuration {
-			value = rounded(f.value.Duration()).String()
-		}
-		if value == "" || strings.ContainsAny(value, " \"=") {
-			value = strconv.Quote(value)
-		}
-		fmt.Fprintf(b, " %s=%s", f.key, value)
-	}
-}
-
-// rounded has four digits or so, which is what a person reads.
-func rounded(d time.Duration) time.Duration {
-	for unit := 10 * time.Second; unit >= time.Microsecond; unit /= 10 {
-		if d.Abs() >= unit {
-			return d.Round(unit / 1000)
-		}
-	}
-	return d
-}
-
-// severity names the step that a level reaches.
-func severity(level slog.Level) string {
-	switch {
-	case level < slog.LevelInfo:
-		return "DEBUG"
-	case level < slog.LevelWarn:
-		return "INFO"
-	case level < slog.LevelError:
-		return "WARN"
-	}
-	return "ERROR"
+	fmt.Fprintf(b, "%s %-7s %s", r.Time.Format("15:04:05.000"), severity(r.Level), sentence(r.Message, fields))
 }
 
 // visible replaces what could steer a terminal or a line reader by its Go escape.

@@ -44,7 +44,8 @@ func TestJSON(t *testing.T) {
 		slog.Group("tx", "ok", true), "ratio", 0.5, "endless", math.Inf(1), "none", nil)
 	line := b.String()
 	at := regexp.MustCompile(`^\{"time":"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z",`).FindString(line)
-	want := at + `"severity":"WARN","message":"slow","peer":7,"udp.port":9,"udp.error":"no <route>","udp.took":"1s",` +
+	want := at + `"severity":"WARNING","message":"slow (peer 7, udp.port 9, udp.error no <route>, udp.took 1 s, udp.tx.ok true, udp.ratio 0.5,` +
+		` udp.endless +Inf, udp.none <nil>)","event":"slow","peer":7,"udp.port":9,"udp.error":"no <route>","udp.took":"1s",` +
 		`"udp.tx.ok":true,"udp.ratio":0.5,"udp.endless":"+Inf","udp.none":"<nil>"}` + "\n"
 	if at == "" || line != want {
 		t.Errorf("got  %s\nwant %s", line, want)
@@ -54,14 +55,15 @@ func TestJSON(t *testing.T) {
 func TestKeysOccurOnce(t *testing.T) {
 	var b bytes.Buffer
 	l := slog.New(NewJSON(&b, slog.LevelInfo))
-	l.With("a", 1, "message", "x").Info("real", "a", 2, "time", "never", "severity", "none", "message", "forged", "msg", 1, "level", 2)
-	for _, key := range []string{"a", "time", "severity", "message", "_message", "msg", "level"} {
+	l.With("a", 1, "message", "x").Info("real", "a", 2, "time", "never", "severity", "none", "message", "forged", "event", 3, "msg", 1,
+		"level", 2)
+	for _, key := range []string{"a", "time", "severity", "message", "_message", "event", "_event", "msg", "level"} {
 		if n := strings.Count(b.String(), `"`+key+`":`); n != 1 {
 			t.Errorf("%q occurs %d times in %s", key, n, b.String())
 		}
 	}
 	o := decode(t, b.Bytes())[0]
-	if o["message"] != "real" || o["severity"] != "INFO" || o["a"] != 2.0 {
+	if o["event"] != "real" || o["severity"] != "INFO" || o["a"] != 2.0 {
 		t.Errorf("%v", o)
 	}
 }
@@ -80,7 +82,8 @@ func TestHostileTextIsOneLine(t *testing.T) {
 			}
 			if name == "json" {
 				o := decode(t, b.Bytes())
-				if len(o) != 1 || o[0]["severity"] != "INFO" || o[0]["message"] != visible(text) {
+				if len(o) != 1 || o[0]["severity"] != "INFO" || o[0]["event"] != visible(text) ||
+					!strings.HasPrefix(o[0]["message"].(string), visible(text)) {
 					t.Errorf("%q: %v", text, o)
 				}
 			}
@@ -92,7 +95,7 @@ func TestText(t *testing.T) {
 	var b bytes.Buffer
 	slog.New(NewText(&b, slog.LevelDebug)).Debug("interface is up", "name", "wg0", "why", "a b", "empty", "")
 	got := regexp.MustCompile(`^\d\d:\d\d:\d\d\.\d{3}`).ReplaceAllString(b.String(), "T")
-	if want := "T DEBUG interface is up name=wg0 why=\"a b\" empty=\"\"\n"; got != want {
+	if want := "T DEBUG   interface is up (name wg0, why a b)\n"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }
@@ -146,7 +149,7 @@ func TestReadmeLine(t *testing.T) {
 		}
 		l := New(f, slog.LevelDebug)
 		for _, text := range hostile {
-			l.Error(text, "name", text)
+			l.Error(text)
 		}
 		Flush()
 		f.Close()
@@ -178,17 +181,122 @@ func TestJoined(t *testing.T) {
 	}
 }
 
-// TestRounded: people get as many digits as they read, programs get all.
-func TestRounded(t *testing.T) {
+// TestDurations: people get as many digits as they read, programs get all.
+func TestDurations(t *testing.T) {
 	for d, want := range map[time.Duration]string{
-		0: "0s", 15002646420 * time.Nanosecond: "15s", 63616562420 * time.Nanosecond: "1m3.62s", 456912339: "456.9ms", 632195: "632.2µs", 7: "7ns",
-		-1234567: "-1.235ms",
+		0: "0 µs", 632195: "632 µs", 456912339: "457 ms", 1234 * time.Millisecond: "1.2 s", 2 * time.Second: "2 s", 9960 * time.Millisecond: "10 s",
+		15002646420 * time.Nanosecond: "15 s", 59600 * time.Millisecond: "1 min", 63616562420 * time.Nanosecond: "1 min 4 s", 7 * time.Minute: "7 min",
+		200 * time.Minute: "3 h 20 min", 50 * time.Hour: "2 d 2 h", -1234567: "-1 ms",
 	} {
-		var text, object bytes.Buffer
-		slog.New(NewText(&text, slog.LevelInfo)).Info("x", "after", d)
+		var human, object bytes.Buffer
+		slog.New(NewText(&human, slog.LevelInfo)).Info("x", "after", d)
 		slog.New(NewJSON(&object, slog.LevelInfo)).Info("x", "after", d)
-		if !strings.HasSuffix(text.String(), " after="+want+"\n") || !strings.Contains(object.String(), `"after":"`+d.String()+`"`) {
-			t.Errorf("%v: %s%s", d, text.String(), object.String())
+		if !strings.HasSuffix(human.String(), " x (after "+want+")\n") || !strings.Contains(object.String(), `"after":"`+d.String()+`"`) {
+			t.Errorf("%v: got %s%s, want %q", d, human.String(), object.String(), want)
+		}
+	}
+}
+
+// TestSentences: the message is what a person reads, with the facts in it.
+func TestSentences(t *testing.T) {
+	closed := []any{"peer", "gate", "generation", 2, "reason", "handshake_timeout", "cause", "the peer does not know our public key", "lasted", 15102 * time.Millisecond}
+	for want, record := range map[string][]any{
+		"connection to gate closed after 15 s: handshake_timeout, gate does not know our public key": append([]any{"connection closed"}, closed...),
+		"connection to gate closed after 2 min: ice_disconnected, nothing is heard of gate any more": {
+			"connection closed", "peer", "gate", "reason", "ice_disconnected", "lasted", 2 * time.Minute},
+		"connection to gate closed after 2 min: peer_closed, gate has ended it; gate reports shutdown": {
+			"connection closed", "peer", "gate", "reason", "peer_closed", "lasted", 2 * time.Minute, slog.Group("peer_reports", "reason", "shutdown")},
+		"connection to gate is up after 310 ms: direct, 203.0.113.9:51820": {
+			"connection up", "peer", "gate", "after", 310 * time.Millisecond, "via", "direct", "endpoint", "203.0.113.9:51820"},
+		"connection to gate is up after 310 ms":            {"connection up", "peer", "gate", "after", 310 * time.Millisecond},
+		"a node at 192.0.2.1:5 was refused: unknown token": {"node refused", "from", "192.0.2.1:5", "reason", "unknown token"},
+		"gate was refused: unknown token":                  {"node refused", "node", "gate", "reason", "unknown token"},
+		"the host could not be configured: no nftables":    {"the host could not be configured", "error", errors.New("no nftables")},
+		"packets were lost (tun drops 3, left 1)":          {"packets were lost", "tun_drops", 3, "left", 1},
+	} {
+		var b bytes.Buffer
+		slog.New(NewJSON(&b, slog.LevelInfo)).Info(record[0].(string), record[1:]...)
+		if o := decode(t, b.Bytes())[0]; o["message"] != want || o["event"] != record[0] {
+			t.Errorf("got %q of event %q, want %q", o["message"], o["event"], want)
+		}
+	}
+	for event, form := range sentences { // each is well formed, and says something whatever is missing
+		if s, _ := fill(form, nil); strings.ContainsAny(s, "{}[]") || strings.TrimSpace(s) == "" && event != "node refused" {
+			t.Errorf("%q without facts: %q", event, s)
+		}
+	}
+}
+
+// TestLevels: one parser of one set of names, and wireguard-go's.
+func TestLevels(t *testing.T) {
+	for text, want := range map[string]slog.Level{
+		"debug": slog.LevelDebug, "info": slog.LevelInfo, "warning": slog.LevelWarn, "error": slog.LevelError, "silent": LevelSilent,
+		"verbose": slog.LevelDebug, "": slog.LevelInfo, "WARNING": slog.LevelWarn,
+	} {
+		got, err := ParseLevel(text)
+		if err != nil || got != want {
+			t.Errorf("%q: got %v, %v, want %v", text, got, err, want)
+		}
+		if name := LevelName(got); text != "verbose" && text != "" && name != strings.ToLower(text) {
+			t.Errorf("%q: got the name %q", text, name)
+		}
+	}
+	for _, text := range []string{"warn", "loud", "info+1", " info"} {
+		if _, err := ParseLevel(text); err == nil || !strings.Contains(err.Error(), "debug, info, warning, error or silent") {
+			t.Errorf("%q: got %v, want an error that names the levels", text, err)
+		}
+	}
+	var b bytes.Buffer
+	slog.New(NewJSON(&b, LevelSilent)).Error("x")
+	if b.Len() != 0 {
+		t.Errorf("silent wrote %q", b.String())
+	}
+}
+
+// TestReadmeEvents: what README promises scripts is logged, with these facts where the words are found.
+func TestReadmeEvents(t *testing.T) {
+	readme, err := os.ReadFile("../../../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	_, table, _ := strings.Cut(string(readme), "| event | facts |\n|---|---|\n")
+	table, _, _ = strings.Cut(table, "\n\n")
+	var sources strings.Builder
+	for _, dir := range []string{"pipeline", "ice/edge", "ice/portal", "cmd/internal/member", "cmd/internal/node", "cmd/sluice"} {
+		names, err := filepath.Glob("../../../" + dir + "/*.go")
+		if err != nil || len(names) == 0 {
+			t.Fatalf("%s: no sources: %v", dir, err)
+		}
+		for _, name := range names {
+			if strings.HasSuffix(name, "_test.go") {
+				continue
+			}
+			text, err := os.ReadFile(name)
+			if err != nil {
+				t.Fatal(err)
+			}
+			sources.Write(text)
+		}
+	}
+	rows := strings.Split(table, "\n")
+	if len(rows) < 10 {
+		t.Fatalf("README has %d rows of events", len(rows))
+	}
+	quoted := regexp.MustCompile("`([^`]+)`")
+	for _, row := range rows {
+		columns := strings.Split(row, "|")
+		for _, event := range quoted.FindAllStringSubmatch(columns[1], -1) {
+			if !strings.Contains(sources.String(), `"`+event[1]+`"`) {
+				t.Errorf("README promises the event %q, which nothing logs", event[1])
+			}
+			for _, fact := range quoted.FindAllStringSubmatch(columns[2], -1) {
+				if !strings.Contains(sources.String(), `"`+fact[1]+`"`) {
+					t.Errorf("README promises %s of %q, which is no attribute", fact[1], event[1])
+				}
+				if form := sentences[event[1]]; form != "" && !strings.Contains(form, "{"+fact[1]+"}") {
+					t.Errorf("the sentence of %q lacks %s", event[1], fact[1])
+				}
+			}
 		}
 	}
 }

@@ -53,11 +53,11 @@ func (m *machine) apply(answer protocol.Sync) error {
 	m.remark(nil)
 	if err == nil && !m.up {
 		m.up = true
-		attrs := []any{"interface", m.options.Interface, "addresses", texts(answer.Addresses), "routes", texts(routes), "peers", len(answer.Peers)}
+		attrs := []any{"role", string(m.options.Role), "name", answer.Name, "interface", m.options.Interface, "addresses", texts(answer.Addresses), "routes", texts(routes), "peers", len(answer.Peers)}
 		if m.options.Role == protocol.Gateway {
 			attrs = append(attrs, "offers", texts(answer.Offers.Approved()), "masquerade", !m.options.NoMasquerade)
 		}
-		m.logger.Info(fmt.Sprintf("%s %s is up", m.options.Role, answer.Name), attrs...)
+		m.logger.Info("node is up", attrs...)
 	}
 	return err
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"strings"
 	"sync"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
@@ -15,6 +16,7 @@ import (
 
 // portalLink is the connection to the portal that the token names. Frozen.
 type portalLink struct {
+	address  string // or several
 	signaler signal.Signaler
 	sync     func(context.Context, protocol.SyncRequest) (protocol.Sync, error)
 	state    func() signal.State
@@ -32,7 +34,7 @@ func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
 		return nil, err
 	}
 	return &portalLink{
-		signaler: bus, state: bus.State, counters: bus.Counters, changed: bus.Changed, check: bus.Check, close: bus.Close,
+		address: strings.Join(t.Portals, " "), signaler: bus, state: bus.State, counters: bus.Counters, changed: bus.Changed, check: bus.Check, close: bus.Close,
 		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) {
 			return protocol.Ask(ctx, bus, q)
 		},
@@ -42,6 +44,9 @@ func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
 // watch logs when the portal comes and goes, until ctx ends. That it stays away for the same reason is one line.
 func (p *portalLink) watch(ctx context.Context, logger *slog.Logger) {
 	was := ""
+	if p.address != "" {
+		logger = logger.With("portal", p.address)
+	}
 	for {
 		changed := p.changed()
 		state := p.state()
