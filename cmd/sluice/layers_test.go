@@ -42,9 +42,10 @@ var layers = map[string][]string{
 	"cmd/internal/version":     {},
 	"cmd/internal/environment": {"cmd/internal/logs", "pipeline", "tun", "crypto/aead"},
 	"cmd/internal/node":        {"cmd/internal/environment", "cmd/internal/version", "pipeline", "tun", "crypto/aead"},
+	"cmd/internal/service":     {},
 	"cmd/internal/status":      {"ice/edge"},
 	"cmd/internal/member": {
-		"cmd/internal/environment", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "tun", "tun/host", "crypto",
+		"cmd/internal/environment", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "tun", "tun/host", "crypto",
 	},
 	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},

@@ -41,7 +41,11 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 		fmt.Fprintf(stderr, "sluice: %v\n", err)
 		return 2
 	}
-	err := newCommand(stdin, stdout, stderr).Run(context.Background(), args)
+	ctx := context.Background()
+	if args[len(args)-1] == "--generate-shell-completion" {
+		ctx = context.WithValue(ctx, completing{}, true)
+	}
+	err := newCommand(stdin, stdout, stderr).Run(ctx, args)
 	var usage usageError
 	switch {
 	case err == nil:
@@ -60,6 +64,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 1
 }
 
+// completing is the key of a context in which a shell asks what may be next.
+type completing struct{}
+
 func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 	root := &cli.Command{
 		Name:           "sluice",
@@ -69,9 +76,12 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		Writer:         stdout,
 		ErrWriter:      stderr,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints
+		// It adds the command completion, which is hidden unless asked for.
+		EnableShellCompletion:           true,
+		ConfigureShellCompletionCommand: func(c *cli.Command) { c.Hidden = false; c.Usage = "print what completes commands and flags in a shell" },
 		Commands: []*cli.Command{
 			portalCommand(), gatewayCommand(), clientCommand(), statusCommand(), trustCommand(), pingCommand(),
-			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(),
+			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(), manCommand(),
 		},
 	}
 	plain(root)
@@ -97,15 +107,29 @@ func plain(cmd *cli.Command) {
 			return cli.ShowSubcommandHelp(cmd)
 		}
 	}
+	cmd.ShellComplete = complete
 	for _, c := range cmd.Commands {
 		plain(c)
+	}
+}
+
+// complete prints what a shell may put next: commands and flags, as the help writes them, each with what it is for.
+func complete(_ context.Context, cmd *cli.Command) {
+	out := cmd.Root().Writer
+	for _, c := range cmd.VisibleCommands() {
+		fmt.Fprintf(out, "%s:%s\n", c.Name, c.Usage)
+	}
+	for _, f := range cmd.VisibleFlags() {
+		if flag, ok := f.(cli.DocGenerationFlag); ok {
+			fmt.Fprintf(out, "-%s:%s\n", f.Names()[0], strings.ReplaceAll(flag.GetUsage(), "`", ""))
+		}
 	}
 }
 
 // noArguments is the check of commands that take none.
 func noArguments(ctx context.Context, cmd *cli.Command) (context.Context, error) {
 	switch {
-	case !cmd.Args().Present():
+	case !cmd.Args().Present(), ctx.Value(completing{}) != nil: // then the last may be a part of a flag
 		return ctx, nil
 	case slices.ContainsFunc(cmd.Commands, func(c *cli.Command) bool { return c.Name != "help" }): // which every command has
 		return ctx, usageError{fmt.Sprintf("unknown command %q; %s -h lists them", cmd.Args().First(), cmd.FullName())}

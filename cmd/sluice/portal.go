@@ -13,6 +13,7 @@ import (
 	"os/signal"
 	"strconv"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/urfave/cli/v3"
@@ -20,13 +21,15 @@ import (
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
+	"github.com/sluice-vpn/sluice/cmd/internal/service"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/portal"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/relay"
 )
 
-const defaultState = "/var/lib/sluice"
+// defaultState is the portal's alone: a node on the same machine has /var/lib/sluice, and under systemd another user.
+const defaultState = "/var/lib/sluice-portal"
 
 func portalCommand() *cli.Command {
 	return &cli.Command{
@@ -268,9 +271,23 @@ func servePortal(ctx context.Context, cmd *cli.Command, cfg portal.Config) error
 			return err
 		}
 	}
+	serving, end := context.WithCancel(ctx)
+	var told sync.WaitGroup
+	defer func() { end(); told.Wait() }()
+	told.Go(func() {
+		service.Follow(serving, cfg.Logger, func(context.Context) (service.State, error) { return portalState(p), nil })
+	})
 	cfg.Logger.Info("portal is ready", "address", p.Addr(), "public", cfg.Public, "nodes", len(p.Nodes()),
 		"version", version.String())
 	return p.Wait(ctx)
+}
+
+// portalState is what the service manager is told.
+func portalState(p *portal.Portal) service.State {
+	if why := p.Unready(); why != nil {
+		return service.State{Line: "not ready: " + oneLine(why)}
+	}
+	return service.State{Line: fmt.Sprintf("nodes sign in at %v", p.Addr()), Ready: true}
 }
 
 // firstNodes makes a gateway and a client, and prints what starts them: with their tokens where somebody has asked for this output,

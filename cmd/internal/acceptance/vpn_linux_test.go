@@ -14,6 +14,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 	"syscall"
@@ -95,6 +96,7 @@ type vpn struct {
 	portal   *sluice
 	args     []string // of the portal
 	starts   int      // of the portal
+	under    []string // begins the command line of what is started from now on, and runs the rest of it
 }
 
 // member is a gateway or client.
@@ -153,7 +155,8 @@ func (v *vpn) start(ns *lab.Namespace, name string, env []string, args ...string
 	}
 	base := filepath.Join(v.dir, name)
 	p := &sluice{t: v.t, name: name, out: base + ".out", log: base + ".log", done: make(chan struct{})}
-	p.cmd = exec.Command(path, args...)
+	words := slices.Concat(v.under, []string{path}, args)
+	p.cmd = exec.Command(words[0], words[1:]...)
 	for path, stream := range map[string]*io.Writer{p.out: &p.cmd.Stdout, p.log: &p.cmd.Stderr} {
 		f, err := os.OpenFile(path, os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 		if err != nil {

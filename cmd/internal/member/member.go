@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
+	"github.com/sluice-vpn/sluice/cmd/internal/service"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/edge"
@@ -196,6 +197,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	go n.keeper.run(kept)
 	var watching sync.WaitGroup
 	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
+	watching.Go(func() { service.Follow(edgeCtx, n.logger, n.state) })
 	server := n.serve(listener)
 	stopStats := environment.OnStatsSignal(n.writeStats)
 	defer stopStats()

@@ -8,6 +8,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-vpn/sluice/cmd/internal/service"
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/ice/edge"
 )
 
@@ -63,6 +65,19 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 		}
 	}
 	reply(w, s)
+}
+
+// state is what the service manager is told. The answer goes through the edge's goroutine and the control goroutine. That the portal
+// does not answer is no reason to be started anew, so a node that has tried is ready.
+func (n *node) state(ctx context.Context) (service.State, error) {
+	s, err := n.edge.Status(ctx)
+	if err != nil {
+		return service.State{}, err
+	}
+	if r := n.machine.remarks.Load(); r != nil && s.Problem == "" {
+		s.Problem = r.problem
+	}
+	return service.State{Line: status.Line(s), Ready: status.Serves(s) || s.Portal.Why != ""}, nil
 }
 
 func (n *node) tellPins(w http.ResponseWriter, r *http.Request) {
