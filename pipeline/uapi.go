@@ -110,11 +110,21 @@ func (p *Pipeline) ServeUAPI(l net.Listener, logger *slog.Logger) error {
 	return newUAPIServer(uapiTarget{p}, logger).serve(l)
 }
 
+// ShowUAPI is ServeUAPI where something else configures the pipeline: a get is answered, with zeros for preshared keys, and each
+// set is refused (EPERM), changes nothing, and is logged with the reason, which says who does configure. The private key is told
+// nevertheless, since it is from that one that `wg` makes the interface's public key.
+func (p *Pipeline) ShowUAPI(l net.Listener, logger *slog.Logger, reason string) error {
+	s := newUAPIServer(uapiTarget{p}, logger)
+	s.readOnly = reason
+	return s.serve(l)
+}
+
 type uapiServer struct {
-	target  configurable
-	logger  *slog.Logger
-	running sync.WaitGroup
-	places  chan struct{} // one for each client
+	target   configurable
+	logger   *slog.Logger
+	readOnly string // why each set is refused; "": none is
+	running  sync.WaitGroup
+	places   chan struct{} // one for each client
 
 	mu      sync.Mutex
 	clients map[net.Conn]uint64 // turns as of when it came, or had its last answer; guarded by mu
@@ -238,6 +248,9 @@ func (s *uapiServer) answer(first []byte, lines *uapiLines) (answer []byte, more
 		}
 		return answer, true
 	case "set=1":
+		if s.readOnly != "" {
+			return s.refuse(lines), !lines.ended
+		}
 		req, err := readSet(lines)
 		if err == nil {
 			err = s.target.edit(req.apply)
@@ -253,11 +266,24 @@ func (s *uapiServer) answer(first []byte, lines *uapiLines) (answer []byte, more
 	return nil, false
 }
 
+// refuse reads over a set, keys and all, and returns the answer to it.
+func (s *uapiServer) refuse(lines *uapiLines) []byte {
+	if _ = lines.skip(); !lines.ended { // whatever its lines are
+		s.logger.Warn("wg may not change this interface", "reason", s.readOnly)
+	}
+	return fmt.Appendf(nil, "errno=%d\n\n", -uapiNotPermitted)
+}
+
 // get returns the answer to a get, which holds keys: the caller clears it.
 func (s *uapiServer) get() (answer []byte, err error) {
 	status, err := s.target.Status()
 	if err != nil {
 		return nil, err
+	}
+	if s.readOnly != "" {
+		for i := range status.Peers {
+			clear(status.Peers[i].PresharedKey[:])
+		}
 	}
 	secret.Do(func() { answer = append(appendStatus(nil, status), "errno=0\n\n"...) })
 	status.Wipe()

@@ -237,6 +237,34 @@ func TestUAPISeveralRequests(t *testing.T) {
 	}
 }
 
+// TestUAPIReadOnly: all but preshared keys is told; a set changes nothing, whatever is in it, and its refusal is logged without it.
+func TestUAPIReadOnly(t *testing.T) {
+	var log bytes.Buffer
+	r := newRecorder()
+	r.status = Status{Peers: []PeerStatus{{}}}
+	hex.Decode(r.status.PrivateKey[:], []byte(keyA))
+	hex.Decode(r.status.Peers[0].PresharedKey[:], []byte(keyB))
+	s := testServer(r, slog.New(slog.NewTextHandler(&log, nil)))
+	s.readOnly = "the portal decides"
+	got := exchange(t, s, "get=1\n\n")
+	if !strings.HasPrefix(got, "private_key="+keyA+"\n") || !strings.Contains(got, "\npreshared_key="+strings.Repeat("0", 64)+"\n") {
+		t.Errorf("got %q, want the private key and no preshared key", got)
+	}
+	refused := fmt.Sprintf("errno=%d\n\n", -int(syscall.EPERM))
+	sets := []string{"", "private_key=" + keyB + "\n", "nonsense\n", "listen_port=" + strings.Repeat("0", 2*uapiMaxLine) + "\n"}
+	for _, set := range sets {
+		if got := exchange(t, s, "set=1\n"+set+"\nset=1\n\n"); got != refused+refused {
+			t.Errorf("%.40q: answers %q, want %q twice", set, got, refused)
+		}
+	}
+	if r.ops != nil {
+		t.Errorf("edits %q, want none", r.ops)
+	}
+	if n := strings.Count(log.String(), "the portal decides"); n != 2*len(sets) || strings.Contains(log.String(), keyB) {
+		t.Errorf("%d lines, want %d without keys:\n%s", n, 2*len(sets), log.String())
+	}
+}
+
 // TestUAPICut: a request is applied whole or, when the client went away in the middle, not at all.
 func TestUAPICut(t *testing.T) {
 	request := "set=1\nlisten_port=1\npublic_key=" + keyA + "\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\n\n"

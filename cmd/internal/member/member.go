@@ -199,6 +199,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
 	watching.Go(func() { service.Follow(edgeCtx, n.logger, n.state) })
 	server := n.serve(listener)
+	defer n.show()()
 	stopStats := environment.OnStatsSignal(n.writeStats)
 	defer stopStats()
 	stopHangUp := onHangUp(n.networkChanged)
