@@ -273,6 +273,18 @@ func (b Bye) LogValue() slog.Value {
 
 // attrs are the counters that are not 0, under their names.
 func (c *HandshakeCounters) attrs() (list []slog.Attr) {
+	c.each(func(name string, value uint32) { list = append(list, slog.Uint64(name, uint64(value))) })
+	return list
+}
+
+// ByName returns the counters that are not 0, under their names.
+func (c *HandshakeCounters) ByName() map[string]uint64 {
+	counters := make(map[string]uint64)
+	c.each(func(name string, value uint32) { counters[name] = uint64(value) })
+	return counters
+}
+
+func (c *HandshakeCounters) each(f func(name string, value uint32)) {
 	for _, counter := range [...]struct {
 		name  string
 		value uint32
@@ -283,10 +295,9 @@ func (c *HandshakeCounters) attrs() (list []slog.Attr) {
 		{"damaged", c.Damaged},
 	} {
 		if counter.value > 0 {
-			list = append(list, slog.Uint64(counter.name, uint64(counter.value)))
+			f(counter.name, counter.value)
 		}
 	}
-	return list
 }
 
 // Closed is how a connection ended.

@@ -38,7 +38,7 @@ func figure(top, bottom string, f func(Result) float64) column {
 	return column{[2]string{top, bottom}, func(s summary, _ *summary) string { return number(f(s.Median)) }}
 }
 
-// tableColumns are the columns of the table and of the HTML report. ref is the implementation that the last one compares with.
+// tableColumns are the columns of the table and of the HTML report. ref is the implementation that one of them compares with.
 func tableColumns(ref string) []column {
 	return []column{
 		{[2]string{"", "case"}, func(s summary, _ *summary) string { return s.Case }},
@@ -50,12 +50,12 @@ func tableColumns(ref string) []column {
 		figure("RTT", "mean ms", func(r Result) float64 { return r.RTTMeanMs }),
 		figure("RTT", "p50 ms", func(r Result) float64 { return r.RTTP50Ms }),
 		figure("RTT", "p99 ms", func(r Result) float64 { return r.RTTP99Ms }),
+		{[2]string{ref, "/ this"}, ratioCell},
 		figure("Gbit/CPU-s", "tunnel", func(r Result) float64 { return r.GbitPerCPUSecond }),
 		figure("Gbit/CPU-s", "machine", func(r Result) float64 { return r.GbitPerMachineCPUSecond }),
 		{[2]string{"MiB", "A/B"}, func(s summary, _ *summary) string { return both(s.Median.PeakMiB) }},
 		figure("segments", "/ send", func(r Result) float64 { return r.SegmentsPerSend }),
 		figure("segments", "/ recv", func(r Result) float64 { return r.SegmentsPerReceive }),
-		{[2]string{ref, "/ this"}, ratioCell},
 	}
 }
 
@@ -127,44 +127,78 @@ func (r *Report) tableRows() (headers [2][]string, rows [][]string) {
 	return headers, rows
 }
 
-// WriteTable writes the report for a person: medians over the rounds, one line per case and implementation.
+// tableWidth is how many columns a terminal has at least.
+const tableWidth = 80
+
+// WriteTable writes the report for a person: medians over the rounds, one line per case and implementation. Figures that do not fit beside
+// the others within tableWidth are in a table of their own below.
 func (r *Report) WriteTable(w io.Writer) error {
 	headers, rows := r.tableRows()
 	if len(rows) == 0 {
 		_, err := fmt.Fprintln(w, "nothing was measured")
 		return err
 	}
+	all := append([][]string{headers[0], headers[1]}, rows...)
 	widths := make([]int, len(headers[0]))
-	for _, row := range append([][]string{headers[0], headers[1]}, rows...) {
+	for _, row := range all {
 		for i, cell := range row {
 			widths[i] = max(widths[i], len(cell))
 		}
 	}
 	var b strings.Builder
-	line := func(row []string) {
-		var text strings.Builder
-		for i, cell := range row {
-			if i < 2 { // names to the left, figures to the right
-				fmt.Fprintf(&text, "%-*s  ", widths[i], cell)
-			} else {
-				fmt.Fprintf(&text, "%*s  ", widths[i], cell)
-			}
+	for first := 2; first < len(widths); {
+		end, room := first, tableWidth-widths[0]-2-widths[1]
+		for ; end < len(widths) && (end == first || room >= 2+widths[end]); end++ {
+			room -= 2 + widths[end]
 		}
-		b.WriteString(strings.TrimRight(text.String(), " ") + "\n")
+		writeFigures(&b, all, widths, first, end)
+		b.WriteString("\n")
+		first = end
 	}
-	line(headers[0])
-	line(headers[1])
-	for i, row := range rows {
-		if i == 0 || row[0] != rows[i-1][0] {
-			b.WriteString("\n")
-		} else {
-			row = append([]string{""}, row[1:]...) // the case is named once
-		}
-		line(row)
+	for _, note := range r.notes() {
+		b.WriteString(wrapped(note) + "\n")
 	}
-	b.WriteString("\n" + strings.Join(r.notes(), "\n") + "\n")
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// writeFigures writes the columns from first to before end, beside the names of cases and implementations. The first two rows are the header.
+func writeFigures(b *strings.Builder, all [][]string, widths []int, first, end int) {
+	for i, row := range all {
+		name := row[0]
+		switch {
+		case i < 2:
+		case i == 2 || name != all[i-1][0]:
+			b.WriteString("\n")
+		default:
+			name = "" // the case is named once
+		}
+		line := fmt.Sprintf("%-*s  %-*s", widths[0], name, widths[1], row[1])
+		for c := first; c < end; c++ {
+			line += fmt.Sprintf("  %*s", widths[c], row[c])
+		}
+		b.WriteString(strings.TrimRight(line, " ") + "\n")
+	}
+}
+
+// wrapped breaks a note at its spaces.
+func wrapped(note string) string {
+	var b strings.Builder
+	column := 0
+	for i, word := range strings.Fields(note) {
+		switch {
+		case i == 0:
+		case column+1+len(word) > tableWidth:
+			b.WriteString("\n  ")
+			column = 2
+		default:
+			b.WriteString(" ")
+			column++
+		}
+		b.WriteString(word)
+		column += len(word)
+	}
+	return b.String()
 }
 
 // notes say what the figures were measured on, and how.
@@ -174,7 +208,7 @@ func (r *Report) notes() []string {
 	notes := []string{
 		fmt.Sprintf("%d x %s, %d MiB, %s %s %s, %s", m.CPUs, cpu, m.MemoryMiB, m.OS, m.Kernel, m.Arch, m.GoVersion),
 		fmt.Sprintf("%.3g s each after %.3g s, %s; outer MTU %d, inner MTU %d", s.DurationS, s.WarmUpS, rounds(s.Rounds), s.OuterMTU, s.InnerMTU),
-		fmt.Sprintf("last column: Gbit/s, kpps or mean RTT of %s over that of the line", referenceOf(r.Results)),
+		fmt.Sprintf("%s / this: Gbit/s, kpps or mean RTT of %[1]s over that of the line", referenceOf(r.Results)),
 		fmt.Sprintf("socket buffers: a program of this lab that asks for 8 MiB gets %s to receive and %s to send, as the kernel counts",
 			bufferSize(m.SocketReceiveBuffer), bufferSize(m.SocketSendBuffer)),
 	}

@@ -39,12 +39,12 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := strings.TrimPrefix(`
-                                 loss    re-  Gbit/CPU-s    MiB  sluice
-case     impl    Gbit/s  kpps     %  trans      tunnel    A/B  / this
+                                 loss    re-  sluice  Gbit/CPU-s    MiB
+case     impl    Gbit/s  kpps     %  trans  / this      tunnel    A/B
 
-tcp-1    sluice    4.50                  0        2.00  14/15
-         <b>&      2.50                 12                      1.80x
-         bare       110                  0                      0.04x
+tcp-1    sluice    4.50                  0                2.00  14/15
+         <b>&      2.50                 12   1.80x
+         bare       110                  0   0.04x
 
 udp-100  sluice           200  10.0
 
@@ -57,13 +57,46 @@ udp-100  sluice           200  10.0
 		t.Errorf("table\n%s\nwant at its start\n%s", got, want)
 	}
 	for _, line := range []string{"gets 8.0 MiB to receive and 416 KiB to send", "socket buffers of sluice: 4 KiB to receive"} {
-		if !strings.Contains(got, line) {
+		if !strings.Contains(strings.Join(strings.Fields(got), " "), line) {
 			t.Errorf("no %q in\n%s", line, got)
 		}
 	}
 	b.Reset()
 	if err := (&Report{}).WriteTable(&b); err != nil || b.String() != "nothing was measured\n" {
 		t.Errorf("empty report: %q, %v", b.String(), err)
+	}
+}
+
+// TestTableWidth: with every figure that there is, no line is wider than a terminal, and no figure is missing.
+func TestTableWidth(t *testing.T) {
+	r := testReport()
+	for i := range r.Results {
+		one := &r.Results[i]
+		one.GbitPerS, one.KPPS, one.PacketsSent, one.PacketsReceived, one.Retransmits = 12.34, 1234, 10, 9, 12345
+		one.RTTMeanMs, one.RTTP50Ms, one.RTTP99Ms = 0.26, 0.25, 13.8
+		one.GbitPerCPUSecond, one.GbitPerMachineCPUSecond, one.PeakMiB = 4.25, 3.56, []float64{194, 181}
+		one.SegmentsPerSend, one.SegmentsPerReceive = 41.5, 37.25
+		if one.Impl == "<b>&" {
+			one.Impl = "wireguard-go"
+		}
+	}
+	r.Machine.CPU, r.Machine.Host = "AMD EPYC 9R14 96-Core Processor", "virtual machine"
+	var b bytes.Buffer
+	if err := r.WriteTable(&b); err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.Lines(b.String()) {
+		if n := len(strings.TrimSuffix(line, "\n")); n > tableWidth {
+			t.Errorf("%d columns, want at most %d: %s", n, tableWidth, line)
+		}
+	}
+	for _, want := range []string{"12.3", "1234", "0.26", "0.25", "13.8", "4.25", "3.56", "194/181", "41.5", "37.2"} {
+		if !strings.Contains(b.String(), want) {
+			t.Errorf("no %s in\n%s", want, b.String())
+		}
+	}
+	if n := strings.Count(b.String(), "wireguard-go"); n != 2 {
+		t.Errorf("the figures of a program are in %d tables, want 2\n%s", n, b.String())
 	}
 }
 

@@ -7,8 +7,13 @@ import (
 	"os/exec"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+
+	"github.com/urfave/cli/v3"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
 )
 
 // call runs the program in this process.
@@ -96,6 +101,48 @@ func TestSecretToReadableFile(t *testing.T) {
 		f.Close()
 		if got := strings.Contains(stderr.String(), "umask 077"); got != warned || code != 0 {
 			t.Errorf("mode %v: warned %v, code %d", mode, got, code)
+		}
+	}
+}
+
+// TestHelp: the help of every command fits a terminal and shows flags as they are written elsewhere.
+func TestHelp(t *testing.T) {
+	var visit func(cmd *cli.Command, path []string)
+	seen := 0
+	visit = func(cmd *cli.Command, path []string) {
+		stdout, stderr, code := call("", append(path, "-h")...)
+		if code != 0 || stderr != "" || !strings.Contains(stdout, "NAME:") {
+			t.Errorf("%q: code %d, %q", path, code, stderr)
+		}
+		seen++
+		for line := range strings.Lines(stdout) {
+			line = strings.TrimSuffix(line, "\n")
+			if len(line) > status.Columns || strings.HasSuffix(line, " ") {
+				t.Errorf("%q: %d columns, want at most %d: %q", path, len(line), status.Columns, line)
+			}
+			if regexp.MustCompile(`(^|\s)--[a-z]`).MatchString(line) {
+				t.Errorf("%q: a flag with two hyphens: %q", path, line)
+			}
+		}
+		for _, c := range cmd.Commands {
+			if c.Name != "help" {
+				visit(c, append(slices.Clone(path), c.Name))
+			}
+		}
+	}
+	visit(newCommand(nil, nil, nil), nil)
+	if seen < 18 {
+		t.Errorf("%d commands have help", seen)
+	}
+	stdout, _, _ := call("", "portal", "-h")
+	for _, want := range []string{
+		"\n   -relay-listen ADDRESS  ADDRESS for STUN and TURN, UDP; none: no relay here\n                          (default: \":3478\")\n",
+		"\n   -relay NAME=ADDRESS:PORT,FILE ...\n                          another relay,",
+		"\n   node         add, list and remove nodes",
+		"\n   One process and one folder. Nodes reach it by TCP (TLS) for sign-in and\n   signaling",
+	} {
+		if !strings.Contains(stdout, want) {
+			t.Errorf("no %q in\n%s", want, stdout)
 		}
 	}
 }

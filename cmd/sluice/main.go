@@ -84,6 +84,7 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(), manCommand(),
 		},
 	}
+	cli.HelpPrinter = printHelp
 	plain(root)
 	return root
 }

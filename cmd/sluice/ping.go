@@ -25,8 +25,9 @@ func pingCommand() *cli.Command {
 		Name:      "ping",
 		Usage:     "ask a peer for a sign of life through the tunnel",
 		ArgsUsage: "NAME",
-		Description: "Sends ICMP echoes to the peer's tunnel address and prints the round trip, and the path that the connection had then:" +
-			"\ndirect or over a relay. The first echo also makes a connection, if there is none. Exit status 1: nothing came back.",
+		Description: "Sends ICMP echoes to the peer's tunnel address and prints for each the round trip and the path that the connection had" +
+			"\nwhen it came back, direct or over a relay, and at the end the round trips of each path. The first echo also makes a" +
+			"\nconnection, if there is none. Exit status 1: nothing came back.",
 		Flags: append(nodeFlags(),
 			&cli.IntFlag{Name: "count", Usage: "how many `ECHOES` to send, one a second", Value: 5},
 			&cli.BoolFlag{Name: "json", Usage: "print one JSON object at the end"},
@@ -75,28 +76,40 @@ const (
 
 // pingResult is what -json prints.
 type pingResult struct {
-	Peer        string       `json:"peer"`
-	Address     netip.Addr   `json:"address"`
-	Sent        int          `json:"sent"`
-	Received    int          `json:"received"`
-	Replies     []echoResult `json:"replies"`
-	Explanation string       `json:"explanation"` // of the connection, at the end
-	state       string
+	Peer     string       `json:"peer"`
+	Address  netip.Addr   `json:"address"`
+	Sent     int          `json:"sent"`
+	Received int          `json:"received"`
+	Echoes   []echoResult `json:"echoes"`
+	Paths    []pathResult `json:"paths"` // those that answered, in their order
+	// Explanation is of the connection, at the end, and State its state.
+	Explanation string `json:"explanation"`
+	State       string `json:"state"`
 }
 
 // silence is the error that nothing came back.
 func (r *pingResult) silence() error {
-	if r.state == "up" || r.state == "idle" {
+	if r.State == "up" || r.State == "idle" {
 		return fmt.Errorf("%s does not answer, but there is a connection: a client answers no echoes without -accept-incoming, and a firewall may drop them; %s", r.Peer, r.Explanation)
 	}
 	return fmt.Errorf("%s does not answer: %s", r.Peer, r.Explanation)
 }
 
+// echoResult is one echo, with the path that the connection had when its answer came.
 type echoResult struct {
 	Sequence int     `json:"sequence"`
-	RTTms    float64 `json:"rtt_ms"`
-	Path     string  `json:"path"` // direct ADDRESS or relay NAME
-	State    string  `json:"state"`
+	Answered bool    `json:"answered"`
+	RTTS     float64 `json:"rtt_s,omitempty"`
+	status.PeerPath
+}
+
+// pathResult is what came back by one path.
+type pathResult struct {
+	status.PeerPath
+	Received int     `json:"received"`
+	LeastS   float64 `json:"rtt_min_s"`
+	MeanS    float64 `json:"rtt_mean_s"`
+	MostS    float64 `json:"rtt_max_s"`
 }
 
 // findPeer asks the nodes which of them knows the peer.
@@ -128,7 +141,7 @@ func findPeer(ctx context.Context, nodes []*status.Node, name string) (*status.N
 	case len(failed) == len(nodes):
 		return nil, peer, errors.Join(failed...)
 	case len(known) == 0:
-		return nil, peer, fmt.Errorf("no peer is called %q; the portal lets this node talk to none yet", name)
+		return nil, peer, fmt.Errorf("no peer is called %q; sluice status says why this node has none", name)
 	}
 	slices.Sort(known)
 	return nil, peer, fmt.Errorf("no peer is called %q; there are %s", name, strings.Join(slices.Compact(known), ", "))
@@ -156,7 +169,7 @@ func tunnelAddress(allowed []netip.Prefix) (netip.Addr, error) {
 
 // ping sends count echoes and writes a line for each.
 func ping(ctx context.Context, out io.Writer, node *status.Node, peer edge.ConnectionStatus, count int) (pingResult, error) {
-	r := pingResult{Peer: peer.Peer}
+	r := pingResult{Peer: peer.Peer, Echoes: []echoResult{}, Paths: []pathResult{}}
 	var err error
 	if r.Address, err = tunnelAddress(peer.AllowedIPs); err != nil {
 		return r, err
@@ -192,34 +205,43 @@ func ping(ctx context.Context, out io.Writer, node *status.Node, peer edge.Conne
 
 // note adds an echo's result, with the path that the node has now.
 func (r *pingResult) note(ctx context.Context, out io.Writer, node *status.Node, sequence int, rtt time.Duration, lost error) {
-	result := echoResult{Sequence: sequence, RTTms: milliseconds(rtt), Path: "-"}
+	echo := echoResult{Sequence: sequence, Answered: lost == nil}
 	if s, err := node.Get(ctx); err == nil {
 		for i := range s.Connections {
 			if c := &s.Connections[i]; c.Peer == r.Peer {
-				result.Path, result.State, r.Explanation = status.PathOf(c), c.State, c.Explanation
-				r.state = c.State
+				echo.PeerPath, r.State, r.Explanation = status.PathOf(c), c.State, c.Explanation
 			}
 		}
 	}
 	if lost != nil {
-		fmt.Fprintf(out, "%d: no answer within %v; %s\n", sequence, echoWait, r.Explanation)
+		r.Echoes = append(r.Echoes, echo)
+		text := fmt.Sprintf("no answer within %v; %s", echoWait, r.Explanation)
+		fmt.Fprintln(out, strings.Join(status.Wrap(text, fmt.Sprintf("%d: ", sequence), "   ", status.Columns), "\n"))
 		return
 	}
+	echo.RTTS = rtt.Seconds()
 	r.Received++
-	r.Replies = append(r.Replies, result)
-	fmt.Fprintf(out, "%d: %.2f ms, %s\n", sequence, result.RTTms, result.Path)
+	r.Echoes = append(r.Echoes, echo)
+	r.count(&echo)
+	fmt.Fprintf(out, "%d: %.2f ms, %s\n", sequence, echo.RTTS*1000, echo.PeerPath)
+}
+
+// count books an answered echo to its path.
+func (r *pingResult) count(e *echoResult) {
+	i := slices.IndexFunc(r.Paths, func(p pathResult) bool { return p.PeerPath == e.PeerPath })
+	if i < 0 {
+		i = len(r.Paths)
+		r.Paths = append(r.Paths, pathResult{PeerPath: e.PeerPath, LeastS: e.RTTS})
+	}
+	p := &r.Paths[i]
+	p.MeanS = (p.MeanS*float64(p.Received) + e.RTTS) / float64(p.Received+1)
+	p.Received++
+	p.LeastS, p.MostS = min(p.LeastS, e.RTTS), max(p.MostS, e.RTTS)
 }
 
 func (r *pingResult) summarize(out io.Writer) {
-	fmt.Fprintf(out, "%d sent, %d came back", r.Sent, r.Received)
-	if r.Received > 0 {
-		least, greatest, sum := r.Replies[0].RTTms, 0.0, 0.0
-		for _, e := range r.Replies {
-			least, greatest, sum = min(least, e.RTTms), max(greatest, e.RTTms), sum+e.RTTms
-		}
-		fmt.Fprintf(out, "; round trip %.2f ms at least, %.2f on average, %.2f at most", least, sum/float64(r.Received), greatest)
+	fmt.Fprintf(out, "%d sent, %d came back\n", r.Sent, r.Received)
+	for _, p := range r.Paths {
+		fmt.Fprintf(out, "%s: %d, %.2f ms at least, %.2f on average, %.2f at most\n", p.PeerPath, p.Received, p.LeastS*1000, p.MeanS*1000, p.MostS*1000)
 	}
-	fmt.Fprintln(out)
 }
-
-func milliseconds(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }

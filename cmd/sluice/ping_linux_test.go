@@ -65,13 +65,13 @@ func TestPing(t *testing.T) {
 			t.Fatal(err)
 		}
 		stdout, stderr, code := call("", "ping", "-count", "1", "alice")
-		if code != 0 || stderr != "" || !strings.Contains(stdout, "ms, direct 198.51.100.7:4\n") || !strings.Contains(stdout, "1 sent, 1 came back;") {
+		if code != 0 || stderr != "" || !strings.Contains(stdout, "ms, direct 198.51.100.7:4\n") || !strings.Contains(stdout, "1 sent, 1 came back\ndirect 198.51.100.7:4: 1, ") {
 			t.Errorf("%s: code %d, %q, %q", groups, code, stdout, stderr)
 		}
 		stdout, _, code = call("", "ping", "-count", "2", "-json", "bob")
 		var result pingResult
 		if err := json.Unmarshal([]byte(stdout), &result); err != nil || code != 0 || result.Sent != 2 || result.Received != 2 ||
-			len(result.Replies) != 2 || result.Replies[1].Sequence != 2 || result.Address != netip.MustParseAddr("fd00:2021:1111::77") {
+			len(result.Echoes) != 2 || result.Echoes[1].Sequence != 2 || !result.Echoes[1].Answered || result.Echoes[1].RTTS <= 0 || result.Address != netip.MustParseAddr("fd00:2021:1111::77") {
 			t.Errorf("%s: code %d, %q, %v", groups, code, stdout, err)
 		}
 	}
@@ -95,7 +95,7 @@ func TestPingSilence(t *testing.T) {
 		stderr != "sluice: alice does not answer, but there is a connection: a client answers no echoes without -accept-incoming, and a firewall may drop them; fine\n" {
 		t.Errorf("code %d, %q, %q", code, stdout, stderr)
 	}
-	if err := (&pingResult{Peer: "bob", state: "waiting", Explanation: "tries again"}).silence(); err.Error() != "bob does not answer: tries again" {
+	if err := (&pingResult{Peer: "bob", State: "waiting", Explanation: "tries again"}).silence(); err.Error() != "bob does not answer: tries again" {
 		t.Error(err)
 	}
 }

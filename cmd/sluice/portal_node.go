@@ -14,11 +14,11 @@ import (
 	"slices"
 	"strings"
 	"syscall"
-	"text/tabwriter"
 	"time"
 
 	"github.com/urfave/cli/v3"
 
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/ice/portal"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 )
@@ -232,21 +232,22 @@ func nodeRoutes(ctx context.Context, cmd *cli.Command, name string) (err error) 
 		fmt.Fprintf(out, "%s offers no network yet.\n", name)
 	}
 	for _, o := range offers {
-		fmt.Fprintln(out, offerText(o))
+		fmt.Fprintln(out, strings.Join(offerLines(o, "", ""), "\n"))
 	}
 	return nil
 }
 
-// offerText says what has become of an offer, and what may be done.
-func offerText(o protocol.Offer) string {
+// offerLines say what has become of an offer, and what may be done. indent is before the first.
+func offerLines(o protocol.Offer, first, indent string) []string {
 	text := fmt.Sprintf("%s %s", o.Prefix, o.State)
 	if o.Why != "" {
 		text += ": " + o.Why
 	}
+	lines := status.Wrap(text, first, indent+"  ", status.Columns)
 	if o.Remedy != "" {
-		text += "\n    " + o.Remedy
+		lines = append(lines, status.WrapCommand(o.Remedy, indent+"  ", indent+"    ", status.Columns)...)
 	}
-	return text
+	return lines
 }
 
 func printJSON(w io.Writer, v any) error {
@@ -345,47 +346,72 @@ func listNodes(ctx context.Context, cmd *cli.Command) error {
 	if cmd.Bool("json") {
 		return printJSON(out, nodes)
 	}
-	w := tabwriter.NewWriter(out, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "NAME\tROLE\tADDRESSES\tONLINE\tROUTES\tPROGRAM\tREMARKS")
+	_, err := io.WriteString(out, nodeTable(nodes, time.Now()))
+	return err
+}
+
+// nodeTable is a line for each node, with what does not fit there below it.
+func nodeTable(nodes []portal.NodeStatus, now time.Time) string {
+	rows := [][]string{{"NAME", "ROLE", "ONLINE", "ADDRESSES"}}
 	for _, n := range nodes {
-		fmt.Fprintf(w, "%s\t%s\t%s\t%s\t%s\t%s\t%s\n",
-			n.Name, n.Role, joined(n.Addresses), onlineText(n), joined(n.Offers.Approved()), n.Program, remarks(n))
+		rows = append(rows, []string{n.Name, string(n.Role), onlineText(n, now), joined(n.Addresses)})
 	}
-	if err := w.Flush(); err != nil {
-		return err
-	}
-	for _, n := range nodes {
+	table := status.Table(rows, status.Columns)
+	var b strings.Builder
+	fmt.Fprintln(&b, table[0])
+	for i, n := range nodes {
+		fmt.Fprintln(&b, table[i+1])
+		for _, text := range remarks(n) {
+			fmt.Fprintln(&b, strings.Join(status.Wrap(text, "  ", "    ", status.Columns), "\n"))
+		}
 		for _, o := range n.Offers {
 			if o.State != protocol.Approved {
-				fmt.Fprintf(out, "\n%s offers %s\n", n.Name, offerText(o))
+				fmt.Fprintln(&b, strings.Join(offerLines(o, "  offers ", "  "), "\n"))
 			}
 		}
 	}
-	return nil
+	return b.String()
 }
 
-func joined[T fmt.Stringer](list []T) string {
+// joined lists addresses and networks; a single address is shown as such.
+func joined(list []netip.Prefix) string {
 	var texts []string
-	for _, v := range list {
-		texts = append(texts, v.String())
+	for _, p := range list {
+		if p.IsSingleIP() {
+			texts = append(texts, p.Addr().String())
+		} else {
+			texts = append(texts, p.String())
+		}
 	}
 	return strings.Join(texts, " ")
 }
 
-func onlineText(n portal.NodeStatus) string {
+func onlineText(n portal.NodeStatus, now time.Time) string {
 	switch {
 	case n.Online && !n.Since.IsZero():
-		return "since " + n.Since.Local().Format(time.DateTime) + " from " + strings.Join(n.From, " ")
+		return "for " + status.Span(now.Sub(n.Since))
 	case n.Online:
-		return "from " + strings.Join(n.From, " ")
+		return "yes"
 	case n.Seen.IsZero():
 		return "no"
 	}
-	return "no, seen " + n.Seen.Local().Format(time.DateTime)
+	return "no, " + status.Span(now.Sub(n.Seen)) + " ago"
 }
 
-func remarks(n portal.NodeStatus) string {
-	var list []string
+// remarks are what else there is to say of a node.
+func remarks(n portal.NodeStatus) (list []string) {
+	if from := strings.Join(n.From, " "); from != "" {
+		if n.Program != "" {
+			from += ", " + n.Program
+		}
+		list = append(list, "from "+from)
+	}
+	if approved := n.Offers.Approved(); len(approved) > 0 {
+		list = append(list, "leads to "+joined(approved))
+	}
+	if len(n.Allow) > 0 {
+		list = append(list, "may reach "+strings.Join(n.Allow, " "))
+	}
 	if n.Connections > 1 {
 		list = append(list, fmt.Sprintf("%d connections: the token is in use twice, or one is dead and not missed yet", n.Connections))
 	}
@@ -393,10 +419,7 @@ func remarks(n portal.NodeStatus) string {
 		list = append(list, "its token is of an older version and not taken; make another one: sluice portal node token "+n.Name)
 	}
 	if n.Refused != "" {
-		list = append(list, "refused: "+n.Refused)
+		list = append(list, "REFUSED: "+n.Refused)
 	}
-	if len(n.Allow) > 0 {
-		list = append(list, "may reach "+strings.Join(n.Allow, " "))
-	}
-	return strings.Join(list, "; ")
+	return list
 }

@@ -70,7 +70,7 @@ JSON: {schema, started, machine, settings, programs, results}. results is a list
   gbit_per_cpu_s, gbit_per_machine_cpu_s   Gbit per CPU second of both nodes, of the machine
   peak_mib                        VmHWM of nodes [A, B], MiB
   segments_per_send, segments_per_receive  datagrams per run of UDP_SEGMENT and UDP_GRO, where counted
-  bytes_, packets_sent, _received totals with warm-up; node_receive_buffer, node_send_buffer: socket buffers, bytes
+  bytes_, packets_sent, _received  totals with warm-up; node_receive_buffer, node_send_buffer: socket buffers, bytes
   counters                        of nodes [A, B]; samples: [{at_s, gbit_per_s, kpps, rtt_ms}] over time`)
 	return b.String()
 }

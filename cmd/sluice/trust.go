@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"text/tabwriter"
 
 	"github.com/urfave/cli/v3"
 
@@ -71,25 +70,29 @@ func trust(ctx context.Context, cmd *cli.Command, node *status.Node, name string
 }
 
 func listPins(ctx context.Context, cmd *cli.Command, nodes []*status.Node) error {
-	w := tabwriter.NewWriter(cmd.Root().Writer, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(w, "PEER\tMET AS\tNOW")
+	rows, below := [][]string{{"PEER", "MET AS", "NOW"}}, []string{""}
 	for _, n := range nodes {
 		pins, err := n.Pins(ctx)
 		if err != nil {
 			return err
 		}
 		for _, p := range pins {
-			now := "the same"
+			now, more := "the same", ""
 			switch {
 			case p.Distrust != "":
-				now = fmt.Sprintf("%s: no session (%s)", p.Offered, p.Distrust)
+				now, more = p.Offered.Fingerprint(), "  no session: "+p.Distrust+"\n"
 			case p.Offered == (protocol.Identity{}):
-				now = "not known to the portal, or not signed in"
+				now, more = "none", "  not known to the portal, or not signed in\n"
 			case p.Offered != p.Pinned:
 				now = p.Offered.Fingerprint()
 			}
-			fmt.Fprintf(w, "%s\t%s\t%s\n", p.Peer, p.Pinned, now)
+			rows, below = append(rows, []string{p.Peer, p.Pinned.String(), now}), append(below, more)
 		}
 	}
-	return w.Flush()
+	for i, line := range status.Table(rows, status.Columns) {
+		if _, err := fmt.Fprint(cmd.Root().Writer, line+"\n"+below[i]); err != nil {
+			return err
+		}
+	}
+	return nil
 }

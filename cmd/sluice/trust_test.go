@@ -51,9 +51,9 @@ func TestTrust(t *testing.T) {
 	trusted := servePins(t, dir, "sluice0", pins, http.StatusOK, "")
 	stdout, stderr, code := call("", "trust")
 	for _, want := range []string{
-		"gate      " + before.Fingerprint() + "  " + now.Fingerprint() + ": no session (identity_changed)",
-		"gone      " + before.Fingerprint() + "  not known", "same      " + now.Fingerprint() + "  the same",
-		"stripped  " + now.Fingerprint() + "  none: no session",
+		"gate      " + before.Fingerprint() + "  " + now.Fingerprint() + "\n  no session: identity_changed\n",
+		"gone      " + before.Fingerprint() + "  none\n  not known", "same      " + now.Fingerprint() + "  the same",
+		"stripped  " + now.Fingerprint() + "  none\n  no session",
 	} {
 		if !strings.Contains(stdout, want) {
 			t.Errorf("no %q in\n%s", want, stdout)

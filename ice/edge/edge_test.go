@@ -21,7 +21,7 @@ func TestDirect(t *testing.T) {
 		t.Log("connected after", took)
 		w.carries(c, g)
 		s := c.connection("gate")
-		if s.Via != "direct" || s.Endpoint.Addr() != outer(1) || s.Local != "host" || s.RTTms < 49 {
+		if s.Via != "direct" || s.Endpoint.Addr() != outer(1) || s.Local != "host" || s.RTTS < 0.049 {
 			t.Errorf("status %+v", s)
 		}
 		if !strings.Contains(s.Explanation, "direct to") {

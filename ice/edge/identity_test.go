@@ -64,7 +64,7 @@ func TestPortalSwapsKey(t *testing.T) {
 				if !strings.Contains(s.Explanation, "no session") || !strings.Contains(s.Explanation, "somebody") {
 					t.Errorf("explanation %q", s.Explanation)
 				}
-				if s := g.connection("laptop").LastClose; s.Reason != "peer_closed" || s.PeerReason != tt.want {
+				if s := g.connection("laptop").LastClose; s.Reason != "peer_closed" || s.PeerReports == nil || s.PeerReports.Reason != tt.want {
 					t.Errorf("the gateway's last close %+v, want %s there", s, tt.want)
 				}
 				if n := c.log.count("reason=" + tt.want); n < 2 || !strings.Contains(c.log.String(), "pinned="+fingerprint("gate")) {
@@ -192,7 +192,7 @@ func TestRenewedTokenNeedsTrust(t *testing.T) {
 		g.device.InjectData(ipPacket(inner(g.number), inner(c.number), "it is me"))
 		w.await(30*time.Second, "the gateway is told", func() bool {
 			s := g.connection("laptop").LastClose
-			return s != nil && s.PeerReason == "identity_changed"
+			return s != nil && s.PeerReports != nil && s.PeerReports.Reason == "identity_changed"
 		})
 		if text := g.connection("laptop").Explanation; !strings.Contains(text, "sluice trust on that machine") {
 			t.Errorf("the gateway's explanation is %q", text)

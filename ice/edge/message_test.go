@@ -142,7 +142,7 @@ func TestOfferFlood(t *testing.T) {
 			s := g.connection("laptop")
 			return s.LastClose != nil && s.LastClose.Reason == "peer_closed" && s.State != "candidates"
 		})
-		if s := g.connection("laptop"); s.LastClose.PeerReports == "" {
+		if s := g.connection("laptop"); s.LastClose.PeerReports == nil {
 			t.Errorf("%+v", s.LastClose)
 		}
 	})

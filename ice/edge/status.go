@@ -31,6 +31,8 @@ type Status struct {
 	Mappings    []MappingStatus    `json:"mappings"`
 	Relays      []turn.RelayStatus `json:"relays"`
 	Connections []ConnectionStatus `json:"connections"` // one for each peer, by name
+	// Awaited are the nodes that may be peers and have never signed in, by name.
+	Awaited []string `json:"awaited,omitempty"`
 	// Lost counts packets that were lost in queues and the like, by the name of the counter (pipeline.Counter).
 	Lost map[string]uint64 `json:"lost,omitempty"`
 	// Problem is why the host could not be configured, Notes are what may be in the way there: the program's that applies.
@@ -73,7 +75,7 @@ type ConnectionStatus struct {
 	Endpoint netip.AddrPort `json:"endpoint,omitzero"`
 	Local    string         `json:"local_candidate,omitempty"`
 	Remote   string         `json:"remote_candidate,omitempty"`
-	RTTms    float64        `json:"rtt_ms,omitempty"` // of the last STUN check
+	RTTS     float64        `json:"rtt_s,omitempty"` // of the last STUN check
 	// Since is when the connection was first up; LastHandshake the newest WireGuard session.
 	Since         time.Time `json:"since,omitzero"`
 	LastHandshake time.Time `json:"last_handshake,omitzero"`
@@ -88,12 +90,18 @@ type ConnectionStatus struct {
 
 // CloseStatus is how the latest connection that is over ended.
 type CloseStatus struct {
-	At          time.Time `json:"at"`
-	Reason      string    `json:"reason"`
-	Cause       string    `json:"cause,omitempty"`
-	PeerReason  string    `json:"peer_reason,omitempty"` // why the peer has closed
-	PeerReports string    `json:"peer_reports,omitempty"`
-	LastedS     float64   `json:"lasted_s"`
+	At          time.Time   `json:"at"`
+	Reason      string      `json:"reason"`
+	Cause       string      `json:"cause,omitempty"`
+	PeerReports *PeerReport `json:"peer_reports,omitempty"`
+	LastedS     float64     `json:"lasted_s"`
+}
+
+// PeerReport is what the peer says about the same end.
+type PeerReport struct {
+	Reason string `json:"reason"`
+	// Counters are what became of handshake messages there, by name; those that are 0 are left out.
+	Counters map[string]uint64 `json:"counters,omitempty"`
 }
 
 // Status describes the node. Errors are ctx's, and that of an edge that does not run (any more).
@@ -146,6 +154,12 @@ func (e *Edge) status() Status {
 		s.Connections = append(s.Connections, c)
 	}
 	slices.SortFunc(s.Connections, func(a, b ConnectionStatus) int { return strings.Compare(a.Peer, b.Peer) })
+	for i := range e.view.Peers {
+		if p := &e.view.Peers[i]; p.PublicKey == (protocol.Key{}) {
+			s.Awaited = append(s.Awaited, p.Name)
+		}
+	}
+	slices.Sort(s.Awaited)
 	return s
 }
 
@@ -219,15 +233,15 @@ func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) 
 		}
 	}
 	_, rtt := a.connection.LastSeen()
-	s.RTTms = float64(rtt.Microseconds()) / 1000
+	s.RTTS = rtt.Seconds()
 }
 
 func closeStatus(k *pipeline.ConnectionStatus) *CloseStatus {
 	c := &CloseStatus{
 		At: k.ClosedAt, Reason: k.Closed.Reason.String(), Cause: k.Closed.Cause.String(), LastedS: k.Closed.Lasted.Seconds(),
 	}
-	if k.Closed.PeerReports != nil {
-		c.PeerReason, c.PeerReports = k.Closed.PeerReports.Reason.String(), k.Closed.PeerReports.LogValue().String()
+	if r := k.Closed.PeerReports; r != nil {
+		c.PeerReports = &PeerReport{r.Reason.String(), r.Counters.ByName()}
 	}
 	return c
 }
@@ -237,9 +251,9 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 	last := ""
 	if s.LastClose != nil {
 		last = s.LastClose.Reason
-		if s.LastClose.Reason == pipeline.ClosePeerClosed.String() && s.LastClose.PeerReason != "" {
-			last += ", there " + s.LastClose.PeerReason
-			if s.LastClose.PeerReason == pipeline.CloseIdentityChanged.String() {
+		if r := s.LastClose.PeerReports; r != nil && s.LastClose.Reason == pipeline.ClosePeerClosed.String() {
+			last += ", there " + r.Reason
+			if r.Reason == pipeline.CloseIdentityChanged.String() {
 				last += ", since this node has another token than when it was met: sluice trust on that machine accepts it"
 			}
 		}

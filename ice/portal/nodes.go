@@ -75,6 +75,7 @@ func (p *Portal) RenewToken(ctx context.Context, name string) (protocol.Token, e
 		return protocol.Token{}, err
 	}
 	p.broker.Kick(name)
+	p.left(name)
 	p.log.Info("node has another token", "node", name)
 	p.changed()
 	return p.token(name, secret), nil
@@ -127,10 +128,10 @@ type NodeStatus struct {
 	Addresses   []netip.Prefix  `json:"addresses"`
 	Offers      protocol.Offers `json:"offers,omitempty"`
 	Allow       []string        `json:"allow,omitempty"` // as in NewNode
-	Online      bool            `json:"online"`
-	From        []string        `json:"from,omitempty"` // host:port of each connection; two: its token is in use twice
-	Since       time.Time       `json:"since,omitzero"` // connected since then
-	Seen        time.Time       `json:"seen,omitzero"`  // its latest request
+	Online      bool            `json:"online"`          // connected now or within the last onlineGrace
+	From        []string        `json:"from,omitempty"`  // host:port of each connection; two: its token is in use twice
+	Since       time.Time       `json:"since,omitzero"`  // connected since then
+	Seen        time.Time       `json:"seen,omitzero"`   // its latest request
 	Program     string          `json:"program,omitempty"`
 	Refused     string          `json:"refused,omitempty"`
 	Outdated    bool            `json:"outdated,omitempty"` // its token is of before there were identities
@@ -162,8 +163,8 @@ func (p *Portal) Nodes() []NodeStatus {
 		p.mu.Lock()
 		if v := p.visitors[r.Name]; v != nil {
 			s.Seen, s.Refused = v.asked.UTC(), v.refused
-			if v.online {
-				s.Since = v.since.UTC()
+			if v.online { // also while it connects anew, as all do to which a node was added
+				s.Online, s.Since = true, v.since.UTC()
 			}
 		}
 		p.mu.Unlock()

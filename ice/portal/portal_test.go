@@ -372,3 +372,31 @@ func TestAddresses(t *testing.T) {
 		t.Errorf("free index %d at the end", got)
 	}
 }
+
+// A node is online all the while that it connects anew since another one was added; one whose token was renewed is not.
+func TestOnlineAcrossAddedNode(t *testing.T) {
+	p := open(t, filepath.Join(t.TempDir(), "state"))
+	status := func(name string) NodeStatus {
+		for _, n := range p.Nodes() {
+			if n.Name == name {
+				return n
+			}
+		}
+		t.Fatalf("no node %s", name)
+		return NodeStatus{}
+	}
+	gate := sign(t, add(t, p, "gate", protocol.Gateway))
+	ask(t, gate, protocol.SyncRequest{PublicKey: key(t)})
+	until(t, "the gateway is online", func() bool { return !status("gate").Since.IsZero() })
+	since := status("gate").Since
+	add(t, p, "laptop", protocol.Client) // which the gateway may meet, so that it gets other permissions
+	if n := status("gate"); !n.Online || n.Since != since {
+		t.Errorf("online %v since %v, want true since %v", n.Online, n.Since, since)
+	}
+	if _, err := p.RenewToken(t.Context(), "gate"); err != nil {
+		t.Fatal(err)
+	}
+	if n := status("gate"); n.Online || !n.Since.IsZero() {
+		t.Errorf("with a token that was renewed: online %v since %v", n.Online, n.Since)
+	}
+}

@@ -219,6 +219,15 @@ func (p *Portal) take(name string, h *hold) bool {
 	return true
 }
 
+// left notes that a node is gone, and not to connect anew.
+func (p *Portal) left(name string) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if v := p.visitors[name]; v != nil {
+		v.online, v.connected = false, time.Time{}
+	}
+}
+
 // forget drops what is known of a node that was removed.
 func (p *Portal) forget(name string) {
 	p.mu.Lock()

@@ -49,9 +49,9 @@ type RelayStatus struct {
 	State   string         `json:"state"` // Client.State
 	Relayed netip.AddrPort `json:"relayed,omitzero"`
 	Mapped  netip.AddrPort `json:"mapped,omitzero"`
-	// RoundTrip of the latest answer, 0 before the first.
-	RoundTrip time.Duration `json:"round_trip_ns,omitempty"`
-	Reason    string        `json:"reason,omitempty"` // why there is no allocation
+	// RoundTripS is that of the latest answer, 0 before the first.
+	RoundTripS float64 `json:"round_trip_s,omitempty"`
+	Reason     string  `json:"reason,omitempty"` // why there is no allocation
 }
 
 const (
@@ -207,7 +207,7 @@ func (r *Relays) URLs() []*stun.URI {
 			up = append(up, s)
 		}
 	}
-	slices.SortStableFunc(up, func(a, b *server) int { return cmp.Compare(a.status.RoundTrip, b.status.RoundTrip) })
+	slices.SortStableFunc(up, func(a, b *server) int { return cmp.Compare(a.status.RoundTripS, b.status.RoundTripS) })
 	var list []*stun.URI
 	for _, s := range up[:min(len(up), maxURLs)] {
 		list = append(list, &stun.URI{

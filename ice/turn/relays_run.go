@@ -152,7 +152,7 @@ func (r *Relays) handle(now time.Duration, s *server, channel uint16, data []byt
 func (r *Relays) answered(now time.Duration, s *server, data []byte) {
 	if took, ok := s.flights.landed(now, data); ok {
 		r.mu.Lock()
-		s.status.RoundTrip = max(took, 1)
+		s.status.RoundTripS = max(took, 1).Seconds()
 		r.mu.Unlock()
 	}
 }

@@ -620,7 +620,7 @@ func TestRelaysSilent(t *testing.T) {
 		near, far := w.server("192.0.2.10:3478", oneWay), w.server("192.0.2.20:3478", 3*oneWay)
 		a, b := w.node("10.0.0.1:1000", at(far), at(near)), w.node("10.0.0.2:2000")
 		first, second := a.relays.Status()[0], a.relays.Status()[1]
-		if first.RoundTrip != 6*oneWay || second.RoundTrip != 2*oneWay || first.State != "allocated" || first.Mapped != a.at {
+		if first.RoundTripS != (6*oneWay).Seconds() || second.RoundTripS != (2*oneWay).Seconds() || first.State != "allocated" || first.Mapped != a.at {
 			t.Errorf("%+v, %+v", first, second)
 		}
 		a.relays.mu.Lock()

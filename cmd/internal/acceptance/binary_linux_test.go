@@ -128,7 +128,7 @@ func TestAnotherBinary(t *testing.T) {
 		if best > longestUpgrade && !race { // which makes everything several times slower
 			t.Errorf("%s is upgraded: nothing arrived for %v, want at most %v", m.ends.name, best, longestUpgrade)
 		}
-		if last := m.tells.connection(m.ends.name).LastClose; last == nil || last.PeerReason != "shutdown" {
+		if last := m.tells.connection(m.ends.name).LastClose; last == nil || last.PeerReports == nil || last.PeerReports.Reason != "shutdown" {
 			t.Errorf("%s was told %+v, want that %s ends (shutdown)", m.tells.name, last, m.ends.name)
 		}
 	}

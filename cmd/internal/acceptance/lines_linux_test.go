@@ -7,6 +7,7 @@ import (
 	"math/rand/v2"
 	"net"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -93,3 +94,6 @@ func exchange(from, to *lab.Namespace, at netip.Addr, size int) error {
 	}
 	return nil
 }
+
+// oneLine undoes that a text is broken into lines.
+func oneLine(text string) string { return strings.Join(strings.Fields(text), " ") }

@@ -28,7 +28,7 @@ func TestPortalRestart(t *testing.T) {
 	for _, m := range []*member{c, early} {
 		await(t, patience, m.name+": status says that the portal is away", func() bool {
 			text, err := v.run(m.site.Node, "status", "-socket", m.socket)
-			return err == nil && strings.Contains(text, "not connected") && strings.Contains(text, "refused") // by the system
+			return err == nil && strings.Contains(text, "not connected") && strings.Contains(oneLine(text), "refused") // by the system
 		})
 	}
 	early.awaitLog("the portal is not reachable; tunnels that are up stay so", 1)
@@ -99,7 +99,7 @@ func TestNodeRemoved(t *testing.T) {
 	t.Logf("the gateway: %s; the node: %s", l.text("reason"), c.awaitLog("connection closed", 1, "phase=up").text("reason"))
 	c.awaitLog("the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal node token, or node add", 1)
 	text, err := v.run(c.site.Node, "status", "-socket", c.socket)
-	if err != nil || !strings.Contains(text, "refuses the token") {
+	if err != nil || !strings.Contains(oneLine(text), "refuses the token") {
 		t.Errorf("status: %v\n%s", err, text)
 	}
 	s.awaitProgress(patience, "of another node")
@@ -131,7 +131,7 @@ func TestTokenTwice(t *testing.T) {
 		t.Errorf("%d connections came up while both were there", n)
 	}
 	text, err := v.run(v.internet.Hub, "portal", "node", "list", "-state", v.dir+"/state")
-	if err != nil || !strings.Contains(text, "the token is in use twice") {
+	if err != nil || !strings.Contains(oneLine(text), "the token is in use twice") {
 		t.Errorf("node list: %v\n%s", err, text)
 	}
 	second.end()
@@ -152,11 +152,11 @@ func TestOverlappingRoutes(t *testing.T) {
 	const why = "it is part of 10.20.0.0/16, which gateway gate has"
 	c.awaitConnection(patience, "second", "the second gateway, which is good for itself", isUp("direct"))
 	text, err := v.run(second.site.Node, "status", "-socket", second.socket)
-	if err != nil || !strings.Contains(strings.Join(strings.Fields(text), " "), why) {
+	if err != nil || !strings.Contains(oneLine(text), why) {
 		t.Errorf("status: %v\n%s", err, text)
 	}
 	text, err = v.run(v.internet.Hub, "portal", "node", "list", "-state", v.dir+"/state")
-	if err != nil || !strings.Contains(text, why) {
+	if err != nil || !strings.Contains(oneLine(text), why) {
 		t.Errorf("node list: %v\n%s", err, text)
 	}
 	openStream(t, c.site.Node, g.site.Node, g.overlay()).awaitProgress(patience, "to the first")

@@ -8,10 +8,8 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"text/tabwriter"
 	"time"
 	"unicode"
-	"unicode/utf8"
 
 	"github.com/sluice-vpn/sluice/ice/edge"
 )
@@ -24,7 +22,7 @@ type Sample struct {
 
 // View says how a status is to look. The zero value is for a pipe.
 type View struct {
-	// Width is how many columns there are for what is said in words, 0: no limit. Tables are not cut, but leave out sums for rates.
+	// Width is how many columns there are; 0: Columns.
 	Width int
 	// Rates has columns for the traffic in bits a second, which an earlier sample tells.
 	Rates bool
@@ -35,10 +33,12 @@ type View struct {
 func (v View) Write(w io.Writer, now, before Sample) error {
 	var b strings.Builder
 	s := &now.Status
-	fmt.Fprintf(&b, "%s %s on %s: %s, running for %s\n",
-		clean(string(s.Role)), clean(s.Name), clean(s.Interface), addresses(s.Addresses), span(now.At.Sub(s.Since)))
+	if v.Width == 0 {
+		v.Width = Columns
+	}
+	v.say(&b, "", "%s %s on %s: %s, running for %s", s.Role, s.Name, s.Interface, addresses(s.Addresses), Span(now.At.Sub(s.Since)))
 	if approved := s.Offers.Approved(); len(approved) > 0 {
-		fmt.Fprintf(&b, "offers %s\n", prefixes(approved))
+		v.say(&b, "", "offers %s", prefixes(approved))
 	}
 	if s.ListenPort > 0 { // else the interface is not up
 		v.say(&b, "", "UDP port %d%s", s.ListenPort, seenAs(s.Mappings))
@@ -47,7 +47,7 @@ func (v View) Write(w io.Writer, now, before Sample) error {
 		v.say(&b, "", "identity %s", s.Identity)
 	}
 	v.writePortal(&b, s.Portal, now.At)
-	writeRelays(&b, s)
+	v.writeRelays(&b, s)
 	if s.Problem != "" {
 		v.say(&b, "", "PROBLEM: %s", s.Problem)
 	}
@@ -90,19 +90,9 @@ func (v View) writeLost(b *strings.Builder, lost map[string]uint64) {
 
 // say writes something in words, on as many lines as it takes.
 func (v View) say(b *strings.Builder, indent, format string, a ...any) {
-	line := indent
-	for _, word := range strings.Fields(clean(fmt.Sprintf(format, a...))) {
-		switch {
-		case strings.TrimSpace(line) == "":
-		case v.Width > 0 && utf8.RuneCountInString(line)+1+utf8.RuneCountInString(word) > v.Width:
-			b.WriteString(line + "\n")
-			line = indent + "  "
-		default:
-			line += " "
-		}
-		line += word
+	for _, line := range Wrap(clean(fmt.Sprintf(format, a...)), indent, indent+"  ", v.Width) {
+		b.WriteString(line + "\n")
 	}
-	b.WriteString(line + "\n")
 }
 
 // seenAs tells what relays see of our socket. A NAT that shows several of them the same address lets paths be direct more often.
@@ -127,17 +117,17 @@ func seenAs(mappings []edge.MappingStatus) string {
 	return text
 }
 
-func writeRelays(b *strings.Builder, s *edge.Status) {
+func (v View) writeRelays(b *strings.Builder, s *edge.Status) {
 	for i := range s.Relays {
 		r := &s.Relays[i]
-		fmt.Fprintf(b, "relay %s: %s, %s", clean(r.Name), r.Server, clean(r.State))
-		if r.RoundTrip > 0 {
-			fmt.Fprintf(b, ", %s round trip", span(r.RoundTrip))
+		text := fmt.Sprintf("relay %s: %s, %s", r.Name, r.Server, r.State)
+		if r.RoundTripS > 0 {
+			text += fmt.Sprintf(", %s round trip", Span(seconds(r.RoundTripS)))
 		}
 		if r.Reason != "" {
-			fmt.Fprintf(b, " (%s)", clean(r.Reason))
+			text += fmt.Sprintf(" (%s)", r.Reason)
 		}
-		b.WriteByte('\n')
+		v.say(b, "", "%s", text)
 	}
 }
 
@@ -170,7 +160,7 @@ func (v View) writePortal(b *strings.Builder, p edge.PortalStatus, now time.Time
 	}
 	text += "connected"
 	if !p.Since.IsZero() {
-		text += " for " + span(now.Sub(p.Since))
+		text += " for " + Span(now.Sub(p.Since))
 	}
 	if !p.Up && p.Why != "" {
 		text += ": " + p.Why
@@ -180,8 +170,7 @@ func (v View) writePortal(b *strings.Builder, p edge.PortalStatus, now time.Time
 		v.say(b, "", "PROBLEM: the portal refuses this node: %s", p.Refused)
 	}
 	if p.AheadS >= clockAhead || p.AheadS <= -clockAhead {
-		apart := time.Duration(max(p.AheadS, -p.AheadS) * float64(time.Second))
-		v.say(b, "", "PROBLEM: the portal's clock and ours are %s apart", span(apart))
+		v.say(b, "", "PROBLEM: the portal's clock and ours are %s apart", Span(seconds(max(p.AheadS, -p.AheadS))))
 	}
 }
 
@@ -198,7 +187,7 @@ func (v View) writePeers(b *strings.Builder, now, before Sample) {
 		}
 	}
 	if len(now.Status.Connections) == 0 {
-		b.WriteString("no peers: the portal lets this node talk to none yet\n")
+		v.say(b, "", "%s", Lonely(&now.Status))
 	}
 	if len(shown) > 1 {
 		v.say(b, "", "%s", summary(shown, len(away)))
@@ -213,11 +202,27 @@ func (v View) writePeers(b *strings.Builder, now, before Sample) {
 		}
 	}
 	if len(away) > 0 {
-		v.say(b, "", "not signed in to the portal: %s", strings.Join(away, " "))
+		v.say(b, "", "not signed in to the portal: %s", strings.Join(away, ", "))
 		for _, peer := range away {
 			v.writeRoutes(b, now.Status.Routes, peer)
 		}
 	}
+	if len(now.Status.Connections) > 0 && len(now.Status.Awaited) > 0 {
+		v.say(b, "", "never signed in so far: %s", strings.Join(now.Status.Awaited, ", "))
+	}
+}
+
+// Lonely says why a node has no peers.
+func Lonely(s *edge.Status) string {
+	switch n := len(s.Awaited); {
+	case n > 0:
+		return fmt.Sprintf("no peers yet: %s never signed in so far", strings.Join(s.Awaited, ", ")+map[bool]string{true: " has", false: " have"}[n == 1])
+	case len(s.Addresses) == 0:
+		return "no peers yet: this node has not signed in"
+	case s.Role == "gateway":
+		return "no peers: the portal has no node that may reach this gateway (sluice portal node add, or set -allow)"
+	}
+	return "no peers: the portal has no gateway that this client may reach (sluice portal node add -role gateway, or set -allow)"
 }
 
 // absent: the peer is not there, and has left in good order if it ever was.
@@ -254,29 +259,27 @@ func summary(list []*edge.ConnectionStatus, away int) string {
 	return fmt.Sprintf("%d peers: %s", len(list)+away, strings.Join(parts, ", "))
 }
 
-// wide is from how many columns on a table has room for both sums and rates.
-const wide = 110
+// roomy is from how many columns on a table has room for both sums and rates.
+const roomy = 110
 
 // columns are the table's lines, the header first.
 func (v View) columns(list []*edge.ConnectionStatus, now, before Sample) []string {
-	var columns strings.Builder
-	t := tabwriter.NewWriter(&columns, 0, 0, 2, ' ', 0)
 	header := []string{"PEER", "STATE", "PATH", "UP FOR", "HANDSHAKE", "RTT"}
-	sums := !v.Rates || v.Width == 0 || v.Width >= wide
+	sums := !v.Rates || v.Width >= roomy
 	if sums {
 		header = append(header, "RECEIVED", "SENT")
 	}
 	if v.Rates {
 		header = append(header, "IN", "OUT")
 	}
-	fmt.Fprintln(t, strings.Join(header, "\t"))
+	rows := [][]string{header}
 	for _, p := range list {
 		up := "-"
 		if !p.Since.IsZero() {
-			up = span(now.At.Sub(p.Since))
+			up = Span(now.At.Sub(p.Since))
 		}
 		row := []string{
-			clean(p.Peer), clean(p.State), wayOf(p), up, age(p.LastHandshake, now.At), rtt(p.RTTms),
+			clean(p.Peer), clean(p.State), cmp.Or(clean(p.Via), "-"), up, age(p.LastHandshake, now.At), rtt(p.RTTS),
 		}
 		if sums {
 			row = append(row, size(p.RxBytes), size(p.TxBytes))
@@ -285,14 +288,9 @@ func (v View) columns(list []*edge.ConnectionStatus, now, before Sample) []strin
 			in, out := rates(p, now, before)
 			row = append(row, in, out)
 		}
-		fmt.Fprintln(t, strings.Join(row, "\t"))
+		rows = append(rows, row)
 	}
-	t.Flush() // to a strings.Builder, which takes everything
-	lines := strings.Split(strings.TrimSuffix(columns.String(), "\n"), "\n")
-	for i := range lines {
-		lines[i] = strings.TrimRight(lines[i], " ")
-	}
-	return lines
+	return Table(rows, v.Width)
 }
 
 func (v View) explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Time) {
@@ -302,14 +300,14 @@ func (v View) explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Tim
 	if c := p.LastClose; c != nil {
 		text := fmt.Sprintf("last close %s", age(c.At, now))
 		if c.LastedS > 0 {
-			text += fmt.Sprintf(", after %s", span(time.Duration(c.LastedS*float64(time.Second))))
+			text += fmt.Sprintf(", after %s", Span(seconds(c.LastedS)))
 		}
 		text += ": " + c.Reason
 		if c.Cause != "" {
 			text += ", " + c.Cause
 		}
-		if c.PeerReports != "" {
-			text += "; the peer reports " + strings.Trim(c.PeerReports, "[]")
+		if c.PeerReports != nil {
+			text += "; the peer reports " + reported(c.PeerReports)
 		}
 		v.say(b, "  ", "%s", text)
 	}
@@ -333,26 +331,40 @@ func (v View) writeRoutes(b *strings.Builder, routes []edge.RouteStatus, peer st
 	}
 }
 
-// wayOf is the short form of PathOf; the explanation has the addresses.
-func wayOf(p *edge.ConnectionStatus) string {
-	switch {
-	case p.Relay != "":
-		return "relay " + clean(p.Relay)
-	case p.Via != "":
-		return clean(p.Via)
+// reported is what a peer says of the end: its reason, and what became of handshake messages there.
+func reported(r *edge.PeerReport) string {
+	var counts []string
+	for _, name := range slices.Sorted(maps.Keys(r.Counters)) {
+		counts = append(counts, fmt.Sprintf("%s %d", strings.ReplaceAll(name, "_", " "), r.Counters[name]))
 	}
-	return "-"
+	if len(counts) == 0 {
+		return r.Reason
+	}
+	return fmt.Sprintf("%s (%s)", r.Reason, strings.Join(counts, ", "))
 }
 
-// PathOf tells how a peer is reached: direct ADDRESS, relay NAME (ours), relay ADDRESS (the peer's), or -.
-func PathOf(p *edge.ConnectionStatus) string {
-	switch {
-	case p.Relay != "":
-		return "relay " + clean(p.Relay)
-	case p.Via != "" && p.Endpoint.IsValid():
-		return clean(p.Via) + " " + p.Endpoint.String()
+// PeerPath is how a peer is reached. The zero value: not at all.
+type PeerPath struct {
+	Via      string         `json:"via,omitempty"`   // direct or relay
+	Relay    string         `json:"relay,omitempty"` // the name of ours; "": it is the peer's
+	Endpoint netip.AddrPort `json:"endpoint,omitzero"`
+}
+
+// PathOf is the path of a connection.
+func PathOf(p *edge.ConnectionStatus) PeerPath {
+	return PeerPath{p.Via, p.Relay, p.Endpoint}
+}
+
+// String shows direct ADDRESS, relay NAME ADDRESS (ours), relay ADDRESS (the peer's), or no path.
+func (p PeerPath) String() string {
+	text := clean(p.Via)
+	if p.Relay != "" {
+		text += " " + clean(p.Relay)
 	}
-	return "-"
+	if p.Endpoint.IsValid() {
+		text += " " + p.Endpoint.String()
+	}
+	return cmp.Or(text, "no path")
 }
 
 // rates are unknown for a peer that was not there, or was counted anew.
@@ -393,12 +405,15 @@ func size(bytes uint64) string {
 	return fmt.Sprintf("%.1f PiB", value)
 }
 
-func rtt(ms float64) string {
-	if ms <= 0 {
+func rtt(s float64) string {
+	if s <= 0 {
 		return "-"
 	}
-	return span(time.Duration(ms * float64(time.Millisecond)))
+	return Span(seconds(s))
 }
+
+// seconds is a number of them as a duration.
+func seconds(s float64) time.Duration { return time.Duration(s * float64(time.Second)) }
 
 func age(t, now time.Time) string {
 	switch {
@@ -407,11 +422,11 @@ func age(t, now time.Time) string {
 	case now.Sub(t) < time.Second:
 		return "just now"
 	}
-	return span(now.Sub(t)) + " ago"
+	return Span(now.Sub(t)) + " ago"
 }
 
-// span is a duration with as many digits as a person wants.
-func span(d time.Duration) string {
+// Span is a duration with as many digits as a person wants.
+func Span(d time.Duration) string {
 	switch {
 	case d < 0:
 		return "0 s"

@@ -1,12 +1,14 @@
 package status
 
 import (
+	"cmp"
 	"flag"
 	"net/netip"
 	"os"
 	"strings"
 	"testing"
 	"time"
+	"unicode/utf8"
 
 	"github.com/sluice-vpn/sluice/ice/edge"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
@@ -42,7 +44,7 @@ func busy() edge.Status {
 		},
 		Notes: []string{"10.1.0.0/16 on lan0 overlaps with 10.1.0.0/24"},
 		Relays: []turn.RelayStatus{
-			{Name: "fra", Server: netip.MustParseAddrPort("203.0.113.5:3478"), State: "allocated", RoundTrip: 12400 * time.Microsecond},
+			{Name: "fra", Server: netip.MustParseAddrPort("203.0.113.5:3478"), State: "allocated", RoundTripS: 0.0124},
 			{Name: "nyc", Server: netip.MustParseAddrPort("[2001:db8::5]:3478"), State: "waiting", Reason: "no answer"},
 		},
 		Routes: []edge.RouteStatus{
@@ -54,17 +56,17 @@ func busy() edge.Status {
 			{Prefix: netip.MustParsePrefix("10.1.0.0/24"), Peer: "erin", State: edge.RouteRefused, Why: "it is of 10.1.0.0/16"},
 		},
 		Connections: []edge.ConnectionStatus{
-			{Peer: "alice", State: "up", Online: true, Since: noon.Add(-25 * time.Hour), AllowedIPs: prefixList("100.64.0.2/32"), Via: "direct", Endpoint: netip.MustParseAddrPort("198.51.100.7:41234"), RTTms: 23.4,
+			{Peer: "alice", State: "up", Online: true, Since: noon.Add(-25 * time.Hour), AllowedIPs: prefixList("100.64.0.2/32"), Via: "direct", Endpoint: netip.MustParseAddrPort("198.51.100.7:41234"), RTTS: 0.0234,
 				LastHandshake: noon.Add(-12 * time.Second), RxBytes: 1 << 21, TxBytes: 340 << 10,
 				Explanation: "direct to 198.51.100.7:41234 (host - srflx)"},
 			{Peer: "bob-with-a-long-name", State: "idle", Since: noon.Add(-3 * time.Hour), AllowedIPs: prefixList("100.64.0.3/32", "10.2.0.0/24", "fd0a::/64"), Via: "relay", Relay: "fra", Endpoint: netip.MustParseAddrPort("203.0.113.5:3478"),
-				RTTms: 48, LastHandshake: noon.Add(-150 * time.Second), RxBytes: 512, TxBytes: 1536,
+				RTTS: 0.048, LastHandshake: noon.Add(-150 * time.Second), RxBytes: 512, TxBytes: 1536,
 				Explanation: "relayed by fra at 203.0.113.5:3478 (relay - srflx), since no direct pair of addresses has worked; tries again every 2 min; idle: keepalives hold the path",
 				LastClose:   &edge.CloseStatus{At: noon.Add(-3 * time.Hour), Reason: "ice_disconnected", LastedS: 300}},
 			{Peer: "carol", State: "waiting", NextAttemptS: 5, Explanation: "tries again in 5 s, after handshake_timeout: preshared keys differ",
 				LastClose: &edge.CloseStatus{At: noon.Add(-12 * time.Second), Reason: "handshake_timeout", Cause: "preshared keys differ",
-					PeerReports: "[gen=3 reason=handshake_timeout]"}},
-			{Peer: "dave", State: "up", Via: "relay", Endpoint: netip.MustParseAddrPort("192.0.2.9:50001"), RTTms: 0.35,
+					PeerReports: &edge.PeerReport{Reason: "handshake_timeout", Counters: map[string]uint64{"mac1_mismatch": 5, "initiations": 4}}}},
+			{Peer: "dave", State: "up", Via: "relay", Endpoint: netip.MustParseAddrPort("192.0.2.9:50001"), RTTS: 0.00035,
 				LastHandshake: noon.Add(-time.Hour), RxBytes: 5 << 40, TxBytes: 3 << 30, Explanation: "relayed by the peer's relay at 192.0.2.9:50001"},
 			{Peer: "erin", State: "none", Explanation: "the peer is not connected to the portal"},
 			{Peer: "frank", State: "none", Explanation: "the peer is not connected to the portal", RxBytes: 1,
@@ -73,6 +75,25 @@ func busy() edge.Status {
 				LastClose: &edge.CloseStatus{At: noon.Add(-500 * time.Millisecond), Reason: "ice_timeout"}},
 		},
 	}
+}
+
+// long is the busy gateway with the longest names and addresses that there can be.
+func long() edge.Status {
+	s := busy()
+	name := strings.Repeat("a-long-name-", 5) + "abc"
+	s.Name, s.Interface = name, "sluice-and-more"
+	s.Relays[1].Server = netip.MustParseAddrPort("[2001:db8:1111:2222:3333:4444:5555:6666]:34780")
+	s.Relays[1].Name = name
+	c := &s.Connections[1]
+	c.Peer, c.Relay, c.Endpoint = name, name, s.Relays[1].Server
+	c.Explanation = "relayed by " + name + " at [2001:db8:1111:2222:3333:4444:5555:6666]:34780 (relay - srflx)"
+	for i := range s.Routes {
+		if s.Routes[i].Peer == "bob-with-a-long-name" {
+			s.Routes[i].Peer = name
+		}
+	}
+	s.Awaited = []string{name + "x", "zoe"}
+	return s
 }
 
 func TestWrite(t *testing.T) {
@@ -88,6 +109,15 @@ func TestWrite(t *testing.T) {
 		"busy":   {now: Sample{noon, busy()}},
 		"narrow": {view: View{Width: 60, Rates: true}, now: Sample{noon, busy()}},
 		"rates":  {view: View{Rates: true}, now: Sample{noon.Add(time.Second), later}, before: Sample{noon, busy()}},
+		"long":   {now: Sample{noon, long()}},
+		"gateway": {now: Sample{noon, edge.Status{
+			Name: "office", Role: "gateway", Interface: "sluice0", ListenPort: 5, Since: noon.Add(-2 * time.Second), Addresses: prefixList("100.64.0.1/32"),
+			Portal: edge.PortalStatus{Up: true, Since: noon.Add(-time.Second)}, Awaited: []string{"alice", "bob"},
+		}}},
+		"alone": {now: Sample{noon, edge.Status{
+			Name: "laptop", Role: "client", Interface: "sluice0", ListenPort: 5, Since: noon.Add(-2 * time.Second), Addresses: prefixList("100.64.0.2/32"),
+			Portal: edge.PortalStatus{Up: true, Since: noon.Add(-time.Second)},
+		}}},
 		"new": {now: Sample{noon, edge.Status{
 			Name: "laptop", Role: "client", Interface: "sluice0", ListenPort: 5, Since: noon.Add(-2 * time.Second),
 			Portal: edge.PortalStatus{Since: noon.Add(-2 * time.Second), Why: "connecting for the first time"},
@@ -113,6 +143,11 @@ func TestWrite(t *testing.T) {
 		if err != nil || b.String() != string(want) {
 			t.Errorf("%s (%v):\n%s\nwant (go test -update writes it):\n%s", name, err, b.String(), want)
 		}
+		for line := range strings.Lines(b.String()) {
+			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > cmp.Or(tt.view.Width, Columns) {
+				t.Errorf("%s: %d columns: %s", name, n, line)
+			}
+		}
 		for _, r := range b.String() {
 			if r < ' ' && r != '\n' || r == '\u202e' {
 				t.Errorf("%s: %q could steer a terminal", name, r)
@@ -126,7 +161,7 @@ func TestUnits(t *testing.T) {
 		-time.Second: "0 s", 350 * time.Microsecond: "0.3 ms", 23 * time.Millisecond: "23 ms", 999 * time.Millisecond: "999 ms",
 		time.Second: "1 s", 119 * time.Second: "119 s", 2 * time.Minute: "2 min", 2 * time.Hour: "2 h", 48 * time.Hour: "2 days",
 	} {
-		if got := span(d); got != want {
+		if got := Span(d); got != want {
 			t.Errorf("%v: %q, want %q", d, got, want)
 		}
 	}
