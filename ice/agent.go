@@ -137,7 +137,7 @@ func (a *agent) start(remote Credentials, candidates int) {
 	}
 	defer func() { <-mux.starts }()
 	a.awaitCandidates(candidates)
-	mux.counters.agentsStarted.Add(1)
+	mux.counters.AgentsStarted.Add(1)
 	at := a.pion.Accept
 	if a.connection.config.Controlling {
 		at = a.pion.Dial

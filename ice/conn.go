@@ -85,7 +85,7 @@ func (c *conn) write(to netip.AddrPort, b []byte) {
 	case !c.mux.rules.allow(to.Addr()) || to.Port() == 0 || to.Addr().Is4() != c.local.Addr().Is4():
 		c.mux.counters.drop(dropDestination)
 	case b[0] != 0 || b[1] != 1:
-		c.mux.counters.answersSent.Add(1)
+		c.mux.counters.AnswersSent.Add(1)
 		c.send(to, b)
 	case !c.leads(to):
 		c.mux.counters.drop(dropInterface)

@@ -285,7 +285,7 @@ func (c *Connection) selected(a *agent, path pipeline.Path, local, remote string
 	c.localType, c.remoteType = local, remote
 	c.nameRelay(a, &path)
 	a.news.State = StateConnected
-	c.config.Mux.counters.pathsFound.Add(1)
+	c.config.Mux.counters.PathsFound.Add(1)
 	c.publish(a, path)
 }
 
@@ -359,7 +359,7 @@ func (c *Connection) failed(a *agent) {
 	if a.dead {
 		return
 	}
-	c.config.Mux.counters.agentsFailed.Add(1)
+	c.config.Mux.counters.AgentsFailed.Add(1)
 	a.news.State = StateFailed
 	switch a {
 	case c.current:

@@ -36,13 +36,13 @@ func TestGate(t *testing.T) {
 		r.Send(netip.MustParseAddrPort("127.0.0.1:7"), check.Raw)
 		r.Send(netip.MustParseAddrPort("[2001:db8::1]:7"), check.Raw)
 		r.Send(peer, []byte("data that is no STUN at all"))
-		if len(sent) != 2 || len(out.runs) != 0 || count(m, dropDestination) != 2 || count(m, dropNotSTUN) != 1 {
+		if len(sent) != 2 || len(out.runs) != 0 || drops(m, dropDestination) != 2 || drops(m, dropNotSTUN) != 1 {
 			t.Fatalf("%d sent, %d over the sockets", len(sent), len(out.runs))
 		}
 		time.Sleep(30 * time.Millisecond)
 		answer := pionAnswer(t, transactionID(check.TransactionID), peer)
 		m.Receive(pipeline.Stray{Data: answer, Src: peer, Dst: aliceAddr})
-		if count(m, dropTransaction) != 1 {
+		if drops(m, dropTransaction) != 1 {
 			t.Error("an answer came by another way than the check")
 		}
 		other := (&Gate{m, a}).Open(netip.MustParseAddrPort("192.0.2.2:50000"), nil, nil)
@@ -60,7 +60,7 @@ func TestGate(t *testing.T) {
 			t.Error("an authentic check was dropped")
 		}
 		m.Receive(pipeline.Stray{Data: request, Src: peer, Dst: aliceAddr})
-		if count(m, dropLocalAddress) != 1 {
+		if drops(m, dropLocalAddress) != 1 {
 			t.Error("the sockets delivered to a relayed address")
 		}
 		gateDrops(t, m, r, peer)
@@ -113,18 +113,18 @@ func gateDrops(t *testing.T, m *Mux, r *Relayed, peer netip.AddrPort) {
 		{"an answer to nothing", peer, pionAnswer(t, transactionID{9}, peer), dropNone},
 		{"a refusal", peer, stun.MustBuild(refused, stun.BindingError).Raw, dropErrorResponse},
 	} {
-		before, all := count(m, test.want), uint64(0)
+		before, all := drops(m, test.want), uint64(0)
 		for why := range dropReasons {
-			all -= count(m, why)
+			all -= drops(m, why)
 		}
 		if passes(r, test.from, test.data) {
 			t.Errorf("%s: passed", test.name)
 		}
 		for why := range dropReasons {
-			all += count(m, why)
+			all += drops(m, why)
 		}
-		if counted := count(m, test.want) - before; test.want != dropNone && counted != 1 || test.want == dropNone && all != 0 {
-			t.Errorf("%s: counted %d times as %s, %d in all", test.name, counted, dropNames[test.want], all)
+		if counted := drops(m, test.want) - before; test.want != dropNone && counted != 1 || test.want == dropNone && all != 0 {
+			t.Errorf("%s: counted %d times as %s, %d in all", test.name, counted, dropTable[test.want].reason, all)
 		}
 	}
 }

@@ -174,7 +174,7 @@ func (m *Mux) heard(c *conn, from netip.AddrPort) dropReason {
 	m.buckets.credit(from)
 	c.member.lastSeen = time.Now()
 	c.member.heard()
-	m.counters.requests.Add(1)
+	m.counters.Requests.Add(1)
 	return dropNone
 }
 
@@ -223,12 +223,13 @@ func (m *Mux) settle(t *transaction, msg *message) dropReason {
 	}
 	a, now := t.conn.member, time.Now()
 	a.lastSeen, a.roundTrip, a.measured = now, now.Sub(t.sent), now
+	m.counters.RTTSeconds.Observe(uint64(max(a.roundTrip, 0) / (100 * time.Microsecond)))
 	a.heard()
 	if r := a.remotes[t.remote]; r != nil {
 		r.answered()
 	}
 	m.buckets.answered(t.remote)
-	m.counters.answers.Add(1)
+	m.counters.Answers.Add(1)
 	return dropNone
 }
 

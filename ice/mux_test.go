@@ -56,7 +56,7 @@ func start(t *testing.T, c *Connection, generation uint32, candidates ...string)
 	return local
 }
 
-func count(m *Mux, why dropReason) uint64 { return m.counters.drops[why].Load() }
+func drops(m *Mux, why dropReason) uint64 { return m.counters.drops[why].Load() }
 
 // TestReceiveDrops: each kind of stranger is dropped under its name.
 func TestReceiveDrops(t *testing.T) {
@@ -83,18 +83,18 @@ func TestReceiveDrops(t *testing.T) {
 			{"another address", pipeline.Stray{Data: request, Src: src, Dst: bobAddr}, dropLocalAddress},
 		}
 		for _, test := range tests {
-			before := count(m, test.want)
+			before := drops(m, test.want)
 			m.Receive(test.s)
-			if count(m, test.want) != before+1 {
-				t.Errorf("%s: not counted as %s", test.name, dropNames[test.want])
+			if drops(m, test.want) != before+1 {
+				t.Errorf("%s: not counted as %s", test.name, dropTable[test.want].reason)
 			}
 		}
-		if m.counters.requests.Load() != 0 {
+		if m.counters.Requests.Load() != 0 {
 			t.Error("a stranger's request was taken")
 		}
 		m.Receive(pipeline.Stray{Data: request, Src: src, Dst: aliceAddr})
 		m.Receive(pipeline.Stray{Data: request, Src: src}) // where the platform does not tell the address
-		if m.counters.requests.Load() != 2 {
+		if m.counters.Requests.Load() != 2 {
 			t.Error("an authentic request was not taken")
 		}
 		synctest.Wait()
@@ -113,7 +113,7 @@ func TestRemotesAreBounded(t *testing.T) {
 			m.Receive(pipeline.Stray{Data: pionCheck(t, own.Ufrag, own.Password), Src: src, Dst: aliceAddr})
 			synctest.Wait()
 		}
-		if n := m.remotes(own.Ufrag); n != maxRemotes || count(m, dropTooManyRemotes) < 2*maxRemotes {
+		if n := m.remotes(own.Ufrag); n != maxRemotes || drops(m, dropTooManyRemotes) < 2*maxRemotes {
 			t.Errorf("%d addresses are remembered", n)
 		}
 		c.Close()
@@ -195,8 +195,8 @@ func TestHostileDatagrams(t *testing.T) {
 			l.close()
 		}
 		for _, why := range []dropReason{dropNotSTUN, dropMalformed, dropFingerprint} {
-			if count(a.mux, why) == 0 {
-				t.Errorf("nothing was dropped as %s", dropNames[why])
+			if drops(a.mux, why) == 0 {
+				t.Errorf("nothing was dropped as %s", dropTable[why].reason)
 			}
 		}
 	})
@@ -234,8 +234,8 @@ func manyLinks(t *testing.T, a, b *node, links int, limit time.Duration) {
 	t.Logf("%d links in %v", links, time.Since(start))
 	for _, n := range []*node{a, b} {
 		for _, why := range []dropReason{dropUnknownUsername, dropUnauthentic, dropTransaction, dropLocalAddress, dropTransactionsFull} {
-			if k := count(n.mux, why); k != 0 {
-				t.Errorf("%d datagrams were dropped as %s", k, dropNames[why])
+			if k := drops(n.mux, why); k != 0 {
+				t.Errorf("%d datagrams were dropped as %s", k, dropTable[why].reason)
 			}
 		}
 	}
@@ -312,7 +312,7 @@ func TestDestinations(t *testing.T) {
 		if n, err := c.WriteTo(request, udpAddr(to)); n != len(request) || err != nil {
 			t.Errorf("%s: %d, %v", to, n, err)
 		}
-		if count(m, dropDestination) != uint64(i+1) {
+		if drops(m, dropDestination) != uint64(i+1) {
 			t.Errorf("%s: not dropped", to)
 		}
 	}

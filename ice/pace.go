@@ -234,7 +234,7 @@ func (m *Mux) book(k *check, now time.Time) bool {
 	copy(t.id[:], k.data[8:stunHeader])
 	m.transactions[t.id] = t
 	a.sent = append(a.sent, t)
-	m.counters.checksSent.Add(1)
+	m.counters.ChecksSent.Add(1)
 	return true
 }
 

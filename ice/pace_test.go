@@ -150,7 +150,7 @@ func TestManyAgentsOneVictim(t *testing.T) {
 		if n := out.taken()[victim]; n < maxUnanswered || n > maxUnanswered+addressRate*15 {
 			t.Errorf("the address got %d checks", n)
 		}
-		if count(m, dropAddressCap) == 0 {
+		if drops(m, dropAddressCap) == 0 {
 			t.Error("nothing was held back")
 		}
 		for _, c := range all {
@@ -173,7 +173,7 @@ func TestStartsAreQueued(t *testing.T) {
 		for turn := 1; turn <= 3; turn++ {
 			time.Sleep(candidateTime)
 			synctest.Wait()
-			if n := m.counters.agentsStarted.Load(); n != uint64(turn*maxStarting) {
+			if n := m.counters.AgentsStarted.Load(); n != uint64(turn*maxStarting) {
 				t.Fatalf("%d agents have started in turn %d", n, turn)
 			}
 			time.Sleep(startTime)
@@ -224,11 +224,11 @@ func TestBuckets(t *testing.T) {
 	}
 	now = now.Add(time.Second)
 	if why := b.take(&one, address(60000), now); why != dropAddressCap || len(b.of) != maxBuckets {
-		t.Errorf("a full table took an address: %s", dropNames[why])
+		t.Errorf("a full table took an address: %s", dropTable[why].reason)
 	}
 	now = now.Add(time.Hour)
 	if why := b.take(&one, address(60000), now); why != dropNone || len(b.of) != 1 {
-		t.Errorf("an old table has %d addresses: %s", len(b.of), dropNames[why])
+		t.Errorf("an old table has %d addresses: %s", len(b.of), dropTable[why].reason)
 	}
 	for range maxUnanswered {
 		b.take(&one, address(60000), now)
@@ -306,7 +306,7 @@ func TestUnsendable(t *testing.T) {
 		c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox()})
 		start(t, c, 1, silentCandidate(1), "2 1 udp 1 2001:db8::9 7 typ srflx raddr :: rport 9")
 		time.Sleep(time.Second)
-		if count(m, dropSendFailed) == 0 {
+		if drops(m, dropSendFailed) == 0 {
 			t.Error("not counted")
 		}
 		c.Close()

@@ -148,7 +148,7 @@ func (m *Mux) heardFrom(c *conn, from netip.AddrPort, now time.Time) {
 		return
 	}
 	r.budget.tokens--
-	m.counters.trials.Add(1)
+	m.counters.Trials.Add(1)
 	m.begin(a, from, now)
 }
 
@@ -230,7 +230,7 @@ func (m *Mux) settleTrial(a *member, t *trial, moves bool, now time.Time) {
 	case moves:
 		r.at = t.to
 		clear(r.refused)
-		m.counters.moves.Add(1)
+		m.counters.Moves.Add(1)
 	case t.to.IsValid():
 		if len(r.refused) >= maxRefused {
 			clear(r.refused)
@@ -255,7 +255,7 @@ func (m *Mux) trialChecks(a *member, now time.Time) (list []*check) {
 		}
 		t.ids = append(t.ids, id)
 		m.transactions[id] = &transaction{id: id, conn: r.conn, remote: to, sent: now, trial: t}
-		m.counters.checksSent.Add(1)
+		m.counters.ChecksSent.Add(1)
 		list = append(list, &check{conn: r.conn, remote: to, data: data})
 	}
 	return list
@@ -302,7 +302,7 @@ func (m *Mux) answerTrial(t *transaction, msg *message, from netip.AddrPort) dro
 	}
 	a.lastSeen = now
 	a.heard()
-	m.counters.answers.Add(1)
+	m.counters.Answers.Add(1)
 	select {
 	case k.news <- struct{}{}:
 	default:

@@ -170,7 +170,7 @@ func (p *Prober) ask(server netip.AddrPort) (transactionID, bool) {
 	p.asked[id] = server
 	p.mu.Unlock()
 	b := bindingRequest(id)
-	p.mux.counters.probesSent.Add(1)
+	p.mux.counters.ProbesSent.Add(1)
 	if err := p.mux.sender.SendOne(udp.Run{Data: b, SegmentSize: len(b), Dst: server}); err != nil {
 		p.mux.counters.drop(dropSendFailed)
 		p.mu.Lock()

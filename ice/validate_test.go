@@ -127,7 +127,7 @@ func TestValidate(t *testing.T) {
 	}
 	for _, test := range tests {
 		if _, got := validate(test.b); got != test.want {
-			t.Errorf("%s: %q, want %q", test.name, dropNames[got], dropNames[test.want])
+			t.Errorf("%s: %q, want %q", test.name, dropTable[got].reason, dropTable[test.want].reason)
 		}
 	}
 }
@@ -152,7 +152,7 @@ func TestValidateRFC5769(t *testing.T) {
 		}
 		m, why := validate(b)
 		if why != dropNone || string(m.recipient()) != test.user || !m.authentic(password) || m.authentic(password+"x") {
-			t.Errorf("%d: %q, user %q, authentic %v", i, dropNames[why], m.recipient(), m.authentic(password))
+			t.Errorf("%d: %q, user %q, authentic %v", i, dropTable[why].reason, m.recipient(), m.authentic(password))
 		}
 		if test.mapped != "" && m.mapped.String() != test.mapped {
 			t.Errorf("%d: mapped %v", i, m.mapped)
@@ -246,7 +246,7 @@ func TestPionPanics(t *testing.T) {
 	}
 	defer func() {
 		if _, why := validate(b); recover() == nil || why != dropMalformed {
-			t.Errorf("no panic, or not refused: %s", dropNames[why])
+			t.Errorf("no panic, or not refused: %s", dropTable[why].reason)
 		}
 	}()
 	_ = new(stun.XORMappedAddress).GetFrom(&m)

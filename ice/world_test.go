@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
 )
@@ -103,7 +104,7 @@ func (n *node) connection(controlling bool) *Connection {
 func (n *node) counter(name string) uint64 {
 	n.t.Helper()
 	list := n.mux.Counters()
-	i := slices.IndexFunc(list, func(c pipeline.Counter) bool { return c.Name == name })
+	i := slices.IndexFunc(list, func(c count.Counter) bool { return c.Name == name })
 	if i < 0 {
 		n.t.Fatalf("no counter %q", name)
 	}

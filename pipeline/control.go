@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 )
@@ -25,14 +26,14 @@ type control struct {
 	udp    udp.Config // as edited, with the port that was chosen
 	up     bool       // the interface is; without sockets if they could not be opened
 	pairs  []udp.Pair // one a shard; nil without sockets
-	closed counterSet // of sockets that are no more
+	closed count.Set  // of sockets that are no more
 	loss   countWatch // of lossNames
 	flood  countWatch // of floodNames
 	walk   sourceWalk
 }
 
 func newControl(p *Pipeline) *control {
-	c := &control{pipeline: p, log: p.config.Logger, udp: p.config.UDP, closed: make(counterSet),
+	c := &control{pipeline: p, log: p.config.Logger, udp: p.config.UDP,
 		loss: countWatch{names: lossNames[:], least: 1}, flood: countWatch{names: floodNames[:], least: floodLeast}}
 	c.controller = &controller{
 		local: p.local, routes: &p.routes, effects: c, log: c.log, shards: len(p.shards), lifetime: p.config.HandshakeLifetime,
@@ -96,7 +97,7 @@ func (c *control) watchCounters() {
 	if !c.loss.due(c.now) {
 		return
 	}
-	counts := c.counters()
+	counts := c.counters().Values()
 	if lost := c.loss.look(c.now, counts); lost != nil {
 		c.log.Warn("packets were lost", lost...)
 	}
@@ -219,7 +220,7 @@ func (c *control) closePairs(pairs []udp.Pair) {
 	for _, pair := range pairs {
 		for _, s := range [2]udp.Socket{pair.V4, pair.V6} {
 			if s != nil {
-				c.closed.addFields("udp_", s.Stats())
+				c.closed.Add(count.Of("udp_", s.Stats())...)
 				_ = s.Close()
 			}
 		}
@@ -258,40 +259,46 @@ func (c *control) port() uint16 {
 	return c.udp.Port
 }
 
-func (c *control) counters() counterSet {
+// counters are all of the pipeline's.
+func (c *control) counters() *count.Set {
 	set := c.laneCounters()
+	staged := uint64(0)
 	for _, p := range c.controller.peers {
 		for i := range p.outbound {
-			set["staged_packets"] += uint64(p.outbound[i].count.Load()) // now
+			staged += uint64(p.outbound[i].count.Load())
 		}
 	}
-	for r := range crypto.ReasonCount {
-		set["handshake_"+r.String()] += c.controller.reasons[r].Load()
-	}
+	set.Add(count.Plain(count.Gauge, "staged_packets", "Packets that wait for a session.", staged))
+	set.Add(c.controller.counters()...)
 	return set
 }
 
 // laneCounters are those of shards, queues and sockets, also the ones of before.
-func (c *control) laneCounters() counterSet {
-	set := make(counterSet)
-	for name, value := range c.closed {
-		set[name] += value
-	}
+func (c *control) laneCounters() *count.Set {
+	set := new(count.Set)
+	set.Add(count.Of("udp_", new(udp.Stats))...) // while the interface is down there are none
+	set.Add(c.closed.List()...)
 	for _, s := range c.pipeline.shards {
-		set.addFields("", s.stats)
-		set.addDrops(&s.stats.drops)
-		set.addFields("tun_", s.queue.Stats())
+		set.Add(s.stats.counters()...)
+		set.Add(count.Of("tun_", s.queue.Stats())...)
 	}
+	receive, send := 0, 0
 	for _, pair := range c.pairs {
 		for _, s := range [2]udp.Socket{pair.V4, pair.V6} {
 			if s != nil {
-				set.addFields("udp_", s.Stats())
-				set["udp_receive_buffer_size"] = uint64(s.Offloads().ReceiveBuffer)
-				set["udp_send_buffer_size"] = uint64(s.Offloads().SendBuffer)
+				set.Add(count.Of("udp_", s.Stats())...)
+				receive, send = s.Offloads().ReceiveBuffer, s.Offloads().SendBuffer
 			}
 		}
 	}
+	set.Add(bufferSize("receive", receive), bufferSize("send", send))
 	return set
+}
+
+// bufferSize is what the kernel granted a socket.
+func bufferSize(of string, size int) count.Counter {
+	help := "Bytes that the " + of + " buffer of each UDP socket has, as the kernel counts; 0 while the interface is down."
+	return count.Labeled(count.Family{Series: "sluice_udp_" + of + "_buffer_bytes", Help: help, Kind: count.Gauge}, "udp_"+of+"_buffer_size", help, uint64(size))
 }
 
 // send sends a datagram of control's own on the first shard's sockets.

@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
-	"sync/atomic"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -52,8 +51,7 @@ type controller struct {
 	retired   []retired
 	up        bool // the interface is up: messages may be sent
 
-	// reasons counts the handshake messages by what became of them; read by any goroutine.
-	reasons [crypto.ReasonCount]atomic.Uint64
+	stats controlStats
 }
 
 // retired is a keypair that waits for the lanes to let go of it before its keys are overwritten.
@@ -188,7 +186,7 @@ func (c *controller) handle(now time.Duration, l *letter) {
 			c.checkSources(p, false) // before the answer, and what waits for the session
 		}
 	})
-	c.reasons[v.Reason].Add(1)
+	c.stats.handshakes[v.Reason].Add(1)
 	if v.Reply != nil {
 		c.effects.send(&l.src, v.Reply, handshakeTOS)
 	}

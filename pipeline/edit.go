@@ -7,6 +7,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/secret"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -208,8 +209,8 @@ type Status struct {
 	PrivateKey crypto.PrivateKey
 	ListenPort uint16
 	Mark       uint32
-	Peers      []PeerStatus // in the order they were added
-	Lost       []Counter    // packets lost in queues and the like, by cause; causes that never were are left out
+	Peers      []PeerStatus    // in the order they were added
+	Lost       []count.Counter // packets lost in queues and the like, by cause; causes that never were are left out
 }
 
 // PeerStatus is one peer of a Status.
@@ -240,7 +241,7 @@ func (p *Pipeline) Status() (*Status, error) {
 		secret.Do(func() {
 			s.PrivateKey, s.Peers = p.local.PrivateKey(), p.control.controller.status(p.control.now)
 		})
-		s.ListenPort, s.Mark, s.Lost = p.control.port(), p.control.udp.Mark, losses(p.control.laneCounters())
+		s.ListenPort, s.Mark, s.Lost = p.control.port(), p.control.udp.Mark, losses(p.control.laneCounters().List())
 	})
 	if err != nil {
 		return nil, err

@@ -79,8 +79,9 @@ func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
 	if n == 0 {
 		return 0, err
 	}
-	in.shard.stats.InboundBatches.Add(1)
-	in.shard.stats.InboundMessages.Add(uint64(n))
+	st := in.shard.stats
+	begin, before := in.shard.sample(st.InboundBatches.Add(1)), st.InboundDatagrams.Load()
+	st.InboundMessages.Add(uint64(n))
 	in.sourceOf, in.lastKey = nil, nil
 	in.own, in.last = in.shard.routes.own.Load(), netip.Addr{}
 	in.coalescer.SetCapabilities(in.shard.device.Capabilities()) // the device takes back what the kernel refuses
@@ -88,6 +89,7 @@ func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
 		in.message(now, i)
 	}
 	in.deliver(now)
+	in.shard.observe(st.InboundDatagrams.Load()-before, &st.InboundBatchPackets, begin, &st.InboundSeconds)
 	return n, err
 }
 

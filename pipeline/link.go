@@ -294,6 +294,7 @@ func (c *controller) follow(now time.Duration, p *peer) {
 
 // noteUp says that the connection has its first session.
 func (c *controller) noteUp(now time.Duration, l *link) {
+	c.countUp(now - l.connection.began)
 	attrs := []slog.Attr{
 		slog.String("peer", l.name), slog.Uint64("generation", uint64(l.connection.generation)),
 		slog.Duration("after", now-l.connection.began),
@@ -383,6 +384,7 @@ func (c *controller) tellPath(l *link, path *Path) {
 func (c *controller) noteClosed(now time.Duration, p *peer, closed Closed) {
 	l := p.link
 	l.closed, l.closedAt = &closed, c.wall()
+	c.stats.closes[closed.Reason].Add(1)
 	c.logClosed(l, "connection closed", &closed)
 	if closed.Reason.backsOff() {
 		l.backoff.ended(now, closed.Up, c.random())

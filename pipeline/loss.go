@@ -4,6 +4,8 @@ import (
 	"log/slog"
 	"slices"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline/count"
 )
 
 // lossNames are the counters of packets that were lost although nothing is wrong with them, most of them in queues: nobody hears
@@ -35,7 +37,7 @@ type countWatch struct {
 	names      []string
 	least      uint64        // in sum
 	next, line time.Duration // when to look again, and when another line may be written; on the pipeline's clock
-	told       counterSet
+	told       map[string]uint64
 }
 
 const (
@@ -50,7 +52,7 @@ func (w *countWatch) due(now time.Duration) bool { return now >= w.next }
 func (w *countWatch) deadline() time.Duration { return w.next + watchLine }
 
 // look returns what there is to tell: each counter of names that has grown, and by how much, in their order.
-func (w *countWatch) look(now time.Duration, counts counterSet) (grown []any) {
+func (w *countWatch) look(now time.Duration, counts map[string]uint64) (grown []any) {
 	w.next = now + watchLook
 	if now < w.line {
 		return nil
@@ -70,10 +72,10 @@ func (w *countWatch) look(now time.Duration, counts counterSet) (grown []any) {
 }
 
 // losses are the counters of lossNames that are not 0, in their order.
-func losses(counts counterSet) (list []Counter) {
+func losses(all []count.Counter) (list []count.Counter) {
 	for _, name := range lossNames {
-		if counts[name] > 0 {
-			list = append(list, Counter{name, counts[name]})
+		if i := slices.IndexFunc(all, func(c count.Counter) bool { return c.Name == name }); i >= 0 && all[i].Value > 0 {
+			list = append(list, all[i])
 		}
 	}
 	return list

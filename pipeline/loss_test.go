@@ -30,7 +30,7 @@ func TestLossWatch(t *testing.T) {
 		{at: 126 * time.Second, read: 9, full: 2},
 		{at: 300 * time.Second, read: 9, full: 3, want: []any{slog.Uint64("drop_tun_full", 1)}},
 	} {
-		got := w.look(c.at, counterSet{"tun_read_dropped": c.read, "drop_tun_full": c.full, "drop_replayed": c.uncared})
+		got := w.look(c.at, map[string]uint64{"tun_read_dropped": c.read, "drop_tun_full": c.full, "drop_replayed": c.uncared})
 		if fmt.Sprint(got) != fmt.Sprint(c.want) {
 			t.Errorf("look %d: %v, want %v", i, got, c.want)
 		}
@@ -43,7 +43,7 @@ func TestLossWatch(t *testing.T) {
 // Every counter that is told of is one that there is.
 func TestLossNames(t *testing.T) {
 	runWorld(t, plain, func(w *world) {
-		set := counterSet{}
+		set := map[string]uint64{}
 		for _, c := range w.a.Counters() {
 			set[c.Name] = c.Value
 		}
@@ -105,7 +105,7 @@ func TestLossTold(t *testing.T) {
 				stats.ReadDropped.Add(10)
 			}
 			time.Sleep(time.Second)
-			if s, err := n.Status(); err != nil || len(s.Lost) != 1 || s.Lost[0] != (Counter{"tun_read_dropped", stats.ReadDropped.Load()}) {
+			if s, err := n.Status(); err != nil || len(s.Lost) != 1 || s.Lost[0].Name != "tun_read_dropped" || s.Lost[0].Value != stats.ReadDropped.Load() {
 				t.Fatalf("after %d s lost %v, %v, want %d", second, s.Lost, err, stats.ReadDropped.Load())
 			}
 			if want := 1 + second/60; second >= 10 && second%60 > 5 && second < 150 && lines() != want {

@@ -75,7 +75,7 @@ func (o *outbound) run(now time.Duration) (int, error) {
 		return 0, err
 	}
 	st := o.shard.stats
-	st.OutboundBatches.Add(1)
+	begin, before := o.shard.sample(st.OutboundBatches.Add(1)), st.OutboundSegments.Load()
 	st.OutboundPackets.Add(uint64(n))
 	o.route(now, n)
 	for _, p := range o.lanes {
@@ -83,7 +83,8 @@ func (o *outbound) run(now time.Duration) (int, error) {
 	}
 	clear(o.lanes)
 	o.lanes = o.lanes[:0]
-	o.flush()
+	o.flush() // what a full socket leaves for later is not waited for
+	o.shard.observe(st.OutboundSegments.Load()-before, &st.OutboundBatchPackets, begin, &st.OutboundSeconds)
 	return n, err
 }
 

@@ -325,16 +325,14 @@ func TestRoutes(t *testing.T) {
 	}
 }
 
-func TestSnakeCase(t *testing.T) {
-	for in, want := range map[string]string{"Wakes": "wakes", "ReceiveRuns": "receive_runs", "ReceiveGRO": "receive_gro"} {
-		if got := snakeCase(in); got != want {
-			t.Errorf("%s gives %s, want %s", in, got, want)
+// TestDropTable: each reason is declared, once.
+func TestDropTable(t *testing.T) {
+	seen := map[string]bool{}
+	for i, d := range dropTable {
+		if d.stage == "" || d.reason == "" || d.help == "" || seen[d.reason] {
+			t.Errorf("drop reason %d is declared as %+v", i, d)
 		}
-	}
-	for i, name := range dropNames {
-		if name == "" {
-			t.Errorf("drop reason %d has no name", i)
-		}
+		seen[d.reason] = true
 	}
 }
 

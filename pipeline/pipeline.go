@@ -29,6 +29,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -80,7 +81,7 @@ func New(cfg Config) (*Pipeline, error) {
 	for id, queue := range cfg.Device.Queues() {
 		s := &shard{
 			id: id, queue: queue, clock: p.clock, device: cfg.Device, routes: &p.routes, table: local.Table(),
-			notified: &p.notified, mailbox: p.mailbox, strays: cfg.Stray, relays: &p.relays,
+			notified: &p.notified, mailbox: p.mailbox, sampled: cfg.SampleDelays, strays: cfg.Stray, relays: &p.relays,
 			stats: new(shardStats), ended: make(chan struct{}),
 		}
 		if s.waiter, err = newWaiter(queue); err != nil {
@@ -146,12 +147,18 @@ func (p *Pipeline) call(f func()) error {
 // Now reads the pipeline's clock, which runs in suspend where the system has one that does.
 func (p *Pipeline) Now() time.Duration { return p.clock() }
 
+// Serving tells whether the interface is up, and whether its sockets are open; ErrClosed after Run has ended.
+func (p *Pipeline) Serving() (up, bound bool, err error) {
+	err = p.call(func() { up, bound = p.control.controller.up, len(p.control.pairs) > 0 })
+	return up, bound, err
+}
+
 // Counters returns what was counted, by name and in their order: shard counters as they are, those of the edges with the
 // prefixes tun_ and udp_, drops as drop_REASON, handshake messages as handshake_RESULT. It also works after Run has ended.
-func (p *Pipeline) Counters() []Counter {
-	var set counterSet
+func (p *Pipeline) Counters() []count.Counter {
+	var set *count.Set
 	if p.call(func() { set = p.control.counters() }) != nil {
 		set = p.control.counters()
 	}
-	return set.sorted()
+	return set.List()
 }

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 )
@@ -36,6 +37,7 @@ type shard struct {
 	mailbox  chan letter
 	strays   func(Stray)
 	relays   *relays
+	sampled  bool // Config.SampleDelays
 
 	// shared
 	stats *shardStats
@@ -105,6 +107,25 @@ func (s *shard) loop() error {
 			s.waiter.wait(s.outbound.full())
 			s.stats.Wakes.Add(1)
 		}
+	}
+}
+
+// sampleEvery is how many batches of a direction there are for each that is timed.
+const sampleEvery = 64
+
+// sample begins to time the nth batch, if it is one that is timed; 0: it is not.
+func (s *shard) sample(n uint64) time.Duration {
+	if !s.sampled || n%sampleEvery != 0 {
+		return 0
+	}
+	return s.clock()
+}
+
+// observe counts a batch of n packets that has gone its way, and how long it took if it was timed from begin on.
+func (s *shard) observe(n uint64, sizes *count.Histogram, begin time.Duration, delays *count.Histogram) {
+	sizes.Observe(n)
+	if begin != 0 {
+		delays.Observe(uint64(max(s.clock()-begin, 0) / time.Microsecond))
 	}
 }
 

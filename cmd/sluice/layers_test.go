@@ -35,23 +35,25 @@ var layers = map[string][]string{
 	"tun/tuntest":              {"tun", "tun/ip"},
 	"pipeline/udp":             {},
 	"pipeline/udp/udptest":     {"pipeline/udp"},
-	"pipeline":                 {"crypto", "crypto/aead", "crypto/replay", "crypto/secret", "tun", "tun/ip", "pipeline/udp"},
+	"pipeline/count":           {},
+	"pipeline":                 {"pipeline/count", "crypto", "crypto/aead", "crypto/replay", "crypto/secret", "tun", "tun/ip", "pipeline/udp"},
 	"bench/...":                {"bench/...", "crypto/...", "tun/...", "pipeline/...", "ice/..."},
 	"bench/lab":                {},
 	"cmd/internal/logs":        {},
 	"cmd/internal/version":     {},
-	"cmd/internal/environment": {"cmd/internal/logs", "pipeline", "tun", "crypto/aead"},
+	"cmd/internal/environment": {"cmd/internal/logs", "pipeline", "pipeline/count", "tun", "crypto/aead"},
 	"cmd/internal/node":        {"cmd/internal/environment", "cmd/internal/version", "pipeline", "tun", "crypto/aead"},
 	"cmd/internal/service":     {},
 	"cmd/internal/status":      {"ice/edge"},
+	"cmd/internal/ops":         {"pipeline/count"},
 	"cmd/internal/member": {
-		"cmd/internal/environment", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "tun", "tun/host", "crypto",
+		"cmd/internal/environment", "cmd/internal/ops", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "tun", "tun/host", "crypto",
 	},
 	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},
 	"cmd/sluice":       {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
-	"ice/edge":         {"ice/...", "pipeline", "pipeline/udp", "crypto"},
-	"ice/...":          {"ice/...", "pipeline", "pipeline/udp"},
+	"ice/edge":         {"ice/...", "pipeline", "pipeline/count", "pipeline/udp", "crypto"},
+	"ice/...":          {"ice/...", "pipeline", "pipeline/count", "pipeline/udp"},
 }
 
 // forbidden are imports from outside, test files excepted.
@@ -211,7 +213,7 @@ func TestSluiceWGIsSmall(t *testing.T) {
 		t.Fatalf("go list names no pipeline: %q", deps)
 	}
 	for _, dep := range deps {
-		for _, word := range []string{"pion/", "nats-io/", "urfave/", "pkg/profile", "/bench"} {
+		for _, word := range []string{"pion/", "nats-io/", "urfave/", "pkg/profile", "prometheus/", "/bench"} {
 			if strings.Contains(dep, word) {
 				t.Errorf("sluice-wg depends on %s", dep)
 			}

@@ -80,6 +80,7 @@ func memberFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
 		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: pins-NAME.json in STATE_DIRECTORY or /var/lib/sluice)"},
+		&cli.StringFlag{Name: "ops", Usage: opsUsage},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: " + logs.Levels + " (default: info, or LOG_LEVEL)"},
 	}
 }
@@ -114,7 +115,7 @@ const (
 
 func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err error) {
 	o = member.Options{
-		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), Pins: cmd.String("pins"), LogLevel: cmd.String("log-level"),
+		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), Pins: cmd.String("pins"), LogLevel: cmd.String("log-level"), Ops: cmd.String("ops"),
 		NoMasquerade: cmd.Bool("no-masquerade"), MTU: cmd.Int("mtu"), Table: cmd.Int("table"), Mark: uint32(cmd.Uint("mark")),
 	}
 	switch port := cmd.Int("port"); {

@@ -7,7 +7,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/signal"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
+	"github.com/sluice-vpn/sluice/cmd/internal/ops"
 	"github.com/sluice-vpn/sluice/cmd/internal/service"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/portal"
@@ -30,6 +30,9 @@ import (
 
 // defaultState is the portal's alone: a node on the same machine has /var/lib/sluice, and under systemd another user.
 const defaultState = "/var/lib/sluice-portal"
+
+// opsUsage is of all three roles.
+const opsUsage = "serve /metrics, /healthz, /readyz and /debug/pprof by HTTP at `ADDRESS`, such as 127.0.0.1:9090; a port alone is on loopback"
 
 func portalCommand() *cli.Command {
 	return &cli.Command{
@@ -64,7 +67,7 @@ func portalCommand() *cli.Command {
 				Local: true, Name: "network",
 				Usage: "`PREFIXES` for tunnel addresses, one of IPv4, one of IPv6 or both, such as 10.99.0.0/16; kept, and fixed while there are nodes",
 			},
-			&cli.StringFlag{Local: true, Name: "ops", Usage: "serve /healthz, /readyz and /metrics by HTTP at `ADDRESS`, such as 127.0.0.1:9090"},
+			&cli.StringFlag{Local: true, Name: "ops", Usage: opsUsage},
 			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: " + logs.Levels},
 		},
 		DisableSliceFlagSeparator: true, // -relay has a comma of its own
@@ -248,6 +251,14 @@ func servePortal(ctx context.Context, cmd *cli.Command, cfg portal.Config) error
 	environment.Harden()
 	ctx, stop := signal.NotifyContext(ctx, environment.EndSignalsOfTerminal()...)
 	defer stop()
+	var listener net.Listener
+	if at := cmd.String("ops"); at != "" { // before there is anything to take back
+		var err error
+		if listener, err = ops.Listen(at); err != nil {
+			return err
+		}
+		defer listener.Close()
+	}
 	p, err := portal.Start(cfg)
 	if err != nil {
 		return err
@@ -258,12 +269,8 @@ func servePortal(ctx context.Context, cmd *cli.Command, cfg portal.Config) error
 		return err
 	}
 	defer desk.Close()
-	if at := cmd.String("ops"); at != "" {
-		ops, err := openOps(at, p)
-		if err != nil {
-			return err
-		}
-		defer ops.Close()
+	if listener != nil {
+		defer ops.Serve(listener, portalOps(p, cfg.Logger)).Close()
 	}
 	if len(p.Nodes()) == 0 {
 		// Only now, because from here on the tokens that are printed work.
@@ -345,13 +352,27 @@ func keepsSecrets(out io.Writer) bool {
 	return err == nil && st.Mode().IsRegular() || term.IsTerminal(int(f.Fd()))
 }
 
-// openOps serves what operators ask by HTTP.
-func openOps(at string, p *portal.Portal) (io.Closer, error) {
-	listener, err := net.Listen("tcp", at)
-	if err != nil {
-		return nil, fmt.Errorf("-ops: %w", err)
+// portalOps is what a portal tells its operator by HTTP.
+func portalOps(p *portal.Portal, logger *slog.Logger) ops.Config {
+	return ops.Config{
+		Role: "portal", Version: version.Describe(), Counters: p.Counters, Logger: logger,
+		Healthy: func() error {
+			if p.Failed() {
+				return errors.New("a part of the portal has ended")
+			}
+			return nil
+		},
+		Ready: func(context.Context) []ops.Check {
+			list, why := []ops.Check{{Name: "broker"}, {Name: "relay"}, {Name: "store"}}, p.Unready()
+			switch {
+			case errors.Is(why, portal.ErrBroker):
+				list[0].Err = why
+			case errors.Is(why, portal.ErrRelay):
+				list[1].Err = why
+			default:
+				list[2].Err = why
+			}
+			return list
+		},
 	}
-	server := &http.Server{Handler: p.Ops(), ReadHeaderTimeout: 5 * time.Second}
-	go server.Serve(listener) // ends with Close
-	return server, nil
 }

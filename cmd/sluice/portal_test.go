@@ -441,7 +441,7 @@ func TestPortalOps(t *testing.T) {
 	at := free.Addr().String()
 	free.Close()
 	p := startPortal(t, filepath.Join(t.TempDir(), "state"), "-relay-listen", "none", "-ops", at)
-	for path, want := range map[string]string{"/healthz": "ok", "/readyz": "ready", "/metrics": "sluice_portal_nodes"} {
+	for path, want := range map[string]string{"/healthz": "ok\n", "/readyz": "ready\nbroker: ok\nrelay: ok\nstore: ok\n", "/metrics": "\nsluice_portal_nodes 2\n"} {
 		answer, err := http.Get("http://" + at + path)
 		if err != nil {
 			t.Fatalf("%v\n%s", err, p.logged())

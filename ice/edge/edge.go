@@ -19,6 +19,7 @@ import (
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/ice/turn"
 	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -255,13 +256,13 @@ func (e *Edge) rouse() {
 	}
 }
 
-// Counters returns what was counted of ICE and of the relays, by name. It also works after Run has ended.
-func (e *Edge) Counters() []pipeline.Counter {
-	list := e.mux.Counters()
-	if relays := e.receiver.Load(); relays != nil {
-		list = append(list, relays.Counters()...)
+// Counters returns what was counted of ICE and of the relays, by name. It also works before Run, and after it has ended.
+func (e *Edge) Counters() []count.Counter {
+	relays := e.receiver.Load()
+	if relays == nil {
+		relays = new(turn.Relays)
 	}
-	return list
+	return append(e.mux.Counters(), relays.Counters()...)
 }
 
 // NetworkChanged has every connection look for another path, as a change of addresses or routes does.

@@ -1,7 +1,9 @@
 package edge
 
 import (
+	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -33,7 +35,7 @@ type Status struct {
 	Connections []ConnectionStatus `json:"connections"` // one for each peer, by name
 	// Awaited are the nodes that may be peers and have never signed in, by name.
 	Awaited []string `json:"awaited,omitempty"`
-	// Lost counts packets that were lost in queues and the like, by the name of the counter (pipeline.Counter).
+	// Lost counts packets that were lost in queues and the like, by the name of the counter (package count).
 	Lost map[string]uint64 `json:"lost,omitempty"`
 	// Problem is why the host could not be configured, Notes are what may be in the way there: the program's that applies.
 	Problem string   `json:"problem,omitempty"`
@@ -161,6 +163,23 @@ func (e *Edge) status() Status {
 	}
 	slices.Sort(s.Awaited)
 	return s
+}
+
+// Portal says why the portal is not there, and why this node is not signed in there; nil if all is well. err is as Status's.
+func (e *Edge) Portal(ctx context.Context) (portal, signedIn, err error) {
+	err = e.call(ctx, func() {
+		s := e.portalStatus()
+		if !s.Up {
+			portal = errors.New(cmp.Or(s.Why, "not connected yet"))
+		}
+		switch {
+		case s.Refused != "":
+			signedIn = errors.New(s.Refused)
+		case e.synced.IsZero():
+			signedIn = errors.New(cmp.Or(s.Why, "the portal has not answered yet"))
+		}
+	})
+	return portal, signedIn, err
 }
 
 func (e *Edge) portalStatus() PortalStatus {

@@ -1,8 +1,6 @@
 package portal
 
 import (
-	"fmt"
-	"net/http/httptest"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -62,7 +60,7 @@ func TestDiskFull(t *testing.T) {
 	if n := p.Nodes(); len(n) == 0 || n[0].Name != "first" {
 		t.Errorf("%+v", n)
 	}
-	if got := ready(p); !strings.HasPrefix(got, "503 not ready: ") || !strings.Contains(got, "written") && !strings.Contains(got, "no space") {
+	if got := ready(p); !strings.HasPrefix(got, "not ready: ") || !strings.Contains(got, "written") && !strings.Contains(got, "no space") {
 		t.Errorf("/readyz says %s", got)
 	}
 	if err := os.Remove(ballast); err != nil {
@@ -71,7 +69,7 @@ func TestDiskFull(t *testing.T) {
 	// It goes on by itself, with what the failed changes may have left in the store made right.
 	until(t, "the state can be written again", func() bool { return p.Trouble() == nil })
 	add(t, p, "next", protocol.Client)
-	if n := p.Nodes(); ready(p) != "200 ready" || len(n) < 2 {
+	if n := p.Nodes(); ready(p) != "ready" || len(n) < 2 {
 		t.Errorf("/readyz says %s, and there are %d nodes", ready(p), len(n))
 	}
 	want := names(p)
@@ -94,11 +92,12 @@ func names(p *Portal) (list []string) {
 	return list
 }
 
-// ready is what /readyz says.
+// ready is "ready", or why the portal is not.
 func ready(p *Portal) string {
-	w := httptest.NewRecorder()
-	p.Ops().ServeHTTP(w, httptest.NewRequest("GET", "/readyz", nil))
-	return fmt.Sprintf("%d %s", w.Code, strings.TrimSpace(w.Body.String()))
+	if err := p.Unready(); err != nil {
+		return "not ready: " + err.Error()
+	}
+	return "ready"
 }
 
 // TestStoreLost: what befalls the state folder of a running portal has a name, in /readyz too, and what can be mended is.
@@ -106,7 +105,7 @@ func TestStoreLost(t *testing.T) {
 	folder := filepath.Join(t.TempDir(), "state")
 	p := open(t, folder)
 	add(t, p, "first", protocol.Client)
-	if got := ready(p); got != "200 ready" {
+	if got := ready(p); got != "ready" {
 		t.Fatalf("/readyz: %s", got)
 	}
 	tend := func() { p.note(p.tend(t.Context())) }
@@ -121,14 +120,14 @@ func TestStoreLost(t *testing.T) {
 			t.Fatal(err)
 		}
 		tend()
-		if got := ready(p); !strings.HasPrefix(got, "503 not ready: ") || !strings.Contains(got, want) {
+		if got := ready(p); !strings.HasPrefix(got, "not ready: ") || !strings.Contains(got, want) {
 			t.Errorf("without %q /readyz says %s, want 503 and %q", name, got, want)
 		}
 		if err := os.Rename(folder+".away", path); err != nil {
 			t.Fatal(err)
 		}
 		tend()
-		if got := ready(p); got != "200 ready" {
+		if got := ready(p); got != "ready" {
 			t.Errorf("with %q again /readyz says %s", name, got)
 		}
 	}

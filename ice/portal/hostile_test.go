@@ -110,7 +110,7 @@ func TestTwiceUsed(t *testing.T) {
 	if s := <-told; !s.Displaced || !strings.Contains(s.Refused, "signed in later") || strings.Contains(s.Refused, "\n") {
 		t.Errorf("the older one is told %q", s.Refused)
 	}
-	before := p.counters.requests.Load()
+	before := p.counters.Requests.Load()
 	for range 3 {
 		if s := ask(t, older, protocol.SyncRequest{PublicKey: oldKey}); s.Refused == "" {
 			t.Error("the older one is served beside the newer one")
@@ -119,7 +119,7 @@ func TestTwiceUsed(t *testing.T) {
 	if s := ask(t, gate, protocol.SyncRequest{PublicKey: gateKey}); s.Peers[0].PublicKey != newKey {
 		t.Error("the gateway does not have the newer one's key")
 	}
-	if n := p.counters.requests.Load() - before; n != 4 {
+	if n := p.counters.Requests.Load() - before; n != 4 {
 		t.Errorf("%d requests: somebody takes turns", n)
 	}
 	if n := p.Nodes(); n[1].Connections != 2 {
@@ -152,7 +152,7 @@ func TestAnswerElsewhere(t *testing.T) {
 	if name, s := c.next(t); name != "evil" || s.Refused != "" {
 		t.Errorf("%s: %s", name, s.Refused)
 	}
-	if n := p.counters.misaddressed.Load(); n != uint64(len(bad)) {
+	if n := p.counters.Misaddressed.Load(); n != uint64(len(bad)) {
 		t.Errorf("%d of %d were dropped", n, len(bad))
 	}
 	if r := p.state.list()[0]; r.Name != "evil" || r.PublicKey == (protocol.Key{}) {
@@ -229,11 +229,11 @@ func TestFlood(t *testing.T) {
 		c.ask(t, "evil", protocol.SyncRequest{PublicKey: protocol.Key{1, byte(i), byte(i >> 8)}})
 	}
 	ask(t, good, protocol.SyncRequest{PublicKey: k})
-	until(t, "the flood is over", func() bool { return p.counters.requests.Load() >= 20_002 })
-	if n := p.counters.limited.Load(); n < 10_000 {
+	until(t, "the flood is over", func() bool { return p.counters.Requests.Load() >= 20_002 })
+	if n := p.counters.Limited.Load(); n < 10_000 {
 		t.Errorf("%d were dropped", n)
 	}
-	if p.counters.refused.Load() == 0 {
+	if p.counters.Refused.Load() == 0 {
 		t.Error("a node may change its key as often as it asks")
 	}
 }
@@ -256,9 +256,9 @@ func TestFloodEnds(t *testing.T) {
 		_ = conn.PublishRequest(signal.PortalSubject("evil", protocol.Verb), signal.InboxPrefix("evil")+".s.1", nil)
 	}
 	until(t, "what had come is through", func() bool {
-		before := p.counters.requests.Load()
+		before := p.counters.Requests.Load()
 		time.Sleep(200 * time.Millisecond)
-		return p.counters.requests.Load() == before
+		return p.counters.Requests.Load() == before
 	})
 	ask(t, sign(t, evil), protocol.SyncRequest{PublicKey: key(t)}) // he may come back
 }

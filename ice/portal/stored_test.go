@@ -4,9 +4,7 @@ import (
 	"context"
 	"crypto/tls"
 	"errors"
-	"io"
 	"io/fs"
-	"net/http/httptest"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -21,6 +19,7 @@ import (
 	"github.com/sluice-vpn/sluice/ice/relay"
 	"github.com/sluice-vpn/sluice/ice/secretfile"
 	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 )
 
 // start is Start on loopback with a relay of its own.
@@ -331,35 +330,29 @@ func TestStoreFirst(t *testing.T) {
 func TestOps(t *testing.T) {
 	p := open(t, filepath.Join(t.TempDir(), "state"))
 	ask(t, sign(t, add(t, p, "laptop", protocol.Client)), protocol.SyncRequest{PublicKey: key(t)})
-	get := func(path string) (int, string) {
-		w := httptest.NewRecorder()
-		p.Ops().ServeHTTP(w, httptest.NewRequest("GET", path, nil))
-		text, _ := io.ReadAll(w.Result().Body)
-		return w.Code, string(text)
+	if err := p.Unready(); err != nil || p.Failed() {
+		t.Errorf("not ready: %v, failed %t", err, p.Failed())
 	}
-	for path, want := range map[string]string{"/healthz": "ok\n", "/readyz": "ready\n"} {
-		if code, text := get(path); code != 200 || text != want {
-			t.Errorf("%s: %d %q", path, code, text)
-		}
-	}
-	code, text := get("/metrics")
-	for _, want := range []string{
-		"\nsluice_portal_nodes 1\n", "\nsluice_portal_connections 1\n", "\nsluice_portal_requests_total 1\n", "\nsluice_portal_requests_limited_total 0\n", "relay",
+	var set count.Set
+	set.Add(p.Counters()...)
+	values := set.Values()
+	for name, want := range map[string]uint64{
+		"portal_nodes": 1, "portal_connections": 1, "portal_requests": 1, "portal_requests_limited": 0, "relay_ready": 1,
 	} {
-		if code != 200 || !strings.Contains("\n"+text, want) {
-			t.Errorf("no %q in %d %s", want, code, text)
+		if got, ok := values[name]; got != want || !ok {
+			t.Errorf("%s is %d (%t), want %d", name, got, ok, want)
 		}
 	}
 	p.fail(errors.New("the relay is gone"))
-	if code, _ := get("/healthz"); code != 503 {
-		t.Errorf("healthz of a broken portal: %d", code)
+	if !p.Failed() {
+		t.Error("a broken portal does not say so")
 	}
 	if err := p.Wait(t.Context()); err == nil || !strings.Contains(err.Error(), "the relay is gone") {
 		t.Errorf("Wait: %v", err)
 	}
 	p.Close()
-	if code, _ := get("/readyz"); code != 503 {
-		t.Errorf("readyz of a closed portal: %d", code)
+	if err := p.Unready(); !errors.Is(err, ErrBroker) {
+		t.Errorf("a closed portal is not ready for %v, want %v", err, ErrBroker)
 	}
 }
 

@@ -34,26 +34,26 @@ const (
 
 // handle takes a node's request. It answers, or holds the request until there is news.
 func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
-	p.counters.requests.Add(1)
+	p.counters.Requests.Add(1)
 	name, session, ok := origin(m)
 	if !ok {
-		p.counters.misaddressed.Add(1)
+		p.counters.Misaddressed.Add(1)
 		return
 	}
 	now := time.Now()
 	displaced, ok := p.admit(name, session, now)
 	if !ok {
-		p.counters.limited.Add(1)
+		p.counters.Limited.Add(1)
 		return
 	}
 	if displaced {
-		p.counters.displaced.Add(1)
+		p.counters.Displaced.Add(1)
 		p.respond(m, displace(name))
 		return
 	}
 	request, err := protocol.DecodeRequest(m.Data)
 	if err != nil {
-		p.counters.malformed.Add(1)
+		p.counters.Malformed.Add(1)
 		why := err.Error()
 		if errors.Is(err, protocol.ErrForm) {
 			why = "the portal does not understand this program (" + why + "); update the older of the two"
@@ -64,7 +64,7 @@ func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
 		return
 	}
 	if refused := p.report(ctx, name, &request, now); refused != "" {
-		p.counters.refused.Add(1)
+		p.counters.Refused.Add(1)
 		p.respond(m, refuse(refused))
 		return
 	}
@@ -75,7 +75,7 @@ func (p *Portal) handle(ctx context.Context, m *nats.Msg) {
 func (p *Portal) report(ctx context.Context, name string, r *protocol.SyncRequest, now time.Time) (refused string) {
 	changed, refused, err := p.state.report(ctx, name, r, func() bool { return p.mayChange(name, now) })
 	if err != nil {
-		p.counters.failed.Add(1)
+		p.counters.Failed.Add(1)
 		refused = "the portal cannot take the report: " + err.Error()
 	}
 	p.visit(name, refused, now)
@@ -152,7 +152,7 @@ func (p *Portal) watch(ctx context.Context) {
 func (p *Portal) view(name string, via netip.Addr) protocol.Sync {
 	self, peers, err := p.state.peers(name, p.isOnline)
 	if err != nil {
-		p.counters.failed.Add(1)
+		p.counters.Failed.Add(1)
 		return refuse("the portal cannot answer: " + err.Error())
 	}
 	now := time.Now()
@@ -164,10 +164,10 @@ func (p *Portal) view(name string, via netip.Addr) protocol.Sync {
 	text, err := json.Marshal(s)
 	switch {
 	case err != nil:
-		p.counters.failed.Add(1)
+		p.counters.Failed.Add(1)
 		return refuse("the portal cannot answer: " + err.Error())
 	case len(text) > protocol.MaxAnswer-answerSpare || len(peers) > protocol.MaxPeers:
-		p.counters.failed.Add(1)
+		p.counters.Failed.Add(1)
 		return refuse("there are too many nodes and routes to reach from " + name + "; allow it fewer: sluice portal node set " + name + " -allow NAMES")
 	}
 	sum := sha256.Sum256(text)
@@ -209,9 +209,9 @@ func (p *Portal) respond(m *nats.Msg, s protocol.Sync) {
 		err = m.Respond(text)
 	}
 	if err != nil {
-		p.counters.failed.Add(1)
+		p.counters.Failed.Add(1)
 		p.log.Debug("an answer was not sent", "error", err)
 		return
 	}
-	p.counters.answers.Add(1)
+	p.counters.Answers.Add(1)
 }

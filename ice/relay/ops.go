@@ -1,60 +1,55 @@
 package relay
 
 import (
-	"fmt"
 	"runtime"
 	"strings"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline/count"
 )
 
-// page is a metrics page under way.
-type page struct{ strings.Builder }
+// The families of a relay's series.
+var (
+	familyDrops     = count.Family{Series: "sluice_relay_drops_total", Help: "Datagrams and requests that were not served, by reason."}
+	familyAnswers   = count.Family{Series: "sluice_relay_answers_total", Help: "Answers to requests, by kind or error code."}
+	familyDatagrams = count.Family{Series: "sluice_relay_datagrams_total", Help: "Relayed datagrams."}
+	familyBytes     = count.Family{Series: "sluice_relay_bytes_total", Help: "Relayed bytes, without the framing of TURN."}
+	familyBuffers   = count.Family{Series: "sluice_relay_receive_buffer_bytes", Help: "What the kernel granted each listening socket.", Kind: count.Gauge}
+)
 
-// family begins a metric family.
-func (p *page) family(name, kind, help string) {
-	fmt.Fprintf(p, "# HELP %s %s\n# TYPE %s %s\n", name, help, name, kind)
-}
-
-func (p *page) one(name, kind, help string, value any) {
-	p.family(name, kind, help)
-	fmt.Fprintf(p, "%s %v\n", name, value)
-}
-
-// Metrics returns counters and gauges in the Prometheus text format, version 0.0.4. It may be called before Run and after
-// Close. Every drop counter is there from the start, so that a rate can be taken of it. Label values are constants of ours and
-// need no escaping.
-func (s *Server) Metrics() string {
-	var p page
-	p.family("sluice_relay_drops_total", "counter", "Datagrams and requests that were not served, by reason.")
+// Counters returns what was counted. It may be called before Run and after Close. Every drop counter is there from the start, so that a
+// rate can be taken of it.
+func (s *Server) Counters() (list []count.Counter) {
+	of := func(f count.Family, label, value string, n uint64) {
+		name := strings.TrimSuffix(strings.TrimPrefix(f.Series, "sluice_"), "_total") + "_" + value
+		list = append(list, count.Labeled(f, name, f.Help, n, label, value))
+	}
+	one := func(kind count.Kind, name, help string, n uint64) {
+		list = append(list, count.Plain(kind, "relay_"+name, help, n))
+	}
 	for d := range drops {
-		fmt.Fprintf(&p, "sluice_relay_drops_total{reason=%q} %d\n", dropNames[d], s.stats.drops[d].Load())
+		of(familyDrops, "reason", dropNames[d], s.stats.drops[d].Load())
 	}
-	p.family("sluice_relay_answers_total", "counter", "Answers to requests, by kind or error code.")
 	for a := range answers {
-		fmt.Fprintf(&p, "sluice_relay_answers_total{answer=%q} %d\n", answerNames[a], s.stats.answers[a].Load())
+		of(familyAnswers, "answer", answerNames[a], s.stats.answers[a].Load())
 	}
-	p.family("sluice_relay_datagrams_total", "counter", "Relayed datagrams.")
 	for d := range directions {
-		fmt.Fprintf(&p, "sluice_relay_datagrams_total{direction=%q} %d\n", directionNames[d], s.stats.datagrams[d].Load())
+		of(familyDatagrams, "direction", directionNames[d], s.stats.datagrams[d].Load())
+		of(familyBytes, "direction", directionNames[d], s.stats.bytes[d].Load())
 	}
-	p.family("sluice_relay_bytes_total", "counter", "Relayed bytes, without the framing of TURN.")
-	for d := range directions {
-		fmt.Fprintf(&p, "sluice_relay_bytes_total{direction=%q} %d\n", directionNames[d], s.stats.bytes[d].Load())
-	}
-	p.one("sluice_relay_allocations_created_total", "counter", "Allocations made.", s.stats.created.Load())
+	one(count.Total, "allocations_created", "Allocations made.", s.stats.created.Load())
 	allocations, users := s.quota.count()
-	p.one("sluice_relay_allocations", "gauge", "Allocations there are.", allocations)
-	p.one("sluice_relay_users", "gauge", "Users that have an allocation.", users)
-	ready := 0
+	one(count.Gauge, "allocations", "Allocations there are.", uint64(allocations))
+	one(count.Gauge, "users", "Users that have an allocation.", uint64(users))
+	ready := uint64(0)
 	if s.Ready() { // then the gates are frozen
 		ready = 1
-		p.family("sluice_relay_receive_buffer_bytes", "gauge", "What the kernel granted each listening socket.")
 		for _, g := range s.gates {
-			fmt.Fprintf(&p, "sluice_relay_receive_buffer_bytes{address=%q} %d\n", g.sock.local, g.sock.granted)
+			of(familyBuffers, "address", g.sock.local.String(), uint64(g.sock.granted))
 		}
 	}
-	p.one("sluice_relay_ready", "gauge", "1 if every listening socket is open and served.", ready)
-	p.one("sluice_relay_goroutines", "gauge", "Goroutines of the program.", runtime.NumGoroutine())
-	p.one("sluice_relay_uptime_seconds", "gauge", "Seconds since the server was made.", time.Since(s.start).Seconds())
-	return p.String()
+	one(count.Gauge, "ready", "1 if every listening socket is open and served.", ready)
+	one(count.Gauge, "goroutines", "Goroutines of the program.", uint64(runtime.NumGoroutine()))
+	one(count.Gauge, "uptime_seconds", "Seconds since the server was made.", uint64(time.Since(s.start).Seconds()))
+	return list
 }

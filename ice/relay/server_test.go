@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"context"
 	"errors"
+	"fmt"
 	"net/netip"
 	"runtime"
 	"strings"
@@ -178,13 +179,13 @@ func TestFullRange(t *testing.T) {
 	dial(t, s, 0, "x").allocate()
 }
 
-func TestMetrics(t *testing.T) {
+func TestCounters(t *testing.T) {
 	fresh, err := New(Config{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if !strings.Contains(fresh.Metrics(), "\nsluice_relay_ready 0\n") {
-		t.Error("ready before Run")
+	if got := counted(fresh, "sluice_relay_ready"); got != 0 {
+		t.Errorf("ready %d before Run, want 0", got)
 	}
 	s := start(t, nil)
 	c := dial(t, s, 0, "x")
@@ -196,28 +197,28 @@ func TestMetrics(t *testing.T) {
 	if b, _ := readPeer(conn, patience); len(b) != 100 {
 		t.Fatal("nothing relayed")
 	}
-	var body string
-	for _, want := range []string{
-		`sluice_relay_drops_total{reason="not_stun"} 1`,
-		`sluice_relay_drops_total{reason="peer_denied"} 0`,
-		`sluice_relay_answers_total{answer="401"} 1`,
-		`sluice_relay_answers_total{answer="success"} 2`,
-		`sluice_relay_datagrams_total{direction="to_peer"} 1`,
-		`sluice_relay_bytes_total{direction="to_peer"} 100`,
-		"# TYPE sluice_relay_allocations gauge\nsluice_relay_allocations 1",
-		"sluice_relay_ready 1",
+	for series, want := range map[string]uint64{
+		"sluice_relay_drops_total reason not_stun": 1, "sluice_relay_drops_total reason peer_denied": 0,
+		"sluice_relay_answers_total answer 401": 1, "sluice_relay_answers_total answer success": 2,
+		"sluice_relay_datagrams_total direction to_peer": 1, "sluice_relay_bytes_total direction to_peer": 100,
+		"sluice_relay_allocations": 1, "sluice_relay_ready": 1,
 	} {
-		eventually(t, want, func() bool { body = s.Metrics(); return strings.Contains(body, want+"\n") })
-	}
-	for _, line := range strings.Split(strings.TrimSpace(body), "\n") { // name{label="value"} number
-		if fields := strings.Fields(line); !strings.HasPrefix(line, "# ") && len(fields) != 2 {
-			t.Errorf("not the text format: %q", line)
-		}
+		eventually(t, fmt.Sprint(series, " is ", want), func() bool { return counted(s, series) == want })
 	}
 	s.Close()
-	if !strings.Contains(s.Metrics(), "\nsluice_relay_ready 0\n") {
-		t.Error("ready after Close")
+	if got := counted(s, "sluice_relay_ready"); got != 0 {
+		t.Errorf("ready %d after Close, want 0", got)
 	}
+}
+
+// counted is the value of a series, named with its labels; 1 << 63 if there is none.
+func counted(s *Server, series string) uint64 {
+	for _, c := range s.Counters() {
+		if strings.Join(append([]string{c.Series}, c.Labels...), " ") == series {
+			return c.Value
+		}
+	}
+	return 1 << 63
 }
 
 // TestAllocationEnds: when an allocation ends its port is closed and its quota given back.

@@ -66,12 +66,12 @@ type State struct {
 
 // Counters are the messages that a Signaler did not deliver, by reason. All only grow.
 type Counters struct {
-	Received   uint64 `json:"received"`   // queued for Recv
-	Sender     uint64 `json:"sender"`     // on a subject that names no node, or this node itself
-	Oversize   uint64 `json:"oversize"`   // longer than MaxMessage
-	Malformed  uint64 `json:"malformed"`  // breaks a rule of the format
-	Full       uint64 `json:"full"`       // Recv was not read in time
-	Closed     uint64 `json:"closed"`     // came after Close
-	Reply      uint64 `json:"reply"`      // asked to be confirmed elsewhere than in its sender's inbox
-	Candidates uint64 `json:"candidates"` // single candidates that were left out of a message
+	Received   uint64 `help:"Messages of peers received through the portal."` // queued for Recv
+	Sender     uint64 `name:"drop_signal_sender" drop:"signal sender" help:"Messages on a subject that names no node, or this node itself."`
+	Oversize   uint64 `name:"drop_signal_oversize" drop:"signal oversize" help:"Messages longer than any may be."`
+	Malformed  uint64 `name:"drop_signal_malformed" drop:"signal malformed" help:"Messages that break a rule of the format."`
+	Full       uint64 `name:"drop_signal_full" drop:"signal full" help:"Messages that came faster than they were read."`
+	Closed     uint64 `name:"drop_signal_closed" drop:"signal closed" help:"Messages that came after the end."`
+	Reply      uint64 `name:"drop_signal_reply" drop:"signal reply" help:"Messages that asked to be confirmed elsewhere than in their sender's inbox."`
+	Candidates uint64 `name:"drop_signal_candidates" drop:"signal candidates" help:"Single candidates that were left out of a message."`
 }

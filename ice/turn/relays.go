@@ -182,7 +182,7 @@ func (r *Relays) Receive(s pipeline.Stray) bool {
 		return false
 	}
 	if len(s.Data) > inboxBytes {
-		r.counts.tooLong.Add(1)
+		r.counts.TooLong.Add(1)
 		return true
 	}
 	a := r.buffers.Get().(*arrived)
@@ -191,7 +191,7 @@ func (r *Relays) Receive(s pipeline.Stray) bool {
 	case r.inbox <- a:
 	default:
 		r.buffers.Put(a)
-		r.counts.inboxFull.Add(1)
+		r.counts.InboxFull.Add(1)
 	}
 	return true
 }

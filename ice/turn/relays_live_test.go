@@ -190,16 +190,16 @@ func FuzzRelaysReceive(f *testing.F) {
 	f.Fuzz(func(t *testing.T, channel uint16, data []byte) {
 		revive()
 		for _, b := range [][]byte{data, channelData(FirstChannel, data), dataIndication(peerA, data)} {
-			before := r.counts.received.Load() + r.counts.tooLong.Load()
+			before := r.counts.Received.Load() + r.counts.TooLong.Load()
 			if !r.Receive(pipeline.Stray{Src: testServer, Channel: channel, Data: b}) {
 				t.Fatal("not taken")
 			}
-			for r.counts.received.Load()+r.counts.tooLong.Load() == before {
+			for r.counts.Received.Load()+r.counts.TooLong.Load() == before {
 				runtime.Gosched()
 			}
 		}
-		if s := r.Status(); len(s) != 1 || r.counts.delivered.Load() != 0 || s[0].Relayed != testRelayed {
-			t.Fatalf("%+v, %d delivered", s, r.counts.delivered.Load())
+		if s := r.Status(); len(s) != 1 || r.counts.Delivered.Load() != 0 || s[0].Relayed != testRelayed {
+			t.Fatalf("%+v, %d delivered", s, r.counts.Delivered.Load())
 		}
 	})
 }

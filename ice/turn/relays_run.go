@@ -118,18 +118,18 @@ func (r *Relays) take(a *arrived) {
 			return
 		}
 	}
-	r.counts.unknownServer.Add(1) // it has left since
+	r.counts.UnknownServer.Add(1) // it has left since
 }
 
 // handle takes a datagram of one server to its client, and what a peer sent to the agent that it is for.
 func (r *Relays) handle(now time.Duration, s *server, channel uint16, data []byte) {
-	r.counts.received.Add(1)
+	r.counts.Received.Add(1)
 	payload, ok := Payload{}, false
 	if channel != 0 {
 		payload.Data = data
 		payload.Peer, ok = s.client.Peer(channel)
 		if !ok {
-			r.counts.unknownChannel.Add(1)
+			r.counts.UnknownChannel.Add(1)
 		}
 	} else {
 		r.answered(now, s, data)
@@ -141,11 +141,11 @@ func (r *Relays) handle(now time.Duration, s *server, channel uint16, data []byt
 	for _, t := range s.interest[payload.Peer.Addr()] {
 		if known, ok := t.facade.takes(payload.Peer, payload.Data); ok {
 			t.facade.Deliver(known, payload.Data)
-			r.counts.delivered.Add(1)
+			r.counts.Delivered.Add(1)
 			return
 		}
 	}
-	r.counts.unclaimed.Add(1)
+	r.counts.Unclaimed.Add(1)
 }
 
 // answered measures the round trip, if this answers a request that was sent once.
@@ -229,7 +229,7 @@ func (r *Relays) drain(now time.Duration, s *server) {
 				}
 			}
 		case Allocated:
-			r.counts.allocations.Add(1)
+			r.counts.Allocations.Add(1)
 			r.changed = true
 			if s.homeless != 0 {
 				s.homeless, r.moved = 0, append(r.moved, s.addr)
@@ -240,7 +240,7 @@ func (r *Relays) drain(now time.Duration, s *server) {
 				r.end(now, s)
 			}
 		case Lost:
-			r.counts.losses.Add(1)
+			r.counts.Losses.Add(1)
 			if out.Reason == ReasonMapped || out.Reason == ReasonMismatch {
 				r.evict(now, s)
 			} else {
@@ -259,10 +259,10 @@ func (r *Relays) drain(now time.Duration, s *server) {
 func (r *Relays) send(now time.Duration, s *server, b []byte) {
 	s.flights.left(now, b)
 	if err := r.config.Sender.SendOne(udp.Run{Data: b, SegmentSize: len(b), Dst: s.addr}); err != nil {
-		r.counts.sendFailed.Add(1)
+		r.counts.SendFailed.Add(1)
 		return
 	}
-	r.counts.sent.Add(1)
+	r.counts.Sent.Add(1)
 }
 
 // evict has those who use an allocation that is gone wait for another, which the client asks for. What is between us and them stays: each

@@ -14,6 +14,7 @@ import (
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/crypto/aead"
 	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 	"github.com/sluice-vpn/sluice/tun"
 )
 
@@ -95,7 +96,7 @@ func (s Settings) Logger(f *os.File) *slog.Logger {
 }
 
 // Counted is the part of a Pipeline that statistics need.
-type Counted interface{ Counters() []pipeline.Counter }
+type Counted interface{ Counters() []count.Counter }
 
 // WriteStats replaces the file of counters, if one is asked for, in one step and for the owner only.
 func (s Settings) WriteStats(p Counted, logger *slog.Logger) {
@@ -107,11 +108,7 @@ func (s Settings) WriteStats(p Counted, logger *slog.Logger) {
 	}
 }
 
-func writeCounters(path string, counters []pipeline.Counter) (err error) {
-	object := make(map[string]uint64, len(counters))
-	for _, c := range counters {
-		object[c.Name] = c.Value
-	}
+func writeCounters(path string, counters []count.Counter) (err error) {
 	f, err := os.CreateTemp(filepath.Dir(path), ".sluice-stats-*") // mode 0600
 	if err != nil {
 		return err
@@ -121,7 +118,7 @@ func writeCounters(path string, counters []pipeline.Counter) (err error) {
 			os.Remove(f.Name())
 		}
 	}()
-	if err := encodeCounters(f, object); err != nil {
+	if err := encodeCounters(f, count.Values(counters)); err != nil {
 		f.Close()
 		return err
 	}

@@ -10,7 +10,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 )
@@ -68,9 +68,9 @@ func TestLogLevel(t *testing.T) {
 	}
 }
 
-type fixedCounters []pipeline.Counter
+type fixedCounters []count.Counter
 
-func (c fixedCounters) Counters() []pipeline.Counter { return c }
+func (c fixedCounters) Counters() []count.Counter { return c }
 
 func TestStatsFile(t *testing.T) {
 	dir := t.TempDir()

@@ -22,6 +22,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
+	"github.com/sluice-vpn/sluice/cmd/internal/ops"
 	"github.com/sluice-vpn/sluice/cmd/internal/service"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
@@ -62,6 +63,7 @@ type Options struct {
 	Socket       string // path of the status socket; "": status.Path(Interface)
 	Pins         string // file of the identities of peers; "": defaultPins
 	LogLevel     string // as LOG_LEVEL, which it takes the place of
+	Ops          string // where to serve metrics and the like, see ops.Listen; "": nowhere
 	// Getenv reads the environment; nil: os.Getenv.
 	Getenv func(string) string
 }
@@ -102,6 +104,7 @@ type node struct {
 	keeper   *keeper
 	portal   *portalLink
 	pins     *pinsFile
+	ops      net.Listener // nil: metrics and the like are not served
 	// failed ends the run with an error that trying again does not mend.
 	failed context.CancelCauseFunc
 }
@@ -129,6 +132,12 @@ func Run(ctx context.Context, o Options) error {
 	listener, err := status.Listen(o.Socket)
 	if err != nil {
 		return err
+	}
+	if o.Ops != "" { // at once, so that a port that is in use is told before anything else
+		if n.ops, err = ops.Listen(o.Ops); err != nil {
+			return errors.Join(err, listener.Close())
+		}
+		defer n.ops.Close()
 	}
 	if n.portal, err = newPortal(o.Token, o.Mark); err != nil {
 		return errors.Join(err, listener.Close())
@@ -165,6 +174,7 @@ func (n *node) build() (err error) {
 	}
 	cfg := n.settings.Pipeline(dev, n.logger)
 	cfg.UDP.Port, cfg.UDP.Mark = o.Port, o.Mark
+	cfg.SampleDelays = o.Ops != ""
 	cfg.Stray, cfg.Edge = n.edge.Stray, n.edge.Request
 	if n.pipeline, err = pipeline.New(cfg); err != nil {
 		return errors.Join(err, dev.Close())
@@ -200,6 +210,9 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	watching.Go(func() { service.Follow(edgeCtx, n.logger, n.state) })
 	server := n.serve(listener)
 	defer n.show()()
+	if n.ops != nil {
+		defer ops.Serve(n.ops, n.opsConfig()).Close()
+	}
 	stopStats := environment.OnStatsSignal(n.writeStats)
 	defer stopStats()
 	stopHangUp := onHangUp(n.networkChanged)

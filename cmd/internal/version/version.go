@@ -9,11 +9,16 @@ import (
 
 // String is one line: the module's version or commit, the Go release and the system.
 func String() string {
+	return fmt.Sprintf("%s (%s, %s/%s)", Describe(), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+}
+
+// Describe is the module's version or commit.
+func Describe() string {
 	build, ok := debug.ReadBuildInfo()
 	if !ok {
 		build = new(debug.BuildInfo)
 	}
-	return fmt.Sprintf("%s (%s, %s/%s)", describe(build), runtime.Version(), runtime.GOOS, runtime.GOARCH)
+	return describe(build)
 }
 
 // describe prefers a module version over a commit, which a build in a checkout has.
