@@ -17,8 +17,11 @@ import (
 // memberText is what gateway and client have in common.
 const memberText = `
 
-The token comes from -token-file FILE (- is standard input), the variable SLUICE_TOKEN, or the systemd credential
-sluice-token; never from an argument, which every user of the machine can read. Keep its file to yourself: chmod 600.
+The token comes from the first of these that there is: -token-file FILE (- is standard input), the variable SLUICE_TOKEN,
+the systemd credential sluice-token, and what sluice sign-in has stored in the state folder; never from an argument, which
+every user of the machine can read. A file that others can read is refused: chmod 600. The stored one is followed within a
+second: without one (any more) the program waits in signed-out state, as it does when the portal refuses a token; see
+sluice status.
 
 It runs in the foreground until SIGTERM or SIGINT, then puts addresses, routes and firewall back as they were. SIGHUP
 says that the network has changed, so it goes on when its terminal closes. SIGUSR1 writes counters to the file named by SLUICE_STATS. The other switches
@@ -68,6 +71,7 @@ func clientCommand() *cli.Command {
 func memberFlags() []cli.Flag {
 	return []cli.Flag{
 		&cli.StringFlag{Name: "token-file", Usage: "read the token from `FILE`; - is standard input"},
+		stateFlag(),
 		&cli.StringFlag{Name: "interface", Usage: "`NAME` of the interface to make", Value: member.DefaultInterface},
 		&cli.IntFlag{Name: "port", Usage: "UDP `PORT`; 0 chooses one"},
 		&cli.IntFlag{Name: "mtu", Usage: "of the interface, in `BYTES`", Value: member.DefaultMTU},
@@ -79,7 +83,7 @@ func memberFlags() []cli.Flag {
 			" all IPv6 (IPv4) go past it"},
 		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
-		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: pins-NAME.json in STATE_DIRECTORY or /var/lib/sluice)"},
+		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: pins-NAME.json in the state folder)"},
 		&cli.StringFlag{Name: "ops", Usage: opsUsage},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: " + logs.Levels + " (default: info, or LOG_LEVEL)"},
 	}
@@ -93,15 +97,7 @@ func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error 
 	if cmd.Bool("release") {
 		return member.Release(ctx, o)
 	}
-	root := cmd.Root()
-	warn := func(text string) {
-		if log := journal(cmd); log != nil {
-			log.Warn(text)
-			return
-		}
-		fmt.Fprintf(root.ErrWriter, "sluice: warning: %s\n", text)
-	}
-	if o.Token, err = member.ReadToken(cmd.String("token-file"), root.Reader, warn); err == nil {
+	if o.Token, o.TokenSource, err = member.ReadToken(cmd.String("token-file"), cmd.Root().Reader); err == nil {
 		err = member.Run(ctx, o)
 	}
 	return told(cmd, err)
@@ -115,7 +111,7 @@ const (
 
 func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err error) {
 	o = member.Options{
-		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), Pins: cmd.String("pins"), LogLevel: cmd.String("log-level"), Ops: cmd.String("ops"),
+		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), Pins: cmd.String("pins"), State: cmd.String("state"), LogLevel: cmd.String("log-level"), Ops: cmd.String("ops"),
 		NoMasquerade: cmd.Bool("no-masquerade"), MTU: cmd.Int("mtu"), Table: cmd.Int("table"), Mark: uint32(cmd.Uint("mark")),
 	}
 	switch port := cmd.Int("port"); {

@@ -118,11 +118,15 @@ func findPeer(ctx context.Context, nodes []*status.Node, name string) (*status.N
 	var peer edge.ConnectionStatus
 	var known []string
 	var failed []error
+	out := ""
 	for _, n := range nodes {
 		s, err := n.Get(ctx)
 		if err != nil {
 			failed = append(failed, err)
 			continue
+		}
+		if s.SignIn.Reason != "" {
+			out = s.SignIn.Why
 		}
 		for _, c := range s.Connections {
 			known = append(known, c.Peer)
@@ -140,6 +144,8 @@ func findPeer(ctx context.Context, nodes []*status.Node, name string) (*status.N
 		return found, peer, nil
 	case len(failed) == len(nodes):
 		return nil, peer, errors.Join(failed...)
+	case out != "":
+		return nil, peer, fmt.Errorf("%s is not reached: this node is signed out: %s", name, out)
 	case len(known) == 0:
 		return nil, peer, fmt.Errorf("no peer is called %q; sluice status says why this node has none", name)
 	}

@@ -392,6 +392,8 @@ func onlineText(n portal.NodeStatus, now time.Time) string {
 		return "for " + status.Span(now.Sub(n.Since))
 	case n.Online:
 		return "yes"
+	case !n.SignedOut.IsZero():
+		return "no, signed out " + status.Span(now.Sub(n.SignedOut)) + " ago"
 	case n.Seen.IsZero():
 		return "no"
 	}

@@ -37,10 +37,30 @@ type Status struct {
 	Awaited []string `json:"awaited,omitempty"`
 	// Lost counts packets that were lost in queues and the like, by the name of the counter (package count).
 	Lost map[string]uint64 `json:"lost,omitempty"`
+	// SignIn is the program's that runs the edge, and all that there is to tell while it is signed out, beside what that leads to.
+	SignIn SignInStatus `json:"sign_in"`
 	// Problem is why the host could not be configured, Notes are what may be in the way there: the program's that applies.
 	Problem string   `json:"problem,omitempty"`
 	Notes   []string `json:"notes,omitempty"`
 }
+
+// SignInStatus tells whether there is a node: with which token it signs in, or why there is none.
+type SignInStatus struct {
+	SignedIn bool      `json:"signed_in"`
+	Since    time.Time `json:"since,omitzero"`
+	Token    string    `json:"token_source,omitempty"` // a path, or what else it was given by
+	Reason   string    `json:"reason,omitempty"`       // signed out: one of those below
+	Why      string    `json:"why,omitempty"`          // the same in words
+	Problem  string    `json:"problem,omitempty"`      // why a token that has come since is not taken
+}
+
+// Why a node is signed out.
+const (
+	SignedOutNoToken   = "no_token"
+	SignedOutBadToken  = "bad_token"  // damaged, empty, or not for its owner alone
+	SignedOutRefused   = "refused"    // by the portal
+	SignedOutOtherRole = "other_role" // a gateway's for a client, or the other way round
+)
 
 // PortalStatus tells whether the portal is there. Existing connections do not need it.
 type PortalStatus struct {

@@ -127,11 +127,12 @@ type NodeStatus struct {
 	Role        protocol.Role   `json:"role"`
 	Addresses   []netip.Prefix  `json:"addresses"`
 	Offers      protocol.Offers `json:"offers,omitempty"`
-	Allow       []string        `json:"allow,omitempty"` // as in NewNode
-	Online      bool            `json:"online"`          // connected now or within the last onlineGrace
-	From        []string        `json:"from,omitempty"`  // host:port of each connection; two: its token is in use twice
-	Since       time.Time       `json:"since,omitzero"`  // connected since then
-	Seen        time.Time       `json:"seen,omitzero"`   // its latest request
+	Allow       []string        `json:"allow,omitempty"`     // as in NewNode
+	Online      bool            `json:"online"`              // connected now or within the last onlineGrace
+	From        []string        `json:"from,omitempty"`      // host:port of each connection; two: its token is in use twice
+	Since       time.Time       `json:"since,omitzero"`      // connected since then
+	Seen        time.Time       `json:"seen,omitzero"`       // its latest request
+	SignedOut   time.Time       `json:"signed_out,omitzero"` // its token was taken from its machine then
 	Program     string          `json:"program,omitempty"`
 	Refused     string          `json:"refused,omitempty"`
 	Outdated    bool            `json:"outdated,omitempty"` // its token is of before there were identities
@@ -163,6 +164,9 @@ func (p *Portal) Nodes() []NodeStatus {
 		p.mu.Lock()
 		if v := p.visitors[r.Name]; v != nil {
 			s.Seen, s.Refused = v.asked.UTC(), v.refused
+			if !v.left.IsZero() {
+				s.SignedOut = v.left.UTC()
+			}
 			if v.online { // also while it connects anew, as all do to which a node was added
 				s.Online, s.Since = true, v.since.UTC()
 			}

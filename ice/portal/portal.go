@@ -269,6 +269,11 @@ func (p *Portal) serve() error {
 	if _, err := p.conn.QueueSubscribe(subject, "portal", func(m *nats.Msg) { p.handle(ctx, m) }); err != nil {
 		return err
 	}
+	for verb, handle := range map[string]nats.MsgHandler{protocol.WhoVerb: p.handleWho, protocol.LeaveVerb: p.handleLeave} {
+		if _, err := p.conn.QueueSubscribe(signal.PortalSubject("*", verb), "portal", handle); err != nil {
+			return err
+		}
+	}
 	p.tasks.Go(func() { p.watch(ctx) })
 	p.tasks.Go(func() { p.guard(ctx) })
 	if p.config.Resolve != nil {

@@ -36,6 +36,7 @@ type visitor struct {
 	asked     time.Time // its latest request
 	refused   string    // the answer to that, "" if it was taken
 	logged    time.Time // the latest line about a refusal
+	left      time.Time // when its token was taken from its machine; zero once it asks again
 	held      *hold     // a request that waits for news
 
 	session string   // the connection whose requests count
@@ -123,7 +124,7 @@ func (p *Portal) admit(name, session string, now time.Time) (displaced, ok bool)
 	connections := len(p.broker.Clients(name))
 	p.mu.Lock()
 	v := p.visitor(name)
-	v.asked = now
+	v.asked, v.left = now, time.Time{}
 	if !v.requests.take(now, requestsPerSecond, requestsAtOnce) {
 		v.refused = "it asks too often"
 		p.warn(v, now, "node asks too often", "node", name)
@@ -247,7 +248,11 @@ func (p *Portal) look(now time.Time) (changed bool) {
 		if connected {
 			v.connected = now
 		}
-		if online := now.Sub(v.connected) < onlineGrace; online != v.online {
+		grace := onlineGrace
+		if !v.left.IsZero() { // it does not come back at once
+			grace = 0
+		}
+		if online := connected || now.Sub(v.connected) < grace; online != v.online {
 			v.online, v.since, changed = online, now, true
 			event := "node online"
 			if !online {

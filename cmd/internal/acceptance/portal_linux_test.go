@@ -84,7 +84,7 @@ func TestPortalHangs(t *testing.T) {
 }
 
 // A node is removed while it is connected: its peers end their connections with it at once, and it says itself why it is alone. It
-// keeps trying, at its leisure.
+// stays, in signed-out state.
 func TestNodeRemoved(t *testing.T) {
 	t.Parallel()
 	v := newVPN(t)
@@ -97,9 +97,15 @@ func TestNodeRemoved(t *testing.T) {
 	v.portalRemoves(c)
 	l := g.awaitLog("connection closed", 1, "peer=laptop")
 	t.Logf("the gateway: %s; the node: %s", l.text("reason"), c.awaitLog("connection closed", 1, "phase=up").text("reason"))
-	c.awaitLog("the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal node token, or node add", 1)
+	const refused = "the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal node token, or node add"
+	c.awaitLog(refused, 1)
+	out := c.awaitLog("signed out", 1, "reason=refused")
+	if got := out.text("severity") + " " + out.text("message"); got != "WARNING laptop is signed out: "+refused {
+		t.Errorf("%s, want a warning that says why", got)
+	}
+	await(t, patience, "signed-out state", func() bool { return c.status().SignIn.Reason == edge.SignedOutRefused })
 	text, err := v.run(c.site.Node, "status", "-socket", c.socket)
-	if err != nil || !strings.Contains(oneLine(text), "refuses the token") {
+	if text = oneLine(text); err != nil || !strings.Contains(text, "signed out for") || !strings.Contains(text, "refuses the token") {
 		t.Errorf("status: %v\n%s", err, text)
 	}
 	s.awaitProgress(patience, "of another node")

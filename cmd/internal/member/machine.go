@@ -349,8 +349,17 @@ func (m *machine) forward() host.Forward {
 	}
 }
 
-// Close puts everything back.
+// Close puts everything back, at the node's end.
 func (m *machine) Close() error {
+	err := m.restore()
+	if m.routing != nil && m.routing.FailsClosed() {
+		m.logger.Warn("nothing leaves this machine past the tunnel from now on either, but for its own networks: sluice client -release ends that")
+	}
+	return err
+}
+
+// restore puts everything back but what fails closed.
+func (m *machine) restore() error {
 	var err error
 	if m.forwarding != nil {
 		err = m.forwarding.Close()
@@ -360,9 +369,6 @@ func (m *machine) Close() error {
 	}
 	if m.routing != nil {
 		err = errors.Join(err, m.routing.Close())
-		if m.routing.FailsClosed() {
-			m.logger.Warn("nothing leaves this machine past the tunnel from now on either, but for its own networks: sluice client -release ends that")
-		}
 	}
 	return err
 }

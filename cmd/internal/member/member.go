@@ -1,8 +1,9 @@
 // Package member runs one node that belongs to a portal: a gateway or a client. It makes the TUN device, joins pipeline and
 // connectivity edge, makes the operating system follow what the portal says, and tells how it goes on a status socket.
 //
-// The node lives until a signal ends it, in the foreground: keeping it alive is the service manager's work. SIGHUP says
-// that the network has changed, SIGUSR1 writes the counters to SLUICE_STATS, SIGTERM and SIGINT end it in good order:
+// The program lives until a signal ends it, in the foreground: keeping it alive is the service manager's work. It is signed in, then there
+// is a node, or signed out, then it waits for a token (see presence). SIGHUP says that the network has changed, SIGUSR1 writes the
+// counters to SLUICE_STATS, SIGTERM and SIGINT end it in good order:
 // byes to the peers, then addresses, routes and forwarding as they were, then the socket.
 package member
 
@@ -11,19 +12,15 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"net"
+	"net/http"
 	"net/netip"
 	"os"
-	"os/signal"
-	"runtime"
 	"strings"
 	"sync"
 	"syscall"
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
-	"github.com/sluice-vpn/sluice/cmd/internal/ops"
-	"github.com/sluice-vpn/sluice/cmd/internal/service"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/edge"
@@ -41,10 +38,14 @@ const (
 	DefaultMTU = 1416
 )
 
-// Options say what to run. Role and Token are required; the zero value of the rest is its default.
+// Options say what to run. Role is required; the zero value of the rest is its default.
 type Options struct {
-	Role  protocol.Role
-	Token protocol.Token
+	Role protocol.Role
+	// Token was given to this start alone, as TokenSource says. Without both the token is that of the folder State, and followed there.
+	Token       protocol.Token
+	TokenSource string
+	// State is the folder of the token and of the identities of peers; "": StateFolder.
+	State string
 	// Interface is the TUN device's name.
 	Interface string
 	MTU       int
@@ -61,7 +62,7 @@ type Options struct {
 	Table        int    // routing table; 0: host.DefaultTable
 	Mark         uint32 // fwmark of our own packets; 0: host.DefaultMark
 	Socket       string // path of the status socket; "": status.Path(Interface)
-	Pins         string // file of the identities of peers; "": defaultPins
+	Pins         string // file of the identities of peers; "": in State
 	LogLevel     string // as LOG_LEVEL, which it takes the place of
 	Ops          string // where to serve metrics and the like, see ops.Listen; "": nowhere
 	// Getenv reads the environment; nil: os.Getenv.
@@ -87,8 +88,8 @@ func (o Options) withDefaults() Options {
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
 	}
-	if o.Pins == "" {
-		o.Pins = defaultPins(o.Token.Name, o.Getenv)
+	if o.State == "" {
+		o.State = StateFolder(o.Getenv)
 	}
 	return o
 }
@@ -104,48 +105,10 @@ type node struct {
 	keeper   *keeper
 	portal   *portalLink
 	pins     *pinsFile
-	ops      net.Listener // nil: metrics and the like are not served
-	// failed ends the run with an error that trying again does not mend.
+	handler  http.Handler // of the status socket
+	signIn   func() *edge.SignInStatus
+	// failed ends the node with an error that trying again does not mend, or a *signOut.
 	failed context.CancelCauseFunc
-}
-
-// Run runs a node until ctx ends, a signal comes, or something fails. Errors are one line that says what to do.
-func Run(ctx context.Context, o Options) error {
-	if runtime.GOOS != "linux" {
-		return fmt.Errorf("a %s needs Linux for its routes; on this system there is sluice-wg", o.Role)
-	}
-	o = o.withDefaults()
-	s := environment.Read(o.Getenv)
-	if s.Err != nil {
-		return s.Err
-	}
-	if o.LogLevel != "" {
-		s.LogLevel = o.LogLevel
-	}
-	environment.Harden()
-	ctx, stop := signal.NotifyContext(ctx, environment.EndSignals...)
-	defer stop()
-	ctx, failed := context.WithCancelCause(ctx)
-	defer failed(nil)
-	n := &node{options: o, settings: s, logger: s.Logger(os.Stderr), failed: failed}
-
-	listener, err := status.Listen(o.Socket)
-	if err != nil {
-		return err
-	}
-	if o.Ops != "" { // at once, so that a port that is in use is told before anything else
-		if n.ops, err = ops.Listen(o.Ops); err != nil {
-			return errors.Join(err, listener.Close())
-		}
-		defer n.ops.Close()
-	}
-	if n.portal, err = newPortal(o.Token, o.Mark); err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	if err := n.build(); err != nil {
-		return errors.Join(err, listener.Close())
-	}
-	return n.live(ctx, listener)
 }
 
 // build makes the other parts around the portal; what was made before an error is closed, the portal too.
@@ -184,6 +147,7 @@ func (n *node) build() (err error) {
 			return errors.Join(err, dev.Close())
 		}
 	}
+	n.handler = n.routes()
 	return nil
 }
 
@@ -191,8 +155,8 @@ func (n *node) build() (err error) {
 const grace = 3 * time.Second
 
 // live runs the parts until ctx ends or one of them does. Then, in this order: the edge says its byes over pipeline and
-// portal, the machine is put back, the pipeline ends and with it the interface, the portal and the socket are closed.
-func (n *node) live(ctx context.Context, listener net.Listener) error {
+// portal, the machine is put back, the pipeline ends and with it the interface, the portal is closed.
+func (n *node) live(ctx context.Context) error {
 	running, halt := context.WithCancel(context.Background())
 	defer halt()
 	edgeCtx, endEdge := context.WithCancel(ctx)
@@ -206,17 +170,8 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	defer endKeeper()
 	go n.keeper.run(kept)
 	var watching sync.WaitGroup
-	watching.Go(func() { n.portal.watch(edgeCtx, n.logger) })
-	watching.Go(func() { service.Follow(edgeCtx, n.logger, n.state) })
-	server := n.serve(listener)
+	watching.Go(func() { n.portal.watch(edgeCtx, n.logger, n.revoked) })
 	defer n.show()()
-	if n.ops != nil {
-		defer ops.Serve(n.ops, n.opsConfig()).Close()
-	}
-	stopStats := environment.OnStatsSignal(n.writeStats)
-	defer stopStats()
-	stopHangUp := onHangUp(n.networkChanged)
-	defer stopHangUp()
 
 	var err error
 	pipelineEnded := false
@@ -236,7 +191,8 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 			err = errors.New("the connectivity edge has ended")
 		}
 	}
-	if cause := context.Cause(ctx); ctx.Err() != nil && !errors.Is(cause, context.Canceled) {
+	var out *signOut // is no error
+	if cause := context.Cause(ctx); ctx.Err() != nil && !errors.Is(cause, context.Canceled) && !errors.As(cause, &out) {
 		err = cause
 	}
 	endEdge()
@@ -251,7 +207,7 @@ func (n *node) live(ctx context.Context, listener net.Listener) error {
 	if !pipelineEnded {
 		err = errors.Join(err, <-ran)
 	}
-	err = errors.Join(err, n.portal.close(), server.Close())
+	err = errors.Join(err, n.portal.close())
 	if err == nil {
 		n.logger.Info("has ended", "name", n.options.Token.Name, "interface", n.options.Interface)
 	}
@@ -286,10 +242,13 @@ func (n *node) networkChanged() {
 	n.edge.NetworkChanged()
 }
 
+// revoked is called when the portal goes on refusing the token.
+func (n *node) revoked(why string) { n.failed(&signOut{reason: edge.SignedOutRefused, why: why}) }
+
 // apply is called by the edge with each answer of the portal. What cannot work later either ends the node.
 func (n *node) apply(answer protocol.Sync) error {
 	if answer.Role != n.options.Role {
-		err := fmt.Errorf("the token is that of a %s: run sluice %s", answer.Role, answer.Role)
+		err := &roleError{answer.Role}
 		n.failed(err)
 		return err
 	}

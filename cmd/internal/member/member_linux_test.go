@@ -28,6 +28,7 @@ import (
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/edge"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/tun/host"
@@ -138,12 +139,22 @@ func startNode(t *testing.T, o Options, first protocol.Sync, environ map[string]
 			state:   func() signal.State { return signal.State{Up: true, Since: time.Now()} },
 			changed: func() <-chan struct{} { return nil },
 		},
+		signIn: func() *edge.SignInStatus { return &edge.SignInStatus{SignedIn: true} },
 	}
 	n.made = made
 	listener, err := status.Listen(o.Socket)
 	must(t, err)
 	must(t, made.build())
-	go func() { n.ended <- made.live(ctx, listener) }()
+	p := newPresence(o, made.settings, made.logger)
+	p.node.Store(made)
+	server := p.serve(listener)
+	stopStats, stopHangUp := environment.OnStatsSignal(p.writeStats), onHangUp(made.networkChanged)
+	go func() {
+		err := made.live(ctx)
+		stopStats()
+		stopHangUp()
+		n.ended <- errors.Join(err, server.Close())
+	}()
 	t.Cleanup(func() { n.stop(t) })
 	return n
 }

@@ -81,11 +81,11 @@ func runPortal() error {
 }
 
 func runNode(role protocol.Role) error {
-	token, err := ReadToken("", nil, func(string) {})
+	token, source, err := ReadToken("", nil)
 	if err != nil {
 		return err
 	}
-	o := Options{Role: role, Token: token, Socket: os.Args[1]}
+	o := Options{Role: role, Token: token, TokenSource: source, Socket: os.Args[1]}
 	if role == protocol.Gateway {
 		o.Routes = prefixes(strings.Fields(os.Getenv(routesVariable))...)
 	}

@@ -6,12 +6,25 @@ import (
 
 	"github.com/sluice-vpn/sluice/cmd/internal/ops"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 )
 
-// opsConfig is what the node tells its operator by HTTP.
-func (n *node) opsConfig() ops.Config {
+// opsConfig is what the program tells its operator by HTTP.
+func (p *presence) opsConfig() ops.Config {
 	return ops.Config{
-		Role: string(n.options.Role), Version: version.Describe(), Counters: n.Counters, Ready: n.ready, Logger: n.logger,
+		Role: string(p.options.Role), Version: version.Describe(), Logger: p.logger,
+		Counters: func() []count.Counter {
+			if n := p.node.Load(); n != nil {
+				return n.Counters()
+			}
+			return []count.Counter{goroutines()}
+		},
+		Ready: func(ctx context.Context) []ops.Check {
+			if n := p.node.Load(); n != nil {
+				return n.ready(ctx)
+			}
+			return []ops.Check{{Name: "signed in", Err: errors.New("signed out: " + p.state.Load().Why)}}
+		},
 	}
 }
 

@@ -1,7 +1,6 @@
 package member
 
 import (
-	"cmp"
 	"encoding/hex"
 	"encoding/json"
 	"errors"
@@ -11,7 +10,6 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
-	"strings"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -21,19 +19,14 @@ import (
 )
 
 const (
-	pinsFolder = "/var/lib/sluice"
 	// maxPinsFile is more than the edge's bound takes.
 	maxPinsFile = 4 << 20
 	// pinsAgain is when pins that could not be written are tried again.
 	pinsAgain = time.Minute
 )
 
-// defaultPins is the file of a node's pins: in the folder that the service manager has made for its state (systemd.exec(5),
-// $STATE_DIRECTORY, the first of its list), else in pinsFolder.
-func defaultPins(name string, getenv func(string) string) string {
-	folder, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":")
-	return filepath.Join(cmp.Or(folder, pinsFolder), "pins-"+name+".json")
-}
+// defaultPins is the file of a node's pins in its state folder.
+func defaultPins(folder, name string) string { return filepath.Join(folder, "pins-"+name+".json") }
 
 // pinsFile keeps on disk which identities a node has met. Where it cannot, the node goes on, and says so. Its methods may be called
 // by any goroutine.

@@ -24,13 +24,17 @@ func openTestPins(t *testing.T, path string) (*pinsFile, map[string]protocol.Ide
 	return f, pins, &log
 }
 
-func TestDefaultPins(t *testing.T) {
-	for state, want := range map[string]string{
-		"": "/var/lib/sluice/pins-gate.json", "/var/lib/a": "/var/lib/a/pins-gate.json", "/var/lib/a:/var/lib/b": "/var/lib/a/pins-gate.json",
-	} {
-		o := Options{Token: protocol.Token{Name: "gate"}, Getenv: func(name string) string { return map[string]string{"STATE_DIRECTORY": state}[name] }}
-		if got := filepath.ToSlash(o.withDefaults().Pins); got != want {
-			t.Errorf("STATE_DIRECTORY %q: %s, want %s", state, got, want)
+// TestStateFolder: the service manager's folder, else root's, else the user's.
+func TestStateFolder(t *testing.T) {
+	own := "/me/.local/state/sluice"
+	if os.Geteuid() == 0 {
+		own = "/var/lib/sluice"
+	}
+	for state, want := range map[string]string{"": own, "/var/lib/a": "/var/lib/a", "/var/lib/a:/var/lib/b": "/var/lib/a"} {
+		environ := map[string]string{"STATE_DIRECTORY": state, "HOME": "/me"}
+		o := Options{Getenv: func(name string) string { return environ[name] }}.withDefaults()
+		if got := filepath.ToSlash(defaultPins(o.State, "gate")); got != want+"/pins-gate.json" {
+			t.Errorf("STATE_DIRECTORY %q: %s, want it in %s", state, got, want)
 		}
 	}
 }

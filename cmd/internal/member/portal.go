@@ -8,6 +8,7 @@ import (
 	"net"
 	"strings"
 	"sync"
+	"time"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
@@ -41,12 +42,20 @@ func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
 	}, nil
 }
 
-// watch logs when the portal comes and goes, until ctx ends. That it stays away for the same reason is one line.
-func (p *portalLink) watch(ctx context.Context, logger *slog.Logger) {
+// refusedFor is for how long a portal must have refused a token until that is final, and refusedTimes how often: one that ends may do so.
+const refusedFor, refusedTimes = 2 * time.Second, 3
+
+// refusedText is why a token is not taken.
+const refusedText = "the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal node token, or node add"
+
+// watch logs when the portal comes and goes, until ctx ends. That it stays away for the same reason is one line. It calls revoked once if
+// the portal goes on refusing the token.
+func (p *portalLink) watch(ctx context.Context, logger *slog.Logger, revoked func(why string)) {
 	was := ""
 	if p.address != "" {
 		logger = logger.With("portal", p.address)
 	}
+	refusals, since := 0, time.Time{}
 	for {
 		changed := p.changed()
 		state := p.state()
@@ -54,13 +63,21 @@ func (p *portalLink) watch(ctx context.Context, logger *slog.Logger) {
 		if !state.Up {
 			now = fmt.Sprint(state.Why)
 		}
+		if refusals++; !errors.Is(state.Why, signal.ErrRefused) {
+			refusals, since = 0, time.Now()
+		} else if refusals == 1 {
+			since = time.Now()
+		}
+		if refusals >= refusedTimes && time.Since(since) >= refusedFor {
+			revoked(refusedText)
+			return
+		}
 		switch {
 		case now == was:
 		case state.Up:
 			logger.Info("connected to the portal")
 		case errors.Is(state.Why, signal.ErrRefused):
-			logger.Error("the portal refuses the token: it was renewed or the node was removed;"+
-				" make another one with sluice portal node token, or node add", "error", now)
+			logger.Error(refusedText, "error", now)
 		case errors.Is(state.Why, signal.ErrFingerprint):
 			logger.Error("what answers at the portal's address has another certificate than the token says:"+
 				" is the token of another portal, or somebody in between?", "error", now)

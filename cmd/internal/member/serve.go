@@ -5,45 +5,99 @@ import (
 	"encoding/json"
 	"net"
 	"net/http"
+	"net/netip"
 	"strings"
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/service"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/ice/edge"
+	"github.com/sluice-vpn/sluice/ice/turn"
+	"github.com/sluice-vpn/sluice/tun/host"
 )
 
-// serve answers on the status socket until the server is closed.
-func (n *node) serve(l net.Listener) *http.Server {
+// serve answers on the status socket until the server is closed, for the node that there is at the time.
+func (p *presence) serve(l net.Listener) *http.Server {
+	signedOut := http.NewServeMux()
+	signedOut.HandleFunc("GET /status", p.tellSignedOut)
+	signedOut.HandleFunc("/", func(w http.ResponseWriter, _ *http.Request) {
+		http.Error(w, "this node is signed out: "+p.state.Load().Why, http.StatusConflict)
+	})
 	mux := http.NewServeMux()
-	mux.HandleFunc("GET /status", n.tellStatus)
-	mux.HandleFunc("GET /pins", n.tellPins)
-	mux.HandleFunc("POST /trust", n.trust)
-	mux.HandleFunc("POST /release", n.release)
-	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
-		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
-		mux.HandleFunc("POST /test/private-key", n.changePrivateKey)
-		mux.HandleFunc("POST /test/preshared-key", n.changePresharedKey)
-	}
+	mux.HandleFunc("POST /release", p.release)
+	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
+		if n := p.node.Load(); n != nil {
+			n.handler.ServeHTTP(w, r)
+			return
+		}
+		signedOut.ServeHTTP(w, r)
+	})
 	server := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 15 * time.Second, MaxHeaderBytes: 1 << 14}
 	go server.Serve(l) // ends with Close
 	return server
 }
 
-// release ends that the machine fails closed.
-func (n *node) release(w http.ResponseWriter, _ *http.Request) {
-	done, err := make(chan error, 1), error(nil)
-	select {
-	case n.keeper.release <- done:
-		err = <-done
-	case <-n.keeper.ended:
-		err = context.Canceled
+// tellSignedOut is the status without a node.
+func (p *presence) tellSignedOut(w http.ResponseWriter, r *http.Request) {
+	s := edge.Status{
+		Role: p.options.Role, Interface: p.options.Interface, Since: p.started, SignIn: *p.state.Load(),
+		Addresses: []netip.Prefix{}, Routes: []edge.RouteStatus{}, Mappings: []edge.MappingStatus{}, Relays: []turn.RelayStatus{},
+		Connections: []edge.ConnectionStatus{},
 	}
+	if b := p.barrier.Load(); b != nil {
+		reviewed, stop := context.WithTimeout(r.Context(), time.Second)
+		b.keeper.review(reviewed)
+		stop()
+		b.machine.tell(&s)
+	}
+	reply(w, s)
+}
+
+// routes are what the node answers.
+func (n *node) routes() http.Handler {
+	mux := http.NewServeMux()
+	mux.HandleFunc("GET /status", n.tellStatus)
+	mux.HandleFunc("GET /pins", n.tellPins)
+	mux.HandleFunc("POST /trust", n.trust)
+	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
+		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
+		mux.HandleFunc("POST /test/private-key", n.changePrivateKey)
+		mux.HandleFunc("POST /test/preshared-key", n.changePresharedKey)
+	}
+	return mux
+}
+
+// release ends that the machine fails closed, until the program ends.
+func (p *presence) release(w http.ResponseWriter, _ *http.Request) {
+	var err error
+	if k := p.keeper(); k == nil {
+		err = host.Release(host.RoutingConfig{Interface: p.options.Interface, Table: p.options.Table, Mark: p.options.Mark})
+	} else {
+		done := make(chan error, 1)
+		select {
+		case k.release <- done:
+			err = <-done
+		case <-k.ended:
+			err = context.Canceled
+		}
+	}
+	p.released.Store(p.released.Load() || err == nil)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusConflict)
 		return
 	}
 	reply(w, struct{}{})
+}
+
+// keeper is who owns the machine now; nil: nobody does.
+func (p *presence) keeper() *keeper {
+	if n := p.node.Load(); n != nil {
+		return n.keeper
+	}
+	if b := p.barrier.Load(); b != nil {
+		return b.keeper
+	}
+	return nil
 }
 
 func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
@@ -58,13 +112,29 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 	n.keeper.review(reviewed)
 	stop()
 	s.Notes = append(s.Notes, n.pins.notes()...)
-	if r := n.machine.remarks.Load(); r != nil {
-		s.Notes = append(s.Notes, r.notes...)
-		if s.Problem == "" {
-			s.Problem = r.problem
-		}
-	}
+	n.machine.tell(&s)
+	s.SignIn = *n.signIn()
 	reply(w, s)
+}
+
+// tell adds what there is to tell of the machine. Any goroutine.
+func (m *machine) tell(s *edge.Status) {
+	r := m.remarks.Load()
+	if r == nil {
+		return
+	}
+	s.Notes = append(s.Notes, r.notes...)
+	if s.Problem == "" {
+		s.Problem = r.problem
+	}
+}
+
+// serviceState is what the service manager is told of the program.
+func (p *presence) serviceState(ctx context.Context) (service.State, error) {
+	if n := p.node.Load(); n != nil {
+		return n.state(ctx)
+	}
+	return service.State{Line: status.Line(edge.Status{Role: p.options.Role, SignIn: *p.state.Load()}), Ready: true}, nil
 }
 
 // state is what the service manager is told. The answer goes through the edge's goroutine and the control goroutine. That the portal

@@ -4,8 +4,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
@@ -15,8 +17,7 @@ import (
 const maxToken = 16 << 10
 
 // Advice on where a token may come from.
-const Advice = "write it to a file that only you can read and give -token-file FILE (- is standard input)," +
-	" or set SLUICE_TOKEN, or pass the systemd credential sluice-token"
+const Advice = "give it to sluice sign-in on standard input, or write it to a file that only you can read and give -token-file FILE"
 
 // ErrTokenArgument: there is a token among the arguments.
 var ErrTokenArgument = errors.New("a token on the command line can be read by every user of this machine, so it is not taken" +
@@ -32,40 +33,47 @@ func CheckArguments(args []string) error {
 	return nil
 }
 
-// ReadToken takes the token from file ("-" is stdin), else from SLUICE_TOKEN, else from the systemd credential sluice-token
-// (systemd.exec(5), $CREDENTIALS_DIRECTORY). SLUICE_TOKEN is taken out of the environment in any case, so that no program
-// that is started later inherits it. warn gets advice about a file that others may read: a warning only, because secrets
-// that containers are given as files are often readable by all there.
-func ReadToken(file string, stdin io.Reader, warn func(text string)) (protocol.Token, error) {
-	text, source, err := tokenText(file, stdin, warn)
+// ReadToken takes the token that was given to this start alone: from file ("-" is stdin), else from SLUICE_TOKEN, else from the systemd
+// credential sluice-token (systemd.exec(5), $CREDENTIALS_DIRECTORY). source says which, "" and no error that there is none of them.
+// SLUICE_TOKEN is taken out of the environment in any case, so that no program that is started later inherits it.
+func ReadToken(file string, stdin io.Reader) (t protocol.Token, source string, err error) {
+	text, source, err := tokenText(file, stdin)
 	if err != nil {
-		return protocol.Token{}, fmt.Errorf("token: %w", err)
+		return t, source, fmt.Errorf("token: %w", err)
 	}
-	t, err := protocol.ParseToken(text)
-	if err != nil {
-		return t, fmt.Errorf("%s: %w", source, err)
+	if source == "" {
+		return t, "", nil
 	}
-	return t, nil
+	if t, err = protocol.ParseToken(text); err != nil {
+		return t, source, fmt.Errorf("%s: %w", source, err)
+	}
+	return t, source, nil
 }
 
-func tokenText(file string, stdin io.Reader, warn func(string)) (text, source string, err error) {
+func tokenText(file string, stdin io.Reader) (text, source string, err error) {
 	variable := os.Getenv("SLUICE_TOKEN")
 	os.Unsetenv("SLUICE_TOKEN")
-	credentials := os.Getenv("CREDENTIALS_DIRECTORY")
+	credential := ""
+	if folder := os.Getenv("CREDENTIALS_DIRECTORY"); folder != "" {
+		credential = filepath.Join(folder, "sluice-token")
+		if _, err := os.Stat(credential); errors.Is(err, fs.ErrNotExist) {
+			credential = "" // there are others
+		}
+	}
 	switch {
 	case file == "-":
 		source = "standard input"
 		text, err = readAll(stdin)
 	case file != "":
 		source = file
-		text, err = readFile(file, warn)
+		text, err = readFile(file, true)
 	case variable != "":
 		source, text = "SLUICE_TOKEN", variable
-	case credentials != "":
-		source = filepath.Join(credentials, "sluice-token")
-		text, err = readFile(source, func(string) {}) // systemd has seen to its mode
+	case credential != "":
+		source = credential
+		text, err = readFile(source, false) // systemd has seen to its mode
 	default:
-		err = errors.New("there is none: make one with sluice portal, then " + Advice)
+		return "", "", nil
 	}
 	text = strings.TrimSpace(text)
 	if err == nil && text == "" {
@@ -74,17 +82,21 @@ func tokenText(file string, stdin io.Reader, warn func(string)) (text, source st
 	return text, source, err
 }
 
-func readFile(path string, warn func(string)) (string, error) {
+// readFile reads a token that nobody else may read, if private. What is no file, such as a pipe, has a mode that says nothing.
+func readFile(path string, private bool) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	if st, err := f.Stat(); err == nil && st.Mode().IsRegular() && st.Mode().Perm()&0o077 != 0 {
-		warn(fmt.Sprintf("others may read the token in %s; run chmod 600 %s", path, path))
+	if st, err := f.Stat(); private && err == nil && st.Mode().IsRegular() && readByOthers(st.Mode()) {
+		return "", fmt.Errorf("others may read the token in %s, so it is not taken; run chmod 600 %s, and make another token if others use this machine", path, path)
 	}
 	return readAll(f)
 }
+
+// readByOthers tells whether the owner of a file of that mode is not the only one who may read it. Windows has no such modes.
+func readByOthers(mode os.FileMode) bool { return runtime.GOOS != "windows" && mode.Perm()&0o077 != 0 }
 
 func readAll(r io.Reader) (string, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxToken+1))

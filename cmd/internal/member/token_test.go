@@ -36,40 +36,36 @@ func TestTokenText(t *testing.T) {
 		}
 		return path
 	}
-	private, open := write("private", "from-file\n", 0o600), write("open", "from-open", 0o644)
+	private, open, group := write("private", "from-file\n", 0o600), write("open", "from-open", 0o604), write("group", "from-group", 0o640)
 	empty, huge := write("empty", " \n", 0o600), write("huge", strings.Repeat("x", maxToken+1), 0o600)
 	write("sluice-token", "from-systemd", 0o644)
 	for name, tt := range map[string]struct {
 		file, stdin, variable, credentials string
 		want, fails                        string
-		warned                             bool
 	}{
 		"file":           {file: private, variable: "from-variable", want: "from-file"},
-		"open file":      {file: open, want: "from-open", warned: true},
+		"open file":      {file: open, fails: "run chmod 600 " + open},
+		"group's file":   {file: group, fails: "run chmod 600 " + group},
 		"standard input": {file: "-", stdin: " from-stdin\r\n", want: "from-stdin"},
 		"variable":       {variable: "from-variable", credentials: dir, want: "from-variable"},
 		"systemd":        {credentials: dir, want: "from-systemd"},
-		"none":           {fails: "-token-file FILE"},
+		"none":           {},
 		"absent":         {file: filepath.Join(dir, "absent"), fails: "no such file"},
 		"empty":          {file: empty, fails: "empty"},
 		"empty input":    {file: "-", fails: "standard input is empty"},
 		"huge":           {file: huge, fails: "too long"},
-		"no credential":  {credentials: filepath.Join(dir, "absent"), fails: "no such file"},
+		"no credential":  {credentials: filepath.Join(dir, "absent")},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Setenv("SLUICE_TOKEN", tt.variable)
 			t.Setenv("CREDENTIALS_DIRECTORY", tt.credentials)
-			warnings := ""
-			got, _, err := tokenText(tt.file, strings.NewReader(tt.stdin), func(text string) { warnings += text })
+			got, source, err := tokenText(tt.file, strings.NewReader(tt.stdin))
 			if tt.fails != "" {
 				if err == nil || !strings.Contains(err.Error(), tt.fails) {
 					t.Errorf("error %v, want one about %q", err, tt.fails)
 				}
-			} else if err != nil || got != tt.want {
-				t.Errorf("%q, %v, want %q", got, err, tt.want)
-			}
-			if warned := strings.Contains(warnings, "chmod 600"); warned != tt.warned {
-				t.Errorf("warned %v: %s", warned, warnings)
+			} else if err != nil || got != tt.want || (source == "") != (tt.want == "") {
+				t.Errorf("%q from %q, %v, want %q", got, source, err, tt.want)
 			}
 			if _, left := os.LookupEnv("SLUICE_TOKEN"); left {
 				t.Error("SLUICE_TOKEN was left in the environment")
@@ -81,12 +77,11 @@ func TestTokenText(t *testing.T) {
 func TestReadToken(t *testing.T) {
 	t.Setenv("SLUICE_TOKEN", "")
 	t.Setenv("CREDENTIALS_DIRECTORY", "")
-	quiet := func(text string) { t.Errorf("warned: %s", text) }
 	want := protocol.Token{Name: "laptop", Portals: []string{"portal.example:4443"}, Secret: [32]byte{7}}
-	if got, err := ReadToken("-", strings.NewReader(want.Encode()+"\n"), quiet); err != nil || !reflect.DeepEqual(got, want) {
+	if got, source, err := ReadToken("-", strings.NewReader(want.Encode()+"\n")); err != nil || source != "standard input" || !reflect.DeepEqual(got, want) {
 		t.Errorf("%v, %v", got, err)
 	}
-	if _, err := ReadToken("-", strings.NewReader("sluice1-secret"), quiet); err == nil ||
+	if _, _, err := ReadToken("-", strings.NewReader("sluice1-secret")); err == nil ||
 		strings.Contains(err.Error(), "secret") || !strings.HasPrefix(err.Error(), "standard input: ") {
 		t.Errorf("%v", err)
 	}

@@ -8,6 +8,9 @@ import (
 
 // Line says how a node is in one line, for a service manager.
 func Line(s edge.Status) string {
+	if s.SignIn.Reason != "" {
+		return fmt.Sprintf("%s: signed out (%s): %s", s.Role, s.SignIn.Reason, s.SignIn.Why)
+	}
 	if !Serves(s) {
 		if s.Portal.Why == "" {
 			return fmt.Sprintf("%s %s: signing in", s.Role, s.Name)

@@ -36,6 +36,11 @@ func (v View) Write(w io.Writer, now, before Sample) error {
 	if v.Width == 0 {
 		v.Width = Columns
 	}
+	if s.SignIn.Reason != "" {
+		v.writeSignedOut(&b, s, now.At)
+		_, err := io.WriteString(w, b.String())
+		return err
+	}
 	v.say(&b, "", "%s %s on %s: %s, running for %s", s.Role, s.Name, s.Interface, addresses(s.Addresses), Span(now.At.Sub(s.Since)))
 	if approved := s.Offers.Approved(); len(approved) > 0 {
 		v.say(&b, "", "offers %s", prefixes(approved))
@@ -48,17 +53,32 @@ func (v View) Write(w io.Writer, now, before Sample) error {
 	}
 	v.writePortal(&b, s.Portal, now.At)
 	v.writeRelays(&b, s)
-	if s.Problem != "" {
-		v.say(&b, "", "PROBLEM: %s", s.Problem)
-	}
-	for _, note := range s.Notes {
-		v.say(&b, "", "NOTE: %s", note)
-	}
+	v.writeRemarks(&b, s)
 	v.writeLost(&b, s.Lost)
 	b.WriteByte('\n')
 	v.writePeers(&b, now, before)
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+// writeSignedOut describes a program that has no node to speak of.
+func (v View) writeSignedOut(b *strings.Builder, s *edge.Status, now time.Time) {
+	v.say(b, "", "%s on %s: signed out for %s (%s)", s.Role, s.Interface, Span(now.Sub(s.SignIn.Since)), s.SignIn.Reason)
+	v.say(b, "", "%s", s.SignIn.Why)
+	v.writeRemarks(b, s)
+}
+
+// writeRemarks tells what is wrong and what may be in the way.
+func (v View) writeRemarks(b *strings.Builder, s *edge.Status) {
+	if s.SignIn.Problem != "" {
+		v.say(b, "", "PROBLEM: the token is not taken: %s", s.SignIn.Problem)
+	}
+	if s.Problem != "" {
+		v.say(b, "", "PROBLEM: %s", s.Problem)
+	}
+	for _, note := range s.Notes {
+		v.say(b, "", "NOTE: %s", note)
+	}
 }
 
 // lostWhere says in words where the packets of a counter were lost.

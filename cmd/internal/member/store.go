@@ -1,0 +1,172 @@
+package member
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/fsnotify/fsnotify"
+
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/secretfile"
+)
+
+const (
+	rootState = "/var/lib/sluice"
+	// tokenName is the file of the token in the state folder.
+	tokenName = "token"
+)
+
+// StateFolder is where a node's token and the identities of its peers are, unless another folder is named: what the service manager has
+// made for its state (systemd.exec(5), $STATE_DIRECTORY, the first of its list), else root's, else the user's
+// (XDG Base Directory Specification, $XDG_STATE_HOME).
+func StateFolder(getenv func(string) string) string {
+	if folder, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":"); folder != "" {
+		return folder
+	}
+	if os.Geteuid() == 0 {
+		return rootState
+	}
+	folder := getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(folder) {
+		folder = filepath.Join(cmp.Or(getenv("HOME"), getenv("LOCALAPPDATA")), ".local", "state")
+	}
+	return filepath.Join(folder, "sluice")
+}
+
+// TokenPath is the file of the token in a state folder.
+func TokenPath(folder string) string { return filepath.Join(folder, tokenName) }
+
+// errNoToken: there is no file of a token.
+var errNoToken = errors.New("there is no token")
+
+// readStored reads the token of a state folder. Errors name the file, and errNoToken is one of them.
+func readStored(path string) (t protocol.Token, err error) {
+	st, err := os.Stat(path)
+	switch {
+	case errors.Is(err, fs.ErrNotExist):
+		return t, fmt.Errorf("%w in %s; give one to sluice sign-in", errNoToken, path)
+	case err == nil && !st.Mode().IsRegular(): // a pipe would never be read to its end
+		return t, fmt.Errorf("%s is no file; remove it and run sluice sign-in", path)
+	}
+	text, err := readFile(path, true)
+	switch {
+	case err != nil:
+		return t, err
+	case strings.TrimSpace(text) == "":
+		return t, fmt.Errorf("%s is empty; run sluice sign-in again", path)
+	}
+	if t, err = protocol.ParseToken(text); err != nil {
+		return t, fmt.Errorf("%s: %w, or run sluice sign-in again", path, err)
+	}
+	return t, nil
+}
+
+// store writes the token of a state folder, which is made if need be, for the folder's owner alone.
+func store(path string, t protocol.Token) error {
+	folder := filepath.Dir(path)
+	err := os.MkdirAll(folder, 0o700)
+	if err == nil {
+		err = secretfile.Write(path, []byte(t.Encode()+"\n"))
+	}
+	if err == nil {
+		err = giveToOwnerOf(folder, path)
+	}
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w; run this as the user that the node runs as (sudo), or give another folder with -state", err)
+	}
+	return err
+}
+
+const (
+	// quiet is for how long a token's file must not have changed before it is read, settled how long it may go on changing.
+	quiet, settled = 50 * time.Millisecond, 300 * time.Millisecond
+	// pollEvery is how often a file is looked at that the system does not tell about.
+	pollEvery = 500 * time.Millisecond
+)
+
+// tokenFile tells when the token of a state folder may be another one.
+type tokenFile struct {
+	path    string
+	changed chan struct{} // of one slot
+}
+
+func newTokenFile(path string) *tokenFile {
+	return &tokenFile{filepath.Clean(path), make(chan struct{}, 1)}
+}
+
+func (f *tokenFile) tell() {
+	select {
+	case f.changed <- struct{}{}:
+	default:
+	}
+}
+
+// run looks after the file until ctx ends. Where the system cannot tell of changes, because the folder is not there (any more) or it has no
+// more watches, it looks again and again.
+func (f *tokenFile) run(ctx context.Context) {
+	ticker := time.NewTicker(pollEvery)
+	defer ticker.Stop()
+	was := f.stamp()
+	for ctx.Err() == nil {
+		if watcher, err := fsnotify.NewWatcher(); err == nil {
+			if watcher.Add(filepath.Dir(f.path)) == nil {
+				if f.stamp() != was {
+					f.tell() // before it was watched
+				}
+				f.watch(ctx, watcher)
+				f.tell() // it may have gone with the folder
+			}
+			watcher.Close()
+		}
+		was = f.stamp()
+		select {
+		case <-ctx.Done():
+		case <-ticker.C:
+		}
+	}
+}
+
+// stamp differs where the file does.
+func (f *tokenFile) stamp() string {
+	st, err := os.Stat(f.path)
+	if err != nil {
+		return ""
+	}
+	return fmt.Sprint(st.ModTime().UnixNano(), st.Size(), st.Mode())
+}
+
+// watch tells of changes until ctx ends or the folder goes.
+func (f *tokenFile) watch(ctx context.Context, watcher *fsnotify.Watcher) {
+	timer := time.NewTimer(time.Hour)
+	timer.Stop()
+	defer timer.Stop()
+	var first time.Time // the first change that was not told yet
+	for {
+		select {
+		case <-ctx.Done():
+			return
+		case <-watcher.Errors: // events may have been lost
+			timer.Reset(quiet)
+		case event, ok := <-watcher.Events:
+			switch {
+			case !ok || event.Name == filepath.Dir(f.path) && event.Op&(fsnotify.Remove|fsnotify.Rename) != 0:
+				return
+			case event.Name != f.path:
+				continue
+			case first.IsZero():
+				first = time.Now()
+			}
+			timer.Reset(min(quiet, max(0, settled-time.Since(first))))
+		case <-timer.C:
+			first = time.Time{}
+			f.tell()
+		}
+	}
+}
