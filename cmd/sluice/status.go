@@ -41,9 +41,7 @@ func statusCommand() *cli.Command {
 			}
 			root := cmd.Root()
 			v := &viewer{nodes: nodes, json: cmd.Bool("json"), out: root.Writer, diagnostics: root.ErrWriter, before: map[string]status.Sample{}}
-			if f, isFile := root.Writer.(*os.File); isFile && term.IsTerminal(int(f.Fd())) {
-				v.size = func() (width, height int) { width, height, _ = term.GetSize(int(f.Fd())); return width, height }
-			}
+			v.size = terminalSize(root.Writer)
 			if !cmd.Bool("watch") {
 				return v.show(ctx)
 			}
@@ -53,6 +51,23 @@ func statusCommand() *cli.Command {
 			return v.watch(ctx, time.Second)
 		},
 	}
+}
+
+// terminalSize tells the size of the terminal that out is; nil: it is none.
+func terminalSize(out io.Writer) func() (width, height int) {
+	f, isFile := out.(*os.File)
+	if !isFile || !term.IsTerminal(int(f.Fd())) {
+		return nil
+	}
+	return func() (width, height int) { width, height, _ = term.GetSize(int(f.Fd())); return width, height }
+}
+
+// terminalWidth is the width of the terminal that out is, 0: it is none.
+func terminalWidth(out io.Writer) (width int) {
+	if size := terminalSize(out); size != nil {
+		width, _ = size()
+	}
+	return width
 }
 
 // nodeFlags say which node is meant.

@@ -23,6 +23,14 @@ var ErrUnsupported = errors.New("host: network configuration is not supported on
 // ErrPermission: the rights to change the network configuration are missing.
 var ErrPermission = errors.New("run as root or with CAP_NET_ADMIN")
 
+// Found is the route that the kernel has to an address. MTU, in bytes, is the route's or else its interface's.
+type Found struct {
+	Interface      string
+	Router, Source netip.Addr // not valid: there is none
+	Table, MTU     int
+	Unreachable    bool // the kernel refuses to send there; nothing else is known then
+}
+
 // Route is a route to a prefix through an interface.
 type Route struct {
 	Interface string       // name; may be empty if Gateway is set

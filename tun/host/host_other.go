@@ -124,6 +124,9 @@ func Networks(string) ([]Network, error) { return nil, ErrUnsupported }
 // Routers lists those that default routes lead to.
 func Routers() ([]netip.Addr, error) { return nil, ErrUnsupported }
 
+// Lookup asks the kernel for the route to an address.
+func Lookup(netip.Addr, uint32) (Found, error) { return Found{}, ErrUnsupported }
+
 // Close deletes the routes.
 func (*Routing) Close() error { return ErrUnsupported }
 

@@ -57,6 +57,7 @@ func (p *presence) tellSignedOut(w http.ResponseWriter, r *http.Request) {
 func (n *node) routes() http.Handler {
 	mux := http.NewServeMux()
 	mux.HandleFunc("GET /status", n.tellStatus)
+	mux.HandleFunc("GET /why", n.tellWhy)
 	mux.HandleFunc("GET /pins", n.tellPins)
 	mux.HandleFunc("POST /trust", n.trust)
 	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
@@ -103,10 +104,19 @@ func (p *presence) keeper() *keeper {
 func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 	ctx, cancel := context.WithTimeout(r.Context(), 5*time.Second)
 	defer cancel()
-	s, err := n.edge.Status(ctx)
+	s, err := n.status(ctx)
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusServiceUnavailable)
 		return
+	}
+	reply(w, s)
+}
+
+// status is what the edge says, and what is the matter with the machine.
+func (n *node) status(ctx context.Context) (edge.Status, error) {
+	s, err := n.edge.Status(ctx)
+	if err != nil {
+		return s, err
 	}
 	reviewed, stop := context.WithTimeout(ctx, time.Second) // what was seen before is better than no answer
 	n.keeper.review(reviewed)
@@ -114,7 +124,7 @@ func (n *node) tellStatus(w http.ResponseWriter, r *http.Request) {
 	s.Notes = append(s.Notes, n.pins.notes()...)
 	n.machine.tell(&s)
 	s.SignIn = *n.signIn()
-	reply(w, s)
+	return s, nil
 }
 
 // tell adds what there is to tell of the machine. Any goroutine.

@@ -1,7 +1,7 @@
 // Package status is what a person sees of a running node: the socket on which the node tells, and the tables made of it.
 //
 // The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only, and speaks HTTP: GET /status
-// returns edge.Status as JSON, GET /pins the identities of peers, POST /trust takes one of them, and
+// returns edge.Status as JSON, GET /why?of=SUBJECT what becomes of packets there, GET /pins the identities of peers, POST /trust takes one of them, and
 // POST /release ends that the machine fails closed.
 package status
 
@@ -15,6 +15,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -78,6 +79,12 @@ var ErrNotRunning = errors.New("no node is running there; start one with sluice 
 func (n *Node) Get(ctx context.Context) (s edge.Status, err error) {
 	err = n.ask(ctx, http.MethodGet, "/status", nil, &s)
 	return s, err
+}
+
+// Why asks what becomes of packets to an address or a peer. The error says what to do.
+func (n *Node) Why(ctx context.Context, subject string) (w Why, err error) {
+	err = n.ask(ctx, http.MethodGet, "/why?of="+url.QueryEscape(subject), nil, &w)
+	return w, err
 }
 
 // Pins asks for the identities of peers. The error says what to do.

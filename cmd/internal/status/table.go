@@ -317,20 +317,25 @@ func (v View) explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Tim
 	if p.Explanation != "" {
 		v.say(b, "  ", "%s", p.Explanation)
 	}
-	if c := p.LastClose; c != nil {
-		text := fmt.Sprintf("last close %s", age(c.At, now))
-		if c.LastedS > 0 {
-			text += fmt.Sprintf(", after %s", Span(seconds(c.LastedS)))
-		}
-		text += ": " + c.Reason
-		if c.Cause != "" {
-			text += ", " + c.Cause
-		}
-		if c.PeerReports != nil {
-			text += "; the peer reports " + reported(c.PeerReports)
-		}
-		v.say(b, "  ", "%s", text)
+	if p.LastClose != nil {
+		v.say(b, "  ", "%s", closeText(p.LastClose, now))
 	}
+}
+
+// closeText says how the latest connection ended.
+func closeText(c *edge.CloseStatus, now time.Time) string {
+	text := "last close " + age(c.At, now)
+	if c.LastedS > 0 {
+		text += ", after " + Span(seconds(c.LastedS))
+	}
+	text += ": " + c.Reason
+	if c.Cause != "" {
+		text += ", " + c.Cause
+	}
+	if c.PeerReports != nil {
+		text += "; the peer reports " + reported(c.PeerReports)
+	}
+	return text
 }
 
 // writeRoutes tells which routes lead to the peer, and which that the portal gives are refused.

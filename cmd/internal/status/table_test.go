@@ -133,25 +133,31 @@ func TestWrite(t *testing.T) {
 		if err := tt.view.Write(&b, tt.now, tt.before); err != nil {
 			t.Fatal(err)
 		}
-		path := "testdata/" + name + ".txt"
-		if *update {
-			if err := os.WriteFile(path, []byte(b.String()), 0o644); err != nil {
-				t.Fatal(err)
-			}
+		golden(t, name, b.String(), cmp.Or(tt.view.Width, Columns))
+	}
+}
+
+// golden compares a screen with testdata/NAME.txt, and holds that it fits width columns and does not steer a terminal.
+func golden(t *testing.T, name, got string, width int) {
+	t.Helper()
+	path := "testdata/" + name + ".txt"
+	if *update {
+		if err := os.WriteFile(path, []byte(got), 0o644); err != nil {
+			t.Fatal(err)
 		}
-		want, err := os.ReadFile(path)
-		if err != nil || b.String() != string(want) {
-			t.Errorf("%s (%v):\n%s\nwant (go test -update writes it):\n%s", name, err, b.String(), want)
+	}
+	want, err := os.ReadFile(path)
+	if err != nil || got != string(want) {
+		t.Errorf("%s (%v):\n%s\nwant (go test -update writes it):\n%s", name, err, got, want)
+	}
+	for line := range strings.Lines(got) {
+		if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > width {
+			t.Errorf("%s: %d columns, want at most %d: %s", name, n, width, line)
 		}
-		for line := range strings.Lines(b.String()) {
-			if n := utf8.RuneCountInString(strings.TrimSuffix(line, "\n")); n > cmp.Or(tt.view.Width, Columns) {
-				t.Errorf("%s: %d columns: %s", name, n, line)
-			}
-		}
-		for _, r := range b.String() {
-			if r < ' ' && r != '\n' || r == '\u202e' {
-				t.Errorf("%s: %q could steer a terminal", name, r)
-			}
+	}
+	for _, r := range got {
+		if r < ' ' && r != '\n' || r == '\u202e' {
+			t.Errorf("%s: %q could steer a terminal", name, r)
 		}
 	}
 }
