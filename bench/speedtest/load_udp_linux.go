@@ -117,6 +117,18 @@ func (l *udpLoad) finish() {
 	l.threads.wait()
 }
 
+// dropped is how many packets the kernel dropped at the receiver's socket, until close.
+func (l *udpLoad) dropped() uint64 {
+	var memory [9]uint32 // SK_MEMINFO_VARS of include/uapi/linux/sock_diag.h, of which SK_MEMINFO_DROPS is the last
+	size := uint32(unsafe.Sizeof(memory))
+	_, _, errno := unix.Syscall6(unix.SYS_GETSOCKOPT, uintptr(l.receiver), unix.SOL_SOCKET, unix.SO_MEMINFO,
+		uintptr(unsafe.Pointer(&memory)), uintptr(unsafe.Pointer(&size)), 0)
+	if errno != 0 {
+		return 0
+	}
+	return uint64(memory[8])
+}
+
 func (l *udpLoad) close() {
 	if l.opened {
 		closeAll(l.sender, l.receiver)

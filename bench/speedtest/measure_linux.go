@@ -17,6 +17,9 @@ type measurement struct {
 	impl   implementation
 	round  int
 	show   *progress
+
+	counted  bool   // the load tells all that it sent and received, so that packets can be accounted for
+	receiver uint64 // packets that the kernel dropped at the load's own socket
 }
 
 // snapshot is everything that is read at the start and at the end of the window.
@@ -91,6 +94,14 @@ func (m *measurement) measure(ctx context.Context, r *Result, t *tunnel, a, b en
 	}
 	l.finish()
 	m.fill(r, first, last, l)
+	if u, ok := l.(*udpLoad); ok && t != nil {
+		m.counted, m.receiver = true, u.dropped()
+		if m.impl.ours { // what the kernel dropped is in the nodes' counters as of a second ago
+			if err := pause(ctx, t, countersBehind); err != nil {
+				return err
+			}
+		}
+	}
 	for _, rec := range recordings {
 		if err := rec.finish(); err != nil {
 			return err
@@ -256,9 +267,15 @@ func (m *measurement) readNodes(r *Result, t *tunnel) {
 			r.Counters = append(r.Counters, c)
 		}
 	}
+	if m.counted && len(r.Counters) == len(t.nodes) {
+		r.account(m.receiver)
+	}
 	r.SegmentsPerSend = over(sumCounters(r.Counters, "send_datagrams"), sumCounters(r.Counters, "send_runs"))
 	r.SegmentsPerReceive = over(sumCounters(r.Counters, "receive_datagrams"), sumCounters(r.Counters, "receive_runs"))
 }
+
+// countersBehind is more than what the nodes' counters of the TUN device are behind the kernel's.
+const countersBehind = 1200 * time.Millisecond
 
 // sumCounters adds the counters of all nodes whose name is name, or ends with it after an underscore.
 func sumCounters(nodes []map[string]uint64, name string) float64 {

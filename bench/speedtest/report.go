@@ -9,6 +9,7 @@ const ReportSchema = 1
 type Report struct {
 	Schema   int       `json:"schema"`
 	Started  time.Time `json:"started"` // UTC, RFC 3339
+	Sluice   Build     `json:"sluice"`
 	Machine  Machine   `json:"machine"`
 	Settings Settings  `json:"settings"`
 	// Programs names the file of each implementation that is a program.
@@ -93,6 +94,10 @@ type Result struct {
 	NodeSendBuffer    int `json:"node_send_buffer,omitempty"`
 	// Counters of each node (A, B) at its end, by name, where the node writes them.
 	Counters []map[string]uint64 `json:"counters,omitempty"`
+	// Of a UDP case with nodes that count: where packets were dropped that were sent and not received, and how many neither were received
+	// nor are in Drops.
+	Drops              []Drop `json:"drops,omitempty"`
+	UnaccountedPackets *int64 `json:"unaccounted_packets,omitempty"`
 
 	Samples []Sample `json:"samples,omitempty"` // over time
 	Files   []string `json:"files,omitempty"`   // profiles written

@@ -206,6 +206,7 @@ func (r *Report) notes() []string {
 	m, s := r.Machine, r.Settings
 	cpu := strings.TrimSpace(m.CPU + " " + m.Host)
 	notes := []string{
+		r.Sluice.String(),
 		fmt.Sprintf("%d x %s, %d MiB, %s %s %s, %s", m.CPUs, cpu, m.MemoryMiB, m.OS, m.Kernel, m.Arch, m.GoVersion),
 		fmt.Sprintf("%.3g s each after %.3g s, %s; outer MTU %d, inner MTU %d", s.DurationS, s.WarmUpS, rounds(s.Rounds), s.OuterMTU, s.InnerMTU),
 		fmt.Sprintf("%s / this: Gbit/s, kpps or mean RTT of %[1]s over that of the line", referenceOf(r.Results)),
@@ -231,7 +232,7 @@ func (r *Report) notes() []string {
 			notes = append(notes, fmt.Sprintf("socket buffers of %s: %s to receive, %s to send", one.Impl, bufferSize(one.NodeReceiveBuffer), bufferSize(one.NodeSendBuffer)))
 		}
 	}
-	return notes
+	return append(notes, r.dropNotes()...)
 }
 
 func rounds(n int) string {

@@ -17,6 +17,7 @@ func testReport() *Report {
 	r := &Report{
 		Schema: ReportSchema, Started: time.Date(2026, 1, 2, 3, 4, 5, 0, time.UTC),
 		Machine:  Machine{OS: "linux", Arch: "amd64", Kernel: "6.1", CPU: "Test", CPUs: 2, SocketReceiveBuffer: 8 << 20, SocketSendBuffer: 416 << 10},
+		Sluice:   Build{Version: "v1"},
 		Settings: Settings{DurationS: 3, WarmUpS: 0.2, Rounds: 2, OuterMTU: 1500, InnerMTU: 1420},
 		Programs: map[string]string{"sluice": "/bin/sluice", "<b>&": "/bin/b"},
 	}
@@ -48,6 +49,7 @@ tcp-1    sluice    4.50                  0                2.00  14/15
 
 udp-100  sluice           200  10.0
 
+Sluice v1
 2 x Test, 0 MiB, linux 6.1 amd64,
 3 s each after 0.2 s, medians of 2 rounds; outer MTU 1500, inner MTU 1420
 `, "\n")

@@ -63,7 +63,7 @@ func Run(ctx context.Context, c Config, programs []Program) (*Report, error) {
 		mtu = memberMTU
 	}
 	impls := implementations(c, programs)
-	report := &Report{Schema: ReportSchema, Started: time.Now().UTC().Truncate(time.Second), Machine: readMachine(bed.ends[0]),
+	report := &Report{Schema: ReportSchema, Started: time.Now().UTC().Truncate(time.Second), Sluice: readBuild(), Machine: readMachine(bed.ends[0]),
 		Settings: Settings{DurationS: c.Duration.Seconds(), WarmUpS: c.WarmUp.Seconds(), Rounds: c.Rounds, OuterMTU: outerMTU,
 			InnerMTU: mtu, Segmented: c.Segment, Topology: c.Topology, Load: c.Load, RTTEveryS: rttEvery.Seconds()},
 		Programs: programFiles(c, programs)}

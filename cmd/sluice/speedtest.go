@@ -61,7 +61,7 @@ func speedtestDescription() string {
 	b.WriteString(`
 Limits: bare is the same load over the cable without a tunnel; null is our node with the cipher replaced by a copy.
 
-JSON: {schema, started, machine, settings, programs, results}. results is a list of {case, impl, round, seconds, ...}:
+JSON: {schema, started, sluice, machine, settings, programs, results}. results is a list of {case, impl, round, seconds, ...}:
   gbit_per_s                      received payload, 1e9 bit/s (tcp-bidir: both; forward_, backward_gbit_per_s apart)
   kpps, offered_kpps              UDP packets received and sent, 1000/s
   loss_percent, tcp_retransmits   of packets or probes; segments
@@ -71,6 +71,8 @@ JSON: {schema, started, machine, settings, programs, results}. results is a list
   peak_mib                        VmHWM of nodes [A, B], MiB
   segments_per_send, segments_per_receive  datagrams per run of UDP_SEGMENT and UDP_GRO, where counted
   bytes_, packets_sent, _received  totals with warm-up; node_receive_buffer, node_send_buffer: socket buffers, bytes
+  drops: [{where, name, packets}], unaccounted_packets  what became of UDP
+                                  packets that were sent and not received
   counters                        of nodes [A, B]; samples: [{at_s, gbit_per_s, kpps, rtt_ms}] over time`)
 	return b.String()
 }

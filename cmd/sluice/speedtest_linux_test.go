@@ -111,6 +111,33 @@ func TestSpeedtestEndToEnd(t *testing.T) {
 	}
 }
 
+// TestSpeedtestAccounts: each UDP packet that is sent is received or in a named counter of a node, within 0.1 %.
+func TestSpeedtestAccounts(t *testing.T) {
+	cmd, out, errs := speedtestProcess(t, "-duration", "400ms", "-cases", "udp-100,udp-1200", "-limits", "none", "-json")
+	if err := cmd.Run(); err != nil {
+		skipWithoutLab(t, errs.String())
+		t.Fatalf("%v: %s", err, errs)
+	}
+	var report speedtest.Report
+	if err := json.Unmarshal(out.Bytes(), &report); err != nil {
+		t.Fatal(err)
+	}
+	if len(report.Results) != 2 || report.Sluice.Version == "" {
+		t.Fatalf("%d results of %+v, want 2 of a version", len(report.Results), report.Sluice)
+	}
+	for _, r := range report.Results {
+		if r.UnaccountedPackets == nil {
+			t.Errorf("%s: packets are not accounted for", r.Case)
+			continue
+		}
+		t.Logf("%s: %d sent, %d received, %d unaccounted, drops %v", r.Case, r.PacketsSent, r.PacketsReceived, *r.UnaccountedPackets, r.Drops)
+		if left := *r.UnaccountedPackets; r.PacketsSent == 0 || max(left, -left)*1000 > int64(r.PacketsSent) {
+			t.Errorf("%s: of %d packets sent %d were received, and %d are neither that nor in %v; want 0.1 %% at most",
+				r.Case, r.PacketsSent, r.PacketsReceived, left, r.Drops)
+		}
+	}
+}
+
 // running counts the processes of this test binary that are nodes.
 func running(t *testing.T) (n int) {
 	t.Helper()

@@ -2,12 +2,8 @@ package acceptance
 
 import (
 	"bufio"
-	"context"
 	"encoding/hex"
 	"fmt"
-	"io"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"slices"
@@ -25,7 +21,7 @@ import (
 // and afterwards all is as idle as before.
 func TestGarbage(t *testing.T) {
 	t.Parallel()
-	v := newVPN(t, "-ops", "127.0.0.1:9090")
+	v := newVPN(t, "-ops", opsAt)
 	g, desk := v.pair(lab.NoNAT, lab.Cone)
 	walled := v.site("walled-site", lab.NoNAT) // from the gateway, but from nobody else
 	for _, way := range [][2]string{{g.site.Port, walled.Port}, {walled.Port, g.site.Port}} {
@@ -193,24 +189,12 @@ func usage(list []*sluice) []time.Duration {
 // metrics reads the portal's page of counters.
 func (v *vpn) metrics() map[string]uint64 {
 	v.t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(_ context.Context, network, address string) (conn net.Conn, err error) {
-			err = v.internet.Hub.Run(func() (err error) { conn, err = net.Dial(network, address); return err })
-			return conn, err
-		},
-	}}
-	r, err := client.Get("http://127.0.0.1:9090/metrics")
-	if err != nil {
-		v.t.Fatal(err)
-	}
-	defer r.Body.Close()
-	text, err := io.ReadAll(r.Body)
-	if err != nil {
-		v.t.Fatal(err)
+	code, text := ask(v.internet.Hub, "/metrics")
+	if code != 200 {
+		v.t.Fatalf("metrics of the portal: %d %s", code, text)
 	}
 	list := map[string]uint64{}
-	for line := range strings.Lines(string(text)) {
+	for line := range strings.Lines(text) {
 		name, value, ok := strings.Cut(strings.TrimSpace(line), " ")
 		if n, err := strconv.ParseFloat(value, 64); ok && err == nil {
 			list[name] = uint64(n)

@@ -1,0 +1,33 @@
+package pipeline
+
+import (
+	"testing"
+	"time"
+)
+
+// TestCountersAreBounded: what is told of peers does not grow with their number, and 10,000 are looked at in no time.
+func TestCountersAreBounded(t *testing.T) {
+	few := len(new(controller).counters())
+	c := new(controller)
+	for i := range 10_000 {
+		p := &peer{link: new(link)}
+		p.link.peer, p.link.backoff.wanted = p, i%10 == 0
+		c.peers = append(c.peers, p)
+	}
+	begin := time.Now()
+	list := c.counters()
+	took := time.Since(begin)
+	if len(list) != few {
+		t.Errorf("%d counters with 10,000 peers, %d with none", len(list), few)
+	}
+	got := map[string]uint64{}
+	for _, one := range list {
+		got[one.Name] = one.Value
+	}
+	if got["connections_waiting"] != 1000 || got["connections_none"] != 9000 {
+		t.Errorf("%d wait and %d have no connection, want 1000 and 9000", got["connections_waiting"], got["connections_none"])
+	}
+	if took > 250*time.Millisecond { // some microseconds each would be too much for the control goroutine
+		t.Errorf("it took %v, want much less than 250 ms", took)
+	}
+}
