@@ -68,7 +68,7 @@ func (t *tunnel) join(ctx context.Context, bed *testbed, impl implementation, di
 			return err
 		}
 		t.nodes[i], err = startProgram(bed.ends[i], side(i), "speed"+sideNames[i], impl, dir, role, "-token-file", file,
-			"-interface", "speed"+sideNames[i], "-socket", sockets[i], "-port", strconv.Itoa(listenPort), "-log-level", "error")
+			"-interface", "speed"+sideNames[i], "-socket", sockets[i], "-port", strconv.Itoa(listenPort), "-log-level", "error", "-log-dir", "none")
 		if err != nil {
 			return err
 		}

@@ -47,7 +47,7 @@ var layers = map[string][]string{
 	"cmd/internal/status":      {"ice/edge"},
 	"cmd/internal/ops":         {"pipeline/count"},
 	"cmd/internal/member": {
-		"cmd/internal/environment", "cmd/internal/ops", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "tun", "tun/host", "crypto",
+		"cmd/internal/environment", "cmd/internal/logs", "cmd/internal/ops", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "tun", "tun/host", "crypto",
 	},
 	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},

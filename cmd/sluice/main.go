@@ -80,8 +80,8 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		EnableShellCompletion:           true,
 		ConfigureShellCompletionCommand: func(c *cli.Command) { c.Hidden = false; c.Usage = "print what completes commands and flags in a shell" },
 		Commands: []*cli.Command{
-			portalCommand(), gatewayCommand(), clientCommand(), signInCommand(), signOutCommand(), statusCommand(), whyCommand(), trustCommand(),
-			pingCommand(),
+			portalCommand(), gatewayCommand(), clientCommand(), signInCommand(), signOutCommand(), statusCommand(), whyCommand(), logsCommand(),
+			logLevelCommand(), trustCommand(), pingCommand(),
 			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(), manCommand(),
 		},
 	}

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/urfave/cli/v3"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/cmd/internal/member"
+	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
 )
@@ -85,6 +87,7 @@ func memberFlags() []cli.Flag {
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
 		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: pins-NAME.json in the state folder)"},
 		&cli.StringFlag{Name: "ops", Usage: opsUsage},
+		&cli.StringFlag{Name: "log-dir", Usage: "keep the log in the folder `DIR` too, or nowhere: none (default: see sluice logs -h)"},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: " + logs.Levels + " (default: info, or LOG_LEVEL)"},
 	}
 }
@@ -98,9 +101,31 @@ func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error 
 		return member.Release(ctx, o)
 	}
 	if o.Token, o.TokenSource, err = member.ReadToken(cmd.String("token-file"), cmd.Root().Reader); err == nil {
-		err = member.Run(ctx, o)
+		o.Log = openLog(cmd)
+		if err = member.Run(ctx, o); err != nil {
+			o.Log.File().Error(oneLine(err))
+		}
 	}
 	return told(cmd, err)
+}
+
+// openLog begins the log of a client or gateway, with which build it is.
+func openLog(cmd *cli.Command) *logs.Log {
+	f, ok := cmd.Root().ErrWriter.(*os.File)
+	if !ok {
+		f = os.Stderr
+	}
+	text := cmd.String("log-level")
+	if text == "" {
+		text = os.Getenv("LOG_LEVEL")
+	}
+	level, err := logs.ParseLevel(text)
+	log := logs.Open(f, logs.Caller(os.Getenv).PlaceOf(cmd.String("log-dir")), level)
+	if err != nil {
+		log.Warn("LOG_LEVEL is not understood, and counts as info", "error", err)
+	}
+	log.Info("version", "program", "sluice "+cmd.Name, "version", version.String(), "commit", version.Commit())
+	return log
 }
 
 // Limits of flags. 1280 is the least MTU of IPv6 (RFC 8200, section 5); tables are those that iproute2 leaves to others.
@@ -111,7 +136,7 @@ const (
 
 func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err error) {
 	o = member.Options{
-		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), Pins: cmd.String("pins"), State: cmd.String("state"), LogLevel: cmd.String("log-level"), Ops: cmd.String("ops"),
+		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), Pins: cmd.String("pins"), State: cmd.String("state"), Ops: cmd.String("ops"),
 		NoMasquerade: cmd.Bool("no-masquerade"), MTU: cmd.Int("mtu"), Table: cmd.Int("table"), Mark: uint32(cmd.Uint("mark")),
 	}
 	switch port := cmd.Int("port"); {
@@ -128,7 +153,7 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 	default:
 		o.Port = uint16(port)
 	}
-	if _, err := logs.ParseLevel(o.LogLevel); err != nil {
+	if _, err := logs.ParseLevel(cmd.String("log-level")); err != nil {
 		return o, usageError{"-log-level " + err.Error()}
 	}
 	if o.Routes, err = parseRoutes("-routes", cmd.String("routes")); err != nil {

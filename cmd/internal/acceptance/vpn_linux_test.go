@@ -324,7 +324,7 @@ func (v *vpn) join(name, role, token string, site *lab.Site, args ...string) *me
 	if err := os.WriteFile(m.token, []byte(token), 0o600); err != nil {
 		v.t.Fatal(err)
 	}
-	m.args = append([]string{role, "-token-file", m.token, "-socket", m.socket, "-pins", path("pins")}, args...)
+	m.args = append([]string{role, "-token-file", m.token, "-socket", m.socket, "-pins", path("pins"), "-log-dir", path("logs")}, args...)
 	v.launch(m)
 	return m
 }

@@ -13,6 +13,7 @@ import (
 	"bytes"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -41,7 +42,7 @@ func New(f *os.File, level slog.Leveler) *slog.Logger {
 	case isJournal(f):
 		encode = withPriority(encodeJSON)
 	}
-	return slog.New(&lineWriter{out: &output{w: spoolFor(f, encode)}, level: level, encode: encode})
+	return slog.New(&lineWriter{outs: []*output{{w: spoolFor(f, encode), encode: encode}}, level: level})
 }
 
 // Writer is for the few lines to f that are no records, such as the error that a program ends with: each Write is one, in order with
@@ -56,12 +57,12 @@ func Writer(f *os.File) io.Writer {
 
 // NewJSON returns a slog.Handler that writes JSON lines to w, each with one Write. It may be used by several goroutines.
 func NewJSON(w io.Writer, level slog.Leveler) slog.Handler {
-	return &lineWriter{out: &output{w: w}, level: level, encode: encodeJSON}
+	return &lineWriter{outs: []*output{{w: w, encode: encodeJSON}}, level: level}
 }
 
 // NewText returns a slog.Handler that writes human text to w: local time, severity, message.
 func NewText(w io.Writer, level slog.Leveler) slog.Handler {
-	return &lineWriter{out: &output{w: w}, level: level, encode: encodeText}
+	return &lineWriter{outs: []*output{{w: w, encode: encodeText}}, level: level}
 }
 
 // field is an attribute with its full key.
@@ -73,18 +74,20 @@ type field struct {
 // encoder appends a record without the end of its line.
 type encoder func(b *bytes.Buffer, r slog.Record, fields []field)
 
+// output is where lines go, and how.
 type output struct {
+	encode encoder // frozen
+
 	mu sync.Mutex
 	w  io.Writer // guarded by mu
 }
 
 // lineWriter is a slog.Handler, frozen after it was made.
 type lineWriter struct {
-	out    *output
+	outs   []*output
 	level  slog.Leveler
 	fields []field
 	prefix string // of the open groups, with its last dot
-	encode encoder
 }
 
 func (h *lineWriter) Enabled(_ context.Context, level slog.Level) bool {
@@ -97,12 +100,20 @@ func (h *lineWriter) Handle(_ context.Context, r slog.Record) error {
 		fields = appendFields(fields, h.prefix, a)
 		return true
 	})
+	var err error
+	for _, out := range h.outs {
+		err = errors.Join(err, out.write(r, fields))
+	}
+	return err
+}
+
+func (o *output) write(r slog.Record, fields []field) error {
 	var b bytes.Buffer
-	h.encode(&b, r, fields)
+	o.encode(&b, r, fields)
 	b.WriteByte('\n')
-	h.out.mu.Lock()
-	defer h.out.mu.Unlock()
-	_, err := h.out.w.Write(b.Bytes())
+	o.mu.Lock()
+	defer o.mu.Unlock()
+	_, err := o.w.Write(b.Bytes())
 	return err
 }
 

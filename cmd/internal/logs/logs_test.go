@@ -262,7 +262,7 @@ func TestReadmeEvents(t *testing.T) {
 	_, table, _ := strings.Cut(string(readme), "| event | facts |\n|---|---|\n")
 	table, _, _ = strings.Cut(table, "\n\n")
 	var sources strings.Builder
-	for _, dir := range []string{"pipeline", "ice/edge", "ice/portal", "cmd/internal/member", "cmd/internal/node", "cmd/sluice"} {
+	for _, dir := range []string{"pipeline", "ice/edge", "ice/portal", "cmd/internal/member", "cmd/internal/node", "cmd/internal/logs", "cmd/sluice"} {
 		names, err := filepath.Glob("../../../" + dir + "/*.go")
 		if err != nil || len(names) == 0 {
 			t.Fatalf("%s: no sources: %v", dir, err)

@@ -41,9 +41,14 @@ var sentences = map[string]string{
 	"the relay is of no use":                           "relay {relay} at {server} {trouble}",
 
 	// A node's life.
-	"signing in": "signing in at {portals} as {role} {name}, interface {interface}, version {version}",
-	"node is up": "{role} {name} is up on {interface}: addresses {addresses}[, routes {routes}][, offers {offers}], {peers} peers",
-	"has ended":  "{name} on {interface} has ended",
+	"signing in":                "signing in at {portals} as {role} {name}, interface {interface}",
+	"started log":               "started log {file}",
+	"version":                   "{program} version {version}[, commit {commit}]",
+	"the log level has changed": "the log level is {level} now, before {before}",
+	"the log folder takes no lines; they wait for it, and are counted when there are too many": "the log folder {folder} takes no lines: {error}; they wait for it, and are counted when there are too many",
+	"the log folder takes lines again": "the log folder takes lines again: {file}",
+	"node is up":                       "{role} {name} is up on {interface}: addresses {addresses}[, routes {routes}][, offers {offers}], {peers} peers",
+	"has ended":                        "{name} on {interface} has ended",
 	"No token on disk, starting in signed-out state": "No token on disk, starting in signed-out state",
 	"starting in signed-out state":                   "starting in signed-out state: {why}",
 	"signed out":                                     "[{name} is ]signed out: {why}",
@@ -150,12 +155,18 @@ func fill(form string, f facts) (s string, whole bool) {
 	return b.String(), whole
 }
 
+// longest is how much of a value, in bytes, a sentence without a form has; the attribute has all of it.
+const longest = 400
+
 // general is the sentence of an event that has no form of its own: event (key value, key value): error.
 func general(event string, f facts) string {
 	var list []string
 	trouble := ""
 	for _, a := range f {
 		value := spoken(a.value)
+		if len(value) > longest {
+			value = strings.ToValidUTF8(value[:longest], "") + "..."
+		}
 		switch {
 		case value == "":
 		case a.key == "error":

@@ -32,6 +32,7 @@ type spool struct {
 	lines   [][]byte // the first is being written
 	bytes   int      // of lines
 	dropped int
+	lost    uint64        // that were dropped, since the start
 	closed  bool          // nobody will ever read: the pipe is broken
 	idle    chan struct{} // closed when nothing is left to write; nil while that is so
 }
@@ -39,17 +40,17 @@ type spool struct {
 // spools has one for each file, however many loggers write to it. The loggers of one file agree on the form of its lines.
 var spools struct {
 	mu     sync.Mutex
-	byFile map[*os.File]*spool
+	byFile map[io.Writer]*spool
 }
 
-// spoolFor returns the spool of a file. encode is how its loggers write, nil for who is none.
-func spoolFor(f *os.File, encode encoder) *spool {
+// spoolFor returns the spool of a file or folder. encode is how its loggers write, nil for who is none.
+func spoolFor(f io.Writer, encode encoder) *spool {
 	spools.mu.Lock()
 	defer spools.mu.Unlock()
 	s := spools.byFile[f]
 	if s == nil {
 		if spools.byFile == nil {
-			spools.byFile = map[*os.File]*spool{}
+			spools.byFile = map[io.Writer]*spool{}
 		}
 		s = &spool{file: f, encode: encodeText}
 		spools.byFile[f] = s
@@ -89,6 +90,7 @@ func (s *spool) Write(line []byte) (int, error) {
 	defer s.mu.Unlock()
 	if s.closed || s.bytes+len(line) > spoolBytes {
 		s.dropped++
+		s.lost++
 		return len(line), nil
 	}
 	s.lines = append(s.lines, append([]byte(nil), line...))
@@ -118,7 +120,7 @@ func (s *spool) drain() {
 		s.lines = s.lines[1:]
 		s.bytes -= len(line)
 		if !took {
-			s.closed, s.dropped = true, s.dropped+1+len(s.lines)
+			s.closed, s.dropped, s.lost = true, s.dropped+1+len(s.lines), s.lost+1+uint64(len(s.lines))
 			s.lines, s.bytes = nil, 0
 		} else if s.dropped > 0 {
 			s.insertLost()

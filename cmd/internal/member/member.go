@@ -21,6 +21,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
+	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/edge"
@@ -59,12 +60,12 @@ type Options struct {
 	FailClosed bool
 	// NoMasquerade: a gateway forwards packets with the addresses that they have in the tunnel.
 	NoMasquerade bool
-	Table        int    // routing table; 0: host.DefaultTable
-	Mark         uint32 // fwmark of our own packets; 0: host.DefaultMark
-	Socket       string // path of the status socket; "": status.Path(Interface)
-	Pins         string // file of the identities of peers; "": in State
-	LogLevel     string // as LOG_LEVEL, which it takes the place of
-	Ops          string // where to serve metrics and the like, see ops.Listen; "": nowhere
+	Table        int       // routing table; 0: host.DefaultTable
+	Mark         uint32    // fwmark of our own packets; 0: host.DefaultMark
+	Socket       string    // path of the status socket; "": status.Path(Interface)
+	Pins         string    // file of the identities of peers; "": in State
+	Log          *logs.Log // required by Run
+	Ops          string    // where to serve metrics and the like, see ops.Listen; "": nowhere
 	// Getenv reads the environment; nil: os.Getenv.
 	Getenv func(string) string
 }

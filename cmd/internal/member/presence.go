@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
-	"os"
 	"os/signal"
 	"runtime"
 	"sync"
@@ -60,13 +59,10 @@ func Run(ctx context.Context, o Options) error {
 	if s.Err != nil {
 		return s.Err
 	}
-	if o.LogLevel != "" {
-		s.LogLevel = o.LogLevel
-	}
 	environment.Harden()
 	ctx, stop := signal.NotifyContext(ctx, environment.EndSignals...)
 	defer stop()
-	p := newPresence(o, s, s.Logger(os.Stderr))
+	p := newPresence(o, s, o.Log.Logger)
 	listener, err := status.Listen(o.Socket)
 	if err != nil {
 		return err

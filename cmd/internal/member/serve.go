@@ -25,6 +25,7 @@ func (p *presence) serve(l net.Listener) *http.Server {
 	})
 	mux := http.NewServeMux()
 	mux.HandleFunc("POST /release", p.release)
+	mux.HandleFunc("POST /log-level", setLogLevel(p.options.Log))
 	mux.HandleFunc("/", func(w http.ResponseWriter, r *http.Request) {
 		if n := p.node.Load(); n != nil {
 			n.handler.ServeHTTP(w, r)
@@ -122,6 +123,7 @@ func (n *node) status(ctx context.Context) (edge.Status, error) {
 	n.keeper.review(reviewed)
 	stop()
 	s.Notes = append(s.Notes, n.pins.notes()...)
+	s.Notes = append(s.Notes, logNotes(n.options.Log)...)
 	n.machine.tell(&s)
 	s.SignIn = *n.signIn()
 	return s, nil

@@ -1,8 +1,8 @@
 // Package status is what a person sees of a running node: the socket on which the node tells, and the tables made of it.
 //
 // The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only, and speaks HTTP: GET /status
-// returns edge.Status as JSON, GET /why?of=SUBJECT what becomes of packets there, GET /pins the identities of peers, POST /trust takes one of them, and
-// POST /release ends that the machine fails closed.
+// returns edge.Status as JSON, GET /why?of=SUBJECT what becomes of packets there, GET /pins the identities of peers, POST /trust takes one of them,
+// POST /log-level changes the level of the log, and POST /release ends that the machine fails closed.
 package status
 
 import (
@@ -98,6 +98,12 @@ func (n *Node) Pins(ctx context.Context) (pins []edge.Pin, err error) {
 func (n *Node) Trust(ctx context.Context, pin edge.Pin) (note string, err error) {
 	err = n.ask(ctx, http.MethodPost, "/trust", pin, &note)
 	return note, err
+}
+
+// LogLevel has the node log from the level of that name on, and returns the one before; "" only asks. The error says what to do.
+func (n *Node) LogLevel(ctx context.Context, level string) (before string, err error) {
+	err = n.ask(ctx, http.MethodPost, "/log-level", level, &before)
+	return before, err
 }
 
 // Release has the node's machine not fail closed any more. The error says what to do.

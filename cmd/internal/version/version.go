@@ -21,6 +21,19 @@ func Describe() string {
 	return describe(build)
 }
 
+// Commit is the commit of the build, "" if it is not known.
+func Commit() string {
+	build, _ := debug.ReadBuildInfo()
+	if build != nil {
+		for _, s := range build.Settings {
+			if s.Key == "vcs.revision" {
+				return s.Value[:min(12, len(s.Value))]
+			}
+		}
+	}
+	return ""
+}
+
 // describe prefers a module version over a commit, which a build in a checkout has.
 func describe(build *debug.BuildInfo) string {
 	if v := build.Main.Version; v != "" && v != "(devel)" {
