@@ -21,8 +21,10 @@ Makes a WireGuard interface in userspace. It returns once the interface and its 
 Delete the interface or the socket, or send SIGTERM, to end it; in the foreground it also ends with its terminal.
 
   -f, --foreground  stay in the foreground
-  --version         print the version
+  -version          print the version
   -h, --help        print this text
+
+Exit status: 0, or 1 for a failure, or 2 for arguments that were not understood.
 
 Environment:
   LOG_LEVEL                     debug (or verbose), info (default), warning, error, silent; when set, the output is kept in the background
@@ -77,7 +79,7 @@ func parse(args []string) (o node.Options, done string, err error) {
 		switch {
 		case flags && (arg == "-f" || arg == "--foreground"):
 			o.Foreground = true
-		case flags && arg == "--version":
+		case flags && (arg == "-version" || arg == "--version"):
 			return o, "sluice-wg " + version.String() + "\n", nil
 		case flags && (arg == "-h" || arg == "--help"):
 			return o, usage, nil

@@ -230,8 +230,10 @@ func TestErrors(t *testing.T) {
 	if err != nil || len(links) != 1 {
 		t.Errorf("%d interfaces, want the loopback only (%v)", len(links), err)
 	}
-	if out := must(t, ns, path, "--version"); !strings.HasPrefix(out, "sluice-wg ") || strings.Count(out, "\n") != 1 {
-		t.Errorf("--version: %q", out)
+	for _, flag := range []string{"-version", "--version"} {
+		if out := must(t, ns, path, flag); !strings.HasPrefix(out, "sluice-wg ") || strings.Count(out, "\n") != 1 {
+			t.Errorf("%s: %q", flag, out)
+		}
 	}
 	if out := must(t, ns, path, "-h"); !strings.HasPrefix(out, "Usage: sluice-wg [-f | --foreground] INTERFACE-NAME\n") {
 		t.Errorf("-h: %q", out)

@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"encoding/base64"
+	"io"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -177,6 +178,27 @@ func TestUsage(t *testing.T) {
 			t.Errorf("%q: code %d, stdout %q, stderr %q", tt.args, code, stdout, stderr)
 		}
 	}
+	var each func(c *cli.Command)
+	each = func(c *cli.Command) { // of every command
+		path := strings.Fields(c.FullName())[1:]
+		help, _, code := call("", append(path, "-h")...)
+		if code != 0 || strings.Count(strings.Join(strings.Fields(help), " "), "Exit status: 0, or 1 for a failure, or 2 for arguments") != 1 || regexp.MustCompile(`(^|\s)--\w`).MatchString(help) {
+			t.Errorf("%q: code %d, its help lacks the exit statuses, or has a flag with two hyphens:\n%s", c.FullName(), code, help)
+		}
+		if stdout, stderr, code := call("", append(path, "-version")...); code != 0 || stderr != "" || !strings.HasPrefix(stdout, "sluice ") || strings.Count(stdout, "\n") != 1 {
+			t.Errorf("%q -version: code %d, stdout %q, stderr %q", c.FullName(), code, stdout, stderr)
+		}
+		for _, below := range c.Commands {
+			if below.Name != "help" {
+				each(below)
+			}
+		}
+	}
+	root := newCommand(strings.NewReader(""), io.Discard, io.Discard)
+	if err := root.Run(t.Context(), []string{"sluice", "version"}); err != nil { // so that commands know their names
+		t.Fatal(err)
+	}
+	each(root)
 	if stdout, _, _ := call("", "-h"); strings.Contains(stdout, "node") && regexp.MustCompile(`(?m)^\s+node\b`).MatchString(stdout) {
 		t.Error("the help lists the hidden command node")
 	}

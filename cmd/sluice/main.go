@@ -48,7 +48,7 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	err := newCommand(stdin, stdout, stderr).Run(ctx, args)
 	var usage usageError
 	switch {
-	case err == nil:
+	case err == nil, errors.Is(err, errVersion):
 		return 0
 	case errors.Is(err, node.ErrReported):
 		return 1
@@ -77,8 +77,16 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		ErrWriter:      stderr,
 		ExitErrHandler: func(context.Context, *cli.Command, error) {}, // run prints
 		// It adds the command completion, which is hidden unless asked for.
-		EnableShellCompletion:           true,
-		ConfigureShellCompletionCommand: func(c *cli.Command) { c.Hidden = false; c.Usage = "print what completes commands and flags in a shell" },
+		EnableShellCompletion: true,
+		ConfigureShellCompletionCommand: func(c *cli.Command) {
+			c.Hidden, c.Usage = false, "print what completes commands and flags in a shell"
+			c.Description += exitText
+			for _, shell := range c.Commands {
+				shell.Description = strings.TrimPrefix(shell.Description+exitText, "\n\n")
+			}
+		},
+		Flags:  []cli.Flag{&cli.BoolFlag{Name: "version", Usage: "print the version"}}, // of all commands
+		Before: printVersion,
 		Commands: []*cli.Command{
 			portalCommand(), gatewayCommand(), clientCommand(), signInCommand(), signOutCommand(), statusCommand(), whyCommand(), logsCommand(),
 			logLevelCommand(), trustCommand(), pingCommand(),
@@ -93,11 +101,34 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 // parseError is how package strconv begins its errors; the flag and its value are named already.
 var parseError = regexp.MustCompile(`strconv\.\w+: parsing "[^"]*": `)
 
+// exitText ends the description of every command.
+const exitText = "\n\nExit status: 0, or 1 for a failure, or 2 for arguments that were not understood."
+
+// described is a command's description without exitText.
+func described(cmd *cli.Command) string {
+	return strings.TrimSpace(strings.TrimSuffix("\n\n"+cmd.Description, exitText))
+}
+
+// errVersion: -version has been obeyed.
+var errVersion = errors.New("the version was printed")
+
+// printVersion ends any command with -version.
+func printVersion(ctx context.Context, cmd *cli.Command) (context.Context, error) {
+	if !cmd.Bool("version") {
+		return ctx, nil
+	}
+	if _, err := fmt.Fprintf(cmd.Root().Writer, "sluice %s\n", version.String()); err != nil {
+		return ctx, err
+	}
+	return ctx, errVersion
+}
+
 // plain gives a command and those below it our way with wrong flags and unknown commands: one line, exit status 2.
 func plain(cmd *cli.Command) {
 	cmd.OnUsageError = func(_ context.Context, cmd *cli.Command, err error, _ bool) error {
 		return usageError{fmt.Sprintf("%s; see %s -h", parseError.ReplaceAllString(oneLine(err), ""), cmd.FullName())}
 	}
+	cmd.Description = strings.TrimPrefix(cmd.Description+exitText, "\n\n")
 	if cmd.Action == nil { // it only has commands below it
 		cmd.Action = func(ctx context.Context, cmd *cli.Command) error {
 			if _, err := noArguments(ctx, cmd); err != nil {

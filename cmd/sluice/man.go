@@ -54,7 +54,7 @@ func manPages(root *cli.Command, date string) map[string]string {
 
 	b := page(root.Name, root)
 	fmt.Fprintf(b, ".B %s\n.I command\n[\\-h] [options]\n.SH DESCRIPTION\n", roff(root.Name))
-	manText(b, root.Description)
+	manText(b, described(root))
 	fmt.Fprint(b, ".SH COMMANDS\n")
 	for _, c := range commands {
 		fmt.Fprintf(b, ".TP\n.BR %s\\-%s (%d)\n%s\n", roff(root.Name), roff(c.Name), manSection, roff(c.Usage))
@@ -67,7 +67,7 @@ func manPages(root *cli.Command, date string) map[string]string {
 		b := page(title, c)
 		manSynopsis(b, root.Name, c)
 		fmt.Fprint(b, ".SH DESCRIPTION\n")
-		manText(b, cmp.Or(c.Description, sentence(c.Usage)))
+		manText(b, cmp.Or(described(c), sentence(c.Usage)))
 		manFlags(b, c)
 		manBelow(b, root.Name+" "+c.Name, c)
 		manEnd(b, "sluice")
@@ -106,7 +106,7 @@ func manBelow(b *strings.Builder, parent string, cmd *cli.Command) {
 		fmt.Fprintf(b, ".SH \"%s\"\n", strings.ToUpper(roff(name)))
 		manSynopsis(b, parent, c)
 		fmt.Fprint(b, ".PP\n")
-		manText(b, cmp.Or(c.Description, sentence(c.Usage)))
+		manText(b, cmp.Or(described(c), sentence(c.Usage)))
 		manFlags(b, c)
 		manBelow(b, name, c)
 	}

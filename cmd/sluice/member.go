@@ -38,7 +38,7 @@ func gatewayCommand() *cli.Command {
 		Description: "Signs in at the portal, makes the interface, forwards what comes through the tunnel to the networks that it offers" +
 			"\n(and to no others), and hides it behind this machine's own addresses (masquerade), so that nothing there needs a" +
 			"\nroute back. What a firewall of this machine drops on the way is told by sluice status.\n\n" +
-			"   sluice gateway -token-file /etc/sluice/token -routes 10.0.0.0/24,fd09::/64" + memberText,
+			"   sluice gateway -token-file /etc/sluice/token -routes 10.0.0.0/24,fd09::/64" + memberText + configText,
 		Flags: append(memberFlags(),
 			&cli.StringFlag{Name: "routes", Usage: "`PREFIXES` to offer, with commas between; the portal says who may use them"},
 			&cli.BoolFlag{Name: "no-masquerade", Usage: "keep the tunnel's addresses: the networks behind need routes back"},
@@ -58,7 +58,7 @@ func clientCommand() *cli.Command {
 			"\nthese networks away, or lead elsewhere than to a network, are refused (-accept-routes). Nobody opens connections to this machine by the" +
 			"\ntunnel (-accept-incoming). Name servers stay as they are." +
 			"\n\nWhile there is no tunnel, traffic leaves in the clear, unless -fail-closed keeps it in until -release.\n\n" +
-			"   sluice client -token-file /etc/sluice/token" + memberText,
+			"   sluice client -token-file /etc/sluice/token" + memberText + configText,
 		Flags: append(memberFlags(),
 			&cli.BoolFlag{Name: "accept-incoming", Usage: "let in connections that nobody on this machine has begun, and echo requests (sluice ping)"},
 			&cli.BoolFlag{Name: "fail-closed", Usage: "let nothing leave this machine past the tunnel but for its own local networks, also after the program's end" +
@@ -71,7 +71,7 @@ func clientCommand() *cli.Command {
 }
 
 func memberFlags() []cli.Flag {
-	return []cli.Flag{
+	return append(configFlags(),
 		&cli.StringFlag{Name: "token-file", Usage: "read the token from `FILE`; - is standard input"},
 		stateFlag(),
 		&cli.StringFlag{Name: "interface", Usage: "`NAME` of the interface to make", Value: member.DefaultInterface},
@@ -89,11 +89,24 @@ func memberFlags() []cli.Flag {
 		&cli.StringFlag{Name: "ops", Usage: opsUsage},
 		&cli.StringFlag{Name: "log-dir", Usage: "keep the log in the folder `DIR` too, or nowhere: none (default: see sluice logs -h)"},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: " + logs.Levels + " (default: info, or LOG_LEVEL)"},
-	}
+	)
 }
 
 func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error {
+	c, err := configure(cmd)
+	if err != nil {
+		return err
+	}
 	o, err := memberOptions(cmd, role)
+	if err == nil {
+		err = checkOps(cmd)
+	}
+	if err = c.located(err); cmd.Bool("check") {
+		if err == nil {
+			err = checkToken(cmd)
+		}
+		return checked(cmd, err)
+	}
 	if err != nil {
 		return err
 	}

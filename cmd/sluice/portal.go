@@ -42,8 +42,8 @@ func portalCommand() *cli.Command {
 			"sluice portal node add, list, set, routes, token or remove (see sluice portal node -h)",
 		Description: "One process and one folder. Nodes reach it by TCP (TLS) for sign-in and signaling and by UDP for STUN and TURN; both\n" +
 			"ports must be open to them. Its first start makes one gateway and one client and prints the lines that start them, with\n" +
-			"their tokens where it writes to a terminal or a file.",
-		Flags: []cli.Flag{
+			"their tokens where it writes to a terminal or a file." + configText,
+		Flags: append(configFlags(),
 			&cli.StringFlag{Name: "state", Value: defaultState, Usage: "`FOLDER` of the portal's state"}, // of node too
 			&cli.StringFlag{Local: true, Name: "public", Usage: "`ADDRESS` under which nodes reach this machine (needed)"},
 			&cli.StringFlag{
@@ -69,7 +69,7 @@ func portalCommand() *cli.Command {
 			},
 			&cli.StringFlag{Local: true, Name: "ops", Usage: opsUsage},
 			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: " + logs.Levels},
-		},
+		),
 		DisableSliceFlagSeparator: true, // -relay has a comma of its own
 		Commands:                  []*cli.Command{portalNodeCommand()},
 		Action:                    runPortal,
@@ -77,7 +77,7 @@ func portalCommand() *cli.Command {
 }
 
 // portalConfig reads the flags.
-func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) {
+func portalConfig(cmd *cli.Command, logger *slog.Logger, resolve resolver) (portal.Config, error) {
 	cfg := portal.Config{Folder: cmd.String("state"), Public: cmd.String("public"), Logger: logger}
 	if cfg.Public == "" {
 		return cfg, usageError{"-public is missing: the address under which nodes reach this machine, such as 203.0.113.7"}
@@ -85,7 +85,7 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) 
 	if at, err := netip.ParseAddrPort(cfg.Public); err == nil {
 		return cfg, usageError{fmt.Sprintf("-public %s: give the address without a port, %s; ports are -listen and -relay-listen", at, at.Addr())}
 	}
-	addrs, err := addressesOf("-public ", cfg.Public)
+	addrs, err := addressesOf("-public ", cfg.Public, resolve)
 	if err != nil {
 		return cfg, err
 	}
@@ -119,7 +119,7 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger) (portal.Config, error) 
 		cfg.Overlay = append(cfg.Overlay, prefix)
 	}
 	for _, text := range cmd.StringSlice("relay") {
-		other, err := otherRelay(text)
+		other, err := otherRelay(text, resolve)
 		if err != nil {
 			return cfg, err
 		}
@@ -144,7 +144,7 @@ func networks(cmd *cli.Command, flag string) (list []netip.Prefix, err error) {
 }
 
 // addressesOf are the addresses that a host stands for, one of a family. flag begins errors.
-func addressesOf(flag, host string) (list []netip.Addr, err error) {
+func addressesOf(flag, host string, resolve resolver) (list []netip.Addr, err error) {
 	if addr, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{addr.Unmap()}, nil
 	}
@@ -156,6 +156,9 @@ func addressesOf(flag, host string) (list []netip.Addr, err error) {
 	}
 	return portal.OnePerFamily(nil, all), nil
 }
+
+// resolver finds all addresses of a name.
+type resolver func(ctx context.Context, host string) ([]netip.Addr, error)
 
 // resolve finds all addresses of a name.
 func resolve(ctx context.Context, host string) ([]netip.Addr, error) {
@@ -204,7 +207,7 @@ func relayListen(text, host string, public []netip.Addr) (list []netip.AddrPort,
 }
 
 // otherRelay reads NAME=ADDRESS:PORT,FILE.
-func otherRelay(text string) (portal.OtherRelay, error) {
+func otherRelay(text string, resolve resolver) (portal.OtherRelay, error) {
 	name, rest, ok1 := strings.Cut(text, "=")
 	at, file, ok2 := strings.Cut(rest, ",")
 	host, port, err := net.SplitHostPort(at)
@@ -212,7 +215,7 @@ func otherRelay(text string) (portal.OtherRelay, error) {
 	if !ok1 || !ok2 || name == "" || file == "" || host == "" || err != nil || err2 != nil || n == 0 {
 		return portal.OtherRelay{}, usageError{fmt.Sprintf("-relay %q: use NAME=ADDRESS:PORT,FILE", text)}
 	}
-	addrs, err := addressesOf("-relay "+name+": ", host)
+	addrs, err := addressesOf("-relay "+name+": ", host, resolve)
 	if err != nil {
 		return portal.OtherRelay{}, err
 	}
@@ -231,13 +234,27 @@ func runPortal(ctx context.Context, cmd *cli.Command) error {
 	if _, err := noArguments(ctx, cmd); err != nil {
 		return err
 	}
+	c, err := configure(cmd)
+	if err != nil {
+		return err
+	}
 	level, err := logs.ParseLevel(cmd.String("log-level"))
 	if err != nil {
-		return usageError{"-log-level " + err.Error()}
+		return c.located(usageError{"-log-level " + err.Error()})
 	}
 	logger := logs.New(os.Stderr, level)
-	cfg, err := portalConfig(cmd, logger)
-	if err == nil {
+	if cmd.Bool("check") {
+		cfg, err := portalConfig(cmd, nil, unresolved)
+		if err == nil {
+			err = cfg.Check()
+		}
+		if err == nil {
+			err = checkOps(cmd)
+		}
+		return checked(cmd, c.located(err))
+	}
+	cfg, err := portalConfig(cmd, logger, resolve)
+	if err = c.located(err); err == nil {
 		err = servePortal(ctx, cmd, cfg)
 	}
 	if err == nil {

@@ -511,7 +511,7 @@ func TestPortalRelayFlags(t *testing.T) {
 	cmd := portalCommand()
 	var cfg portal.Config
 	cmd.Action = func(_ context.Context, cmd *cli.Command) (err error) {
-		cfg, err = portalConfig(cmd, nil)
+		cfg, err = portalConfig(cmd, nil, resolve)
 		return err
 	}
 	args := "portal -public 127.0.0.1 -relay-allow 10.0.0.0/8 -relay-deny 10.1.0.0/16,203.0.113.0/24 -relay-deny 2001:db8::/32 -relay-rate 50"
@@ -602,12 +602,12 @@ func TestOtherRelay(t *testing.T) {
 		t.Fatal(err)
 	}
 	for at, want := range map[string]string{"203.0.113.1:3478": "203.0.113.1:3478", "[2001:db8::1]:3478": "[2001:db8::1]:3478", "[::ffff:203.0.113.1]:1": "203.0.113.1:1"} {
-		r, err := otherRelay("coturn=" + at + "," + secret)
+		r, err := otherRelay("coturn="+at+","+secret, resolve)
 		if err != nil || r.Name != "coturn" || r.Secret != "a shared secret" || len(r.Addrs) != 1 || r.Addrs[0].String() != want {
 			t.Errorf("%s: %v, %v", at, r.Addrs, err)
 		}
 	}
-	if r, err := otherRelay("local=localhost:3478," + secret); err != nil || len(r.Addrs) == 0 || !r.Addrs[0].Addr().IsLoopback() {
+	if r, err := otherRelay("local=localhost:3478,"+secret, resolve); err != nil || len(r.Addrs) == 0 || !r.Addrs[0].Addr().IsLoopback() {
 		t.Errorf("a name: %v, %v", r.Addrs, err)
 	}
 }

@@ -92,7 +92,7 @@ type Portal struct {
 
 // Start opens the state and serves. Errors are one line that says what to do.
 func Start(cfg Config) (_ *Portal, err error) {
-	if err := cfg.check(); err != nil {
+	if err := cfg.Check(); err != nil {
 		return nil, err
 	}
 	if cfg.Logger == nil {
@@ -138,8 +138,8 @@ func Start(cfg Config) (_ *Portal, err error) {
 	return p, nil
 }
 
-// check says which field is wrong.
-func (cfg *Config) check() error {
+// Check says which field is wrong. It looks at nothing else.
+func (cfg *Config) Check() error {
 	if cfg.Folder == "" || cfg.Public == "" {
 		return errors.New("portal: Config.Folder or Config.Public is missing")
 	}

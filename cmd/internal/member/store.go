@@ -68,6 +68,14 @@ func readStored(path string) (t protocol.Token, err error) {
 	return t, nil
 }
 
+// CheckStored says what is wrong with the token of a state folder; that there is none is not.
+func CheckStored(folder string) error {
+	if _, err := readStored(TokenPath(folder)); !errors.Is(err, errNoToken) {
+		return err
+	}
+	return nil
+}
+
 // store writes the token of a state folder, which is made if need be, for the folder's owner alone.
 func store(path string, t protocol.Token) error {
 	folder := filepath.Dir(path)

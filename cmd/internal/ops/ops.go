@@ -51,19 +51,27 @@ const (
 	longestWrite = 5 * time.Minute // of a profile
 )
 
-// Listen opens what -ops names: ADDRESS:PORT, or PORT and :PORT, which are on 127.0.0.1. An error is one line that says what to do.
-func Listen(at string) (net.Listener, error) {
+// Address is what -ops names: ADDRESS:PORT, or PORT and :PORT, which are on 127.0.0.1. An error is one line that says what to do.
+func Address(at string) (string, error) {
 	if _, err := strconv.ParseUint(at, 10, 16); err == nil {
 		at = ":" + at
 	}
 	host, port, err := net.SplitHostPort(at)
 	if _, bad := strconv.ParseUint(port, 10, 16); err != nil || bad != nil {
-		return nil, fmt.Errorf("-ops %q: use PORT (on 127.0.0.1) or ADDRESS:PORT", at)
+		return "", fmt.Errorf("-ops %q: use PORT (on 127.0.0.1) or ADDRESS:PORT", at)
 	}
 	if host == "" {
 		host = "127.0.0.1" // who wants others to read it says so with 0.0.0.0 or [::]
 	}
-	at = net.JoinHostPort(host, port)
+	return net.JoinHostPort(host, port), nil
+}
+
+// Listen opens an Address.
+func Listen(at string) (net.Listener, error) {
+	at, err := Address(at)
+	if err != nil {
+		return nil, err
+	}
 	l, err := net.Listen("tcp", at)
 	switch {
 	case errors.Is(err, syscall.EADDRINUSE):
