@@ -49,16 +49,18 @@ var sentences = map[string]string{
 	"the log folder takes lines again": "the log folder takes lines again: {file}",
 	"node is up":                       "{role} {name} is up on {interface}: addresses {addresses}[, routes {routes}][, offers {offers}], {peers} peers",
 	"has ended":                        "{name} on {interface} has ended",
-	"No token on disk, starting in signed-out state": "No token on disk, starting in signed-out state",
-	"starting in signed-out state":                   "starting in signed-out state: {why}",
-	"signed out":                                     "[{name} is ]signed out: {why}",
-	"another token was given":                        "another token was given: {name} signs out, and {next} in",
-	"the token is not taken":                         "the token is not taken, {state}: {why}",
-	"connected to the portal":                        "connected to the portal[ at {portal}]",
-	"the portal refuses this node":                   "the portal refuses this node: {reason}",
-	"interface is ready":                             "interface {name} is ready, version {version}",
-	"interface has ended":                            "interface {name} has ended: {why}",
-	"interface failed":                               "interface {name} failed: {error}",
+	"No token on disk, starting in signed-out state":           "No token on disk, starting in signed-out state",
+	"starting in signed-out state":                             "starting in signed-out state: {why}",
+	"signed out":                                               "[{name} is ]signed out: {why}",
+	"another token was given":                                  "another token was given: {name} signs out, and {next} in",
+	"the token is not taken":                                   "the token is not taken, {state}: {why}",
+	"the portal is not reachable; tunnels that are up stay so": "the portal[ at {portal}] is not reachable: {error}; tunnels that are up stay so",
+	"the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal node token, or node add": "the portal[ at {portal}] refuses the token: it was renewed or the node was removed; make another one with sluice portal node token, or node add",
+	"connected to the portal":      "connected to the portal[ at {portal}]",
+	"the portal refuses this node": "the portal refuses this node: {reason}",
+	"interface is ready":           "interface {name} is ready, version {version}",
+	"interface has ended":          "interface {name} has ended: {why}",
+	"interface failed":             "interface {name} failed: {error}",
 
 	// The portal.
 	"portal is ready":        "portal is ready at {address}, public address {public}, {nodes} nodes, version {version}",
@@ -100,6 +102,9 @@ func (f facts) text(key string) string {
 		if a.key == key {
 			if key == "cause" {
 				return f.named(spoken(a.value))
+			}
+			if key == "via" && a.value.String() == "relay" {
+				return "relayed"
 			}
 			return spoken(a.value)
 		}
