@@ -8,6 +8,9 @@ import (
 	"strings"
 )
 
+// sideNames are the two ends of the test bed.
+var sideNames = [2]string{"a", "b"}
+
 // Drop is where packets of a UDP case went that were sent and not received.
 type Drop struct {
 	// Where: a or b, the node that counted it; between, after a socket of node A and before node B's; receiver, the load's own socket.

@@ -22,8 +22,6 @@ var (
 // side is one end of the test bed: 0 is A, 1 is B.
 type side int
 
-var sideNames = [2]string{"a", "b"}
-
 func (s side) outer() netip.Addr { return hostOf(outerNet, int(s)+1) }
 func (s side) inner() netip.Addr { return hostOf(innerNet, int(s)+1) }
 
