@@ -3,9 +3,12 @@ package acceptance
 import (
 	"context"
 	"encoding/json"
+	"errors"
+	"net"
 	"os"
 	"path/filepath"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -251,5 +254,75 @@ func TestRevokedThenSignedIn(t *testing.T) {
 	other.awaitSignIn(edge.SignedOutNoToken)
 	if s := c.asked(); !s.SignIn.SignedIn {
 		t.Errorf("the first node is %+v", s.SignIn)
+	}
+}
+
+// TestSignedOutFailsClosed: with -fail-closed nothing leaves the machine past the tunnel while nobody is signed in either, but for the
+// question of sign-in; what is released stays so when the node signs in again.
+func TestSignedOutFailsClosed(t *testing.T) {
+	t.Parallel()
+	for name, calmly := range map[string]bool{"calmly": true, "at calmly": false} {
+		t.Run(name, func(t *testing.T) { t.Parallel(); signedOutFailsClosed(t, calmly) })
+	}
+}
+
+func signedOutFailsClosed(t *testing.T, calmly bool) {
+	v := newVPN(t)
+	site := v.site("client-site", lab.NoNAT)
+	portal := net.JoinHostPort(lab.HubAddr.String(), "4430")
+	leaves := func() error {
+		return site.Node.Run(func() error {
+			conn, err := net.DialTimeout("tcp", portal, 5*time.Second)
+			if err == nil {
+				conn.Close()
+			}
+			return err
+		})
+	}
+	if err := leaves(); err != nil {
+		t.Fatalf("before: %v", err)
+	}
+	c, folder := v.stored("laptop", "client", site, "-fail-closed")
+	c.awaitLog("No token on disk, starting in signed-out state", 1)
+	closed := func(when string) {
+		t.Helper()
+		var err error
+		for deadline := time.Now().Add(patience / 4); !errors.Is(err, syscall.ENETUNREACH); err = leaves() {
+			if time.Now().After(deadline) {
+				t.Fatalf("%s: %v, want that no network is reached", when, err)
+			}
+		}
+		await(t, patience, when+": status says so", func() bool {
+			return strings.Contains(strings.Join(c.status().Notes, " "), "this machine fails closed")
+		})
+	}
+	closed("signed out")
+	file := filepath.Join(v.dir, "laptop.token")
+	if err := os.WriteFile(file, []byte(v.newToken("laptop", "client")), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	signIn := func() {
+		t.Helper()
+		if text, err := v.run(site.Node, "sign-in", "-token-file", file, "-state", folder); err != nil {
+			t.Fatalf("sign-in: %v, %s", err, text)
+		}
+		c.awaitSignIn("")
+	}
+	signIn()
+	closed("signed in")
+	if text, err := v.run(site.Node, "sign-out", "-state", folder); err != nil {
+		t.Fatalf("sign-out: %v, %s", err, text)
+	}
+	c.awaitSignIn(edge.SignedOutNoToken)
+	if calmly { // else it is released while it may be closed just then
+		closed("signed out again")
+	}
+	if text, err := v.run(site.Node, "client", "-release", "-socket", c.socket); err != nil {
+		t.Fatalf("release: %v, %s", err, text)
+	}
+	await(t, patience, "it is released", func() bool { return leaves() == nil })
+	signIn()
+	if err := leaves(); err != nil {
+		t.Errorf("the machine is closed anew: %v", err)
 	}
 }

@@ -96,6 +96,17 @@ func (k *keeper) apply(s protocol.Sync) error {
 	}
 }
 
+// releaseNow ends that the machine fails closed.
+func (k *keeper) releaseNow() error {
+	done := make(chan error, 1)
+	select {
+	case k.release <- done:
+		return <-done
+	case <-k.ended:
+		return context.Canceled
+	}
+}
+
 // networkChanged has the machine looked after now.
 func (k *keeper) networkChanged() {
 	select {

@@ -195,6 +195,7 @@ func (p *presence) wait(ctx context.Context, token *protocol.Token, out *signOut
 			return err
 		}
 		p.barrier.Store(b)
+		p.releaseLate(b.keeper)
 		defer func() { p.barrier.Store(nil); b.close(p.logger) }()
 	}
 	retry := time.NewTicker(refusedAgain)
@@ -253,6 +254,9 @@ func (p *presence) signedIn(ctx context.Context, token protocol.Token) (*signOut
 	defer p.node.Store(nil)
 	ended := make(chan error, 1)
 	go func() { ended <- n.live(ctx) }()
+	if n.options.FailClosed {
+		p.releaseLate(n.keeper)
+	}
 	for {
 		select {
 		case err := <-ended:

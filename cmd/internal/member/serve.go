@@ -71,24 +71,28 @@ func (n *node) routes() http.Handler {
 
 // release ends that the machine fails closed, until the program ends.
 func (p *presence) release(w http.ResponseWriter, _ *http.Request) {
+	was := p.released.Swap(true) // before looking who owns the machine, see releaseLate
 	var err error
 	if k := p.keeper(); k == nil {
 		err = host.Release(host.RoutingConfig{Interface: p.options.Interface, Table: p.options.Table, Mark: p.options.Mark})
 	} else {
-		done := make(chan error, 1)
-		select {
-		case k.release <- done:
-			err = <-done
-		case <-k.ended:
-			err = context.Canceled
-		}
+		err = k.releaseNow()
 	}
-	p.released.Store(p.released.Load() || err == nil)
 	if err != nil {
+		p.released.Store(was)
 		http.Error(w, err.Error(), http.StatusConflict)
 		return
 	}
 	reply(w, struct{}{})
+}
+
+// releaseLate is for a machine that was closed while it was released.
+func (p *presence) releaseLate(k *keeper) {
+	if p.released.Load() {
+		if err := k.releaseNow(); err != nil {
+			p.logger.Warn("the machine still fails closed", "error", err)
+		}
+	}
 }
 
 // keeper is who owns the machine now; nil: nobody does.
