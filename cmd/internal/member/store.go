@@ -70,10 +70,17 @@ func readStored(path string) (t protocol.Token, err error) {
 
 // CheckStored says what is wrong with the token of a state folder; that there is none is not.
 func CheckStored(folder string) error {
-	if _, err := readStored(TokenPath(folder)); !errors.Is(err, errNoToken) {
-		return err
+	_, _, err := StoredToken(folder)
+	return err
+}
+
+// StoredToken is the token of a state folder; not ok and no error: there is none.
+func StoredToken(folder string) (t protocol.Token, ok bool, err error) {
+	t, err = readStored(TokenPath(folder))
+	if errors.Is(err, errNoToken) {
+		return t, false, nil
 	}
-	return nil
+	return t, err == nil, err
 }
 
 // store writes the token of a state folder, which is made if need be, for the folder's owner alone.
