@@ -147,3 +147,10 @@ func runningRelease() release {
 	}
 	return parseRelease(unix.ByteSliceToString(u.Release[:]))
 }
+
+// KnownFaults tells of the running kernel whether it damages what is sent with UDP_SEGMENT, or received with UDP_GRO: both are not used
+// there. The sources are with trustSegment and trustGRO.
+func KnownFaults() (segment, gro bool) {
+	r := runningRelease()
+	return !r.trustSegment(), !r.trustGRO()
+}
