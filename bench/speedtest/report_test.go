@@ -40,10 +40,10 @@ func TestTable(t *testing.T) {
 		t.Fatal(err)
 	}
 	want := strings.TrimPrefix(`
-                                 loss    re-  sluice  Gbit/CPU-s    MiB
-case     impl    Gbit/s  kpps     %  trans  / this      tunnel    A/B
+                                 loss    re-  sluice  Gb/CPU-s    MiB
+case     impl    Gbit/s  kpps     %  trans  / this    tunnel    A/B
 
-tcp-1    sluice    4.50                  0                2.00  14/15
+tcp-1    sluice    4.50                  0              2.00  14/15
          <b>&      2.50                 12   1.80x
          bare       110                  0   0.04x
 
