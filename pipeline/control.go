@@ -320,7 +320,10 @@ func (c *control) send(path *Path, data []byte, tos uint8) bool {
 		data = append(framed, data...)
 		c.pipeline.shards[0].stats.ChannelSent.Add(1)
 	}
-	return socket.SendOne(path.run(data, tos)) == nil // else the socket counts why; the protocol's timers retry
+	run := path.run(data, tos)
+	err := socket.SendOne(run)
+	c.pipeline.captureSent(&run, socket.LocalPort(), path.Channel, err)
+	return err == nil // else the socket counts why; the protocol's timers retry
 }
 
 // release tells the shards that hold packets for the peer that it has a session.

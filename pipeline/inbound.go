@@ -112,13 +112,16 @@ func (in *inbound) message(now time.Duration, i int) {
 // datagram takes one datagram of message i.
 func (in *inbound) datagram(now time.Duration, i int, b []byte, relayed bool) {
 	m, via := &in.messages[i], hop{}
+	if in.shard.taking.tap != nil {
+		in.shard.captureDatagram(m, b)
+	}
 	// 2. classify; what a relay has put into ChannelData once more, where it lies
 	class := classify(b)
 	if relayed && class == classOther {
 		if IsChannelData(b) {
 			var ok bool
 			if via.channel, b, ok = ParseChannelData(b); !ok {
-				in.shard.stats.drop(dropChannelData, 1)
+				in.shard.discard(dropChannelData)
 				return
 			}
 			in.stripped++
@@ -137,7 +140,7 @@ func (in *inbound) datagram(now time.Duration, i int, b []byte, relayed bool) {
 	case classHandshake:
 		in.shard.mail(m, b, via.channel)
 	case classMalformed:
-		in.shard.stats.drop(dropMalformed, 1)
+		in.shard.discard(dropMalformed)
 	default:
 		in.shard.stray(m, b, via.channel)
 	}
@@ -149,11 +152,11 @@ func (in *inbound) lookUp(now time.Duration, message int, b []byte, via hop) {
 	if in.lastKey == nil || index != in.lastIn {
 		kp := in.shard.table.Lookup(index)
 		if kp == nil {
-			in.shard.stats.drop(dropUnknownIndex, 1)
+			in.shard.discard(dropUnknownIndex)
 			return
 		}
 		if !kp.Acceptable(now) {
-			in.shard.stats.drop(dropExpiredKeypair, 1)
+			in.shard.discard(dropExpiredKeypair)
 			return
 		}
 		in.lastKey, in.lastIn = kp, index
@@ -165,6 +168,9 @@ func (in *inbound) lookUp(now time.Duration, message int, b []byte, via hop) {
 	}
 	body := b[crypto.SizeTransportHeader:]
 	in.opening = append(in.opening, aead.Packet{Dst: body[:len(body)-aead.Overhead], Src: body, Counter: counter})
+	if t := &in.shard.taking; t.tap != nil {
+		t.datagrams = append(t.datagrams, t.datagram)
+	}
 	in.groups[g].end = len(in.opening)
 	in.groups[g].bytes += len(b)
 }
@@ -193,6 +199,7 @@ func (in *inbound) deliver(now time.Duration) {
 	clear(in.groups)
 	clear(in.opening)
 	in.groups, in.opening = in.groups[:0], in.opening[:0]
+	in.shard.taking.datagrams = in.shard.taking.datagrams[:0]
 }
 
 // openTogether returns how many of the first groups are opened as one run, and how many bytes they have.
@@ -215,7 +222,7 @@ func (in *inbound) check(now time.Duration, g *inboundGroup) {
 	run := in.opening[g.first:g.end]
 	m := &in.messages[g.message]
 	p := g.keypair.Owner().(*peer)
-	authentic, data := in.window(p, g.keypair, run)
+	authentic, data := in.window(p, g.keypair, run, g.first)
 	if authentic == 0 {
 		return
 	}
@@ -246,21 +253,28 @@ func (in *inbound) check(now time.Duration, g *inboundGroup) {
 }
 
 // window passes the authentic packets of a run through the keypair's replay window, in their order, and clears OK of those
-// that it refuses. It returns how many bytes are left, headers included, and whether one packet is not a keepalive.
-func (in *inbound) window(p *peer, kp *crypto.Keypair, run []aead.Packet) (authentic int, data bool) {
+// that it refuses. It returns how many bytes are left, headers included, and whether one packet is not a keepalive. The run begins
+// at first in opening.
+func (in *inbound) window(p *peer, kp *crypto.Keypair, run []aead.Packet, first int) (authentic int, data bool) {
 	unauthentic, replayed := 0, 0
 	window := kp.Window()
 	p.inbound.mu.Lock()
 	for i := range run {
+		why := notDropped
 		switch {
 		case !run[i].OK:
 			unauthentic++
+			why = dropUnauthentic
 		case !window.Accept(run[i].Counter):
 			run[i].OK = false
 			replayed++
+			why = dropReplayed
 		default:
 			authentic += crypto.SizeTransportHeader + len(run[i].Src)
 			data = data || len(run[i].Dst) > 0
+		}
+		if in.shard.taking.tap != nil {
+			in.shard.taking.note(first+i, p, why)
 		}
 	}
 	p.inbound.mu.Unlock()
@@ -279,7 +293,7 @@ func (in *inbound) accept(p *peer, m *udp.Datagrams, b []byte) {
 	}
 	n, ok := ip.Length(b)
 	if !ok {
-		in.shard.stats.drop(dropInnerMalformed, 1)
+		in.drop(dropInnerMalformed, p, b)
 		return
 	}
 	b = b[:n] // without the padding
@@ -288,13 +302,13 @@ func (in *inbound) accept(p *peer, m *udp.Datagrams, b []byte) {
 		in.source, in.sourceOf = src, in.shard.routes.lookup(src)
 	}
 	if in.sourceOf != p {
-		in.shard.stats.drop(dropSourceNotAllowed, 1)
+		in.drop(dropSourceNotAllowed, p, b)
 		return
 	}
 	if in.own != nil {
 		if dst := ip.Destination(b); dst != in.last {
 			if !slices.Contains(*in.own, dst) {
-				in.shard.stats.drop(dropDestinationNotOwn, 1)
+				in.drop(dropDestinationNotOwn, p, b)
 				return
 			}
 			in.last = dst
@@ -303,13 +317,26 @@ func (in *inbound) accept(p *peer, m *udp.Datagrams, b []byte) {
 	if m.ECN != 0 {
 		mark, drop := ip.DecapsulateECN(ip.Mark(b), ip.ECN(m.ECN))
 		if drop {
-			in.shard.stats.drop(dropECN, 1)
+			in.drop(dropECN, p, b)
 			return
 		}
 		ip.SetMark(b, mark)
 	}
+	if t := &in.shard.taking; t.tap != nil {
+		if r := in.shard.capture(true, p, b, tun.Offload{}, notDropped); r >= 0 {
+			t.delivered = append(t.delivered, deliveredPacket{&b[len(b)-1], r})
+		}
+	}
 	in.coalescer.Add(b)
 	in.delivered++
+}
+
+// drop counts a packet of p that goes no further.
+func (in *inbound) drop(why dropReason, p *peer, b []byte) {
+	in.shard.stats.drop(why, 1)
+	if in.shard.taking.tap != nil {
+		in.shard.capture(true, p, b, tun.Offload{}, why)
+	}
 }
 
 // 6. write hands the coalesced runs to the device.
@@ -321,6 +348,11 @@ func (in *inbound) write() {
 	in.shard.stats.InboundPackets.Add(uint64(in.delivered))
 	in.shard.stats.InboundRuns.Add(uint64(len(runs)))
 	in.delivered = 0
-	in.shard.write(runs)
+	lost, why := in.shard.write(runs)
+	if t := &in.shard.taking; t.tap != nil {
+		t.lose(lost, why)
+		clear(t.delivered)
+		t.delivered = t.delivered[:0]
+	}
 	in.coalescer.Reset()
 }

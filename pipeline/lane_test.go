@@ -266,7 +266,7 @@ func TestReleaseWithoutCounters(t *testing.T) {
 	kp.Reserve(int(spare / 2))
 	kp.Reserve(int(spare - spare/2))
 	lane := &p.outbound[0]
-	s.outbound.stage(lane, &tun.Superpacket{Data: big.Data, Offload: big.Offload})
+	s.outbound.stage(p, &tun.Superpacket{Data: big.Data, Offload: big.Offload})
 	l.supply = 1
 	if _, err := s.outbound.run(l.now); err != nil {
 		t.Fatal(err)
@@ -294,7 +294,7 @@ func TestReleaseReachesShardsInABatch(t *testing.T) {
 		}
 		s.epoch.Add(1)
 		l.a.control.tell(p, kind)
-		s.outbound.stage(&p.outbound[0], &tun.Superpacket{Data: l.source.Data})
+		s.outbound.stage(p, &tun.Superpacket{Data: l.source.Data})
 		if err := s.obey(); err != nil {
 			t.Fatal(err)
 		}

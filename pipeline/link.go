@@ -83,6 +83,7 @@ func (c *controller) name(now time.Duration, p *peer, name string) {
 		c.touch(now, other)
 	}
 	p.link = &link{name: name, peer: p}
+	p.title.Store(&name)
 	if c.named == nil {
 		c.named = make(map[string]*peer)
 	}
@@ -97,6 +98,7 @@ func (c *controller) unlink(now time.Duration, p *peer, reason CloseReason) {
 	c.closeLink(now, p, reason)
 	delete(c.named, p.link.name)
 	p.link.peer, p.link = nil, nil
+	p.title.Store(nil)
 	c.setReach(p, reachNone)
 	p.core.SetHandshakeLifetime(c.lifetime, false)
 	c.setKeepalive(now, p)
@@ -174,6 +176,7 @@ func (c *controller) replaceKey(now time.Duration, p *peer, key crypto.PublicKey
 	}
 	if l := p.link; l != nil {
 		p.link, next.link = nil, l
+		next.title.Store(&l.name)
 		l.peer = next
 		c.named[l.name] = next
 		c.effects.inherit(p, next)

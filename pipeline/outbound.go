@@ -3,6 +3,7 @@ package pipeline
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -113,7 +114,7 @@ func (o *outbound) route(now time.Duration, n int) {
 	var own ownDatagrams
 	for i := range n {
 		if _, ok := ip.Length(o.packets[i].Data); !ok {
-			o.shard.stats.drop(dropNotIP, segmentCount(&o.packets[i]))
+			o.drop(dropNotIP, nil, &o.packets[i])
 			continue
 		}
 		dst := ip.Destination(o.packets[i].Data)
@@ -122,12 +123,12 @@ func (o *outbound) route(now time.Duration, n int) {
 			own = o.ownDatagrams(now, lastPeer, dst)
 		}
 		if lastPeer == nil {
-			o.shard.stats.drop(dropNoRoute, segmentCount(&o.packets[i]))
+			o.drop(dropNoRoute, nil, &o.packets[i])
 			o.unreachable(&o.packets[i])
 			continue
 		}
 		if own.path != nil && own.include(o.packets[i].Data) {
-			o.shard.stats.drop(dropRoutingLoop, segmentCount(&o.packets[i]))
+			o.drop(dropRoutingLoop, lastPeer, &o.packets[i])
 			o.looped(now, lastPeer)
 			continue
 		}
@@ -160,7 +161,7 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 		}
 	}
 	for ; i >= 0; i = o.next[i] { // the keypair's counter ran out
-		o.stage(lane, &o.packets[i])
+		o.stage(p, &o.packets[i])
 	}
 	if !sealed || kp.RekeyOnSend(now) {
 		o.want(now, p, lane)
@@ -177,13 +178,13 @@ func (o *outbound) hold(now time.Duration, p *peer, path *Path, i int16) {
 		sp := &o.packets[i]
 		switch {
 		case ip.IsHousekeeping(sp.Data):
-			o.shard.stats.drop(dropHousekeeping, 1)
+			o.drop(dropHousekeeping, p, sp)
 			continue
 		case path == nil && reach != reachStage:
-			o.shard.stats.drop(dropNoEndpoint, segmentCount(sp))
+			o.drop(dropNoEndpoint, p, sp)
 			o.unreachable(sp)
 		default:
-			o.stage(lane, sp)
+			o.stage(p, sp)
 		}
 		wanted = true
 	}
@@ -218,14 +219,32 @@ func (o *outbound) sent(now time.Duration, p *peer) {
 }
 
 // stage keeps a copy of the packet until there is a session.
-func (o *outbound) stage(lane *outboundLane, sp *tun.Superpacket) {
+func (o *outbound) stage(p *peer, sp *tun.Superpacket) {
+	lane := &p.outbound[o.shard.id]
 	if o.shard.staged >= stagedBytes {
-		o.shard.stats.drop(dropStagedFull, segmentCount(sp))
+		o.drop(dropStagedFull, p, sp)
 		return
+	}
+	var before []tun.Superpacket
+	if o.shard.taking.tap != nil {
+		before = slices.Clone(lane.packets)
 	}
 	dropped, grown := lane.push(sp)
 	o.shard.staged += grown
 	o.shard.stats.drop(dropStagedFull, dropped)
+	for i := range max(0, len(before)+1-len(lane.packets)) { // the oldest have given way
+		if i < len(before) {
+			o.shard.capture(false, p, before[i].Data, before[i].Offload, dropStagedFull)
+		}
+	}
+}
+
+// drop counts a packet that goes no further, of p or nobody.
+func (o *outbound) drop(why dropReason, p *peer, sp *tun.Superpacket) {
+	o.shard.stats.drop(why, segmentCount(sp))
+	if o.shard.taking.tap != nil {
+		o.shard.capture(false, p, sp.Data, sp.Offload, why)
+	}
 }
 
 // segmentCount is how many packets the superpacket stands for.
@@ -248,24 +267,27 @@ func (o *outbound) want(now time.Duration, p *peer, lane *outboundLane) {
 // returns false if the keypair has no counters left; nothing was taken then.
 func (o *outbound) seal(path *Path, kp *crypto.Keypair, p *peer, sp *tun.Superpacket) bool {
 	if err := o.segmenter.Init(sp); err != nil {
-		o.shard.stats.drop(dropNotIP, segmentCount(sp))
+		o.drop(dropNotIP, p, sp)
 		return true
 	}
 	n := o.segmenter.Count()
 	if o.segmenter.Len(0) > MaxMTU-path.overhead() {
-		o.shard.stats.drop(dropTooBig, n)
+		o.drop(dropTooBig, p, sp)
 		o.tooBig(sp, MaxMTU-path.overhead())
 		return true
 	}
 	ttl, ok := nestedTTL(sp.Data)
 	if !ok {
-		o.shard.stats.drop(dropRoutingLoop, n)
+		o.drop(dropRoutingLoop, p, sp)
 		o.looped(o.shard.now, p)
 		return true
 	}
 	counter, ok := kp.Reserve(n)
 	if !ok {
 		return false
+	}
+	if o.shard.taking.tap != nil {
+		o.shard.capture(false, p, sp.Data, sp.Offload, notDropped)
 	}
 	if kp != o.keypair || o.bytes >= sealAtOnce {
 		o.sealPending()

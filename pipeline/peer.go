@@ -12,7 +12,7 @@ import (
 
 // peer is one peer as control and the lanes share it.
 //
-// Frozen: key, core, outbound. Owned by control: allowedIPs, deadline, keepalive. Atomic: path, stamps, signals.
+// Frozen: key, core, outbound. Owned by control: allowedIPs, deadline, keepalive. Atomic: path, title, stamps, signals.
 type peer struct {
 	key  crypto.PublicKey
 	core *crypto.Peer // owned by control, but for Sending
@@ -27,6 +27,7 @@ type peer struct {
 	// reach says what lanes do with packets while there is no path.
 	reach atomic.Uint32
 	stamps
+	title atomic.Pointer[string] // the name of link, for lanes; nil: none
 
 	// signals are what lanes tell control; see notify.
 	signals      atomic.Uint32

@@ -44,6 +44,7 @@ type Pipeline struct {
 	routes   routes
 	relays   relays
 	sockets  atomic.Pointer[udp.Pair] // the first shard's; nil while the interface is down
+	tap      atomic.Pointer[Capture]  // nil: nobody captures
 	notified notified
 	mailbox  chan letter
 	shards   []*shard
@@ -81,7 +82,7 @@ func New(cfg Config) (*Pipeline, error) {
 	for id, queue := range cfg.Device.Queues() {
 		s := &shard{
 			id: id, queue: queue, clock: p.clock, device: cfg.Device, routes: &p.routes, table: local.Table(),
-			notified: &p.notified, mailbox: p.mailbox, sampled: cfg.SampleDelays, strays: cfg.Stray, relays: &p.relays,
+			notified: &p.notified, mailbox: p.mailbox, sampled: cfg.SampleDelays, strays: cfg.Stray, relays: &p.relays, tap: &p.tap,
 			stats: new(shardStats), ended: make(chan struct{}),
 		}
 		if s.waiter, err = newWaiter(queue); err != nil {

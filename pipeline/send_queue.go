@@ -56,6 +56,9 @@ func (q *sendQueue) send(s *shard, socket udp.Socket) bool {
 		return true
 	}
 	n, err := socket.Send(q.runs[q.sent:])
+	if s.taking.tap != nil {
+		s.captureRuns(q, n, notDropped)
+	}
 	q.book(n)
 	if q.sent += n; err == nil && q.sent < len(q.runs) {
 		q.full = true // a part of the next run may be on its way, so it must stay as it is
@@ -81,6 +84,9 @@ func (q *sendQueue) book(n int) {
 
 // abandon drops what waits.
 func (q *sendQueue) abandon(s *shard, why dropReason) {
+	if s.taking.tap != nil {
+		s.captureRuns(q, len(q.runs)-q.sent, why)
+	}
 	for i := q.sent; i < len(q.runs); i++ {
 		r := &q.runs[i]
 		s.stats.drop(why, (len(r.Data)+r.SegmentSize-1)/r.SegmentSize)

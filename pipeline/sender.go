@@ -23,7 +23,9 @@ func (p *Pipeline) SendOne(r udp.Run) error {
 	if socket == nil {
 		return udp.ErrNoFamily
 	}
-	return socket.SendOne(r)
+	err := socket.SendOne(r)
+	p.captureSent(&r, socket.LocalPort(), 0, err)
+	return err
 }
 
 // LocalPort is the UDP port of the sockets, 0 while there are none. Any goroutine.

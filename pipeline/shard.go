@@ -25,6 +25,7 @@ type shard struct {
 	now      time.Duration
 	mtu      int
 	staged   int // bytes that the lanes hold for peers without a session
+	taking   taking
 	one      [1]tun.Run
 	piece    [1][]byte
 
@@ -38,6 +39,7 @@ type shard struct {
 	strays   func(Stray)
 	relays   *relays
 	sampled  bool // Config.SampleDelays
+	tap      *atomic.Pointer[Capture]
 
 	// shared
 	stats *shardStats
@@ -95,7 +97,9 @@ func (s *shard) loop() error {
 	for {
 		s.epoch.Add(1)
 		s.now, s.mtu = s.clock(), s.device.MTU()
+		s.taking.begin(s.tap.Load())
 		work, err := s.batch()
+		s.taking.end()
 		s.epoch.Add(1)
 		if errors.Is(err, errStop) {
 			return nil
@@ -221,6 +225,12 @@ func (s *shard) inherit(p, heir *peer) {
 
 // purge drops what is staged for the peer.
 func (s *shard) purge(p *peer) {
+	if s.taking.tap != nil {
+		for i := range p.outbound[s.id].packets {
+			sp := &p.outbound[s.id].packets[i]
+			s.capture(false, p, sp.Data, sp.Offload, dropStagedExpired)
+		}
+	}
 	segments, bytes := p.outbound[s.id].clear()
 	s.staged -= bytes
 	s.stats.drop(dropStagedExpired, segments)
@@ -233,33 +243,36 @@ func (s *shard) mail(m *udp.Datagrams, b []byte, channel uint16) {
 	select {
 	case s.mailbox <- l:
 	default:
-		s.stats.drop(dropMailboxFull, 1)
+		s.discard(dropMailboxFull)
 	}
 }
 
 // stray passes on a datagram that is not WireGuard.
 func (s *shard) stray(m *udp.Datagrams, b []byte, channel uint16) {
 	if s.strays == nil {
-		s.stats.drop(dropStray, 1)
+		s.discard(dropStray)
 		return
 	}
 	s.strays(Stray{Data: b, Src: m.Src, Channel: channel, Dst: m.Dst, IfIndex: m.IfIndex})
 }
 
-// write writes runs to the TUN; what it does not take is dropped and counted, as a network card's full queue would.
-func (s *shard) write(runs []tun.Run) {
+// write writes runs to the TUN; what it does not take is dropped and counted, as a network card's full queue would, and returned.
+func (s *shard) write(runs []tun.Run) (lost []tun.Run, why dropReason) {
 	for tries := 0; len(runs) > 0; tries++ {
 		n, err := s.queue.Write(runs)
 		runs = runs[n:]
 		switch {
 		case err != nil:
-			s.stats.drop(dropTUNDown, packetCount(runs))
-			return
+			why = dropTUNDown
 		case n == 0 && tries > 0:
-			s.stats.drop(dropTUNFull, packetCount(runs))
-			return
+			why = dropTUNFull
+		default:
+			continue
 		}
+		s.stats.drop(why, packetCount(runs))
+		return runs, why
 	}
+	return nil, notDropped
 }
 
 // packetCount is how many packets are in runs: each gave one piece.

@@ -48,7 +48,7 @@ var layers = map[string][]string{
 	"cmd/internal/doctor":      {"pipeline/udp", "tun"},
 	"cmd/internal/ops":         {"pipeline/count"},
 	"cmd/internal/member": {
-		"cmd/internal/environment", "cmd/internal/logs", "cmd/internal/ops", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "tun", "tun/host", "crypto",
+		"cmd/internal/capture", "cmd/internal/environment", "cmd/internal/logs", "cmd/internal/ops", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "tun", "tun/host", "crypto",
 	},
 	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},

@@ -33,7 +33,7 @@ func (p *presence) serve(l net.Listener) *http.Server {
 		}
 		signedOut.ServeHTTP(w, r)
 	})
-	server := &http.Server{Handler: mux, ReadTimeout: 5 * time.Second, WriteTimeout: 15 * time.Second, MaxHeaderBytes: 1 << 14}
+	server := &http.Server{Handler: mux, ConnContext: status.NoteCaller, ReadTimeout: 5 * time.Second, WriteTimeout: 15 * time.Second, MaxHeaderBytes: 1 << 14}
 	go server.Serve(l) // ends with Close
 	return server
 }
@@ -61,6 +61,7 @@ func (n *node) routes() http.Handler {
 	mux.HandleFunc("GET /why", n.tellWhy)
 	mux.HandleFunc("GET /pins", n.tellPins)
 	mux.HandleFunc("POST /trust", n.trust)
+	mux.HandleFunc("POST /capture", n.capture)
 	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
 		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
 		mux.HandleFunc("POST /test/private-key", n.changePrivateKey)

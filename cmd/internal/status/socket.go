@@ -2,7 +2,7 @@
 //
 // The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only, and speaks HTTP: GET /status
 // returns edge.Status as JSON, GET /why?of=SUBJECT what becomes of packets there, GET /pins the identities of peers, POST /trust takes one of them,
-// POST /log-level changes the level of the log, and POST /release ends that the machine fails closed.
+// POST /log-level changes the level of the log, POST /capture streams packets (see Stream), and POST /release ends that the machine fails closed.
 package status
 
 import (
@@ -122,27 +122,43 @@ func (n *Node) ask(ctx context.Context, method, path string, asked, result any) 
 		return err
 	}
 	answer, err := n.client.Do(request)
+	if err != nil {
+		return n.unreachable(err)
+	}
+	defer answer.Body.Close()
+	if err := n.refusal(answer); err != nil {
+		return err
+	}
+	body := io.LimitReader(answer.Body, maxAnswer)
+	if err := json.NewDecoder(body).Decode(result); err != nil {
+		return fmt.Errorf("%s: the answer is not understood (is the node of another version?): %w", n.path, err)
+	}
+	return nil
+}
+
+// unreachable says what to do where the node could not be asked.
+func (n *Node) unreachable(err error) error {
+	var of *url.Error
 	switch {
 	case errors.Is(err, fs.ErrPermission):
 		return fmt.Errorf("%s: not allowed; run this as root or as the user that the node runs as", n.path)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errRefused):
 		return fmt.Errorf("%s: %w", n.path, ErrNotRunning)
-	case err != nil:
-		return fmt.Errorf("%s: %w", n.path, errors.Unwrap(err)) // without the URL
+	case errors.As(err, &of):
+		err = of.Err // without the URL
 	}
-	defer answer.Body.Close()
-	body := io.LimitReader(answer.Body, maxAnswer)
+	return fmt.Errorf("%s: %w", n.path, err)
+}
+
+// refusal is the error of an answer, nil if it is none.
+func (n *Node) refusal(answer *http.Response) error {
 	switch answer.StatusCode {
 	case http.StatusOK:
+		return nil
 	case http.StatusConflict:
-		text, _ := io.ReadAll(io.LimitReader(body, 1000))
+		text, _ := io.ReadAll(io.LimitReader(answer.Body, 1000))
 		return errors.New(strings.TrimSpace(string(text)))
-	default:
-		text, _ := io.ReadAll(io.LimitReader(body, 300))
-		return fmt.Errorf("%s: the node answered %s: %s", n.path, answer.Status, strings.TrimSpace(string(text)))
 	}
-	if err := json.NewDecoder(body).Decode(result); err != nil {
-		return fmt.Errorf("%s: the answer is not understood (is the node of another version?): %w", n.path, err)
-	}
-	return nil
+	text, _ := io.ReadAll(io.LimitReader(answer.Body, 300))
+	return fmt.Errorf("%s: the node answered %s: %s", n.path, answer.Status, strings.TrimSpace(string(text)))
 }
