@@ -44,7 +44,8 @@ var layers = map[string][]string{
 	"cmd/internal/environment": {"cmd/internal/logs", "pipeline", "pipeline/count", "tun", "crypto/aead"},
 	"cmd/internal/node":        {"cmd/internal/environment", "cmd/internal/version", "pipeline", "tun", "crypto/aead"},
 	"cmd/internal/service":     {},
-	"cmd/internal/status":      {"cmd/internal/doctor", "ice/edge", "ice/netcheck"},
+	"cmd/internal/tune":        {},
+	"cmd/internal/status":      {"cmd/internal/doctor", "cmd/internal/tune", "ice/edge", "ice/netcheck"},
 	"cmd/internal/doctor":      {"pipeline/udp", "tun"},
 	"cmd/internal/ops":         {"pipeline/count"},
 	"cmd/internal/member": {
