@@ -40,6 +40,7 @@ var layers = map[string][]string{
 	"bench/...":                {"bench/...", "crypto/...", "tun/...", "pipeline/...", "ice/..."},
 	"bench/lab":                {},
 	"cmd/internal/logs":        {},
+	"cmd/internal/names":       {"ice/signal"},
 	"cmd/internal/version":     {},
 	"cmd/internal/environment": {"cmd/internal/logs", "pipeline", "pipeline/count", "tun", "crypto/aead"},
 	"cmd/internal/node":        {"cmd/internal/environment", "cmd/internal/version", "pipeline", "tun", "crypto/aead"},
@@ -49,7 +50,7 @@ var layers = map[string][]string{
 	"cmd/internal/doctor":      {"pipeline/udp", "tun"},
 	"cmd/internal/ops":         {"pipeline/count"},
 	"cmd/internal/member": {
-		"cmd/internal/capture", "cmd/internal/environment", "cmd/internal/logs", "cmd/internal/ops", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "tun", "tun/host", "crypto",
+		"cmd/internal/capture", "cmd/internal/environment", "cmd/internal/logs", "cmd/internal/names", "cmd/internal/ops", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "tun", "tun/host", "crypto",
 	},
 	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},

@@ -11,6 +11,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/cmd/internal/member"
+	"github.com/sluice-vpn/sluice/cmd/internal/names"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
@@ -56,7 +57,7 @@ func clientCommand() *cli.Command {
 			"\nthat a gateway offers is taken too; private networks on this machine's own links stay reachable (-keep for others), and" +
 			"\nnothing else leads past the tunnel then, not even the family that there is no default route for. Routes that could take" +
 			"\nthese networks away, or lead elsewhere than to a network, are refused (-accept-routes). Nobody opens connections to this machine by the" +
-			"\ntunnel (-accept-incoming). Name servers stay as they are." +
+			"\ntunnel (-accept-incoming). Name servers stay as they are, but for NAME.sluice (-names)." +
 			"\n\nWhile there is no tunnel, traffic leaves in the clear, unless -fail-closed keeps it in until -release.\n\n" +
 			"   sluice client -token-file /etc/sluice/token" + memberText + configText,
 		Flags: append(memberFlags(),
@@ -86,6 +87,9 @@ func memberFlags() []cli.Flag {
 		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
 		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
 		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: pins-NAME.json in the state folder)"},
+		&cli.StringFlag{Name: "names", Usage: "lead NAME.sluice to the tunnel addresses of nodes, by `MODE`: resolved has systemd-resolved ask here, auto does" +
+			" where it runs, hosts keeps a hosts file, serve only answers at this node's own address, off does nothing", Value: names.Auto},
+		&cli.StringFlag{Name: "names-file", Usage: "the hosts file is `FILE`", Value: names.HostsFile},
 		&cli.StringFlag{Name: "ops", Usage: opsUsage},
 		&cli.StringFlag{Name: "log-dir", Usage: "keep the log in the folder `DIR` too, or nowhere: none (default: see sluice logs -h)"},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: " + logs.Levels + " (default: info, or LOG_LEVEL)"},
@@ -150,6 +154,7 @@ const (
 func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err error) {
 	o = member.Options{
 		Role: role, Interface: cmd.String("interface"), Socket: cmd.String("socket"), Pins: cmd.String("pins"), State: cmd.String("state"), Ops: cmd.String("ops"),
+		Names: cmd.String("names"), NamesFile: cmd.String("names-file"),
 		NoMasquerade: cmd.Bool("no-masquerade"), MTU: cmd.Int("mtu"), Table: cmd.Int("table"), Mark: uint32(cmd.Uint("mark")),
 	}
 	switch port := cmd.Int("port"); {
@@ -161,6 +166,10 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 		return o, usageError{fmt.Sprintf("-table %d: want 1 or more, and none of the system's (253 to 255)", o.Table)}
 	case cmd.Uint("mark") < 1 || cmd.Uint("mark") > 1<<32-1:
 		return o, usageError{fmt.Sprintf("-mark %d: want 1 to 4294967295", cmd.Uint("mark"))}
+	case !names.ValidMode(o.Names):
+		return o, usageError{fmt.Sprintf("-names %q: want one of %s", o.Names, names.Modes)}
+	case o.Names != names.Hosts && cmd.IsSet("names-file"):
+		return o, usageError{"-names-file is for -names hosts"}
 	case o.Interface == "" || strings.ContainsAny(o.Interface, "/%"):
 		return o, usageError{fmt.Sprintf("-interface %q: want a name like sluice0", o.Interface)}
 	default:

@@ -165,7 +165,8 @@ func (v *vpn) start(ns *lab.Namespace, name string, env []string, args ...string
 		defer f.Close()
 		*stream = f
 	}
-	p.cmd.Env = append(append(os.Environ(), "SLUICE_TEST_HOOKS=1", "GORACE=halt_on_error=1 atexit_sleep_ms=0"), env...)
+	p.cmd.Env = append(append(os.Environ(), "SLUICE_TEST_HOOKS=1", "GORACE=halt_on_error=1 atexit_sleep_ms=0",
+		"DBUS_SYSTEM_BUS_ADDRESS=unix:path=/nonexistent"), env...)
 	if err := ns.Start(p.cmd); err != nil {
 		v.t.Fatal(err)
 	}

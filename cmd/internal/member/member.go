@@ -22,6 +22,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 	"github.com/sluice-vpn/sluice/cmd/internal/logs"
+	"github.com/sluice-vpn/sluice/cmd/internal/names"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/ice/edge"
@@ -64,6 +65,8 @@ type Options struct {
 	Mark         uint32    // fwmark of our own packets; 0: host.DefaultMark
 	Socket       string    // path of the status socket; "": status.Path(Interface)
 	Pins         string    // file of the identities of peers; "": in State
+	Names        string    // of names.Modes; "": names.Off
+	NamesFile    string    // of names.Hosts; "": names.HostsFile
 	Log          *logs.Log // required by Run
 	Ops          string    // where to serve metrics and the like, see ops.Listen; "": nowhere
 	// Getenv reads the environment; nil: os.Getenv.
@@ -86,6 +89,9 @@ func (o Options) withDefaults() Options {
 	if o.Socket == "" {
 		o.Socket = status.Path(o.Interface)
 	}
+	if o.Names == "" {
+		o.Names = names.Off
+	}
 	if o.Getenv == nil {
 		o.Getenv = os.Getenv
 	}
@@ -106,6 +112,7 @@ type node struct {
 	keeper   *keeper
 	portal   *portalLink
 	pins     *pinsFile
+	names    *names.Names
 	handler  http.Handler // of the status socket
 	signIn   func() *edge.SignInStatus
 	// failed ends the node with an error that trying again does not mend, or a *signOut.
@@ -122,6 +129,7 @@ func (n *node) build() (err error) {
 	}()
 	n.machine = newMachine(o, n.logger)
 	n.keeper = newKeeper(n.machine)
+	n.names = names.New(names.Config{Mode: o.Names, Interface: o.Interface, File: o.NamesFile, Logger: n.logger})
 	var pins map[string]protocol.Identity
 	n.pins, pins = openPins(o.Pins, o.Token.Fingerprint, n.logger)
 	n.edge, err = edge.New(edge.Config{
@@ -172,6 +180,7 @@ func (n *node) live(ctx context.Context) error {
 	go n.keeper.run(kept)
 	var watching sync.WaitGroup
 	watching.Go(func() { n.portal.watch(edgeCtx, n.logger, n.revoked) })
+	watching.Go(func() { n.names.Run(edgeCtx) })
 	defer n.show()()
 
 	var err error
@@ -257,5 +266,25 @@ func (n *node) apply(answer protocol.Sync) error {
 	if err != nil && (!n.machine.begun || !n.machine.up && errors.Is(err, host.ErrPermission)) {
 		n.failed(err)
 	}
+	if err == nil {
+		n.names.Set(zoneOf(answer))
+	}
 	return err
+}
+
+// zoneOf are this node's addresses, and those of nodes by name: of itself, and of its peers.
+func zoneOf(answer protocol.Sync) (own []netip.Addr, zone names.Zone) {
+	for _, p := range answer.Addresses {
+		own = append(own, p.Addr())
+	}
+	zone = names.Zone{answer.Name: own}
+	for i := range answer.Peers {
+		peer := &answer.Peers[i]
+		for _, p := range peer.AllowedIPs { // networks behind it are among them
+			if p.IsSingleIP() && protocol.Within(answer.Overlay, p) {
+				zone[peer.Name] = append(zone[peer.Name], p.Addr())
+			}
+		}
+	}
+	return own, zone
 }

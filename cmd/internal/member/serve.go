@@ -129,6 +129,9 @@ func (n *node) status(ctx context.Context) (edge.Status, error) {
 	stop()
 	s.Notes = append(s.Notes, n.pins.notes()...)
 	s.Notes = append(s.Notes, logNotes(n.options.Log)...)
+	if note := n.names.Note(); note != "" {
+		s.Notes = append(s.Notes, note)
+	}
 	n.machine.tell(&s)
 	s.SignIn = *n.signIn()
 	return s, nil
