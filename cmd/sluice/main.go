@@ -89,7 +89,7 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		Before: printVersion,
 		Commands: []*cli.Command{
 			portalCommand(), gatewayCommand(), clientCommand(), signInCommand(), signOutCommand(), statusCommand(), whyCommand(), logsCommand(),
-			logLevelCommand(), trustCommand(), pingCommand(), netcheckCommand(), doctorCommand(), tuneCommand(), captureCommand(),
+			logLevelCommand(), trustCommand(), pingCommand(), netcheckCommand(), doctorCommand(), tuneCommand(), captureCommand(), debugCommand(),
 			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(), manCommand(),
 		},
 	}

@@ -1,6 +1,7 @@
 package member
 
 import (
+	"net/http"
 	"runtime"
 	"slices"
 
@@ -11,6 +12,15 @@ import (
 func (n *node) Counters() []count.Counter {
 	signaling := n.portal.counters()
 	return append(slices.Concat(n.pipeline.Counters(), n.edge.Counters(), count.Of("signal_", &signaling)), goroutines())
+}
+
+// tellCounters tells them on the status socket.
+func (n *node) tellCounters(w http.ResponseWriter, _ *http.Request) {
+	object := map[string]uint64{}
+	for _, c := range n.Counters() {
+		object[c.Name] = c.Value
+	}
+	reply(w, object)
 }
 
 func goroutines() count.Counter {

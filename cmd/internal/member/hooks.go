@@ -18,6 +18,21 @@ func (n *node) changePrivateKey(w http.ResponseWriter, _ *http.Request) {
 	answer(w, err)
 }
 
+// tellSecrets tells the private and preshared keys, so that a test can look for them where they must not be.
+func (n *node) tellSecrets(w http.ResponseWriter, _ *http.Request) {
+	s, err := n.pipeline.Status()
+	if err != nil {
+		answer(w, err)
+		return
+	}
+	defer s.Wipe()
+	secrets := [][]byte{s.PrivateKey[:]}
+	for i := range s.Peers {
+		secrets = append(secrets, s.Peers[i].PresharedKey[:])
+	}
+	reply(w, secrets)
+}
+
 func (n *node) changePresharedKey(w http.ResponseWriter, r *http.Request) {
 	name := r.URL.Query().Get("peer")
 	of, err := n.pipeline.Status()

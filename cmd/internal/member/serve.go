@@ -60,10 +60,12 @@ func (n *node) routes() http.Handler {
 	mux.HandleFunc("GET /status", n.tellStatus)
 	mux.HandleFunc("GET /why", n.tellWhy)
 	mux.HandleFunc("GET /pins", n.tellPins)
+	mux.HandleFunc("GET /counters", n.tellCounters)
 	mux.HandleFunc("POST /trust", n.trust)
 	mux.HandleFunc("POST /capture", n.capture)
 	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
 		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
+		mux.HandleFunc("GET /test/secrets", n.tellSecrets)
 		mux.HandleFunc("POST /test/private-key", n.changePrivateKey)
 		mux.HandleFunc("POST /test/preshared-key", n.changePresharedKey)
 	}

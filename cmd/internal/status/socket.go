@@ -1,7 +1,7 @@
 // Package status is what a person sees of a running node: the socket on which the node tells, and the tables made of it.
 //
 // The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only, and speaks HTTP: GET /status
-// returns edge.Status as JSON, GET /why?of=SUBJECT what becomes of packets there, GET /pins the identities of peers, POST /trust takes one of them,
+// returns edge.Status as JSON, GET /why?of=SUBJECT what becomes of packets there, GET /counters what was counted, GET /pins the identities of peers, POST /trust takes one of them,
 // POST /log-level changes the level of the log, POST /capture streams packets (see Stream), and POST /release ends that the machine fails closed.
 package status
 
@@ -91,6 +91,12 @@ func (n *Node) Why(ctx context.Context, subject string) (w Why, err error) {
 func (n *Node) Pins(ctx context.Context) (pins []edge.Pin, err error) {
 	err = n.ask(ctx, http.MethodGet, "/pins", nil, &pins)
 	return pins, err
+}
+
+// Counters asks for what the node has counted, by name. The error says what to do.
+func (n *Node) Counters(ctx context.Context) (counters map[string]uint64, err error) {
+	err = n.ask(ctx, http.MethodGet, "/counters", nil, &counters)
+	return counters, err
 }
 
 // Trust has the node take a peer with its offered identity. It does so until it ends if note says something. The error says what to
