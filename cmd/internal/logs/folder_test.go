@@ -115,13 +115,13 @@ func TestDefaultPlace(t *testing.T) {
 		want string
 		by   *Owner
 	}{
-		{"a user", "linux", 1000, map[string]string{"HOME": "/home/ann"}, "/home/ann/.cache/sluice/data/logs", nil},
-		{"a user with a cache folder", "linux", 1000, map[string]string{"HOME": "/home/ann", "XDG_CACHE_HOME": "/scratch/ann"}, "/scratch/ann/sluice/data/logs", nil},
-		{"a cache folder that is no path", "linux", 1000, map[string]string{"HOME": "/home/ann", "XDG_CACHE_HOME": "cache"}, "/home/ann/.cache/sluice/data/logs", nil},
-		{"root, a service", "linux", 0, map[string]string{"HOME": "/root", "XDG_CACHE_HOME": "/root/c"}, "/var/log/sluice", nil},
-		{"root by sudo", "linux", 0, map[string]string{"HOME": "/root", "SUDO_UID": "1000", "SUDO_GID": "100"}, "/home/ann/.cache/sluice/data/logs", &Owner{1000, 100}},
+		{"a user", "linux", 1000, map[string]string{"HOME": "/users/ann"}, "/users/ann/.cache/sluice/data/logs", nil},
+		{"a user with a cache folder", "linux", 1000, map[string]string{"HOME": "/users/ann", "XDG_CACHE_HOME": "/scratch/ann"}, "/scratch/ann/sluice/data/logs", nil},
+		{"a cache folder that is no path", "linux", 1000, map[string]string{"HOME": "/users/ann", "XDG_CACHE_HOME": "cache"}, "/users/ann/.cache/sluice/data/logs", nil},
+		{"root, a service", "linux", 0, map[string]string{"HOME": "/superuser", "XDG_CACHE_HOME": "/superuser/c"}, "/var/log/sluice", nil},
+		{"root by sudo", "linux", 0, map[string]string{"HOME": "/superuser", "SUDO_UID": "1000", "SUDO_GID": "100"}, "/users/ann/.cache/sluice/data/logs", &Owner{1000, 100}},
 		{"root by sudo, which kept the variable", "linux", 0, map[string]string{"XDG_CACHE_HOME": "/scratch/ann", "SUDO_UID": "1000", "SUDO_GID": "100"}, "/scratch/ann/sluice/data/logs", &Owner{1000, 100}},
-		{"root by sudo, with another's folder", "linux", 0, map[string]string{"XDG_CACHE_HOME": "/etc", "SUDO_UID": "1000", "SUDO_GID": "100"}, "/home/ann/.cache/sluice/data/logs", &Owner{1000, 100}},
+		{"root by sudo, with another's folder", "linux", 0, map[string]string{"XDG_CACHE_HOME": "/etc", "SUDO_UID": "1000", "SUDO_GID": "100"}, "/users/ann/.cache/sluice/data/logs", &Owner{1000, 100}},
 		{"root by root's sudo", "linux", 0, map[string]string{"SUDO_UID": "0", "SUDO_GID": "0"}, "/var/log/sluice", nil},
 		{"root by sudo of who is not known", "linux", 0, map[string]string{"SUDO_UID": "7", "SUDO_GID": "7"}, "/var/log/sluice", nil},
 		{"a service that has no home", "linux", 61000, map[string]string{"LOGS_DIRECTORY": "/var/log/x"}, "/var/log/x", nil},
@@ -129,7 +129,7 @@ func TestDefaultPlace(t *testing.T) {
 		{"Windows", "windows", -1, map[string]string{"LOCALAPPDATA": "/users/ann/local", "HOME": "/x"}, "/users/ann/local/sluice/data/logs", nil},
 	} {
 		w := Whose{tt.os, tt.uid, func(name string) string { return tt.env[name] }, func(uid int) string {
-			return map[int]string{1000: "/home/ann"}[uid]
+			return map[int]string{1000: "/users/ann"}[uid]
 		}, func(path string, uid int) bool { return path == "/scratch/ann" && uid == 1000 }}
 		got := w.DefaultPlace()
 		if got.String() != tt.want || (got.Owner == nil) != (tt.by == nil) || tt.by != nil && *got.Owner != *tt.by {
