@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/netip"
 	"os"
@@ -18,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
+	"github.com/sluice-vpn/sluice/cmd/internal/logs"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/ice/edge"
 	"github.com/sluice-vpn/sluice/ice/portal"
@@ -85,7 +87,7 @@ func runNode(role protocol.Role) error {
 	if err != nil {
 		return err
 	}
-	o := Options{Role: role, Token: token, TokenSource: source, Socket: os.Args[1]}
+	o := Options{Role: role, Token: token, TokenSource: source, Socket: os.Args[1], Log: logs.Open(os.Stderr, logs.Place{}, slog.LevelInfo)}
 	if role == protocol.Gateway {
 		o.Routes = prefixes(strings.Fields(os.Getenv(routesVariable))...)
 	}

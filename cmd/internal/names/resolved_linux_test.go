@@ -5,13 +5,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"os/user"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -30,6 +33,9 @@ func newBus(t *testing.T) (address string) {
 	path, err := exec.LookPath("dbus-daemon")
 	if err != nil {
 		t.Skip("SKIPPED: systemd-resolved's place is not taken by another one: dbus-daemon is not installed")
+	}
+	if _, err := user.LookupId(strconv.Itoa(os.Getuid())); err != nil {
+		t.Skipf("SKIPPED: systemd-resolved's place is not taken by another one: dbus-daemon ends, as this user has no entry in the password database: %v", err)
 	}
 	dir, err := os.MkdirTemp("", "bus") // t.TempDir is too long for a socket
 	if err != nil {
@@ -243,5 +249,50 @@ func TestBusIsSilent(t *testing.T) {
 	}
 	if note := n.Note(); note != "" {
 		t.Errorf("the note of auto is %q, want none", note)
+	}
+}
+
+// elsewhereVariable has this test binary be a systemd-resolved on the bus of that address until its input ends.
+const elsewhereVariable = "SLUICE_NAMES_TEST_BUS"
+
+func TestResolvedElsewhere(t *testing.T) {
+	address := os.Getenv(elsewhereVariable)
+	if address == "" {
+		t.Skip("only for the other tests")
+	}
+	newFakeResolved(t, address, false)
+	fmt.Println("ready")
+	_, _ = io.Copy(io.Discard, os.Stdin)
+}
+
+// TestResolvedOfAnotherNamespace: a container that sees its host's bus, or a program in a namespace, does not change the host's links.
+func TestResolvedOfAnotherNamespace(t *testing.T) {
+	address := newBus(t)
+	args := []string{"--net"}
+	if os.Getuid() != 0 {
+		args = append(args, "--user", "--map-current-user")
+	}
+	cmd := exec.Command("unshare", append(args, os.Args[0], "-test.run", "^TestResolvedElsewhere$")...)
+	cmd.Env = append(os.Environ(), elsewhereVariable+"="+address)
+	cmd.Stderr = t.Output()
+	in, err := cmd.StdinPipe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	out, err := cmd.StdoutPipe()
+	if err == nil {
+		err = cmd.Start()
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer func() { in.Close(); cmd.Wait() }()
+	if line, err := bufio.NewReader(out).ReadString('\n'); line != "ready\n" {
+		t.Skipf("SKIPPED: nobody is on the bus from another network namespace: user namespaces are refused: %q %v", line, err)
+	}
+	n, end := run(t, Resolved, netip.MustParseAddr("127.0.0.76"))
+	await(t, "the note says so", func() bool { return strings.Contains(n.Note(), "of this network namespace") })
+	if end(); n.set.owner != "" {
+		t.Errorf("%s was told, want nobody", n.set.owner)
 	}
 }
