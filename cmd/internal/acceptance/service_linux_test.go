@@ -66,7 +66,7 @@ func TestService(t *testing.T) {
 		in := func(name string) string { return filepath.Join(folder, name) }
 		m := &member{sluice: &sluice{name: name}, site: site, socket: in("sock"), stats: in("stats")}
 		m.args = append([]string{role, "-token-file", file, "-socket", m.socket, "-pins", in("pins")}, args...)
-		m.sluice = v.start(site.Node, name, []string{"NOTIFY_SOCKET=" + told.path, "WATCHDOG_USEC=3000000"}, m.args...)
+		m.sluice = v.start(site.Node, name, []string{"NOTIFY_SOCKET=" + told.path, "WATCHDOG_USEC=3000000", "LOGS_DIRECTORY=" + folder}, m.args...)
 		return m, told
 	}
 	gs, cs := v.site("gate-site", lab.Restricted), v.site("client-site", lab.Cone)
@@ -79,6 +79,9 @@ func TestService(t *testing.T) {
 			t.Errorf("%s: %s", m.name, s.Problem)
 		}
 		for _, l := range m.lines() {
+			if l["event"] == "wg cannot show this interface" {
+				continue // the folder of its socket is root's, for whom wg is
+			}
 			if text := strings.ToLower(fmt.Sprint(l)); strings.Contains(text, "permission") || strings.Contains(text, "not permitted") {
 				t.Errorf("%s lacks a right: %v", m.name, l)
 			}

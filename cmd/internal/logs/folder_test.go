@@ -124,6 +124,7 @@ func TestDefaultPlace(t *testing.T) {
 		{"root by sudo, with another's folder", "linux", 0, map[string]string{"XDG_CACHE_HOME": "/etc", "SUDO_UID": "1000", "SUDO_GID": "100"}, "/users/ann/.cache/sluice/data/logs", &Owner{1000, 100}},
 		{"root by root's sudo", "linux", 0, map[string]string{"SUDO_UID": "0", "SUDO_GID": "0"}, "/var/log/sluice", nil},
 		{"root by sudo of who is not known", "linux", 0, map[string]string{"SUDO_UID": "7", "SUDO_GID": "7"}, "/var/log/sluice", nil},
+		{"a service with a home", "linux", 61000, map[string]string{"HOME": "/nonexistent", "LOGS_DIRECTORY": "/var/log/x"}, "/var/log/x", nil},
 		{"a service that has no home", "linux", 61000, map[string]string{"LOGS_DIRECTORY": "/var/log/x"}, "/var/log/x", nil},
 		{"nothing is known", "linux", 61000, nil, "", nil},
 		{"Windows", "windows", -1, map[string]string{"LOCALAPPDATA": "/users/ann/local", "HOME": "/x"}, "/users/ann/local/sluice/data/logs", nil},

@@ -36,12 +36,13 @@ var systemPlace = Place{Base: "/var/log/sluice"}
 
 // DefaultPlace is where client and gateway keep their logs unless they are told:
 //
+//	a service of systemd     what LogsDirectory= has made (systemd.exec(5))
 //	Windows                  %LOCALAPPDATA%\sluice\data\logs
 //	root, as a service       /var/log/sluice
 //	root, by sudo            as the user who has called it, who owns what is made
 //	a user                   $XDG_CACHE_HOME/sluice/data/logs, else $HOME/.cache/sluice/data/logs
 //
-// It is none if no home is known, but what systemd has made for a service (LogsDirectory, systemd.exec(5)) is taken then.
+// It is none if no home is known.
 func (w Whose) DefaultPlace() Place {
 	within := filepath.Join("sluice", "data", "logs")
 	if w.OS == "windows" {
@@ -49,6 +50,10 @@ func (w Whose) DefaultPlace() Place {
 			return Place{Base: base, Path: within}
 		}
 		return Place{}
+	}
+	// The service manager has made it for us (LogsDirectory= of systemd.exec(5)); HOME is its user's then, and may not exist.
+	if made := w.Getenv("LOGS_DIRECTORY"); filepath.IsAbs(made) {
+		return Place{Base: made}
 	}
 	home := w.Getenv("HOME")
 	var owner *Owner
@@ -69,9 +74,6 @@ func (w Whose) DefaultPlace() Place {
 	}
 	if home != "" {
 		return Place{Base: home, Path: filepath.Join(".cache", within), Owner: owner}
-	}
-	if made := w.Getenv("LOGS_DIRECTORY"); filepath.IsAbs(made) {
-		return Place{Base: made}
 	}
 	return Place{}
 }
