@@ -55,7 +55,7 @@ func TestIdentity(t *testing.T) {
 		t.Errorf("after a ping: %+v, close %+v", s, s.LastClose)
 	}
 	list, err := v.run(c.site.Node, "trust", "-socket", c.socket)
-	if err != nil || !strings.Contains(list, was) || !strings.Contains(list, now+": no session (identity_changed)") {
+	if err != nil || !strings.Contains(list, was) || !strings.Contains(list, now+"\n  no session: identity_changed") {
 		t.Errorf("trust lists %q, %v", list, err)
 	}
 	if out, err := v.run(c.site.Node, "trust", "-socket", c.socket, "gate"); err != nil || !strings.Contains(out, "gate is trusted as "+now+" (it was "+was+")") {

@@ -63,10 +63,13 @@ func (p *portalLink) watch(ctx context.Context, logger *slog.Logger, revoked fun
 		if !state.Up {
 			now = fmt.Sprint(state.Why)
 		}
-		if refusals++; !errors.Is(state.Why, signal.ErrRefused) {
-			refusals, since = 0, time.Now()
-		} else if refusals == 1 {
-			since = time.Now()
+		switch { // a refusal whose words were lost when the portal closed looks as if it were not reachable, and is none the less one
+		case state.Up:
+			refusals = 0
+		case errors.Is(state.Why, signal.ErrRefused):
+			if refusals++; refusals == 1 {
+				since = time.Now()
+			}
 		}
 		if refusals >= refusedTimes && time.Since(since) >= refusedFor {
 			revoked(refusedText)
