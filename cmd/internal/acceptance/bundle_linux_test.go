@@ -18,6 +18,7 @@ import (
 	"testing"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
+	nodes "github.com/sluice-vpn/sluice/cmd/internal/member"
 	"github.com/sluice-vpn/sluice/ice/edge"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 )
@@ -34,26 +35,25 @@ func (m *member) secrets() map[string][]byte {
 		m.t.Fatal(err)
 	}
 	signIn := token.SignInKey()
-	found := map[string][]byte{"token": bytes.TrimSpace(text), "secret": token.Secret[:], "sign-in key": signIn[:], "identity key": token.Identity().Seed()}
+	return map[string][]byte{"token": bytes.TrimSpace(text), "secret": token.Secret[:], "sign-in key": signIn[:], "identity key": token.Identity().Seed()}
+}
+
+// findsKeys has the node look for its private and preshared keys in a text.
+func (m *member) findsKeys(text string) nodes.SecretsFound {
+	m.t.Helper()
 	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return new(net.Dialer).DialContext(ctx, "unix", m.socket)
 	}}}
-	r, err := client.Get("http://node/test/secrets")
+	r, err := client.Post("http://node/test/secrets", "application/octet-stream", strings.NewReader(text))
 	if err != nil {
 		m.t.Fatal(err)
 	}
 	defer r.Body.Close()
-	var keys [][]byte
-	if err := json.NewDecoder(r.Body).Decode(&keys); err != nil || len(keys) < 2 {
-		m.t.Fatalf("%d keys, %v, want a private and a preshared key", len(keys), err)
+	var result nodes.SecretsFound
+	if err := json.NewDecoder(r.Body).Decode(&result); err != nil || result.Examined < 2 {
+		m.t.Fatalf("%+v, %v, want a private and a preshared key examined", result, err)
 	}
-	for i, key := range keys {
-		if len(bytes.Trim(key, "\x00")) == 0 {
-			m.t.Errorf("key %d is not set", i)
-		}
-		found["key "+string(rune('0'+i))] = key
-	}
-	return found
+	return result
 }
 
 // An archive of a client whose handshakes fail names the cause and holds no secret, nor an address or a name of the tunnel.
@@ -96,6 +96,11 @@ func TestDebugBundle(t *testing.T) {
 				if strings.Contains(strings.ToLower(text), strings.ToLower(looked)) {
 					t.Errorf("%s has %s %s", name, what, form)
 				}
+			}
+		}
+		for _, m := range []*member{g, c} {
+			if result := m.findsKeys(text); len(result.Found) != 0 {
+				t.Errorf("%s has of %s: %v", name, m.name, result.Found)
 			}
 		}
 		for _, hidden := range []string{overlay, "laptop", c.overlay().String()} {

@@ -65,7 +65,7 @@ func (n *node) routes() http.Handler {
 	mux.HandleFunc("POST /capture", n.capture)
 	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
 		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
-		mux.HandleFunc("GET /test/secrets", n.tellSecrets)
+		mux.HandleFunc("POST /test/secrets", n.findSecrets)
 		mux.HandleFunc("POST /test/private-key", n.changePrivateKey)
 		mux.HandleFunc("POST /test/preshared-key", n.changePresharedKey)
 	}
