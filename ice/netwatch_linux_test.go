@@ -12,15 +12,21 @@ import (
 	"github.com/vishvananda/netns"
 )
 
-// TestWatcherNetlink: a default route that comes in a namespace of our own is told.
-func TestWatcherNetlink(t *testing.T) {
+// ownNamespace puts the test into an empty network namespace. Its thread ends with it, and the namespace with the thread.
+func ownNamespace(t *testing.T) {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("SKIPPED: making a network namespace needs root")
 	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test, and its namespace with it
+	runtime.LockOSThread() // and never unlocked
 	if _, err := netns.New(); err != nil {
 		t.Skipf("SKIPPED: no network namespace: %v", err)
 	}
+}
+
+// TestWatcherNetlink: a default route that comes in a namespace of our own is told.
+func TestWatcherNetlink(t *testing.T) {
+	ownNamespace(t)
 	w, err := NewWatcher(func() []netip.Addr { return nil }) // net.Interfaces is of the thread
 	if err != nil {
 		t.Fatal(err)

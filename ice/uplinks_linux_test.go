@@ -2,24 +2,15 @@ package ice
 
 import (
 	"net/netip"
-	"os"
-	"runtime"
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"github.com/vishvananda/netns"
 )
 
 // TestLeadsToOurselves: where both hosts have containers in the same networks, the peer's addresses there are our own. No check leaves
 // for them, but for those between two programs on one machine, which have the same address.
 func TestLeadsToOurselves(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Skip("SKIPPED: making a network namespace needs root")
-	}
-	runtime.LockOSThread() // and never unlocked: the thread ends with the test, and its namespace with it
-	if _, err := netns.New(); err != nil {
-		t.Skipf("SKIPPED: no network namespace: %v", err)
-	}
+	ownNamespace(t)
 	own := map[string]string{"eth": "192.168.1.2/24", "br1": "172.17.0.1/16", "br2": "fd17::1/64"}
 	for name, text := range own {
 		attributes := netlink.NewLinkAttrs()

@@ -13,7 +13,7 @@ import (
 	"github.com/sluice-vpn/sluice/tun"
 )
 
-// This file is how somebody looks at the packets that pass. While nobody does, it costs the lanes one atomic load a batch. A lane
+// This file is how somebody looks at the packets that pass. While nobody does, it costs the lanes one atomic load a batch, and a comparison a packet. A lane
 // copies what is to be seen into a batch of its own, corrects it there as long as the batch is under way (a datagram is taken before it
 // is opened in place, and may turn out to be forged), and then hands the batch over; where the reader is slow it is dropped and counted.
 

@@ -264,7 +264,7 @@ func TestRevokedThenSignedIn(t *testing.T) {
 // question of sign-in; what is released stays so when the node signs in again.
 func TestSignedOutFailsClosed(t *testing.T) {
 	t.Parallel()
-	for name, calmly := range map[string]bool{"calmly": true, "at calmly": false} {
+	for name, calmly := range map[string]bool{"calmly": true, "at once": false} {
 		t.Run(name, func(t *testing.T) { t.Parallel(); signedOutFailsClosed(t, calmly) })
 	}
 }

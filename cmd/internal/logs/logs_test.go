@@ -126,8 +126,9 @@ func TestConcurrentLinesStayWhole(t *testing.T) {
 	}
 }
 
-// TestReadmeLine runs the command that README gives for reading logs, as it stands there, on logs with hostile texts.
-func TestReadmeLine(t *testing.T) {
+// readmeLine returns what runs the command that README gives for reading logs, as it stands there, in a folder, and returns its output.
+func readmeLine(t *testing.T) (read func(dir string) string) {
+	t.Helper()
 	for _, tool := range []string{"jq", "bash"} {
 		if _, err := exec.LookPath(tool); err != nil {
 			t.Skipf("SKIPPED: README's line is not tested, %s is not installed", tool)
@@ -141,6 +142,21 @@ func TestReadmeLine(t *testing.T) {
 	if command == nil {
 		t.Fatal("README has no line that starts with: cat *.log | jq")
 	}
+	return func(dir string) string {
+		t.Helper()
+		run := exec.Command("bash", "-c", string(command[1]))
+		run.Dir = dir
+		out, err := run.CombinedOutput()
+		if err != nil {
+			t.Fatalf("%s: %v\n%s", command[1], err, out)
+		}
+		return string(out)
+	}
+}
+
+// TestReadmeLine runs the command that README gives for reading logs, as it stands there, on logs with hostile texts.
+func TestReadmeLine(t *testing.T) {
+	read := readmeLine(t)
 	dir := t.TempDir()
 	for _, name := range []string{"a.log", "b.log"} {
 		f, err := os.Create(filepath.Join(dir, name))
@@ -154,13 +170,8 @@ func TestReadmeLine(t *testing.T) {
 		Flush()
 		f.Close()
 	}
-	run := exec.Command("bash", "-c", string(command[1]))
-	run.Dir = dir
-	out, err := run.CombinedOutput()
-	if err != nil {
-		t.Fatalf("%s: %v\n%s", command[1], err, out)
-	}
-	lines := strings.Split(strings.TrimSuffix(string(out), "\n"), "\n")
+	out := read(dir)
+	lines := strings.Split(strings.TrimSuffix(out, "\n"), "\n")
 	if len(lines) != 2*len(hostile) {
 		t.Fatalf("%d lines of %d records:\n%s", len(lines), 2*len(hostile), out)
 	}
