@@ -191,7 +191,7 @@ func (m *measurement) watch(ctx context.Context, r *Result, l load, t *tunnel, f
 		if m.load.kind == loadUDP {
 			s.KPPS = over(float64(next.totals.receivedPackets-last.totals.receivedPackets)*1e-3, seconds)
 		}
-		s.RTTMs = milliseconds(next.totals.rtt)
+		s.RTTS = next.totals.rtt.Seconds()
 		m.show.live(*r, s)
 		r.Samples = append(r.Samples, s)
 		last = next
@@ -239,15 +239,15 @@ func (m *measurement) fill(r *Result, first, last snapshot, l load) {
 func fillRTT(r *Result, p *probeLoad, first, last time.Time) {
 	start, end := first.Sub(p.base), last.Sub(p.base)
 	rtts, _ := p.between(start, end)
-	r.RTTMeanMs = milliseconds(mean(rtts))
-	r.RTTP50Ms = milliseconds(percentile(rtts, 50))
-	r.RTTP99Ms = milliseconds(percentile(rtts, 99))
-	r.RTTMaxMs = milliseconds(percentile(rtts, 100))
+	r.RTTMeanS = mean(rtts).Seconds()
+	r.RTTP50S = percentile(rtts, 50).Seconds()
+	r.RTTP99S = percentile(rtts, 99).Seconds()
+	r.RTTMaxS = percentile(rtts, 100).Seconds()
 	from := start
 	for i := range r.Samples {
 		to := start + time.Duration(r.Samples[i].AtS*float64(time.Second))
 		in, _ := p.between(from, to)
-		r.Samples[i].RTTMs = milliseconds(mean(in))
+		r.Samples[i].RTTS = mean(in).Seconds()
 		from = to
 	}
 }

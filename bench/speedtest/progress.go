@@ -29,7 +29,7 @@ func (p *progress) live(r Result, s Sample) {
 	if p.w == nil || !p.terminal {
 		return
 	}
-	p.rewrite(p.line(p.done+1, r) + figures(s.GbitPerS, s.KPPS, s.RTTMs))
+	p.rewrite(p.line(p.done+1, r) + figures(s.GbitPerS, s.KPPS, 1e3*s.RTTS))
 }
 
 // finished shows a result.

@@ -2,8 +2,9 @@ package speedtest
 
 import "time"
 
-// ReportSchema is the version of the JSON report. It grows when a field changes its meaning; new fields do not count.
-const ReportSchema = 1
+// ReportSchema is the version of the JSON report. It grows when a field changes its meaning; new fields do not count. Until 1 round trips were in
+// milliseconds (rtt_mean_ms and the like).
+const ReportSchema = 2
 
 // Report is the whole outcome of a run, the object that -json prints.
 type Report struct {
@@ -68,11 +69,11 @@ type Result struct {
 	LossPercent     float64 `json:"loss_percent"`              // of UDP packets or probes
 	Retransmits     uint64  `json:"tcp_retransmits,omitempty"` // segments, within the window
 
-	// Round trips, milliseconds.
-	RTTMeanMs float64 `json:"rtt_mean_ms,omitempty"`
-	RTTP50Ms  float64 `json:"rtt_p50_ms,omitempty"`
-	RTTP99Ms  float64 `json:"rtt_p99_ms,omitempty"`
-	RTTMaxMs  float64 `json:"rtt_max_ms,omitempty"`
+	// Round trips, seconds.
+	RTTMeanS float64 `json:"rtt_mean_s,omitempty"`
+	RTTP50S  float64 `json:"rtt_p50_s,omitempty"`
+	RTTP99S  float64 `json:"rtt_p99_s,omitempty"`
+	RTTMaxS  float64 `json:"rtt_max_s,omitempty"`
 
 	// CPU time within the window, seconds: user and system time of each tunnel process; user, nice, system, irq and
 	// softirq time of the whole machine, load generator included; time stolen by the hypervisor.
@@ -108,5 +109,5 @@ type Sample struct {
 	AtS      float64 `json:"at_s"`
 	GbitPerS float64 `json:"gbit_per_s,omitempty"`
 	KPPS     float64 `json:"kpps,omitempty"`
-	RTTMs    float64 `json:"rtt_ms,omitempty"` // mean of the probes sent in the interval
+	RTTS     float64 `json:"rtt_s,omitempty"` // mean of the probes sent in the interval
 }

@@ -91,7 +91,7 @@ func (r *Report) chart(c Case, classes map[string]string) (pageChart, bool) {
 	case loadUDP:
 		value, unit = func(s Sample) float64 { return s.KPPS }, "1000 packets/s"
 	case loadRTT:
-		value, unit = func(s Sample) float64 { return s.RTTMs }, "ms"
+		value, unit = func(s Sample) float64 { return 1e3 * s.RTTS }, "ms"
 	}
 	var lines []chartLine
 	for _, one := range r.Results {

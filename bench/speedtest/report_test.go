@@ -75,7 +75,7 @@ func TestTableWidth(t *testing.T) {
 	for i := range r.Results {
 		one := &r.Results[i]
 		one.GbitPerS, one.KPPS, one.PacketsSent, one.PacketsReceived, one.Retransmits = 12.34, 1234, 10, 9, 12345
-		one.RTTMeanMs, one.RTTP50Ms, one.RTTP99Ms = 0.26, 0.25, 13.8
+		one.RTTMeanS, one.RTTP50S, one.RTTP99S = 0.00026, 0.00025, 0.0138
 		one.GbitPerCPUSecond, one.GbitPerMachineCPUSecond, one.PeakMiB = 4.25, 3.56, []float64{194, 181}
 		one.SegmentsPerSend, one.SegmentsPerReceive = 41.5, 37.25
 		if one.Impl == "<b>&" {
@@ -197,4 +197,30 @@ func TestProgress(t *testing.T) {
 		t.Errorf("progress on a terminal %q", got)
 	}
 	(&progress{}).finished(r) // shows nothing, fails not
+}
+
+// TestUnits: times in the report are in seconds, all of them, and the table's are the milliseconds that people read.
+func TestUnits(t *testing.T) {
+	var walk func(reflect.Type)
+	walk = func(of reflect.Type) {
+		switch of.Kind() {
+		case reflect.Slice, reflect.Pointer, reflect.Map:
+			walk(of.Elem())
+		case reflect.Struct:
+			for i := range of.NumField() {
+				if tag := of.Field(i).Tag.Get("json"); strings.Contains(tag, "_ms") || strings.Contains(tag, "_us") || strings.Contains(tag, "_ns") {
+					t.Errorf("%s.%s is %s, want seconds", of.Name(), of.Field(i).Name, tag)
+				}
+				if of.PkgPath() != "time" {
+					walk(of.Field(i).Type)
+				}
+			}
+		}
+	}
+	walk(reflect.TypeFor[Report]())
+	var b bytes.Buffer
+	r := Report{Results: []Result{{Case: "rtt-idle", Impl: "sluice", RTTMeanS: 0.0065}}}
+	if err := r.WriteTable(&b); err != nil || !strings.Contains(b.String(), "6.50") {
+		t.Errorf("6.5 ms, %v:\n%s", err, b.String())
+	}
 }

@@ -116,7 +116,7 @@ func checkResult(t *testing.T, r Result) {
 	if c.kind == loadUDP && r.BytesReceived != r.PacketsReceived*uint64(c.size) {
 		fail("size of UDP packets")
 	}
-	if c.kind == loadRTT && (r.RTTMeanMs <= 0 || r.RTTP50Ms > r.RTTP99Ms || r.RTTP99Ms > r.RTTMaxMs) {
+	if c.kind == loadRTT && (r.RTTMeanS <= 0 || r.RTTP50S > r.RTTP99S || r.RTTP99S > r.RTTMaxS) {
 		fail("round-trip times")
 	}
 	tunnel := r.Impl != ImplBare

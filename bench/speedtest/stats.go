@@ -47,8 +47,6 @@ func over(a, b float64) float64 {
 	return a / b
 }
 
-func milliseconds(d time.Duration) float64 { return float64(d) / float64(time.Millisecond) }
-
 // summary is the median over the rounds of one implementation in one case.
 type summary struct {
 	Case, Impl string
@@ -104,10 +102,10 @@ func medians(group []Result) Result {
 	m.OfferedKPPS = of(func(r Result) float64 { return r.OfferedKPPS })
 	m.LossPercent = of(func(r Result) float64 { return r.LossPercent })
 	m.Retransmits = uint64(of(func(r Result) float64 { return float64(r.Retransmits) }))
-	m.RTTMeanMs = of(func(r Result) float64 { return r.RTTMeanMs })
-	m.RTTP50Ms = of(func(r Result) float64 { return r.RTTP50Ms })
-	m.RTTP99Ms = of(func(r Result) float64 { return r.RTTP99Ms })
-	m.RTTMaxMs = of(func(r Result) float64 { return r.RTTMaxMs })
+	m.RTTMeanS = of(func(r Result) float64 { return r.RTTMeanS })
+	m.RTTP50S = of(func(r Result) float64 { return r.RTTP50S })
+	m.RTTP99S = of(func(r Result) float64 { return r.RTTP99S })
+	m.RTTMaxS = of(func(r Result) float64 { return r.RTTMaxS })
 	m.NodeCPUSeconds = pair(func(r Result) []float64 { return r.NodeCPUSeconds })
 	m.MachineCPUSeconds = of(func(r Result) float64 { return r.MachineCPUSeconds })
 	m.GbitPerCPUSecond = of(func(r Result) float64 { return r.GbitPerCPUSecond })
@@ -126,7 +124,7 @@ func headline(r Result) (value float64, unit string, more bool) {
 	case Cases()[i].kind == loadUDP:
 		return r.KPPS, "kpps", true
 	case Cases()[i].kind == loadRTT:
-		return r.RTTMeanMs, "ms", false
+		return 1e3 * r.RTTMeanS, "ms", false
 	default:
 		return r.GbitPerS, "Gbit/s", true
 	}

@@ -69,7 +69,7 @@ func TestSummarize(t *testing.T) {
 }
 
 func TestHeadline(t *testing.T) {
-	r := Result{GbitPerS: 1, KPPS: 2, RTTMeanMs: 3}
+	r := Result{GbitPerS: 1, KPPS: 2, RTTMeanS: 0.003}
 	for name, want := range map[string]float64{"tcp-1": 1, "tcp-bidir": 1, "udp-100": 2, "rtt-idle": 3, "rtt-loaded": 3, "other": 0} {
 		r.Case = name
 		if got, _, _ := headline(r); got != want {

@@ -65,7 +65,7 @@ JSON: {schema, started, sluice, machine, settings, programs, results}. results i
   gbit_per_s                      received payload, 1e9 bit/s (tcp-bidir: both; forward_, backward_gbit_per_s apart)
   kpps, offered_kpps              UDP packets received and sent, 1000/s
   loss_percent, tcp_retransmits   of packets or probes; segments
-  rtt_mean_ms, _p50_, _p99_, _max_  round trips, milliseconds
+  rtt_mean_s, _p50_, _p99_, _max_  round trips, seconds
   node_cpu_s, machine_cpu_s, stolen_cpu_s  CPU seconds: of nodes [A, B], of the machine, taken by the hypervisor
   gbit_per_cpu_s, gbit_per_machine_cpu_s   Gbit per CPU second of both nodes, of the machine
   peak_mib                        VmHWM of nodes [A, B], MiB
@@ -73,7 +73,7 @@ JSON: {schema, started, sluice, machine, settings, programs, results}. results i
   bytes_, packets_sent, _received  totals with warm-up; node_receive_buffer, node_send_buffer: socket buffers, bytes
   drops: [{where, name, packets}], unaccounted_packets  what became of UDP
                                   packets that were sent and not received
-  counters                        of nodes [A, B]; samples: [{at_s, gbit_per_s, kpps, rtt_ms}] over time`)
+  counters                        of nodes [A, B]; samples: [{at_s, gbit_per_s, kpps, rtt_s}] over time`)
 	return b.String()
 }
 
