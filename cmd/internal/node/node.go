@@ -20,6 +20,7 @@ import (
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/uapi"
 	"github.com/sluice-vpn/sluice/tun"
 )
 
@@ -96,9 +97,9 @@ func serve(o Options, s environment.Settings, ready *readiness) (err error) {
 
 func listenUAPI(name string, s environment.Settings) (net.Listener, error) {
 	if s.UAPIFD > 0 {
-		return pipeline.AdoptUAPI(uintptr(s.UAPIFD))
+		return uapi.Adopt(uintptr(s.UAPIFD))
 	}
-	return pipeline.ListenUAPI(name)
+	return uapi.Listen(name)
 }
 
 // interfaceParts are owned by live, which ends them.
@@ -115,7 +116,7 @@ func live(ctx context.Context, parts *interfaceParts, s environment.Settings, lo
 	p := parts.pipeline
 	ran, served := make(chan error, 1), make(chan error, 1)
 	go func() { ran <- p.Run(ctx) }()
-	go func() { served <- p.ServeUAPI(parts.config, logger) }()
+	go func() { served <- uapi.Serve(p, parts.config, logger) }()
 	stopStats := environment.OnStatsSignal(func() { s.WriteStats(p, logger) })
 	defer stopStats()
 
@@ -134,7 +135,7 @@ func live(ctx context.Context, parts *interfaceParts, s environment.Settings, lo
 		parts.config.Close()
 		<-served
 	case err = <-served:
-		if errors.Is(err, pipeline.ErrUAPIGone) {
+		if errors.Is(err, uapi.ErrGone) {
 			why, err = "the configuration socket was removed", nil
 		}
 		cancel()

@@ -1,6 +1,6 @@
 //go:build unix
 
-package pipeline
+package uapi
 
 import (
 	"errors"
@@ -31,7 +31,7 @@ func socketPath(t *testing.T) string {
 
 func mustListen(t *testing.T, path string) net.Listener {
 	t.Helper()
-	l, err := listenUAPI(path, soon)
+	l, err := listen(path, soon)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -39,7 +39,7 @@ func mustListen(t *testing.T, path string) net.Listener {
 	return l
 }
 
-func TestUAPISocketModes(t *testing.T) {
+func TestSocketModes(t *testing.T) {
 	old := syscall.Umask(0)
 	defer syscall.Umask(old)
 	path := socketPath(t)
@@ -59,14 +59,14 @@ func TestUAPISocketModes(t *testing.T) {
 	}
 }
 
-func TestUAPISocketStaleAndLive(t *testing.T) {
+func TestSocketStaleAndLive(t *testing.T) {
 	path := socketPath(t)
 	first := mustListen(t, path)
-	if _, err := listenUAPI(path, soon); !errors.Is(err, syscall.EADDRINUSE) {
+	if _, err := listen(path, soon); !errors.Is(err, syscall.EADDRINUSE) {
 		t.Fatalf("a served socket was taken over: %v", err)
 	}
 	// A crash: the descriptor is gone, the file is not.
-	first.(*uapiListener).UnixListener.Close()
+	first.(*listener).UnixListener.Close()
 	if _, err := os.Lstat(path); err != nil {
 		t.Fatal(err)
 	}
@@ -76,7 +76,7 @@ func TestUAPISocketStaleAndLive(t *testing.T) {
 	if err := os.WriteFile(path, nil, 0o600); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := listenUAPI(path, soon); err == nil || !strings.Contains(err.Error(), "not a socket") {
+	if _, err := listen(path, soon); err == nil || !strings.Contains(err.Error(), "not a socket") {
 		t.Errorf("a plain file: %v", err)
 	}
 	if _, err := os.Lstat(path); err != nil {
@@ -84,7 +84,7 @@ func TestUAPISocketStaleAndLive(t *testing.T) {
 	}
 }
 
-func TestUAPISocketGone(t *testing.T) {
+func TestSocketGone(t *testing.T) {
 	for name, remove := range map[string]func(path string) error{
 		"removed": os.Remove,
 		"replaced": func(path string) error {
@@ -102,7 +102,7 @@ func TestUAPISocketGone(t *testing.T) {
 			if err := remove(path); err != nil {
 				t.Fatal(err)
 			}
-			if err := <-served; !errors.Is(err, ErrUAPIGone) {
+			if err := <-served; !errors.Is(err, ErrGone) {
 				t.Errorf("serve returned %v", err)
 			}
 			if _, err := os.Lstat(path); name == "replaced" && err != nil {
@@ -112,10 +112,10 @@ func TestUAPISocketGone(t *testing.T) {
 	}
 }
 
-func TestUAPIAdopt(t *testing.T) {
+func TestAdopt(t *testing.T) {
 	path := socketPath(t)
 	l := mustListen(t, path)
-	f, err := l.(*uapiListener).File()
+	f, err := l.(*listener).File()
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -124,8 +124,8 @@ func TestUAPIAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	l.(*uapiListener).UnixListener.Close() // the parent is gone
-	adopted, err := AdoptUAPI(uintptr(fd))
+	l.(*listener).UnixListener.Close() // the parent is gone
+	adopted, err := Adopt(uintptr(fd))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -156,13 +156,13 @@ func TestUAPIAdopt(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if _, err := AdoptUAPI(uintptr(fd)); err == nil {
+	if _, err := Adopt(uintptr(fd)); err == nil {
 		t.Error("/dev/null was adopted")
 	}
 }
 
 // TestUAPISlowClients: clients in the middle of a request hold up nobody, and are gone after the end.
-func TestUAPISlowClients(t *testing.T) {
+func TestSlowClients(t *testing.T) {
 	before := runtime.NumGoroutine()
 	path := socketPath(t)
 	l := mustListen(t, path)
@@ -215,7 +215,7 @@ func TestUAPISlowClients(t *testing.T) {
 
 // TestUAPIManyClients: hundreds that ask at once are all answered in turn, and those that never hang up lock out nobody: for one more
 // the one gives way that is silent longest, not one that goes on to ask.
-func TestUAPIManyClients(t *testing.T) {
+func TestManyClients(t *testing.T) {
 	path := socketPath(t)
 	l := mustListen(t, path)
 	go testServer(newRecorder(), slog.New(slog.DiscardHandler)).serve(l)
@@ -235,7 +235,7 @@ func TestUAPIManyClients(t *testing.T) {
 		conn.SetDeadline(time.Now().Add(20 * time.Second))
 		return conn
 	}
-	const many = 5 * uapiMaxClients
+	const many = 5 * maxClients
 	failed := make(chan error, many)
 	for range many {
 		conn := dial()
@@ -247,14 +247,14 @@ func TestUAPIManyClients(t *testing.T) {
 		}
 	}
 	first, busy := dial(), dial()
-	for range uapiMaxClients - 2 {
+	for range maxClients - 2 {
 		dial()
 	}
 	if err := ask(busy); err != nil {
 		t.Fatal(err)
 	}
 	if err := ask(dial()); err != nil {
-		t.Errorf("beside %d silent clients: %v, want an answer", uapiMaxClients, err)
+		t.Errorf("beside %d silent clients: %v, want an answer", maxClients, err)
 	}
 	if _, err := first.Read(make([]byte, 1)); !errors.Is(err, io.EOF) && !errors.Is(err, syscall.ECONNRESET) {
 		t.Errorf("the one that is silent longest: %v, want it closed", err)

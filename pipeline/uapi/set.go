@@ -1,4 +1,4 @@
-package pipeline
+package uapi
 
 // This file is the `set` of the text protocol: lines become a setRequest, off the control goroutine, and a setRequest
 // becomes edits, on it.
@@ -33,11 +33,11 @@ type peerRequest struct {
 
 // readSet reads the lines of a set up to the empty one. A line that is wrong is kept in the request; an error means that
 // there is no request to apply.
-func readSet(lines *uapiLines) (*setRequest, error) {
+func readSet(lines *lineReader) (*setRequest, error) {
 	req := &setRequest{known: make(map[crypto.PublicKey]struct{})}
 	for {
 		line, err := lines.next()
-		if err != nil && err != errUAPILineTooLong {
+		if err != nil && err != errLineTooLong {
 			req.wipe()
 			return nil, err
 		}
@@ -68,9 +68,9 @@ func (r *setRequest) wipe() {
 func (r *setRequest) parseLine(line []byte) error {
 	key, value, ok := bytes.Cut(line, []byte{'='})
 	if !ok {
-		return &uapiError{uapiProtocol, "a line has no '='"}
+		return &protocolError{errnoProtocol, "a line has no '='"}
 	}
-	name := uapiKeyName(key)
+	name := keyName(key)
 	if name == "public_key" {
 		return r.parsePeer(value)
 	}
@@ -85,40 +85,40 @@ func (r *setRequest) parseDevice(key string, value []byte) error {
 	case "private_key":
 		k := new(crypto.PrivateKey)
 		r.keys = append(r.keys, k)
-		if err := parseUAPIKey(key, k[:], value); err != nil {
+		if err := parseKey(key, k[:], value); err != nil {
 			return err
 		}
 		r.device = append(r.device, func(e editor) error { e.SetPrivateKey(k); return nil })
 	case "listen_port":
-		port, err := parseUAPINumber(key, value, 16)
+		port, err := parseNumber(key, value, 16)
 		if err != nil {
 			return err
 		}
 		r.device = append(r.device, func(e editor) error { return e.SetListenPort(uint16(port)) })
 	case "fwmark":
-		mark, err := parseUAPINumber(key, value, 32)
+		mark, err := parseNumber(key, value, 32)
 		if err != nil {
 			return err
 		}
 		r.device = append(r.device, func(e editor) error { return e.SetMark(uint32(mark)) })
 	case "replace_peers":
-		if err := parseUAPITrue(key, value); err != nil {
+		if err := parseTrue(key, value); err != nil {
 			return err
 		}
 		r.device = append(r.device, func(e editor) error { e.RemovePeers(); return nil })
 	default:
-		return unknownUAPIKey("of the device", key)
+		return unknownKey("of the device", key)
 	}
 	return nil
 }
 
 func (r *setRequest) parsePeer(value []byte) error {
 	p := new(peerRequest)
-	if err := parseUAPIKey("public_key", p.key[:], value); err != nil {
+	if err := parseKey("public_key", p.key[:], value); err != nil {
 		return err
 	}
 	if _, repeated := r.known[p.key]; repeated {
-		return &uapiError{uapiInvalid, "public_key occurs twice in one request"}
+		return &protocolError{errnoInvalid, "public_key occurs twice in one request"}
 	}
 	r.known[p.key] = struct{}{}
 	r.peers = append(r.peers, p)
@@ -130,20 +130,20 @@ func (p *peerRequest) parse(key string, value []byte) error {
 	case "preshared_key":
 		k := new(crypto.PresharedKey)
 		p.keys = append(p.keys, k)
-		if err := parseUAPIKey(key, k[:], value); err != nil {
+		if err := parseKey(key, k[:], value); err != nil {
 			return err
 		}
 		p.edits = append(p.edits, func(pe peerEditor) { pe.SetPresharedKey(k) })
 		return nil
 	case "remove":
 		p.remove = true
-		return parseUAPITrue(key, value)
+		return parseTrue(key, value)
 	case "update_only":
 		p.updateOnly = true
-		return parseUAPITrue(key, value)
+		return parseTrue(key, value)
 	case "protocol_version":
 		if string(value) != "1" {
-			return badUAPIValue(key, value, "only 1 is known")
+			return badValue(key, value, "only 1 is known")
 		}
 		return nil
 	}
@@ -157,18 +157,18 @@ func (p *peerRequest) parse(key string, value []byte) error {
 func parsePeerEdit(key string, value []byte) (func(peerEditor), error) {
 	switch key {
 	case "endpoint":
-		endpoint, err := parseUAPIEndpoint(key, value)
+		endpoint, err := parseEndpoint(key, value)
 		return func(p peerEditor) { p.SetEndpoint(endpoint) }, err
 	case "persistent_keepalive_interval":
-		seconds, err := parseUAPINumber(key, value, 16)
+		seconds, err := parseNumber(key, value, 16)
 		return func(p peerEditor) { p.SetPersistentKeepalive(uint16(seconds)) }, err
 	case "replace_allowed_ips":
-		return func(p peerEditor) { p.RemoveAllowedIPs() }, parseUAPITrue(key, value)
+		return func(p peerEditor) { p.RemoveAllowedIPs() }, parseTrue(key, value)
 	case "allowed_ip":
 		text, removal := bytes.CutPrefix(value, []byte{'-'})
 		prefix, err := netip.ParsePrefix(string(text))
 		if err != nil {
-			return nil, badUAPIValue(key, value, "not IP/bits")
+			return nil, badValue(key, value, "not IP/bits")
 		}
 		prefix = prefix.Masked()
 		if removal {
@@ -176,55 +176,55 @@ func parsePeerEdit(key string, value []byte) (func(peerEditor), error) {
 		}
 		return func(p peerEditor) { p.AddAllowedIP(prefix) }, nil
 	}
-	return nil, unknownUAPIKey("of a peer", key)
+	return nil, unknownKey("of a peer", key)
 }
 
-// parseUAPIKey decodes 64 hexadecimal digits; its errors never hold them.
-func parseUAPIKey(key string, dst, value []byte) error {
+// parseKey decodes 64 hexadecimal digits; its errors never hold them.
+func parseKey(key string, dst, value []byte) error {
 	if len(value) != hex.EncodedLen(len(dst)) {
-		return &uapiError{uapiInvalid, fmt.Sprintf("%s has %d digits, not %d", key, len(value), hex.EncodedLen(len(dst)))}
+		return &protocolError{errnoInvalid, fmt.Sprintf("%s has %d digits, not %d", key, len(value), hex.EncodedLen(len(dst)))}
 	}
 	if _, err := hex.Decode(dst, value); err != nil {
 		clear(dst)
-		return &uapiError{uapiInvalid, key + " is not hexadecimal"}
+		return &protocolError{errnoInvalid, key + " is not hexadecimal"}
 	}
 	return nil
 }
 
-func parseUAPINumber(key string, value []byte, bits int) (uint64, error) {
+func parseNumber(key string, value []byte, bits int) (uint64, error) {
 	n, err := strconv.ParseUint(string(value), 10, bits)
 	if err != nil {
-		return 0, badUAPIValue(key, value, fmt.Sprintf("not a number of %d bits", bits))
+		return 0, badValue(key, value, fmt.Sprintf("not a number of %d bits", bits))
 	}
 	return n, nil
 }
 
-func parseUAPITrue(key string, value []byte) error {
+func parseTrue(key string, value []byte) error {
 	if string(value) != "true" {
-		return badUAPIValue(key, value, "only true is known")
+		return badValue(key, value, "only true is known")
 	}
 	return nil
 }
 
-func parseUAPIEndpoint(key string, value []byte) (netip.AddrPort, error) {
+func parseEndpoint(key string, value []byte) (netip.AddrPort, error) {
 	endpoint, err := netip.ParseAddrPort(string(value))
 	if err != nil || endpoint.Port() == 0 {
-		return netip.AddrPort{}, badUAPIValue(key, value, "not IP:port or [IP]:port with a port above 0")
+		return netip.AddrPort{}, badValue(key, value, "not IP:port or [IP]:port with a port above 0")
 	}
 	addr, err := udp.ResolveZone(endpoint.Addr().Unmap())
 	if err != nil {
-		return netip.AddrPort{}, badUAPIValue(key, value, err.Error())
+		return netip.AddrPort{}, badValue(key, value, err.Error())
 	}
 	return netip.AddrPortFrom(addr, endpoint.Port()), nil
 }
 
-func badUAPIValue(key string, value []byte, why string) error {
+func badValue(key string, value []byte, why string) error {
 	const enough = 64
-	return &uapiError{uapiInvalid, fmt.Sprintf("%s %q: %s", key, value[:min(len(value), enough)], why)}
+	return &protocolError{errnoInvalid, fmt.Sprintf("%s %q: %s", key, value[:min(len(value), enough)], why)}
 }
 
-// uapiKeyName is key as text, "" where it does not look like one: a bare secret in base64 has a '=' too.
-func uapiKeyName(key []byte) string {
+// keyName is key as text, "" where it does not look like one: a bare secret in base64 has a '=' too.
+func keyName(key []byte) string {
 	for _, c := range key {
 		if c != '_' && (c < 'a' || c > 'z') {
 			return ""
@@ -233,11 +233,11 @@ func uapiKeyName(key []byte) string {
 	return string(key[:min(len(key), 40)])
 }
 
-func unknownUAPIKey(where, key string) error {
+func unknownKey(where, key string) error {
 	if key == "" {
-		return &uapiError{uapiInvalid, "unknown key " + where}
+		return &protocolError{errnoInvalid, "unknown key " + where}
 	}
-	return &uapiError{uapiInvalid, fmt.Sprintf("unknown key %s: %q", where, key)}
+	return &protocolError{errnoInvalid, fmt.Sprintf("unknown key %s: %q", where, key)}
 }
 
 // apply runs on the control goroutine.

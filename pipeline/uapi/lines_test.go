@@ -1,4 +1,4 @@
-package pipeline
+package uapi
 
 import (
 	"bytes"
@@ -8,10 +8,10 @@ import (
 )
 
 // TestUAPILinesForget: of what was read nothing is left but the last line and what follows it, and after wipe nothing at all.
-func TestUAPILinesForget(t *testing.T) {
+func TestLinesForget(t *testing.T) {
 	request := "set=1\nprivate_key=" + keyA + "\npreshared_key=" + keyB + "\nend=1\n"
 	for _, size := range []int{1, 7, 100, 1000} {
-		lines := newUAPILines(&shortReader{strings.NewReader(request), size})
+		lines := newLines(&shortReader{strings.NewReader(request), size})
 		for _, want := range strings.Split(strings.TrimSuffix(request, "\n"), "\n") {
 			got, err := lines.next()
 			if err != nil || string(got) != want {
@@ -28,7 +28,7 @@ func TestUAPILinesForget(t *testing.T) {
 			t.Errorf("reads of %d bytes: %q is left after wipe", size, bytes.Trim(lines.buf, "\x00"))
 		}
 	}
-	if _, err := newUAPILines(iotest.ErrReader(iotest.ErrTimeout)).next(); err != iotest.ErrTimeout {
+	if _, err := newLines(iotest.ErrReader(iotest.ErrTimeout)).next(); err != iotest.ErrTimeout {
 		t.Errorf("got %v, want the reader's error", err)
 	}
 }

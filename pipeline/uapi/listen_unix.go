@@ -1,6 +1,6 @@
 //go:build unix
 
-package pipeline
+package uapi
 
 import (
 	"errors"
@@ -18,30 +18,30 @@ import (
 
 // What `wg` is told, positive.
 const (
-	uapiNotPermitted = int(unix.EPERM)
-	uapiIO           = int(unix.EIO)
-	uapiInvalid      = int(unix.EINVAL)
-	uapiProtocol     = int(unix.EPROTO)
-	uapiAddressInUse = int(unix.EADDRINUSE)
+	errnoNotPermitted = int(unix.EPERM)
+	errnoIO           = int(unix.EIO)
+	errnoInvalid      = int(unix.EINVAL)
+	errnoProtocol     = int(unix.EPROTO)
+	errnoAddressInUse = int(unix.EADDRINUSE)
 )
 
-// uapiDirectory is where `wg` looks for sockets.
-const uapiDirectory = "/var/run/wireguard"
+// directory is where `wg` looks for sockets.
+const directory = "/var/run/wireguard"
 
-// uapiWatchInterval is how often the socket's file is looked for. An inotify instance would tell at once, but a user may
+// watchInterval is how often the socket's file is looked for. An inotify instance would tell at once, but a user may
 // have only 128 of them.
-const uapiWatchInterval = time.Second
+const watchInterval = time.Second
 
-// ListenUAPI makes the configuration socket of an interface, /var/run/wireguard/NAME.sock, for the owner only, and the
+// Listen makes the configuration socket of an interface, /var/run/wireguard/NAME.sock, for the owner only, and the
 // folder if need be. A socket that nobody serves any more is replaced; one that is served is an error. Once the file has
-// been removed or replaced, Accept returns ErrUAPIGone. Close removes the file if it is still ours.
-func ListenUAPI(name string) (net.Listener, error) {
-	return listenUAPI(filepath.Join(uapiDirectory, name+".sock"), uapiWatchInterval)
+// been removed or replaced, Accept returns ErrGone. Close removes the file if it is still ours.
+func Listen(name string) (net.Listener, error) {
+	return listen(filepath.Join(directory, name+".sock"), watchInterval)
 }
 
-// AdoptUAPI serves a listening socket that was inherited as descriptor fd (WG_UAPI_FD), which it takes over. Its file, if
-// it has one, is watched and removed as ListenUAPI does.
-func AdoptUAPI(fd uintptr) (net.Listener, error) {
+// Adopt serves a listening socket that was inherited as descriptor fd (WG_UAPI_FD), which it takes over. Its file, if
+// it has one, is watched and removed as Listen does.
+func Adopt(fd uintptr) (net.Listener, error) {
 	f := os.NewFile(fd, "uapi")
 	if f == nil {
 		return nil, fmt.Errorf("uapi: %d is no descriptor", fd)
@@ -56,10 +56,10 @@ func AdoptUAPI(fd uintptr) (net.Listener, error) {
 		l.Close()
 		return nil, fmt.Errorf("uapi: inherited descriptor %d is not a Unix socket", fd)
 	}
-	return newUAPIListener(sock, sock.Addr().String(), uapiWatchInterval), nil
+	return newListener(sock, sock.Addr().String(), watchInterval), nil
 }
 
-func listenUAPI(path string, watch time.Duration) (net.Listener, error) {
+func listen(path string, watch time.Duration) (net.Listener, error) {
 	dir := filepath.Dir(path)
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return nil, fmt.Errorf("uapi: %w", err)
@@ -83,7 +83,7 @@ func listenUAPI(path string, watch time.Duration) (net.Listener, error) {
 		sock.Close()
 		return nil, fmt.Errorf("uapi: %w", err)
 	}
-	return newUAPIListener(sock, path, watch), nil
+	return newListener(sock, path, watch), nil
 }
 
 // lockDirectory keeps two programs that start at once from taking each other's new socket for a stale one.
@@ -129,8 +129,8 @@ func removeStaleSocket(path string) error {
 	return nil
 }
 
-// uapiListener is a Unix socket that notices when its file is gone.
-type uapiListener struct {
+// listener is a Unix socket that notices when its file is gone.
+type listener struct {
 	*net.UnixListener
 	path string
 	file fs.FileInfo   // identity of the file; nil when there is none to watch
@@ -139,9 +139,9 @@ type uapiListener struct {
 	once sync.Once
 }
 
-func newUAPIListener(sock *net.UnixListener, path string, interval time.Duration) *uapiListener {
+func newListener(sock *net.UnixListener, path string, interval time.Duration) *listener {
 	sock.SetUnlinkOnClose(false) // it would unlink a successor's socket as well
-	l := &uapiListener{UnixListener: sock, path: path, done: make(chan struct{}), gone: make(chan struct{})}
+	l := &listener{UnixListener: sock, path: path, done: make(chan struct{}), gone: make(chan struct{})}
 	if st, err := os.Lstat(path); err == nil {
 		l.file = st
 		go l.watch(interval)
@@ -149,7 +149,7 @@ func newUAPIListener(sock *net.UnixListener, path string, interval time.Duration
 	return l
 }
 
-func (l *uapiListener) watch(interval time.Duration) {
+func (l *listener) watch(interval time.Duration) {
 	ticker := time.NewTicker(interval)
 	defer ticker.Stop()
 	for {
@@ -166,7 +166,7 @@ func (l *uapiListener) watch(interval time.Duration) {
 	}
 }
 
-func (l *uapiListener) ours() bool {
+func (l *listener) ours() bool {
 	if l.file == nil {
 		return false
 	}
@@ -174,19 +174,19 @@ func (l *uapiListener) ours() bool {
 	return err == nil && os.SameFile(st, l.file)
 }
 
-func (l *uapiListener) Accept() (net.Conn, error) {
+func (l *listener) Accept() (net.Conn, error) {
 	conn, err := l.UnixListener.Accept()
 	if err != nil {
 		select {
 		case <-l.gone:
-			return nil, ErrUAPIGone
+			return nil, ErrGone
 		default:
 		}
 	}
 	return conn, err
 }
 
-func (l *uapiListener) Close() error {
+func (l *listener) Close() error {
 	l.once.Do(func() {
 		close(l.done)
 		if l.ours() {

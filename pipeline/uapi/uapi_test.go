@@ -1,4 +1,4 @@
-package pipeline
+package uapi
 
 import (
 	"bytes"
@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // recorder is a configurable without a pipeline: it writes down the edits in the order they come.
@@ -24,7 +25,7 @@ type recorder struct {
 	ops     []string
 	known   map[crypto.PublicKey]bool
 	portErr error
-	status  Status
+	status  pipeline.Status
 }
 
 func (r *recorder) edit(fn func(editor) error) error {
@@ -33,7 +34,7 @@ func (r *recorder) edit(fn func(editor) error) error {
 	return fn(r)
 }
 
-func (r *recorder) Status() (*Status, error) {
+func (r *recorder) Status() (*pipeline.Status, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	s := r.status
@@ -74,8 +75,8 @@ func (r peerRecorder) RemoveAllowedIPs()                      { r.note("remove i
 func (r peerRecorder) AddAllowedIP(prefix netip.Prefix)       { r.note("add %v", prefix) }
 func (r peerRecorder) RemoveAllowedIP(prefix netip.Prefix)    { r.note("drop %v", prefix) }
 func newRecorder() *recorder                                  { return &recorder{known: map[crypto.PublicKey]bool{}} }
-func testServer(target configurable, l *slog.Logger) *uapiServer {
-	return newUAPIServer(target, l)
+func testServer(target configurable, l *slog.Logger) *server {
+	return newServer(target, l)
 }
 
 // keys whose hexadecimal form is one byte repeated.
@@ -85,7 +86,7 @@ var (
 )
 
 // exchange gives a server the bytes and returns all that it answers until it has read them and closes.
-func exchange(t testing.TB, s *uapiServer, request string) string {
+func exchange(t testing.TB, s *server, request string) string {
 	t.Helper()
 	ours, theirs := net.Pipe()
 	done := make(chan struct{})
@@ -103,7 +104,7 @@ func exchange(t testing.TB, s *uapiServer, request string) string {
 	return answer.String()
 }
 
-func TestUAPISet(t *testing.T) {
+func TestSet(t *testing.T) {
 	tests := []struct {
 		name    string
 		request string
@@ -163,8 +164,8 @@ func TestUAPISet(t *testing.T) {
 		{"prefix without bits", "public_key=" + keyA + "\nallowed_ip=10.0.0.1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
 		{"prefix bits too large", "public_key=" + keyA + "\nallowed_ip=10.0.0.1/33\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
 		{"prefix with zone", "public_key=" + keyA + "\nallowed_ip=fe80::1%eth0/64\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"line too long", "listen_port=1\nfwmark=" + strings.Repeat("0", uapiMaxLine) + "\nlisten_port=2\n", -int(syscall.EINVAL), []string{"port 1"}},
-		{"longest line", "listen_port=" + strings.Repeat("0", uapiMaxLine-len("listen_port=")-2) + "1\n", 0, []string{"port 1"}},
+		{"line too long", "listen_port=1\nfwmark=" + strings.Repeat("0", maxLine) + "\nlisten_port=2\n", -int(syscall.EINVAL), []string{"port 1"}},
+		{"longest line", "listen_port=" + strings.Repeat("0", maxLine-len("listen_port=")-2) + "1\n", 0, []string{"port 1"}},
 	}
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
@@ -181,7 +182,7 @@ func TestUAPISet(t *testing.T) {
 	}
 }
 
-func TestUAPIPortInUse(t *testing.T) {
+func TestPortInUse(t *testing.T) {
 	r := newRecorder()
 	r.portErr = fmt.Errorf("bind: %w", syscall.EADDRINUSE)
 	request := "set=1\nfwmark=1\nlisten_port=1\nfwmark=2\npublic_key=" + keyA + "\n\n"
@@ -194,9 +195,9 @@ func TestUAPIPortInUse(t *testing.T) {
 	}
 }
 
-func TestUAPIGet(t *testing.T) {
+func TestGet(t *testing.T) {
 	r := newRecorder()
-	r.status = Status{ListenPort: 51820, Mark: 7, Peers: []PeerStatus{
+	r.status = pipeline.Status{ListenPort: 51820, Mark: 7, Peers: []pipeline.PeerStatus{
 		{
 			Endpoint: netip.MustParseAddrPort("[fe80::1%7]:9"), PersistentKeepalive: 25, RxBytes: 1 << 63, TxBytes: 3,
 			LastHandshake: time.Unix(1700000000, 5), AllowedIPs: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8"), netip.MustParsePrefix("::/0")},
@@ -216,7 +217,7 @@ func TestUAPIGet(t *testing.T) {
 	if got := exchange(t, s, "get=1\n\n"); got != want {
 		t.Errorf("got\n%s\nwant\n%s", got, want)
 	}
-	r.status = Status{}
+	r.status = pipeline.Status{}
 	// `wg` parses digits only after errno= in the answer to a get.
 	invalid := fmt.Sprintf("errno=%d\n\n", int(syscall.EINVAL))
 	if got := exchange(t, s, "get=1\nlisten_port=1\n\nget=1\n\n"); got != invalid+"errno=0\n\n" {
@@ -224,7 +225,7 @@ func TestUAPIGet(t *testing.T) {
 	}
 }
 
-func TestUAPISeveralRequests(t *testing.T) {
+func TestSeveralRequests(t *testing.T) {
 	s := testServer(newRecorder(), slog.New(slog.DiscardHandler))
 	got := exchange(t, s, "set=1\n\nget=1\n\nset=1\nx\n\nset=1\nlisten_port=1\n\n")
 	if want := fmt.Sprintf("errno=0\n\nerrno=0\n\nerrno=%d\n\nerrno=0\n\n", -int(syscall.EPROTO)); got != want {
@@ -238,10 +239,10 @@ func TestUAPISeveralRequests(t *testing.T) {
 }
 
 // TestUAPIReadOnly: all but preshared keys is told; a set changes nothing, whatever is in it, and its refusal is logged without it.
-func TestUAPIReadOnly(t *testing.T) {
+func TestReadOnly(t *testing.T) {
 	var log bytes.Buffer
 	r := newRecorder()
-	r.status = Status{Peers: []PeerStatus{{}}}
+	r.status = pipeline.Status{Peers: []pipeline.PeerStatus{{}}}
 	hex.Decode(r.status.PrivateKey[:], []byte(keyA))
 	hex.Decode(r.status.Peers[0].PresharedKey[:], []byte(keyB))
 	s := testServer(r, slog.New(slog.NewTextHandler(&log, nil)))
@@ -251,7 +252,7 @@ func TestUAPIReadOnly(t *testing.T) {
 		t.Errorf("got %q, want the private key and no preshared key", got)
 	}
 	refused := fmt.Sprintf("errno=%d\n\n", -int(syscall.EPERM))
-	sets := []string{"", "private_key=" + keyB + "\n", "nonsense\n", "listen_port=" + strings.Repeat("0", 2*uapiMaxLine) + "\n"}
+	sets := []string{"", "private_key=" + keyB + "\n", "nonsense\n", "listen_port=" + strings.Repeat("0", 2*maxLine) + "\n"}
 	for _, set := range sets {
 		if got := exchange(t, s, "set=1\n"+set+"\nset=1\n\n"); got != refused+refused {
 			t.Errorf("%.40q: answers %q, want %q twice", set, got, refused)
@@ -266,12 +267,12 @@ func TestUAPIReadOnly(t *testing.T) {
 }
 
 // TestUAPICut: a request is applied whole or, when the client went away in the middle, not at all.
-func TestUAPICut(t *testing.T) {
+func TestCut(t *testing.T) {
 	request := "set=1\nlisten_port=1\npublic_key=" + keyA + "\nreplace_allowed_ips=true\nallowed_ip=10.0.0.0/8\n\n"
 	for n := range len(request) {
 		r := newRecorder()
 		s := testServer(r, slog.New(slog.DiscardHandler))
-		lines := newUAPILines(strings.NewReader(request[:n]))
+		lines := newLines(strings.NewReader(request[:n]))
 		if first, err := lines.next(); err == nil {
 			answer, more := s.answer(first, lines)
 			if want := fmt.Sprintf("errno=%d\n\n", -int(syscall.EPROTO)); string(answer) != want || more {
@@ -284,21 +285,21 @@ func TestUAPICut(t *testing.T) {
 	}
 }
 
-func TestUAPIRequestTooLarge(t *testing.T) {
+func TestRequestTooLarge(t *testing.T) {
 	r := newRecorder()
 	s := testServer(r, slog.New(slog.DiscardHandler))
 	endless := &endlessLines{line: []byte(strings.Repeat("x", 60<<10) + "\n")}
-	lines := newUAPILines(endless)
+	lines := newLines(endless)
 	answer, more := s.answer([]byte("set=1"), lines)
 	if want := fmt.Sprintf("errno=%d\n\n", -int(syscall.EINVAL)); string(answer) != want || more {
 		t.Errorf("answer %q, more %v", answer, more)
 	}
-	if endless.read > uapiMaxRequest+2*uapiMaxLine {
+	if endless.read > maxRequest+2*maxLine {
 		t.Errorf("%d bytes were read", endless.read)
 	}
 	endless = &endlessLines{line: bytes.Repeat([]byte("x"), 4<<10)} // one line without end
-	lines = newUAPILines(endless)
-	if _, more := s.answer([]byte("get=1"), lines); more || endless.read > uapiMaxRequest+2*uapiMaxLine {
+	lines = newLines(endless)
+	if _, more := s.answer([]byte("get=1"), lines); more || endless.read > maxRequest+2*maxLine {
 		t.Errorf("endless line: more %v after %d bytes", more, endless.read)
 	}
 }
@@ -315,7 +316,7 @@ func (e *endlessLines) Read(b []byte) (int, error) {
 }
 
 // TestUAPIManyLines: what `wg` sends for a large table of allowed IPs.
-func TestUAPIManyLines(t *testing.T) {
+func TestManyLines(t *testing.T) {
 	const lines = 130_000
 	var b strings.Builder
 	b.WriteString("set=1\npublic_key=" + keyA + "\n")
@@ -332,7 +333,7 @@ func TestUAPIManyLines(t *testing.T) {
 }
 
 // TestUAPISecrets: neither a key nor what could be one stands in an error, so none gets to a log.
-func TestUAPISecrets(t *testing.T) {
+func TestSecrets(t *testing.T) {
 	const secret = "SGVsbG8sIFdvcmxkISBIZWxsbywgV29ybGQhISEhISE="
 	for _, line := range []string{
 		"private_key=" + secret, "preshared_key=" + secret, secret, secret + "=", "private_key=" + keyA[:62] + "zz",
@@ -363,7 +364,7 @@ func FuzzUAPI(f *testing.F) {
 	f.Fuzz(func(t *testing.T, request []byte) {
 		r := newRecorder()
 		s := testServer(r, slog.New(slog.DiscardHandler))
-		lines := newUAPILines(bytes.NewReader(request))
+		lines := newLines(bytes.NewReader(request))
 		for more := true; more; {
 			first, err := lines.next()
 			if err != nil {
