@@ -82,6 +82,9 @@ type Routing struct{}
 // NewRouting takes over what a killed process has left.
 func NewRouting(RoutingConfig) (*Routing, error) { return nil, ErrUnsupported }
 
+// SetOverlay says which prefixes peers' tunnel addresses are of.
+func (*Routing) SetOverlay([]netip.Prefix) {}
+
 // SetAddresses makes these the interface's addresses.
 func (*Routing) SetAddresses([]netip.Prefix) error { return ErrUnsupported }
 

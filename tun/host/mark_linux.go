@@ -25,6 +25,14 @@ const (
 // Unmarked tells why answers are not marked, nil if they are or need not be.
 func (r *Routing) Unmarked() error { return r.unmarked }
 
+// marking tells whether answers to somebody else than a peer could find the routes into the tunnel. Where they could not, the table would
+// only cost: it is asked about each packet of the machine, and has each connection tracked.
+func (r *Routing) marking(routes []netip.Prefix) bool {
+	return r.failing || slices.ContainsFunc(routes, func(p netip.Prefix) bool {
+		return !p.IsSingleIP() || !containsAddr(r.overlay, p.Addr())
+	})
+}
+
 // syncMark makes the table and the setting what is needed, and takes those of killed programs away. Where it cannot, most
 // things work all the same.
 func (r *Routing) syncMark(wanted bool) {

@@ -99,7 +99,7 @@ func (r *Routing) FailsClosed() bool { return r.failing }
 
 // Release ends that the machine fails closed, whoever has begun it.
 func (r *Routing) Release() error {
-	r.cfg.FailClosed = false
+	r.cfg.FailClosed, r.failing = false, false
 	var errs error
 	for _, family := range []int{netlink.FAMILY_V4, netlink.FAMILY_V6} {
 		have, err := policyRules(family)
@@ -111,7 +111,7 @@ func (r *Routing) Release() error {
 		errs = errors.Join(errs, wrap(err, "let packets out past the tunnel"))
 	}
 	routes, err := r.routes()
-	r.syncMark(len(routes) > 0)
+	r.syncMark(r.marking(routes))
 	return errors.Join(errs, err, r.syncRules())
 }
 

@@ -30,7 +30,7 @@ const (
 // Otherwise no route of main counts where TABLE has one: networks are those that the
 // machine has an address in, and a route that somebody else on the link has pushed (DHCP, RFC 3442) leads nothing past the tunnel.
 //
-// As long as there are routes, an nftables table of ours, `inet sluice-INTERFACE-mark`, puts the mark (by conntrack) on what
+// As long as there are routes to more than single tunnel addresses, or the machine fails closed, an nftables table of ours, `inet sluice-INTERFACE-mark`, puts the mark (by conntrack) on what
 // answers marked packets, and on what answers connections that came by another interface, so that answers go back the way the
 // question came. A UDP server that listens at all addresses must name the source of its answers (IP_PKTINFO), or the route names
 // the tunnel's, and they are no answers any more; to guess that they are would let a forged question lead flows past the tunnel.

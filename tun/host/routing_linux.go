@@ -22,6 +22,7 @@ type Routing struct {
 	marks                ownTable
 	unmarked             error
 	failing              bool // the machine fails closed, for this process or one before
+	overlay              []netip.Prefix
 }
 
 // NewRouting takes over what a killed process may have left: rules that lead to an empty table, and a table of marks. From then on the
@@ -44,6 +45,9 @@ func (r *Routing) change(err error) error {
 	}
 	return err
 }
+
+// SetOverlay says which prefixes peers' tunnel addresses are of, from the next Set on: nobody else has an address in them.
+func (r *Routing) SetOverlay(overlay []netip.Prefix) { r.overlay = overlay }
 
 // SetAddresses makes these, and no others but link-local ones, the interface's addresses. IPv6 addresses are left out where
 // the machine has no IPv6.
@@ -145,7 +149,7 @@ func (r *Routing) Set(routes []netip.Prefix) error {
 			err = errors.Join(err, r.change(DeleteRoute(r.route(p))))
 		}
 	}
-	r.syncMark(len(want) > 0 || r.failing)
+	r.syncMark(r.marking(want))
 	return errors.Join(err, r.syncRules())
 }
 

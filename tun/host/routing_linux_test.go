@@ -396,6 +396,44 @@ func TestValidMarkKilled(t *testing.T) {
 	wantMark("0")
 }
 
+// TestTunnelAddressesNeedNoMarks: while nothing but peers' addresses leads into the tunnel, there is no table that each packet of the machine
+// would have to pass, and it comes and goes with what else leads there.
+func TestTunnelAddressesNeedNoMarks(t *testing.T) {
+	inNewNamespace(t)
+	r := newRouting(t, "host0")
+	wantMarks := func(when string, want bool) {
+		t.Helper()
+		conn, err := nftables.New()
+		must(t, err)
+		list, err := conn.ListTables()
+		must(t, err)
+		value, err := readSetting(validMark)
+		must(t, err)
+		if got := len(list) > 0; got != want || value == "1" != want {
+			t.Errorf("%s: table %v and src_valid_mark %s, want %v", when, got, value, want)
+		}
+	}
+	r.SetOverlay(prefixes("100.64.0.0/11", "fd00:2021:1111::/107"))
+	peers := prefixes("100.64.0.9/32", "fd00:2021:1111::9/128")
+	for _, more := range prefixes("10.0.0.0/24", "8.8.8.8/32", "0.0.0.0/0", "fd09::/64", "2001:db8::1/128", "::/0") {
+		must(t, r.Set(peers))
+		wantMarks("peers", false)
+		must(t, r.Set(append(slices.Clone(peers), more)))
+		wantMarks("peers and "+more.String(), true)
+	}
+	must(t, r.Set(peers))
+	wantMarks("peers again", false)
+	must(t, r.Close())
+	closed, err := NewRouting(RoutingConfig{Interface: "host0", FailClosed: true})
+	must(t, err)
+	closed.SetOverlay(prefixes("100.64.0.0/11"))
+	must(t, closed.Set(peers[:1]))
+	wantMarks("peers, failing closed", true)
+	must(t, closed.Release())
+	wantMarks("released", false)
+	must(t, closed.Close())
+}
+
 // TestAnswersGoBack: who asks from beyond the client's link, past the tunnel, gets the answer that way, from the client and from a
 // host behind it, also where reverse path filtering is strict. What they begin goes into the tunnel.
 func TestAnswersGoBack(t *testing.T) {

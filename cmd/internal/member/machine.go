@@ -75,6 +75,7 @@ func (m *machine) set() (routes []netip.Prefix, err error) {
 		}
 	}
 	m.refuse()
+	m.routing.SetOverlay(m.answer.Overlay)
 	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(lead))
 }
 
