@@ -57,6 +57,7 @@ const (
 	TopologyDirect = "direct" // a cable; the nodes are told everything, as by `wg`
 	TopologyNAT    = "nat"    // each behind a NAT; ICE finds a direct path
 	TopologyRelay  = "relay"  // each behind a symmetric NAT; all goes over the portal's relay
+	TopologyLive   = "live"   // of Connect: a tunnel that is up, to another machine
 )
 
 // The programs that make the load.

@@ -17,12 +17,12 @@ const drainTime = 15 * time.Second
 
 // tcpFlow is one connection. Each count is written by one thread.
 type tcpFlow struct {
-	sender, receiver int // descriptors
+	sender, receiver int // descriptors; -1: that end is on another machine
 	backward         bool
 	sent, received   count
 }
 
-// tcpLoad is TCP flows between a and b.
+// tcpLoad is TCP flows between a and b, or of those that are given the end that is here.
 type tcpLoad struct {
 	a, b              endpoint
 	forward, backward int
@@ -32,6 +32,24 @@ type tcpLoad struct {
 }
 
 func (l *tcpLoad) start() error {
+	if err := l.open(); err != nil {
+		return err
+	}
+	for _, f := range l.flows {
+		if f.receiver >= 0 {
+			in := make([]byte, tcpChunk)
+			l.threads.start(func() { l.receive(f, in) })
+		}
+		if f.sender >= 0 {
+			out := make([]byte, tcpChunk)
+			l.threads.start(func() { l.send(f, out) })
+		}
+	}
+	return nil
+}
+
+// open makes the flows between a and b.
+func (l *tcpLoad) open() error {
 	for i := range l.forward + l.backward {
 		from, to := l.a, l.b
 		if i >= l.forward {
@@ -42,11 +60,6 @@ func (l *tcpLoad) start() error {
 			return err
 		}
 		l.flows = append(l.flows, &tcpFlow{sender: snd, receiver: rcv, backward: i >= l.forward})
-	}
-	for _, f := range l.flows {
-		out, in := make([]byte, tcpChunk), make([]byte, tcpChunk)
-		l.threads.start(func() { l.receive(f, in) })
-		l.threads.start(func() { l.send(f, out) })
 	}
 	return nil
 }

@@ -18,7 +18,7 @@ const udpBatch = 64
 type udpLoad struct {
 	from, to         endpoint
 	size             int // payload, bytes
-	sender, receiver int
+	sender, receiver int // descriptors; -1: that end is on another machine
 	opened           bool
 	threads          threads
 	stop, abandon    atomic.Bool
@@ -26,15 +26,21 @@ type udpLoad struct {
 }
 
 func (l *udpLoad) start() error {
-	var err error
-	if l.sender, l.receiver, err = openUDP(l.from, l.to); err != nil {
-		return err
+	if !l.opened {
+		var err error
+		if l.sender, l.receiver, err = openUDP(l.from, l.to); err != nil {
+			return err
+		}
+		l.opened = true
 	}
-	l.opened = true
-	batch := newReceiveBatch(l.size)
-	packet := make([]byte, l.size)
-	l.threads.start(func() { l.receive(batch) })
-	l.threads.start(func() { l.send(packet) })
+	if l.receiver >= 0 {
+		batch := newReceiveBatch(l.size)
+		l.threads.start(func() { l.receive(batch) })
+	}
+	if l.sender >= 0 {
+		packet := make([]byte, l.size)
+		l.threads.start(func() { l.send(packet) })
+	}
 	return nil
 }
 

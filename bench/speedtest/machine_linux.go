@@ -7,16 +7,14 @@ import (
 	"strings"
 
 	"golang.org/x/sys/unix"
-
-	"github.com/sluice-vpn/sluice/bench/lab"
 )
 
 // wantedBuffer is what the load's sockets ask for, bytes. The kernel grants root of the machine all of it, others no more than
 // net.core.rmem_max and wmem_max.
 const wantedBuffer = 8 << 20
 
-// readMachine describes the machine. What cannot be read stays zero.
-func readMachine(ns *lab.Namespace) Machine {
+// readMachine describes the machine, with sockets as they are at the endpoint. What cannot be read stays zero.
+func readMachine(at endpoint) Machine {
 	m := Machine{OS: runtime.GOOS, Arch: runtime.GOARCH, CPUs: runtime.NumCPU(), GoVersion: runtime.Version()}
 	var uts unix.Utsname
 	if unix.Uname(&uts) == nil {
@@ -32,7 +30,7 @@ func readMachine(ns *lab.Namespace) Machine {
 		n, _ := strconv.Atoi(kb)
 		m.MemoryMiB = n / 1024
 	}
-	_ = ns.Run(func() error {
+	_ = at.run(func() error {
 		fd, err := unix.Socket(unix.AF_INET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
 		if err != nil {
 			return err

@@ -37,7 +37,7 @@ func (m *measurement) run(ctx context.Context) (Result, error) {
 	}
 	name := fmt.Sprintf("%s-%s-%d", m.load.Name, strings.ReplaceAll(m.impl.name, "/", "_"), m.round)
 	out := filepath.Join(m.config.OutDir, name)
-	a, b := endpoint{m.bed.ends[0], side(0).outer()}, endpoint{m.bed.ends[1], side(1).outer()}
+	a, b := endpoint{ns: m.bed.ends[0], addr: side(0).outer()}, endpoint{ns: m.bed.ends[1], addr: side(1).outer()}
 	var t *tunnel
 	if len(m.impl.command) > 0 {
 		var err error
@@ -276,16 +276,3 @@ func (m *measurement) readNodes(r *Result, t *tunnel) {
 
 // countersBehind is more than what the nodes' counters of the TUN device are behind the kernel's.
 const countersBehind = 1200 * time.Millisecond
-
-// sumCounters adds the counters of all nodes whose name is name, or ends with it after an underscore.
-func sumCounters(nodes []map[string]uint64, name string) float64 {
-	var sum uint64
-	for _, counters := range nodes {
-		for key, value := range counters {
-			if key == name || strings.HasSuffix(key, "_"+name) {
-				sum += value
-			}
-		}
-	}
-	return float64(sum)
-}

@@ -239,7 +239,7 @@ func portIsBound(ns *lab.Namespace, port uint16) bool {
 
 // awaitRoundTrip sends datagrams from A to B and back until one came through.
 func (t *tunnel) awaitRoundTrip(ctx context.Context, bed *testbed) error {
-	a, b, err := openUDP(endpoint{bed.ends[0], t.inner[0]}, endpoint{bed.ends[1], t.inner[1]})
+	a, b, err := openUDP(endpoint{ns: bed.ends[0], addr: t.inner[0]}, endpoint{ns: bed.ends[1], addr: t.inner[1]})
 	if err != nil {
 		return err
 	}

@@ -15,7 +15,10 @@ type Report struct {
 	Settings Settings  `json:"settings"`
 	// Programs names the file of each implementation that is a program.
 	Programs map[string]string `json:"programs,omitempty"`
-	Results  []Result          `json:"results"` // in the order in which they ran
+	// Peer is the other end of a live tunnel. Then A is this end, CPU and memory of nodes are not told, and counters are of all that the
+	// nodes carried meanwhile.
+	Peer    *Far     `json:"peer,omitempty"`
+	Results []Result `json:"results"` // in the order in which they ran
 }
 
 // Settings are the conditions that all results share.
@@ -23,12 +26,12 @@ type Settings struct {
 	DurationS float64 `json:"duration_s"` // length of one measurement, seconds
 	WarmUpS   float64 `json:"warm_up_s"`  // before each, seconds
 	Rounds    int     `json:"rounds"`
-	OuterMTU  int     `json:"outer_mtu"`   // of the cable, bytes
-	InnerMTU  int     `json:"inner_mtu"`   // of the tunnels, bytes
-	Segmented bool    `json:"segmented"`   // offloads of the cable are off
-	Topology  string  `json:"topology"`    // direct, nat or relay
-	Load      string  `json:"load"`        // own or iperf3
-	RTTEveryS float64 `json:"rtt_every_s"` // interval of round-trip probes, seconds
+	OuterMTU  int     `json:"outer_mtu,omitempty"` // of the cable, bytes
+	InnerMTU  int     `json:"inner_mtu"`           // of the tunnels, bytes
+	Segmented bool    `json:"segmented"`           // offloads of the cable are off
+	Topology  string  `json:"topology"`            // direct, nat, relay or live
+	Load      string  `json:"load"`                // own or iperf3
+	RTTEveryS float64 `json:"rtt_every_s"`         // interval of round-trip probes, seconds
 }
 
 // Machine is what the figures were measured on.

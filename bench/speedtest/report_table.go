@@ -203,11 +203,13 @@ func wrapped(note string) string {
 
 // notes say what the figures were measured on, and how.
 func (r *Report) notes() []string {
+	if r.Peer != nil {
+		return append(r.liveNotes(), r.dropNotes()...)
+	}
 	m, s := r.Machine, r.Settings
-	cpu := strings.TrimSpace(m.CPU + " " + m.Host)
 	notes := []string{
 		r.Sluice.String(),
-		fmt.Sprintf("%d x %s, %d MiB, %s %s %s, %s", m.CPUs, cpu, m.MemoryMiB, m.OS, m.Kernel, m.Arch, m.GoVersion),
+		m.String(),
 		fmt.Sprintf("%.3g s each after %.3g s, %s; outer MTU %d, inner MTU %d", s.DurationS, s.WarmUpS, rounds(s.Rounds), s.OuterMTU, s.InnerMTU),
 		fmt.Sprintf("%s / this: Gbit/s, kpps or mean RTT of %[1]s over that of the line", referenceOf(r.Results)),
 		fmt.Sprintf("socket buffers: a program of this lab that asks for 8 MiB gets %s to receive and %s to send, as the kernel counts",
@@ -233,6 +235,25 @@ func (r *Report) notes() []string {
 		}
 	}
 	return append(notes, r.dropNotes()...)
+}
+
+func (m Machine) String() string {
+	cpu := strings.TrimSpace(m.CPU + " " + m.Host)
+	return fmt.Sprintf("%d x %s, %d MiB, %s %s %s, %s", m.CPUs, cpu, m.MemoryMiB, m.OS, m.Kernel, m.Arch, m.GoVersion)
+}
+
+// liveNotes are those of a live tunnel.
+func (r *Report) liveNotes() []string {
+	s, far := r.Settings, r.Peer
+	return []string{
+		fmt.Sprintf("A is this machine, B is %s (%s), %s", far.Name, far.Address, far.Path),
+		fmt.Sprintf("A: %s; %s", r.Sluice, r.Machine), fmt.Sprintf("B: %s; %s", far.Sluice, far.Machine),
+		fmt.Sprintf("%.3g s each after %.3g s, %s; inner MTU %d", s.DurationS, s.WarmUpS, rounds(s.Rounds), s.InnerMTU),
+		fmt.Sprintf("socket buffers for 8 MiB asked for, A and B: %s and %s to receive, %s and %s to send, as the kernel counts",
+			bufferSize(r.Machine.SocketReceiveBuffer), bufferSize(far.Machine.SocketReceiveBuffer),
+			bufferSize(r.Machine.SocketSendBuffer), bufferSize(far.Machine.SocketSendBuffer)),
+		"what was dropped is of all that the two nodes carried meanwhile",
+	}
 }
 
 func rounds(n int) string {

@@ -20,10 +20,11 @@ const (
 // answers, so a slow path is probed as often as a fast one.
 type probeLoad struct {
 	from, to      endpoint
-	prober, echo  int
+	prober, echo  int // descriptors; -1: that end is on another machine
 	opened        bool
 	threads       threads
 	stop, abandon atomic.Bool
+	patience      time.Duration // for answers that are late; 0: rttDrain
 	base          time.Time
 	sent          []atomic.Int64 // nanoseconds since base, at least 1, by sequence number; 0 for not sent
 	rtts          []atomic.Int64 // nanoseconds, by sequence number; 0 until the answer came
@@ -39,15 +40,21 @@ func newProbes(from, to endpoint, total time.Duration) *probeLoad {
 }
 
 func (l *probeLoad) start() error {
-	var err error
-	if l.prober, l.echo, err = openUDP(l.from, l.to); err != nil {
-		return err
+	if !l.opened {
+		var err error
+		if l.prober, l.echo, err = openUDP(l.from, l.to); err != nil {
+			return err
+		}
+		l.opened = true
 	}
-	l.opened = true
 	l.base = time.Now()
-	l.threads.start(l.echoes)
-	l.threads.start(l.answers)
-	l.threads.start(l.probes)
+	if l.echo >= 0 {
+		l.threads.start(l.echoes)
+	}
+	if l.prober >= 0 {
+		l.threads.start(l.answers)
+		l.threads.start(l.probes)
+	}
 	return nil
 }
 
@@ -103,7 +110,9 @@ func (l *probeLoad) finish() {
 	if l.stop.Swap(true) {
 		return
 	}
-	time.Sleep(rttDrain)
+	for end := time.Now().Add(max(l.patience, rttDrain)); time.Now().Before(end) && (l.patience == 0 || l.nReceived.Load() < l.nSent.Load()); {
+		time.Sleep(rttDrain / 10)
+	}
 	l.abandon.Store(true)
 	l.threads.wait()
 }

@@ -56,14 +56,13 @@ func Run(ctx context.Context, c Config, programs []Program) (*Report, error) {
 	}
 	defer os.RemoveAll(dir)
 
-	defer runtime.GOMAXPROCS(runtime.GOMAXPROCS(max(loadThreads, runtime.NumCPU())))
-	defer debug.SetGCPercent(debug.SetGCPercent(-1))
+	defer undisturbed()()
 	mtu := innerMTU
 	if c.Topology != TopologyDirect {
 		mtu = memberMTU
 	}
 	impls := implementations(c, programs)
-	report := &Report{Schema: ReportSchema, Started: time.Now().UTC().Truncate(time.Second), Sluice: readBuild(), Machine: readMachine(bed.ends[0]),
+	report := &Report{Schema: ReportSchema, Started: time.Now().UTC().Truncate(time.Second), Sluice: readBuild(), Machine: readMachine(endpoint{ns: bed.ends[0]}),
 		Settings: Settings{DurationS: c.Duration.Seconds(), WarmUpS: c.WarmUp.Seconds(), Rounds: c.Rounds, OuterMTU: outerMTU,
 			InnerMTU: mtu, Segmented: c.Segment, Topology: c.Topology, Load: c.Load, RTTEveryS: rttEvery.Seconds()},
 		Programs: programFiles(c, programs)}
@@ -84,6 +83,12 @@ func Run(ctx context.Context, c Config, programs []Program) (*Report, error) {
 		}
 	}
 	return report, nil
+}
+
+// undisturbed has the load's threads not wait for each other and for the garbage collector, until the function that it returns is called.
+func undisturbed() (restore func()) {
+	slots, percent := runtime.GOMAXPROCS(max(loadThreads, runtime.NumCPU())), debug.SetGCPercent(-1)
+	return func() { runtime.GOMAXPROCS(slots); debug.SetGCPercent(percent) }
 }
 
 // implementations lists what is to be measured, in the order of a round: ours, the others, then the limits.

@@ -34,13 +34,32 @@ func (t *threads) start(f func()) {
 
 func (t *threads) wait() { t.wg.Wait() }
 
-// endpoint is where a socket of the load lives: a namespace and one of its addresses.
+// endpoint is where a socket of the load lives: an address of a namespace of the lab, or of a device of this machine.
 type endpoint struct {
-	ns   *lab.Namespace
-	addr netip.Addr
+	ns     *lab.Namespace // nil: where this process is
+	device string         // "" for any
+	addr   netip.Addr
 }
 
-func sockaddr(a netip.AddrPort) *unix.SockaddrInet4 {
+// run calls f where the endpoint is.
+func (e endpoint) run(f func() error) error {
+	if e.ns == nil {
+		return f()
+	}
+	return e.ns.Run(f)
+}
+
+func (e endpoint) String() string {
+	if e.ns == nil {
+		return e.addr.String()
+	}
+	return e.ns.Name()
+}
+
+func sockaddr(a netip.AddrPort) unix.Sockaddr {
+	if a.Addr().Is6() {
+		return &unix.SockaddrInet6{Port: int(a.Port()), Addr: a.Addr().As16()}
+	}
 	return &unix.SockaddrInet4{Port: int(a.Port()), Addr: a.Addr().As4()}
 }
 
@@ -50,11 +69,13 @@ func localPort(fd int) (uint16, error) {
 	if err != nil {
 		return 0, err
 	}
-	in4, ok := sa.(*unix.SockaddrInet4)
-	if !ok {
-		return 0, fmt.Errorf("socket has address %T", sa)
+	switch in := sa.(type) {
+	case *unix.SockaddrInet4:
+		return uint16(in.Port), nil
+	case *unix.SockaddrInet6:
+		return uint16(in.Port), nil
 	}
-	return uint16(in4.Port), nil
+	return 0, fmt.Errorf("socket has address %T", sa)
 }
 
 func setTimeout(fd, option int, d time.Duration) error {
@@ -62,12 +83,21 @@ func setTimeout(fd, option int, d time.Duration) error {
 	return unix.SetsockoptTimeval(fd, unix.SOL_SOCKET, option, &tv)
 }
 
-// open makes a bound IPv4 socket in the endpoint's namespace, with the timeout for receive, send, connect and accept.
+// open makes a bound socket at the endpoint, with the timeout for receive, send, connect and accept.
 func (e endpoint) open(kind int, timeout time.Duration) (fd int, err error) {
 	fd = -1
-	err = e.ns.Run(func() error {
-		if fd, err = unix.Socket(unix.AF_INET, kind|unix.SOCK_CLOEXEC, 0); err != nil {
+	family := unix.AF_INET
+	if e.addr.Is6() {
+		family = unix.AF_INET6
+	}
+	err = e.run(func() error {
+		if fd, err = unix.Socket(family, kind|unix.SOCK_CLOEXEC, 0); err != nil {
 			return err
+		}
+		if e.device != "" {
+			if err := unix.BindToDevice(fd, e.device); err != nil {
+				return err
+			}
 		}
 		for _, option := range []int{unix.SO_RCVTIMEO, unix.SO_SNDTIMEO} {
 			if err := setTimeout(fd, option, timeout); err != nil {
@@ -78,7 +108,7 @@ func (e endpoint) open(kind int, timeout time.Duration) (fd int, err error) {
 	})
 	if err != nil {
 		closeAll(fd)
-		return -1, fmt.Errorf("socket in %s: %w", e.ns.Name(), err)
+		return -1, fmt.Errorf("socket in %s: %w", e, err)
 	}
 	return fd, nil
 }

@@ -3,6 +3,7 @@ package speedtest
 import (
 	"math"
 	"slices"
+	"strings"
 	"time"
 )
 
@@ -128,4 +129,17 @@ func headline(r Result) (value float64, unit string, more bool) {
 	default:
 		return r.GbitPerS, "Gbit/s", true
 	}
+}
+
+// sumCounters adds the counters of all nodes whose name is name, or ends with it after an underscore.
+func sumCounters(nodes []map[string]uint64, name string) float64 {
+	var sum uint64
+	for _, counters := range nodes {
+		for key, value := range counters {
+			if key == name || strings.HasSuffix(key, "_"+name) {
+				sum += value
+			}
+		}
+	}
+	return float64(sum)
 }

@@ -28,7 +28,7 @@ func speedtestCommand() *cli.Command {
 		Usage:       "measure the tunnel on this machine, beside its limits and other programs",
 		Description: speedtestDescription(),
 		Before:      noArguments,
-		Flags: []cli.Flag{
+		Flags: append([]cli.Flag{
 			&cli.DurationFlag{Name: "duration", Value: 3 * time.Second, Usage: "of each measurement"},
 			&cli.StringSliceFlag{Name: "cases", Usage: "run only these `CASES`, separated by commas"},
 			&cli.StringSliceFlag{Name: "limits", Value: []string{speedtest.ImplBare, speedtest.ImplNull},
@@ -46,7 +46,7 @@ func speedtestCommand() *cli.Command {
 			&cli.StringFlag{Name: "profile", Usage: "profile our nodes: " + strings.Join(speedtest.Profiles(), ", ")},
 			&cli.BoolFlag{Name: "perf", Usage: "perf record -g both nodes; perf script text for the Firefox Profiler (profiler.firefox.com)"},
 			&cli.StringFlag{Name: "out", Value: "speedtest-out", Usage: "`FOLDER` for the files of -profile and -perf"},
-		},
+		}, liveFlags()...),
 		Action: runSpeedtest,
 	}
 }
@@ -59,9 +59,16 @@ func speedtestDescription() string {
 		fmt.Fprintf(&b, "  %-11s %s\n", c.Name, c.What)
 	}
 	b.WriteString(`
+With -connect PEER the same cases go over a tunnel that is up, to a peer on whose machine sluice speedtest -serve
+runs. A is this end, B the peer. The server is heard by peers only, at the tunnel's own addresses; it serves one at a
+time and ends by itself. The load is that of the cases: it takes all that the tunnel and what is below it can carry.
+
+   sluice speedtest -serve                         on the machine of gate
+   sluice speedtest -connect gate -cases tcp-1     on the other
+
 Limits: bare is the same load over the cable without a tunnel; null is our node with the cipher replaced by a copy.
 
-JSON: {schema, started, sluice, machine, settings, programs, results}. results is a list of {case, impl, round, seconds, ...}:
+JSON: {schema, started, sluice, machine, settings, programs, peer, results}. results is a list of {case, impl, round, seconds, ...}:
   gbit_per_s                      received payload, 1e9 bit/s (tcp-bidir: both; forward_, backward_gbit_per_s apart)
   kpps, offered_kpps              UDP packets received and sent, 1000/s
   loss_percent, tcp_retransmits   of packets or probes; segments
@@ -104,6 +111,12 @@ func speedtestConfig(cmd *cli.Command) (speedtest.Config, error) {
 
 // runSpeedtest runs twice: outside of the lab up to lab.Enter, where it checks and builds what needs the network, and inside.
 func runSpeedtest(ctx context.Context, cmd *cli.Command) error {
+	if isLive, err := live(cmd); isLive || err != nil {
+		if err != nil {
+			return err
+		}
+		return runLive(ctx, cmd)
+	}
 	c, err := speedtestConfig(cmd)
 	if err != nil {
 		return err

@@ -21,6 +21,15 @@ func TestSpeedtestBadInput(t *testing.T) {
 		{"-rounds -3", 2, "out of range; use 1 to 1000"},
 		{"-limits moon", 2, `no limit "moon"; use one or more of bare,null`},
 		{"-profile heat", 2, `no profile "heat"; use one of cpu`},
+		{"-serve -connect gate", 2, "-connect says nothing to -serve; leave it out"},
+		{"-serve -json", 2, "-json says nothing to -serve"},
+		{"-connect gate -topology nat", 2, "-topology says nothing to -connect"},
+		{"-connect gate -for 1m", 2, "-for says nothing to -connect"},
+		{"-connect gate -port 0", 2, "-port 0: want 1 to 65535"},
+		{"-connect gate -cases udp", 2, `no case "udp"`},
+		{"-connect gate -socket /none", 1, "/none: no node is running there"},
+		{"-serve -socket /none", 1, "/none: no node is running there"},
+		{"-interface sluice0", 2, "-interface is for -serve and -connect"},
 		{"now", 2, `takes no argument, not "now"`},
 		{"-fast", 2, "-fast"},
 	} {
@@ -39,7 +48,7 @@ func TestSpeedtestHelp(t *testing.T) {
 	if code := run([]string{"sluice", "speedtest", "-h"}, strings.NewReader(""), &out, &errs); code != 0 {
 		t.Fatalf("exit %d: %s", code, errs.String())
 	}
-	for _, want := range []string{"tcp-bidir", "rtt-loaded", "gbit_per_s", "-against", "wireguard-go, tailscale, boringtun, gotatun", "-load", "-duration"} {
+	for _, want := range []string{"tcp-bidir", "rtt-loaded", "gbit_per_s", "-against", "wireguard-go, tailscale, boringtun, gotatun", "-load", "-duration", "-serve", "-connect PEER"} {
 		if !strings.Contains(strings.Join(strings.Fields(out.String()), " "), want) {
 			t.Errorf("no %q in\n%s", want, out.String())
 		}

@@ -42,6 +42,8 @@ type Status struct {
 	// Problem is why the host could not be configured, Notes are what may be in the way there: the program's that applies.
 	Problem string   `json:"problem,omitempty"`
 	Notes   []string `json:"notes,omitempty"`
+	// RefusesIncoming: the host lets nothing in by the tunnel that nobody on it has asked for. Likewise the program's.
+	RefusesIncoming bool `json:"refuses_incoming,omitempty"`
 }
 
 // SignInStatus tells whether there is a node: with which token it signs in, or why there is none.

@@ -36,6 +36,7 @@ type machine struct {
 type remarks struct {
 	notes   []string // what may be in the way, each a sentence
 	problem string   // why it could not be mended
+	refuses bool     // what nobody here has asked for does not come in
 }
 
 func newMachine(o Options, logger *slog.Logger) *machine {
@@ -163,7 +164,7 @@ func (m *machine) release() error {
 // remark finds what is to be told, and logs what was not told before.
 func (m *machine) remark(problem error) {
 	m.problem = problem
-	now := &remarks{notes: m.obstacles()}
+	now := &remarks{notes: m.obstacles(), refuses: m.begun && m.incoming != nil && m.open == nil && !m.options.AcceptIncoming}
 	if problem != nil {
 		now.problem = oneLine(problem)
 	}

@@ -146,6 +146,7 @@ func (m *machine) tell(s *edge.Status) {
 		return
 	}
 	s.Notes = append(s.Notes, r.notes...)
+	s.RefusesIncoming = r.refuses
 	if s.Problem == "" {
 		s.Problem = r.problem
 	}
