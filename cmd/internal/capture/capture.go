@@ -1,5 +1,5 @@
 // Package capture makes files for Wireshark of what a pipeline lets somebody see: a small language of filters (filter.go), the
-// pcapng stream (pcapng.go), and its copy to a file, which stays readable whatever happens (copy.go).
+// pcapng stream (pcapng.go, blocks.go), and its copy to a file, which stays readable whatever happens (copy.go).
 package capture
 
 import (

@@ -154,6 +154,47 @@ func TestWriter(t *testing.T) {
 	}
 }
 
+// The library reads what is written of whatever packet: bytes, lengths, times and interfaces, and the file is made of whole blocks.
+func FuzzWriter(f *testing.F) {
+	for i, c := range sample {
+		f.Add(c.Data, c.Length, c.At.UnixNano(), c.Peer, c.Drop, uint8(i))
+	}
+	f.Fuzz(func(t *testing.T, data []byte, length int, at int64, peer, drop string, flags uint8) {
+		if len(data) > 1<<16 || len(peer)+len(drop) > 1<<10 || at < 0 {
+			return // no pipeline gives that
+		}
+		length = len(data) + length&0xffff
+		c := pipeline.Captured{At: time.Unix(0, at), Inbound: flags&1 > 0, Outer: flags&2 > 0, Peer: peer, Drop: drop, Data: data, Length: length}
+		var b bytes.Buffer
+		w, err := NewWriter(&b, "sluice0", Options{Outer: flags&4 > 0 || c.Outer, Filter: drop})
+		if err := errors.Join(err, w.Write(&c), w.Write(&c), w.End(uint64(flags)), w.Flush()); err != nil {
+			t.Fatal(err)
+		}
+		var whole bytes.Buffer
+		if n, err := Copy(&whole, bytes.NewReader(b.Bytes())); err != nil || int(n) != b.Len() {
+			t.Fatalf("%d of %d bytes are blocks: %v", n, b.Len(), err)
+		}
+		r, err := pcapgo.NewNgReader(&b, pcapgo.NgReaderOptions{WantMixedLinkType: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		for range 2 {
+			got, ci, err := r.ReadPacketData()
+			if err != nil || !bytes.HasSuffix(got, data) || !ci.Timestamp.Equal(c.At) || (ci.InterfaceIndex == outerInterface) != c.Outer ||
+				!c.Outer && (ci.Length != length || len(got) != len(data)) {
+				t.Fatalf("read %x, %+v, %v, want %x of %d bytes at %v", got, ci, err, data, length, c.At)
+			}
+		}
+		if _, _, err := r.ReadPacketData(); err != io.EOF {
+			t.Fatalf("behind the last packet: %v, want io.EOF", err)
+		}
+		s, err := r.Interface(plainInterface)
+		if want := uint64(flags); err != nil || s.Name != "sluice0" || s.Filter != drop || s.Statistics.PacketsDropped != want {
+			t.Fatalf("the interface: %+v, %v, want %d dropped", s, err, want)
+		}
+	})
+}
+
 // Wireshark reads comments, directions, lengths and addresses.
 func TestTshark(t *testing.T) {
 	if _, err := exec.LookPath("tshark"); err != nil {

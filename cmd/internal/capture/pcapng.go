@@ -1,7 +1,6 @@
 package capture
 
 import (
-	"bytes"
 	"encoding/binary"
 	"fmt"
 	"io"
@@ -9,10 +8,6 @@ import (
 	"runtime"
 	"strings"
 	"time"
-
-	"github.com/google/gopacket"
-	"github.com/google/gopacket/layers"
-	"github.com/google/gopacket/pcapgo"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/version"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -25,51 +20,31 @@ const (
 	outerInterface
 )
 
-// Writer writes a pcapng stream (draft-ietf-opsawg-pcapng) with one interface for the packets of the tunnel and, if asked for, one for
-// the datagrams that carry it. Each packet bears a comment that says whose it is and what became of it, and its direction.
+// Writer writes a pcapng stream with one interface for the packets of the tunnel and, if asked for, one for the datagrams that carry it.
+// Each packet bears a comment that says whose it is and what became of it, and its direction. The blocks are made here (blocks.go), as
+// libraries that make them bring tables of protocols that every process of this program would pay for.
 type Writer struct {
 	w     io.Writer
-	block bytes.Buffer // what the library has written of one block or several
-	ng    *pcapgo.NgWriter
 	outer bool
-	snap  int
 	count [2]uint64
-	line  []byte
-	out   []byte
+	line  []byte // headers and data of a datagram
+	out   blocks // what Flush writes
 }
 
 // NewWriter writes the head of a file of the interface of that name.
 func NewWriter(w io.Writer, name string, o Options) (*Writer, error) {
-	p := &Writer{w: w, outer: o.Outer, snap: o.SnapLength}
-	plain := pcapgo.NgInterface{Name: name, Description: "packets in the tunnel, superpackets before they are segmented", Filter: o.Filter,
-		OS: runtime.GOOS, LinkType: layers.LinkTypeRaw, SnapLength: uint32(o.SnapLength)}
-	section := pcapgo.NgWriterOptions{SectionInfo: pcapgo.NgSectionInfo{OS: runtime.GOOS, Hardware: runtime.GOARCH, Application: "sluice " + version.String()}}
-	var err error
-	if p.ng, err = pcapgo.NewNgWriterInterface(&p.block, plain, section); err != nil {
-		return nil, err
-	}
+	p := &Writer{w: w, outer: o.Outer}
+	p.out.section(runtime.GOARCH, runtime.GOOS, "sluice "+version.String())
+	p.out.description(description{name: name, text: "packets in the tunnel, superpackets before they are segmented", filter: o.Filter, os: runtime.GOOS,
+		snap: uint32(o.SnapLength)})
 	if o.Outer {
-		_, err = p.ng.AddInterface(pcapgo.NgInterface{Name: name + "-outer",
-			Description: "datagrams of the tunnel, their IP and UDP headers made from addresses and ports", OS: runtime.GOOS, LinkType: layers.LinkTypeRaw})
-		if err != nil {
-			return nil, err
-		}
+		p.out.description(description{name: name + "-outer", text: "datagrams of the tunnel, their IP and UDP headers made from addresses and ports", os: runtime.GOOS})
 	}
-	return p, p.take()
+	return p, nil
 }
 
-// take moves what the library has written to what Flush writes.
-func (p *Writer) take() error {
-	if err := p.ng.Flush(); err != nil {
-		return err
-	}
-	p.out = append(p.out, p.block.Bytes()...)
-	p.block.Reset()
-	if len(p.out) < 64<<10 {
-		return nil
-	}
-	return p.Flush()
-}
+// enough is how much is written at once, bytes.
+const enough = 64 << 10
 
 // Flush writes what is kept back.
 func (p *Writer) Flush() error {
@@ -92,32 +67,21 @@ func (p *Writer) Write(c *pipeline.Captured) error {
 		data = p.line
 	}
 	p.count[at]++
-	err := p.ng.WritePacket(gopacket.CaptureInfo{Timestamp: c.At, CaptureLength: len(data), Length: length, InterfaceIndex: at}, data)
-	if err == nil {
-		err = p.ng.Flush()
+	p.out.packet(record{on: at, at: c.At, data: data, length: length, inbound: c.Inbound, comment: Comment(c)})
+	if len(p.out) < enough {
+		return nil
 	}
-	if err != nil {
-		return err
-	}
-	addOptions(&p.block, direction(c.Inbound), Comment(c))
-	return p.take()
+	return p.Flush()
 }
 
 // End writes how many packets there were for each interface, and how many were dropped.
 func (p *Writer) End(dropped uint64) error {
-	for i, n := range p.count {
-		if i == outerInterface && !p.outer {
-			break
-		}
-		s := pcapgo.NgInterfaceStatistics{LastUpdate: time.Now(), PacketsReceived: n, PacketsDropped: pcapgo.NgNoValue64}
-		if i == plainInterface {
-			s.PacketsReceived, s.PacketsDropped = n+dropped, dropped // of both
-		}
-		if err := p.ng.WriteInterfaceStats(i, s); err != nil {
-			return err
-		}
+	now := time.Now()
+	p.out.statistics(plainInterface, now, p.count[plainInterface]+dropped, &dropped) // of both
+	if p.outer {
+		p.out.statistics(outerInterface, now, p.count[outerInterface], nil)
 	}
-	return p.take()
+	return p.Flush()
 }
 
 // Comment says in words whose a packet is and what became of it: "out to gate, superpacket of 43 packets of 1376 bytes".
@@ -147,45 +111,6 @@ func Comment(c *pipeline.Captured) string {
 		fmt.Fprintf(&b, ", dropped: %s", c.Drop)
 	}
 	return b.String()
-}
-
-// Options of an enhanced packet block, and the values of the flags (section 4.3).
-const (
-	optionEnd     = 0
-	optionComment = 1
-	optionFlags   = 2
-
-	flagInbound, flagOutbound = 1, 2
-)
-
-func direction(inbound bool) uint32 {
-	if inbound {
-		return flagInbound
-	}
-	return flagOutbound
-}
-
-// addOptions gives the one enhanced packet block in b its options: pcapgo has none for packets. They stand between the packet and the
-// block's length, which comes a second time at its end (section 3.1).
-func addOptions(b *bytes.Buffer, flags uint32, comment string) {
-	block := b.Bytes()
-	b.Truncate(len(block) - 4)
-	var options []byte
-	option := func(code int, value []byte) {
-		options = binary.LittleEndian.AppendUint16(options, uint16(code))
-		options = binary.LittleEndian.AppendUint16(options, uint16(len(value)))
-		options = append(options, value...)
-		for len(options)%4 > 0 {
-			options = append(options, 0)
-		}
-	}
-	option(optionFlags, binary.LittleEndian.AppendUint32(nil, flags))
-	option(optionComment, []byte(comment))
-	option(optionEnd, nil)
-	b.Write(options)
-	length := uint32(len(block) + len(options))
-	binary.LittleEndian.PutUint32(b.Bytes()[4:], length)
-	b.Write(binary.LittleEndian.AppendUint32(nil, length))
 }
 
 // appendHeaders makes the IP and UDP headers of a datagram, which the kernel makes or takes away where nobody sees. What is not known
