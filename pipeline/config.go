@@ -28,6 +28,8 @@ type Config struct {
 	Workers int
 	// NewCipher makes the cipher of one direction of a session; nil is aead.New. For measurements and tests.
 	NewCipher func(key *[aead.KeySize]byte) aead.Cipher
+	// Answers has nothing delivered but answers to what was sent, and ICMP errors about it; the rest is dropped (unasked).
+	Answers bool
 	// SampleDelays has one batch in 64 timed from the device to the socket and back, for Counters. It costs two readings of the clock.
 	SampleDelays bool
 	// HandshakeLifetime is how long a handshake series may try; 0 is 90 s (WireGuard paper, section 6.4).

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/aead"
+	"github.com/sluice-vpn/sluice/pipeline/flow"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/ip"
@@ -36,6 +37,7 @@ type inbound struct {
 	own       *[]netip.Addr // the only inner destination addresses, nil: any; and the last that was one of them
 	last      netip.Addr
 	delivered int
+	flows     *flow.View // nil: what nobody has asked for is taken, too
 }
 
 // hop is how the relay that sent a datagram has passed it on. Zero: no relay has.
@@ -313,6 +315,10 @@ func (in *inbound) accept(p *peer, m *udp.Datagrams, b []byte) {
 			}
 			in.last = dst
 		}
+	}
+	if in.flows != nil && !in.flows.Answers(in.shard.now, b) {
+		in.drop(dropUnasked, p, b)
+		return
 	}
 	if m.ECN != 0 {
 		mark, drop := ip.DecapsulateECN(ip.Mark(b), ip.ECN(m.ECN))

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/flow"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/ip"
@@ -251,6 +252,28 @@ func TestDestinations(t *testing.T) {
 		if (got > 0) != tt.pass || (dropped == 0) != tt.pass || !tt.pass && dropped != n {
 			t.Errorf("%d, own addresses %v: %d bytes came out and %d packets of %d were dropped, want them to pass: %v", i, tt.own, got, dropped, n, tt.pass)
 		}
+	}
+}
+
+// A node that takes only answers takes what it was sent by whom it has sent to, over whatever shard, and nothing else.
+func TestUnasked(t *testing.T) {
+	packet := tuntest.Packet{Data: datagram(laneInner[0], laneInner[1], 1, 100)}
+	l := newLanes(t, 0, packet, laneInner)
+	stats, table := l.b.shards[0].stats, flow.NewTable()
+	l.b.shards[0].inbound.flows = table.View()
+	const n = 5
+	if got, dropped := l.carry(t, n), stats.drops[dropUnasked].Load(); got != 0 || dropped != n {
+		t.Errorf("%d bytes came out and %d packets of %d were dropped, want all", got, dropped, n)
+	}
+	question := datagram(laneInner[1], laneInner[0], 1, 100)
+	copy(question[20:22], packet.Data[22:24])
+	copy(question[22:24], packet.Data[20:22])
+	table.View().Sent(l.now, question)
+	if got, dropped := l.carry(t, n), stats.drops[dropUnasked].Load(); got == 0 || dropped != n {
+		t.Errorf("%d bytes of answers came out and %d were dropped, want none", got, dropped-n)
+	}
+	if got := testing.AllocsPerRun(10, func() { l.carry(t, n) }); got != 0 {
+		t.Errorf("%v allocations", got)
 	}
 }
 

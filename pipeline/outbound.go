@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/aead"
+	"github.com/sluice-vpn/sluice/pipeline/flow"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/ip"
 )
@@ -32,7 +33,8 @@ type outbound struct {
 	readArena []byte
 	packets   [readPackets]tun.Superpacket
 	next      [readPackets]int16
-	lanes     []*peer // that have packets in this batch, in order of their first
+	lanes     []*peer    // that have packets in this batch, in order of their first
+	flows     *flow.View // nil: nobody asks what was sent
 
 	// segment and seal
 	segmenter tun.Segmenter
@@ -131,6 +133,9 @@ func (o *outbound) route(now time.Duration, n int) {
 			o.drop(dropRoutingLoop, lastPeer, &o.packets[i])
 			o.looped(now, lastPeer)
 			continue
+		}
+		if o.flows != nil {
+			o.flows.Sent(now, o.packets[i].Data)
 		}
 		lane := &lastPeer.outbound[o.shard.id]
 		o.next[i] = -1

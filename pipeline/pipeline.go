@@ -24,12 +24,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"sync"
 	"sync/atomic"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/pipeline/count"
+	"github.com/sluice-vpn/sluice/pipeline/flow"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -43,6 +45,7 @@ type Pipeline struct {
 	local    *crypto.Local
 	routes   routes
 	relays   relays
+	flows    *flow.Table              // nil: Config.Answers is off
 	sockets  atomic.Pointer[udp.Pair] // the first shard's; nil while the interface is down
 	tap      atomic.Pointer[Capture]  // nil: nobody captures
 	notified notified
@@ -79,6 +82,9 @@ func New(cfg Config) (*Pipeline, error) {
 		p.clock = systemClock
 	}
 	p.routes.init()
+	if cfg.Answers {
+		p.flows = flow.NewTable()
+	}
 	for id, queue := range cfg.Device.Queues() {
 		s := &shard{
 			id: id, queue: queue, clock: p.clock, device: cfg.Device, routes: &p.routes, table: local.Table(),
@@ -91,6 +97,9 @@ func New(cfg Config) (*Pipeline, error) {
 		}
 		s.outbound = newOutbound(s, cfg.Workers)
 		s.inbound = newInbound(s, cfg.Workers, cfg.Device.Capabilities())
+		if p.flows != nil {
+			s.outbound.flows, s.inbound.flows = p.flows.View(), p.flows.View()
+		}
 		p.shards = append(p.shards, s)
 	}
 	p.control = newControl(p)
@@ -147,6 +156,14 @@ func (p *Pipeline) call(f func()) error {
 
 // Now reads the pipeline's clock, which runs in suspend where the system has one that does.
 func (p *Pipeline) Now() time.Duration { return p.clock() }
+
+// ResumeFlow has answers delivered to a connection that a program has begun before there was this Pipeline: TCP, or UDP of a connected
+// socket. Where everything is delivered it does nothing.
+func (p *Pipeline) ResumeFlow(protocol uint8, local, remote netip.AddrPort) {
+	if p.flows != nil {
+		p.flows.Resume(p.clock(), protocol, local, remote)
+	}
+}
 
 // Serving tells whether the interface is up, and whether its sockets are open; ErrClosed after Run has ended.
 func (p *Pipeline) Serving() (up, bound bool, err error) {

@@ -32,6 +32,7 @@ const (
 	dropInnerMalformed
 	dropSourceNotAllowed
 	dropDestinationNotOwn
+	dropUnasked
 	dropECN
 	dropTUNFull
 	dropTUNDown
@@ -61,6 +62,7 @@ var dropTable = [dropReasons]struct{ stage, reason, help string }{
 	dropInnerMalformed:    {"inbound", "inner_malformed", "Decrypted bytes are no IP packet."},
 	dropSourceNotAllowed:  {"inbound", "source_not_allowed", "Inner source address belongs to another peer or none."},
 	dropDestinationNotOwn: {"inbound", "destination_not_own", "Inner destination address is none of those that a client has in the tunnel."},
+	dropUnasked:           {"inbound", "unasked", "Answers nothing that this node has sent, and it takes only answers."},
 	dropECN:               {"inbound", "ecn", "Congestion mark on an inner packet that is not ECN capable (RFC 6040)."},
 	dropTUNFull:           {"inbound", "tun_full", "The device took nothing more."},
 	dropTUNDown:           {"inbound", "tun_down", "The device failed; while it is merely down the queue counts (tun_write_down)."},

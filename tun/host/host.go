@@ -61,3 +61,9 @@ type Rule struct {
 	// Unreachable: no table is asked, nothing leads to what matches.
 	Unreachable bool
 }
+
+// Connection is one that a program of this machine has begun or taken.
+type Connection struct {
+	Protocol      uint8 // TCP or UDP
+	Local, Remote netip.AddrPort
+}

@@ -106,23 +106,14 @@ func (*Routing) Release() error { return ErrUnsupported }
 // Release ends that the machine fails closed when no process runs.
 func Release(RoutingConfig) error { return ErrUnsupported }
 
-// Incoming is an interface's nftables table.
-type Incoming struct{}
-
-// NewIncoming makes an Incoming.
-func NewIncoming(string) *Incoming { return nil }
-
-// Refuse makes the table.
-func (*Incoming) Refuse() error { return ErrUnsupported }
-
-// Close deletes the table.
-func (*Incoming) Close() error { return ErrUnsupported }
-
 // HasIPv6 tells whether an interface has IPv6.
 func HasIPv6(string) bool { return false }
 
 // Networks lists the networks that the machine has an address in.
 func Networks(string) ([]Network, error) { return nil, ErrUnsupported }
+
+// Connections lists the connections from local addresses.
+func Connections([]netip.Prefix) ([]Connection, error) { return nil, ErrUnsupported }
 
 // Routers lists those that default routes lead to.
 func Routers() ([]netip.Addr, error) { return nil, ErrUnsupported }

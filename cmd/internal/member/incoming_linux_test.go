@@ -6,7 +6,9 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"os/exec"
 	"path/filepath"
+	"strconv"
 	"testing"
 	"time"
 
@@ -63,9 +65,85 @@ func testIncoming(t *testing.T, accept bool) {
 			return nil
 		}))
 		listener.Close()
+		n.probe(t, p.Addr(), accept)
+	}
+	counters, err := status.NewNode(filepath.Join(dir, "laptop.sock")).Counters(context.Background())
+	if got := counters["drop_unasked"]; err != nil || (got > 0) == accept {
+		t.Errorf("-accept-incoming %v: %d packets were dropped as unasked (%v)", accept, got, err)
 	}
 	terminate(t, laptop)
 	must(t, n.laptop.Run(func() error { noTables(t); return nil }))
+}
+
+// probe has the gateway send datagrams and an echo request to an address of the client, which come in or not.
+func (n *network) probe(t *testing.T, to netip.Addr, accept bool) {
+	t.Helper()
+	var server net.PacketConn
+	must(t, n.laptop.Run(func() (err error) {
+		server, err = net.ListenPacket("udp", netip.AddrPortFrom(to, 53).String())
+		return err
+	}))
+	defer server.Close()
+	wait := 200 * time.Millisecond
+	if accept {
+		wait = 20 * time.Second
+	}
+	must(t, n.gate.Run(func() error {
+		conn, err := net.Dial("udp", server.LocalAddr().String())
+		if err != nil {
+			return err
+		}
+		defer conn.Close()
+		_, err = conn.Write([]byte("nobody asked"))
+		return err
+	}))
+	must(t, server.SetReadDeadline(time.Now().Add(wait)))
+	if _, from, err := server.ReadFrom(make([]byte, 100)); (err == nil) != accept {
+		t.Errorf("-accept-incoming %v: a datagram for %v from %v: %v", accept, to, from, err)
+	}
+	ping := exec.Command("ping", "-c", "1", "-W", strconv.FormatFloat(wait.Seconds(), 'f', 1, 64), to.String())
+	must(t, n.gate.Start(ping))
+	if err := ping.Wait(); (err == nil) != accept {
+		t.Errorf("-accept-incoming %v: an echo request to %v: %v", accept, to, err)
+	}
+}
+
+// TestResumed: a program that only receives goes on to do so by a client that was killed and started again.
+func TestResumed(t *testing.T) {
+	n := newNetwork(t)
+	dir := t.TempDir()
+	tokens := n.tokens(t, dir)
+	gate := program(t, "gateway", filepath.Join(dir, "gate.sock"), tokens["gate"])
+	gate.Env = append(gate.Env, routesVariable+"=10.9.0.0/24")
+	must(t, n.gate.Start(gate))
+	t.Cleanup(func() { gate.Process.Kill(); gate.Wait() })
+	start := func() *exec.Cmd {
+		laptop := program(t, "client", filepath.Join(dir, "laptop.sock"), tokens["laptop"])
+		must(t, n.laptop.Start(laptop))
+		t.Cleanup(func() { laptop.Process.Kill(); laptop.Wait() })
+		connection(t, filepath.Join(dir, "laptop.sock"), "gate", "the client connects", func(c edge.ConnectionStatus) bool { return c.State == "up" })
+		return laptop
+	}
+	laptop := start()
+	var listener net.Listener
+	must(t, n.behind.Run(func() (err error) { listener, err = net.Listen("tcp", "10.9.0.2:80"); return err }))
+	defer listener.Close()
+	var client net.Conn
+	silent := net.Dialer{Timeout: 20 * time.Second, KeepAlive: -1}
+	must(t, n.laptop.Run(func() (err error) { client, err = silent.Dial("tcp", "10.9.0.2:80"); return err }))
+	defer client.Close()
+	server, err := listener.Accept()
+	must(t, err)
+	defer server.Close()
+	laptop.Process.Kill()
+	laptop.Wait()
+	_, err = server.Write([]byte("while nobody runs")) // is sent again until it arrives
+	must(t, err)
+	start()
+	must(t, client.SetReadDeadline(time.Now().Add(30*time.Second)))
+	if got, err := client.Read(make([]byte, 100)); err != nil {
+		t.Errorf("%d bytes, %v after another start", got, err)
+	}
 }
 
 // noTables wants no table of nftables to be left.

@@ -24,9 +24,7 @@ type machine struct {
 	answer     protocol.Sync
 	routing    *host.Routing
 	forwarding *host.Forwarding
-	incoming   *host.Incoming // of a client
-	open       error          // why what nobody has asked for comes in
-	problem    error          // of the last remark
+	problem    error // of the last remark
 	// interferences are by their text.
 	interferences map[string]*interference
 	remarks       atomic.Pointer[remarks] // read by any goroutine
@@ -75,21 +73,8 @@ func (m *machine) set() (routes []netip.Prefix, err error) {
 			return nil, err
 		}
 	}
-	m.refuse()
 	m.routing.SetOverlay(m.answer.Overlay)
 	return routes, errors.Join(m.routing.SetAddresses(m.answer.Addresses), m.routing.Set(lead))
-}
-
-// refuse keeps unasked connections from coming in to a client. Without nftables they do, and the status says so.
-func (m *machine) refuse() {
-	if m.incoming == nil {
-		return
-	}
-	if m.open = nil; m.options.AcceptIncoming {
-		_ = m.incoming.Close() // without nftables there is nothing
-		return
-	}
-	m.open = m.incoming.Refuse()
 }
 
 // blocks tells whether a family that nobody has a default route for is kept from going past the tunnel. A gateway may lead others to it.
@@ -164,7 +149,7 @@ func (m *machine) release() error {
 // remark finds what is to be told, and logs what was not told before.
 func (m *machine) remark(problem error) {
 	m.problem = problem
-	now := &remarks{notes: m.obstacles(), refuses: m.begun && m.incoming != nil && m.open == nil && !m.options.AcceptIncoming}
+	now := &remarks{notes: m.obstacles(), refuses: m.begun && m.options.answersOnly()}
 	if problem != nil {
 		now.problem = oneLine(problem)
 	}
@@ -200,9 +185,6 @@ func (m *machine) obstacles() (notes []string) {
 	notes = append(notes, covered(routes, networks, m.answer.Overlay, m.options.Keep)...)
 	if v6, lacks := lacking(routes); lacks {
 		notes = append(notes, m.other(v6, networks))
-	}
-	if m.open != nil {
-		notes = append(notes, "gateways, and who they let through, can open connections to this machine's tunnel addresses: "+oneLine(m.open))
 	}
 	if m.routing.FailsClosed() {
 		notes = append(notes, m.closed(routes))
@@ -323,8 +305,6 @@ func (m *machine) begin() (err error) {
 		}
 		if m.options.Role != protocol.Gateway {
 			_ = host.ClearForwarding(m.options.Interface) // of a gateway that was killed
-			m.incoming = host.NewIncoming(m.options.Interface)
-			m.refuse() // before there are addresses
 		}
 	}
 	if m.forwarding != nil || m.options.Role != protocol.Gateway {
@@ -365,9 +345,6 @@ func (m *machine) restore() error {
 	var err error
 	if m.forwarding != nil {
 		err = m.forwarding.Close()
-	}
-	if m.incoming != nil && (!m.options.AcceptIncoming && m.open == nil) {
-		err = errors.Join(err, m.incoming.Close())
 	}
 	if m.routing != nil {
 		err = errors.Join(err, m.routing.Close())

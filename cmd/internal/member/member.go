@@ -101,6 +101,9 @@ func (o Options) withDefaults() Options {
 	return o
 }
 
+// answersOnly tells whether nobody opens connections to the node.
+func (o *Options) answersOnly() bool { return o.Role == protocol.Client && !o.AcceptIncoming }
+
 // node is what a run is made of. Its fields are frozen once it runs.
 type node struct {
 	options  Options
@@ -115,6 +118,7 @@ type node struct {
 	names    *names.Names
 	handler  http.Handler // of the status socket
 	signIn   func() *edge.SignInStatus
+	resumed  bool // owned by the edge's goroutine, which applies answers
 	// failed ends the node with an error that trying again does not mend, or a *signOut.
 	failed context.CancelCauseFunc
 }
@@ -147,6 +151,7 @@ func (n *node) build() (err error) {
 	cfg := n.settings.Pipeline(dev, n.logger)
 	cfg.UDP.Port, cfg.UDP.Mark = o.Port, o.Mark
 	cfg.SampleDelays = o.Ops != ""
+	cfg.Answers = o.answersOnly()
 	cfg.Stray, cfg.Edge = n.edge.Stray, n.edge.Request
 	if n.pipeline, err = pipeline.New(cfg); err != nil {
 		return errors.Join(err, dev.Close())
@@ -262,6 +267,7 @@ func (n *node) apply(answer protocol.Sync) error {
 		n.failed(err)
 		return err
 	}
+	n.resume(answer.Addresses)
 	err := n.keeper.apply(answer)
 	if err != nil && (!n.machine.begun || !n.machine.up && errors.Is(err, host.ErrPermission)) {
 		n.failed(err)
@@ -270,6 +276,22 @@ func (n *node) apply(answer protocol.Sync) error {
 		n.names.Set(zoneOf(answer))
 	}
 	return err
+}
+
+// resume has answers reach the programs whose connections were begun while a process before this one ran: who only receives would not ask
+// again. Once, before the first packet can come.
+func (n *node) resume(own []netip.Prefix) {
+	if n.resumed {
+		return
+	}
+	n.resumed = true
+	list, err := host.Connections(own)
+	if err != nil {
+		n.logger.Debug("connections that were there before may have to send something before they receive", "error", err)
+	}
+	for _, c := range list {
+		n.pipeline.ResumeFlow(c.Protocol, c.Local, c.Remote)
+	}
 }
 
 // zoneOf are this node's addresses, and those of nodes by name: of itself, and of its peers.

@@ -176,6 +176,7 @@ var dropWhy = map[string]string{
 	"drop_inner_malformed":     "held no IP packet",
 	"drop_source_not_allowed":  "came from a peer that does not own their source address",
 	"drop_destination_not_own": "came through the tunnel for an address that is not this client's",
+	"drop_unasked":             "came through the tunnel without having been asked for (-accept-incoming lets them in)",
 	"drop_ecn":                 "had a congestion mark that they cannot carry",
 	"drop_tun_down":            "found the interface down",
 }
