@@ -37,9 +37,8 @@ type Config struct {
 	// Stray gets the datagrams that are not WireGuard, on the shard's goroutine; nil drops and counts them. It must not
 	// block, nor call the Pipeline's methods, which wait for shards.
 	Stray func(Stray)
-	// Edge gets what control asks of the connectivity edge, on the control goroutine; nil: peers have no names and no
-	// connections. It must not block, nor call the Pipeline's methods: it fills a mailbox.
-	Edge func(Request)
+	// Connector finds the paths to peers that have names; nil: peers have none.
+	Connector Connector
 	// Clock reads a monotonic clock that runs in suspend, with an arbitrary origin before now; nil is CLOCK_BOOTTIME where
 	// there is one. Timers follow package time if Clock is given (tests under testing/synctest).
 	Clock func() time.Duration
@@ -84,7 +83,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Listen = udp.Listen
 	}
 	c.UDP.Shards = len(c.Device.Queues())
-	c.UDP.Routes = c.Edge == nil // which owns the addresses otherwise
+	c.UDP.Routes = c.Connector == nil // which owns the addresses otherwise
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)
 	}

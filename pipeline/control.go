@@ -5,7 +5,6 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
-	"math/rand/v2"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
@@ -37,7 +36,7 @@ func newControl(p *Pipeline) *control {
 		loss: countWatch{names: lossNames[:], least: 1}, flood: countWatch{names: floodNames[:], least: floodLeast}}
 	c.controller = &controller{
 		local: p.local, routes: &p.routes, effects: c, log: c.log, shards: len(p.shards), lifetime: p.config.HandshakeLifetime,
-		edge: p.config.Edge, random: rand.Uint32, wall: p.config.Wall,
+		connector: p.config.Connector,
 	}
 	return c
 }
@@ -115,7 +114,7 @@ func (c *control) failure(err error) error {
 }
 
 // handleEvent follows the state of the interface: sockets are open while it is up (the kernel's wg_open and wg_stop). That they
-// cannot be opened is an error where an edge needs them; elsewhere whoever configures may set another port.
+// cannot be opened is an error where a Connector needs them; elsewhere whoever configures may set another port.
 func (c *control) handleEvent(event tun.Event) error {
 	switch event {
 	case tun.EventUp:
@@ -124,7 +123,7 @@ func (c *control) handleEvent(event tun.Event) error {
 			return nil
 		}
 		if err := c.bind(c.udp); err != nil {
-			if c.pipeline.config.Edge != nil {
+			if c.pipeline.config.Connector != nil {
 				return fmt.Errorf("pipeline: %w", err)
 			}
 			c.log.Error("cannot open the UDP sockets; set another listen port", "port", c.udp.Port, "error", err)
@@ -237,7 +236,9 @@ func (c *control) close() {
 		s.empty(c.controller.peers)
 	}
 	for _, p := range c.controller.peers {
-		c.controller.closeLink(c.now, p, CloseShutdown)
+		if p.link != nil {
+			c.controller.change(c.now, p, ChangeDown)
+		}
 	}
 	c.controller.up = false
 	c.pipeline.sockets.Store(nil)

@@ -7,11 +7,13 @@ import (
 	"net/netip"
 	"slices"
 	"sort"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/aead"
 	"github.com/sluice-vpn/sluice/crypto/secret"
+	"github.com/sluice-vpn/sluice/pipeline/count"
 )
 
 // handshakeTOS marks handshake messages AF41, as the kernel does (HANDSHAKE_DSCP in drivers/net/wireguard/messages.h).
@@ -38,20 +40,18 @@ type controller struct {
 	local     *crypto.Local
 	routes    *routes
 	effects   effects
-	edge      func(Request) // nil: none
-	random    func() uint32 // spreads back-offs
-	wall      func() time.Time
+	connector Connector // nil: none
 	log       *slog.Logger
 	shards    int
 	lifetime  time.Duration
 	peers     []*peer // in the order they were added
 	named     map[string]*peer
-	paths     map[pathKey]*peer // named peers by the path that ICE selected
+	paths     map[pathKey]*peer // named peers by the path that was ordered
 	deadlines deadlines
 	retired   []retired
 	up        bool // the interface is up: messages may be sent
 
-	stats controlStats
+	handshakes [crypto.ReasonCount]atomic.Uint64 // messages by what became of them
 }
 
 // retired is a keypair that waits for the lanes to let go of it before its keys are overwritten.
@@ -131,7 +131,7 @@ func (c *controller) find(key crypto.PublicKey) *peer {
 // remove forgets a peer: its routes, session, staged packets and deadline.
 func (c *controller) remove(now time.Duration, p *peer) {
 	if p.link != nil {
-		c.unlink(now, p, CloseRemoved)
+		c.unlink(now, p)
 	}
 	c.local.RemovePeer(now, p.core)
 	c.forget(now, p)
@@ -181,12 +181,12 @@ func (c *controller) handle(now time.Duration, l *letter) {
 	msg := l.message[:l.length]
 	from := crypto.Source{Addr: l.src.Dst, Channel: l.src.Channel, Relay: l.relay}
 	v := c.local.Handle(now, from, msg, func(core *crypto.Peer) {
-		if p := core.Owner().(*peer); p.link == nil || p.link.alive() {
+		if p := core.Owner().(*peer); p.link == nil || p.link.Stance(now).Alive {
 			p.hear(l.src)
 			c.checkSources(p, false) // before the answer, and what waits for the session
 		}
 	})
-	c.stats.handshakes[v.Reason].Add(1)
+	c.handshakes[v.Reason].Add(1)
 	if v.Reply != nil {
 		c.effects.send(&l.src, v.Reply, handshakeTOS)
 	}
@@ -219,8 +219,8 @@ func (c *controller) notice(now time.Duration, p *peer, signals uint32) {
 	if signals&signalLoop != 0 {
 		c.warnOfLoop(p)
 	}
-	if signals&signalStray != 0 && p.link != nil && p.link.alive() {
-		c.request(p.link, Request{Kind: RequestStray, Path: p.strayed.Load()})
+	if signals&signalStray != 0 && p.link != nil {
+		p.link.HandleStray(now, p.strayed.Load())
 	}
 	if signals&signalSource != 0 {
 		c.checkSources(p, false)
@@ -237,7 +237,7 @@ func (c *controller) checkSources(p *peer, all bool) { p.checkSources(all, c.eff
 // want asks for a session, unless there is a fresh one: a lane may have looked just before it came up.
 func (c *controller) want(now time.Duration, p *peer) {
 	if p.link != nil {
-		c.wantLink(now, p)
+		p.link.HandleWant(now)
 		return
 	}
 	c.wantSession(now, p)
@@ -260,7 +260,7 @@ func (c *controller) handleTimeout(now time.Duration) {
 	for _, p := range due {
 		p.core.HandleTimeout(now, p.stamps.activity())
 		if p.link != nil {
-			c.handleLinkTimeout(now, p)
+			p.link.HandleTimeout(now)
 		}
 		c.touch(now, p)
 	}
@@ -285,12 +285,9 @@ func (c *controller) touch(now time.Duration, p *peer) {
 	c.follow(now, p)
 	activity, watched := p.stamps.watch()
 	at, _ := p.core.NextTimeout(activity)
-	if l := p.link; l != nil {
-		if l.connection != nil {
-			next, _ := l.connection.nextTimeout()
-			at = sooner(at, next)
-		}
-		at = sooner(at, l.nextTimeout(now))
+	if p.link != nil {
+		next, _ := p.link.NextTimeout(now)
+		at = sooner(at, next)
 	}
 	if look := now + watchInterval; watched && (at == 0 || at > look) {
 		at = look
@@ -334,11 +331,11 @@ func (c *controller) obey(now time.Duration, p *peer, out crypto.Output) {
 		c.wipe()
 	case crypto.SeriesExpired:
 		p.stamps.firstUnanswered.Store(0) // it has had its series
-		if p.link != nil && p.link.alive() {
-			p.link.connection.handleExpired(out.Expired)
+		if p.link != nil {
+			p.link.HandleExpired(now, out.Expired)
 		}
 		level := slog.LevelDebug
-		if !out.Expired.Quiet && p.link == nil { // a named peer's connection sees to it
+		if !out.Expired.Quiet && p.link == nil { // a named peer's link sees to it
 			c.effects.purge(p)
 			level = slog.LevelInfo
 		}
@@ -437,7 +434,7 @@ func (c *controller) setPrivateKey(now time.Duration, k *crypto.PrivateKey) {
 	for _, core := range c.local.SetPrivateKey(now, k) {
 		p := core.Owner().(*peer)
 		if p.link != nil {
-			c.unlink(now, p, CloseRemoved)
+			c.unlink(now, p)
 		}
 		c.forget(now, p)
 	}
@@ -447,7 +444,7 @@ func (c *controller) setPrivateKey(now time.Duration, k *crypto.PrivateKey) {
 }
 
 // status describes all peers, in the order they were added.
-func (c *controller) status(now time.Duration) []PeerStatus {
+func (c *controller) status() []PeerStatus {
 	list := make([]PeerStatus, 0, len(c.peers))
 	for _, p := range c.peers {
 		s := PeerStatus{
@@ -455,10 +452,10 @@ func (c *controller) status(now time.Duration) []PeerStatus {
 			LastHandshake: p.core.LastHandshake(), RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load(),
 		}
 		if path := p.path.Load(); path != nil {
-			s.Endpoint = path.Dst
+			s.Endpoint, s.Path = path.Dst, path
 		}
 		if p.link != nil {
-			s.Name, s.Connection = p.link.name, p.link.status(now)
+			s.Name = *p.title.Load()
 		}
 		for prefix := range p.allowedIPs {
 			s.AllowedIPs = append(s.AllowedIPs, prefix)
@@ -471,3 +468,16 @@ func (c *controller) status(now time.Duration) []PeerStatus {
 
 // shortKey is a public key as logs show it.
 func shortKey(k crypto.PublicKey) string { return k.Encode()[:10] + "…" }
+
+var familyHandshakes = count.Family{Series: "sluice_handshake_messages_total", Help: "Handshake messages received, by what became of them."}
+
+// counters are the controller's. Called by control.
+func (c *controller) counters() (list []count.Counter) {
+	for r := range crypto.ReasonCount {
+		list = append(list, count.Labeled(familyHandshakes, "handshake_"+r.String(), "Handshake messages that ended so.", c.handshakes[r].Load(), "result", r.String()))
+	}
+	if c.connector != nil {
+		list = append(list, c.connector.Counters()...)
+	}
+	return list
+}

@@ -122,7 +122,7 @@ type PeerEdit struct {
 }
 
 // SetPresharedKey changes the preshared key, of which it makes its own copy; zero clears it. It counts from the next handshake
-// on. The connection of a named peer closes if that is another key than before (CloseKeysChanged).
+// on. The link of a named peer is told if that is another key than before (ChangeKeys).
 func (pe *PeerEdit) SetPresharedKey(k *crypto.PresharedKey) {
 	if pe.peer == nil {
 		return
@@ -136,8 +136,8 @@ func (pe *PeerEdit) SetPresharedKey(k *crypto.PresharedKey) {
 	pe.c.controller.touch(pe.c.now, pe.peer)
 }
 
-// SetName gives the peer its name and leaves it to the connectivity edge (Config.Edge) how it is reached. Names are unique; ""
-// makes it a plain peer again and closes its connection (CloseRemoved). Without an edge peers have no names.
+// SetName gives the peer its name and leaves it to Config.Connector how it is reached. Names are unique; "" makes it a plain
+// peer again, and its link ends (ChangeRemoved). Without a Connector peers have no names.
 func (pe *PeerEdit) SetName(name string) {
 	if pe.peer != nil {
 		pe.c.controller.name(pe.c.now, pe.peer, name)
@@ -146,25 +146,23 @@ func (pe *PeerEdit) SetName(name string) {
 }
 
 // SetPublicKey replaces the key: sessions of the old one are forgotten, name, preshared key, keepalive and allowed IPs stay.
-// The connection closes (CloseKeysChanged) and the back-off begins anew. A key that another peer has, or our own, changes nothing.
+// The link is told (ChangeKeys, ChangeRetry). A key that another peer has, or our own, changes nothing.
 func (pe *PeerEdit) SetPublicKey(k crypto.PublicKey) {
 	if pe.peer != nil {
 		pe.peer = pe.c.controller.replaceKey(pe.c.now, pe.peer, k)
 	}
 }
 
-// Retry says that what stood in the way of a named peer's connection may have changed: the back-off begins anew, and an attempt
-// that is wanted begins at once.
+// Retry says that what stood in the way of reaching a named peer may have changed (ChangeRetry).
 func (pe *PeerEdit) Retry() {
 	if pe.peer != nil && pe.peer.link != nil {
-		pe.c.controller.retry(pe.c.now, pe.peer)
+		pe.peer.link.HandleChange(pe.c.now, ChangeRetry)
 		pe.c.controller.touch(pe.c.now, pe.peer)
 	}
 }
 
 // SetEndpoint says where the peer is, a link-local address with the index of its interface as zone (udp.ResolveZone); roaming may
-// move it later. It changes nothing for a named peer, whose way the
-// connectivity edge finds.
+// move it later. It changes nothing for a named peer, whose way its link finds.
 func (pe *PeerEdit) SetEndpoint(endpoint netip.AddrPort) {
 	if pe.peer == nil || pe.peer.link != nil {
 		return
@@ -215,11 +213,11 @@ type Status struct {
 
 // PeerStatus is one peer of a Status.
 type PeerStatus struct {
-	Name                string            // "": a plain peer
-	Connection          *ConnectionStatus // of a named peer
+	Name                string // "": a plain peer
 	PublicKey           crypto.PublicKey
 	PresharedKey        crypto.PresharedKey
 	Endpoint            netip.AddrPort // invalid: not known
+	Path                *Path          // where datagrams go, frozen; nil: nowhere
 	PersistentKeepalive uint16         // seconds, 0: off
 	LastHandshake       time.Time      // zero: never
 	RxBytes, TxBytes    uint64         // UDP payload, handshakes and keepalives included
@@ -239,7 +237,7 @@ func (p *Pipeline) Status() (*Status, error) {
 	s := new(Status)
 	err := p.call(func() {
 		secret.Do(func() {
-			s.PrivateKey, s.Peers = p.local.PrivateKey(), p.control.controller.status(p.control.now)
+			s.PrivateKey, s.Peers = p.local.PrivateKey(), p.control.controller.status()
 		})
 		s.ListenPort, s.Mark, s.Lost = p.control.port(), p.control.udp.Mark, losses(p.control.laneCounters().List())
 	})

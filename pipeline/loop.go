@@ -105,7 +105,7 @@ func (o *outbound) looped(now time.Duration, p *peer) {
 func (c *controller) warnOfLoop(p *peer) {
 	name := shortKey(p.key)
 	if p.link != nil {
-		name = p.link.name
+		name = *p.title.Load()
 	}
 	path := p.path.Load()
 	if path == nil {

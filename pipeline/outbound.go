@@ -178,14 +178,14 @@ func (o *outbound) carry(now time.Duration, p *peer) {
 // answers that there is no way. What the host sends to its link of its own accord is no reason for a session, so that an interface
 // that nobody uses stays silent (the kernel's WireGuard has no link-local address to send such from: device.c, wg_open).
 func (o *outbound) hold(now time.Duration, p *peer, path *Path, i int16) {
-	lane, reach, wanted := &p.outbound[o.shard.id], reach(p.reach.Load()), false
+	lane, reach, wanted := &p.outbound[o.shard.id], Reach(p.reach.Load()), false
 	for ; i >= 0; i = o.next[i] {
 		sp := &o.packets[i]
 		switch {
 		case ip.IsHousekeeping(sp.Data):
 			o.drop(dropHousekeeping, p, sp)
 			continue
-		case path == nil && reach != reachStage:
+		case path == nil && reach != ReachStage:
 			o.drop(dropNoEndpoint, p, sp)
 			o.unreachable(sp)
 		default:
@@ -193,7 +193,7 @@ func (o *outbound) hold(now time.Duration, p *peer, path *Path, i int16) {
 		}
 		wanted = true
 	}
-	if wanted && (path != nil || reach != reachNone) {
+	if wanted && (path != nil || reach != ReachNone) {
 		o.want(now, p, lane)
 	}
 }

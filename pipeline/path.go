@@ -7,7 +7,7 @@ import (
 )
 
 // Path is where a peer's datagrams go. A Path is frozen: every change publishes a new one, or one that was left before;
-// lanes load it once a batch. Without ICE it is the peer's endpoint as roaming left it; with ICE it is the selected pair.
+// lanes load it once a batch. It is a plain peer's endpoint as roaming left it, or where the link of a named one leads.
 type Path struct {
 	// Dst is the peer's address, or the relay's when Channel is not 0.
 	Dst netip.AddrPort
@@ -25,8 +25,7 @@ type Path struct {
 	Relayed bool
 	// Fixed: authenticated datagrams from elsewhere do not move the path (the selected pair owns the endpoint).
 	Fixed bool
-	// Generation counts the paths that ICE selected for a connection, so that what was decided for an older one can be told
-	// apart. 0 without ICE.
+	// Generation counts the paths of a connection, so that what was decided for an older one can be told apart. 0 for a plain peer.
 	Generation uint32
 }
 

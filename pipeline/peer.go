@@ -41,7 +41,7 @@ type peer struct {
 	// Owned by control.
 	allowedIPs map[netip.Prefix]struct{}
 	keepalive  uint16 // seconds
-	link       *link  // of a named peer, else nil
+	link       Link   // of a named peer, else nil
 	deadline   deadline
 }
 

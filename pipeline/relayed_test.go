@@ -127,7 +127,7 @@ func (s *turnServer) toItsClient(a *turnAllocation, d *udptest.Datagram) bool {
 	return false
 }
 
-// setPath gives the node's only peer this path, as control does when ICE has selected a pair.
+// setPath gives the node's only peer this path, as control does when a link has ordered it.
 func (n *node) setPath(path *Path) {
 	_ = n.call(func() { n.control.controller.peers[0].path.Store(path) })
 }

@@ -10,7 +10,7 @@ import (
 // publish by comparing, so that neither overwrites what the other has published in between.
 
 // roam moves the path to the origin of authentic data, from any lane. As in the kernel (receive.c,
-// wg_packet_consume_data_done) the endpoint is set before the packet is delivered. A selected pair stays: ICE owns it. So
+// wg_packet_consume_data_done) the endpoint is set before the packet is delivered. A path that is fixed stays: the link owns it. So
 // does no path at all: the peer, or its connection, is over, and what comes late must not revive it. It tells whether control has
 // yet to check the source that is used from now on.
 func (p *peer) roam(from Path) (unchecked bool) {
@@ -38,7 +38,7 @@ func (p *peer) move(old *Path, from Path) (path *Path, moved bool) {
 const strayInterval = 200 * time.Millisecond
 
 // stray notes that authentic data came from elsewhere than the selected pair leads to, from any lane, and tells whether control is to
-// hear of it: a NAT may have mapped the peer anew, which ICE can find out. What comes over a relay where the path leads over none or
+// hear of it: a NAT may have mapped the peer anew, which the link can find out. What comes over a relay where the path leads over none or
 // over another one, or the other way round, took another way and tells of no other address.
 func (p *peer) stray(now time.Duration, from Path) bool {
 	path := p.path.Load()

@@ -181,7 +181,7 @@ func TestStray(t *testing.T) {
 		{"in a Data indication", &relayed, Path{Dst: pair.Dst, Peer: elsewhere.Dst}, true},
 		{"in another relay's Data indication", &relayed, Path{Dst: elsewhere.Dst, Peer: elsewhere.Dst}, false},
 		{"in a Data indication, off a relay", &pair, Path{Dst: elsewhere.Dst, Peer: elsewhere.Dst}, false},
-		{"without ICE", &Path{Dst: pair.Dst}, elsewhere, false},
+		{"not fixed", &Path{Dst: pair.Dst}, elsewhere, false},
 		{"no path", nil, elsewhere, false},
 	} {
 		p := new(peer)

@@ -98,7 +98,7 @@ func TestHandshakeLimitBehindRelay(t *testing.T) {
 				p.pass(from.Dst, bytes.Clone(b))
 				before := [crypto.ReasonCount]uint64{}
 				for r := range before {
-					before[r] = c.stats.handshakes[r].Load()
+					before[r] = c.handshakes[r].Load()
 				}
 				mail, _, _ := p.counts()
 				if len(mail) != 1 {
@@ -107,7 +107,7 @@ func TestHandshakeLimitBehindRelay(t *testing.T) {
 				c.local.NoteQueue(time.Hour, 1024, 1024)
 				c.handle(time.Hour, &mail[0])
 				for r := range before {
-					if c.stats.handshakes[r].Load() != before[r] {
+					if c.handshakes[r].Load() != before[r] {
 						return crypto.Reason(r)
 					}
 				}

@@ -62,10 +62,15 @@ var (
 // runWorld runs test in a bubble of virtual time and then checks what must always hold: both pipelines end in order, every
 // cipher that was made was wiped, every goroutine has ended (or synctest fails).
 func runWorld(t *testing.T, v variant, test func(w *world)) {
+	runWorldWith(t, v, func(*Config) {}, test)
+}
+
+// runWorldWith is runWorld with another configuration of A.
+func runWorldWith(t *testing.T, v variant, change func(*Config), test func(w *world)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &world{t: t, network: udptest.New(1)}
 		w.network.JoinRuns(v.join)
-		w.a = newNode(t, w.network, v, 1)
+		w.a = newNode(t, w.network, v, 1, change)
 		w.b = newNode(t, w.network, v, 2)
 		var psk crypto.PresharedKey
 		if v.psk {

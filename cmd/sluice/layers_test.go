@@ -58,6 +58,7 @@ var layers = map[string][]string{
 	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},
 	"cmd/sluice":       {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
 	"ice/edge":         {"ice/...", "pipeline", "pipeline/count", "pipeline/udp", "crypto"},
+	"ice/link":         {"pipeline", "pipeline/count", "crypto"},
 	"ice/...":          {"ice/...", "pipeline", "pipeline/count", "pipeline/udp"},
 }
 
@@ -263,6 +264,25 @@ func TestClockIsAnArgument(t *testing.T) {
 			}
 			return true
 		})
+	}
+}
+
+// TestPipelineKnowsNoICE: how a path is found is the business of whoever is its Connector, so none of its words belong there.
+func TestPipelineKnowsNoICE(t *testing.T) {
+	word := regexp.MustCompile(`\b(ICE|[Aa]gents?)\b`)
+	for _, s := range sources(t) {
+		if !under(s.dir, "pipeline/...") {
+			continue
+		}
+		text, err := os.ReadFile(filepath.Join(root, s.name))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for i, line := range strings.Split(string(text), "\n") {
+			if word.MatchString(line) {
+				t.Errorf("%s:%d: a word of ICE: %s", s.name, i+1, strings.TrimSpace(line))
+			}
+		}
 	}
 }
 

@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice"
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -30,7 +31,7 @@ const (
 // attempt is one attempt to reach a peer, or the connection it became.
 type attempt struct {
 	peer        *peer
-	handle      *pipeline.Attempt
+	handle      *link.Attempt
 	generation  uint32
 	run         uint64 // of the peer's program, 0 before its first message
 	controlling bool
@@ -45,7 +46,7 @@ type attempt struct {
 	local, remote string         // candidate types of the path
 	release       func()         // lets go of the path's channel
 	upgradeAt     time.Time      // zero: not planned
-	obstacle      pipeline.CloseCause
+	obstacle      link.CloseCause
 }
 
 // attemptName is how control names an attempt.
@@ -74,7 +75,7 @@ type agent struct {
 // obey carries out what control asked.
 func (e *Edge) obey() {
 	for _, r := range e.take() {
-		if r.Kind == pipeline.RequestAttempt {
+		if r.Kind == link.RequestAttempt {
 			if p := e.peers[r.Peer]; p != nil {
 				p.wished = true
 				e.prepare(p, nil)
@@ -83,9 +84,9 @@ func (e *Edge) obey() {
 		}
 		a := e.named[attemptName{r.Peer, r.Generation}]
 		switch r.Kind {
-		case pipeline.RequestBye:
+		case link.RequestBye:
 			e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, r.Peer, r.Bye) })
-		case pipeline.RequestClosed:
+		case link.RequestClosed:
 			if a != nil {
 				e.finish(a, r.Closed)
 			}
@@ -98,30 +99,30 @@ func (e *Edge) obey() {
 }
 
 // obeyFor carries out what control asked about an attempt.
-func (e *Edge) obeyFor(a *attempt, r pipeline.Request) {
+func (e *Edge) obeyFor(a *attempt, r link.Request) {
 	switch r.Kind {
-	case pipeline.RequestAgent:
+	case link.RequestAgent:
 		e.startAgent(a, r.Agent)
-	case pipeline.RequestCloseAgent:
+	case link.RequestCloseAgent:
 		delete(a.agents, r.Agent)
 		e.tasks.Go(func() {
 			a.connection.CloseAgent(r.Agent)
 			a.handle.AgentGone(r.Agent)
 		})
-	case pipeline.RequestCheck:
+	case link.RequestCheck:
 		if a.path != nil && a.path.Channel != 0 {
 			e.probeRelays() // a NAT that maps us anew has cut us off from our relay, too
 		}
 		a.connection.Check()
-	case pipeline.RequestUp:
+	case link.RequestUp:
 		a.peer.share.Known()
-	case pipeline.RequestStray:
+	case link.RequestStray:
 		from := *r.Path
 		if from.Channel != 0 {
 			from.Peer, _ = e.relays.Peer(from.Dst, from.Channel)
 		}
 		a.connection.Stray(from)
-	case pipeline.RequestPath:
+	case link.RequestPath:
 		release := func() {}
 		if r.Path != nil {
 			release = e.relays.Hold(*r.Path)
@@ -194,7 +195,7 @@ func (e *Edge) begin(p *peer, err error) {
 				continue
 			}
 			key := protocol.Key(msg.PublicKey)
-			if key != p.PublicKey && key != p.announced && e.distrust(p.Name) == pipeline.CloseUnspecified {
+			if key != p.PublicKey && key != p.announced && e.distrust(p.Name) == link.CloseUnspecified {
 				p.announced = key
 				e.log.Warn("the peer announces another key than the portal has for it", "peer", p.Name)
 			}
@@ -215,13 +216,13 @@ func (e *Edge) begin(p *peer, err error) {
 // so that control and the peer are told why.
 func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
 	if old := p.attempt; old != nil {
-		old.handle.Close(pipeline.CloseReplaced)
+		old.handle.Close(link.CloseReplaced)
 		e.obey()
 	}
-	controlling := pipeline.Controls(e.config.Role == protocol.Client, p.Role == protocol.Client, e.config.Name, p.Name)
-	handle, err := e.pipeline.Load().Begin(p.Name, generation, controlling)
+	controlling := link.Controls(e.config.Role == protocol.Client, p.Role == protocol.Client, e.config.Name, p.Name)
+	handle, err := link.Begin(e.pipeline.Load(), p.Name, generation, controlling)
 	if err != nil {
-		if !errors.Is(err, pipeline.ErrClosed) && !errors.Is(err, pipeline.ErrDown) {
+		if !errors.Is(err, pipeline.ErrClosed) && !errors.Is(err, link.ErrDown) {
 			e.log.Error("the attempt did not begin", "peer", p.Name, "error", err)
 		}
 		return false
@@ -237,25 +238,25 @@ func (e *Edge) beginAs(p *peer, generation uint32, run uint64) bool {
 	e.attempts[a.connection] = a
 	e.named[attemptName{p.Name, generation}] = a
 	reason := e.distrust(p.Name)
-	if reason != pipeline.CloseUnspecified {
+	if reason != link.CloseUnspecified {
 		handle.Close(reason)
 	}
 	e.obey() // the first agent
-	return reason == pipeline.CloseUnspecified
+	return reason == link.CloseUnspecified
 }
 
 // finish forgets an attempt that is over.
-func (e *Edge) finish(a *attempt, closed pipeline.Closed) {
+func (e *Edge) finish(a *attempt, closed link.Closed) {
 	p := a.peer
 	a.release()
 	p.attempt, p.last = nil, ended{a.handle, a.run, closed}
 	delete(e.attempts, a.connection)
 	delete(e.named, attemptName{p.Name, a.generation})
 	e.tasks.Go(func() { _ = a.connection.Close() })
-	if closed.Reason == pipeline.CloseICETimeout || closed.Reason == pipeline.CloseICEDisconnected {
+	if closed.Reason == link.CloseICETimeout || closed.Reason == link.CloseICEDisconnected {
 		e.prober.Doubt()
 	}
-	if closed.Reason != pipeline.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
+	if closed.Reason != link.CloseReplaced && e.peers[p.Name] == p && e.wants(p) && e.reachable() {
 		e.pipeline.Load().Want(p.Name)
 	}
 }
@@ -400,7 +401,7 @@ func (e *Edge) sent(a *attempt, g *agent, err error) {
 	switch {
 	case a.agents[g.number] != g:
 	case a.peer.absent && a.path == nil:
-		a.handle.Close(pipeline.CloseNoCandidates)
+		a.handle.Close(link.CloseNoCandidates)
 	case !g.sendAt.IsZero() || g.settled || g.sending > 0:
 	case errors.Is(err, signal.ErrDown): // lost with the connection to the portal; Send waits for the next one
 		g.sendAt = time.Now().Add(gatherPause)
@@ -410,7 +411,7 @@ func (e *Edge) sent(a *attempt, g *agent, err error) {
 }
 
 // sendBye tells the peer why a connection has ended. It waits.
-func (e *Edge) sendBye(ctx context.Context, limit time.Duration, to string, bye pipeline.Bye) {
+func (e *Edge) sendBye(ctx context.Context, limit time.Duration, to string, bye link.Bye) {
 	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	select {

@@ -5,8 +5,8 @@ import (
 	"strings"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/turn"
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // This file finds out why ICE may find nothing: a network that lets no UDP through says nothing, and neither does one at the other end.
@@ -20,7 +20,7 @@ type passage struct {
 	since    time.Time // when we began to listen; zero: nobody was asked
 	received uint64    // by the relays until then
 	found    bool      // a pair of addresses has worked since
-	told     pipeline.CloseCause
+	told     link.CloseCause
 	silent   bool // no relay has answered for blockedAfter
 }
 
@@ -54,9 +54,9 @@ func (e *Edge) followPassage(now time.Time) (again time.Time) {
 		cause := cause
 		switch {
 		case a.path != nil:
-			cause = pipeline.CauseNone
-		case cause == pipeline.CauseNone && up && a.peerUnseen():
-			cause = pipeline.CausePeerUDPBlocked
+			cause = link.CauseNone
+		case cause == link.CauseNone && up && a.peerUnseen():
+			cause = link.CausePeerUDPBlocked
 		}
 		if cause != a.obstacle {
 			a.obstacle = cause
@@ -68,14 +68,14 @@ func (e *Edge) followPassage(now time.Time) (again time.Time) {
 
 // ownObstacle is what keeps us from being reached, CauseNone if nothing does. Where a pair of addresses works, silent relays mean that
 // they are down.
-func (e *Edge) ownObstacle() pipeline.CloseCause {
+func (e *Edge) ownObstacle() link.CloseCause {
 	switch {
 	case e.passage.silent && !e.passage.found:
-		return pipeline.CauseUDPBlocked
+		return link.CauseUDPBlocked
 	case len(e.relays.URLs()) == 0 && slices.ContainsFunc(e.relays.Status(), refusesUs):
-		return pipeline.CauseRelayCredentials
+		return link.CauseRelayCredentials
 	}
-	return pipeline.CauseNone
+	return link.CauseNone
 }
 
 // refusesUs tells whether a relay does not take our credentials.
@@ -84,8 +84,8 @@ func refusesUs(r turn.RelayStatus) bool {
 }
 
 // tellPassage logs a change of it, once.
-func (e *Edge) tellPassage(cause pipeline.CloseCause) {
-	if cause == pipeline.CauseNone {
+func (e *Edge) tellPassage(cause link.CloseCause) {
+	if cause == link.CauseNone {
 		e.log.Info("nothing keeps relays from answering any more")
 		return
 	}

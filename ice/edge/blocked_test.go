@@ -7,9 +7,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // What keeps ICE from finding anything is named on both sides, in either role: while it looks, in the close, and once in the log of
@@ -17,12 +17,12 @@ import (
 func TestObstacles(t *testing.T) {
 	for _, c := range []struct {
 		name, cut          string // whose UDP is blocked; "": the relay refuses both
-		gate, laptop       pipeline.CloseCause
+		gate, laptop       link.CloseCause
 		gateLog, laptopLog int // lines in the log of the gateway and of the client
 	}{
-		{"blocked at the client", "laptop", pipeline.CausePeerUDPBlocked, pipeline.CauseUDPBlocked, 0, 1},
-		{"blocked at the gateway", "gate", pipeline.CauseUDPBlocked, pipeline.CausePeerUDPBlocked, 1, 0},
-		{"the relay refuses", "", pipeline.CauseRelayCredentials, pipeline.CauseRelayCredentials, 1, 1},
+		{"blocked at the client", "laptop", link.CausePeerUDPBlocked, link.CauseUDPBlocked, 0, 1},
+		{"blocked at the gateway", "gate", link.CauseUDPBlocked, link.CausePeerUDPBlocked, 1, 0},
+		{"the relay refuses", "", link.CauseRelayCredentials, link.CauseRelayCredentials, 1, 1},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			run(t, signal.Faults{}, func(w *world) {
@@ -44,7 +44,7 @@ func TestObstacles(t *testing.T) {
 				time.Sleep(blockedAfter + 4*time.Second)
 				for _, s := range []struct {
 					got  ConnectionStatus
-					want pipeline.CloseCause
+					want link.CloseCause
 				}{{g.connection("laptop"), c.gate}, {l.connection("gate"), c.laptop}} {
 					if s.got.Obstacle != s.want.String() || !strings.Contains(s.got.Explanation, s.want.String()) {
 						t.Errorf("obstacle %q (%s), want %q", s.got.Obstacle, s.got.Explanation, s.want)
@@ -53,7 +53,7 @@ func TestObstacles(t *testing.T) {
 				time.Sleep(6 * time.Second)
 				for _, s := range []struct {
 					got  *CloseStatus
-					want pipeline.CloseCause
+					want link.CloseCause
 				}{{g.connection("laptop").LastClose, c.gate}, {l.connection("gate").LastClose, c.laptop}} {
 					if s.got == nil || s.got.Cause != s.want.String() {
 						t.Errorf("closed %+v, want the cause %q", s.got, s.want)
@@ -61,7 +61,7 @@ func TestObstacles(t *testing.T) {
 				}
 				for _, s := range []struct {
 					n    *node
-					of   pipeline.CloseCause
+					of   link.CloseCause
 					want int
 				}{{g, c.gate, c.gateLog}, {l, c.laptop, c.laptopLog}} {
 					if got := s.n.log.count("level=WARN msg=\"" + s.of.String()); got != s.want {
@@ -88,7 +88,7 @@ func TestDeadRelayIsNoObstacle(t *testing.T) {
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
 		time.Sleep(3 * blockedAfter)
 		for _, n := range []*node{g, c} {
-			if got := n.log.count(pipeline.CauseUDPBlocked.String()); got != 0 {
+			if got := n.log.count(link.CauseUDPBlocked.String()); got != 0 {
 				t.Errorf("%s: %d lines that UDP is blocked", n.name, got)
 			}
 		}

@@ -1,10 +1,10 @@
-// Package edge is the connectivity edge of a node: it carries out what control asks (pipeline.Request), finds paths with ICE
+// Package edge is the connectivity edge of a node: it carries out what control asks (link.Request), finds paths with ICE
 // agents over the pipeline's sockets, keeps TURN allocations, exchanges offers and answers with peers, and follows what the
 // portal says about them.
 //
 //	control --Request--> mailbox --+
 //	ICE agents --Event--> mailbox -+
-//	signaling --offer, answer, bye-+--> the owner's goroutine --> pipeline.Attempt, ice.Connection, signal.Signaler
+//	signaling --offer, answer, bye-+--> the owner's goroutine --> link.Attempt, ice.Connection, signal.Signaler
 //	portal --Sync------------------+
 //	relays, network, timers -------+
 //

@@ -15,6 +15,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/ice"
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/ice/turn"
@@ -67,7 +68,7 @@ type Config struct {
 	Logger  *slog.Logger // nil discards
 }
 
-// Edge is the connectivity edge of one node. Make it with New, give Stray and Request to the pipeline's Config, then Run it
+// Edge is the connectivity edge of one node. Make it with New, give Stray and Connector to the pipeline's Config, then Run it
 // beside the pipeline. Its exported methods may be called by any goroutine.
 type Edge struct {
 	// frozen
@@ -79,6 +80,7 @@ type Edge struct {
 	mux     *ice.Mux
 	mailbox *ice.Mailbox
 	prober  *ice.Prober
+	links   *link.Links
 	byes    chan struct{} // holds a value for each bye that is being sent
 	uplinks *ice.Uplinks  // nil: Config.Addresses says what is offered
 
@@ -87,7 +89,7 @@ type Edge struct {
 	given    atomic.Pointer[map[netip.Addr]bool] // tunnel addresses, as the portal has given them
 
 	mu           sync.Mutex // a leaf; guards what follows
-	requests     []pipeline.Request
+	requests     []link.Request
 	lostRelays   []netip.AddrPort
 	movedRelays  []netip.AddrPort
 	relaysChange bool
@@ -164,6 +166,7 @@ func New(cfg Config) (*Edge, error) {
 	if e.pins == nil {
 		e.pins = make(map[string]protocol.Identity)
 	}
+	e.links = link.New(link.Config{Edge: e.request, Logger: cfg.Logger})
 	mux := ice.MuxConfig{Sender: sockets{e}, Addresses: cfg.Addresses, Tunnel: e.inTunnel, Loopback: cfg.Loopback}
 	if cfg.Addresses == nil {
 		e.uplinks, err = ice.NewUplinks(func(name string) bool { return name == cfg.Interface }, cfg.Mark)
@@ -240,8 +243,11 @@ func (e *Edge) Stray(s pipeline.Stray) {
 	}
 }
 
-// Request is for pipeline.Config.Edge: it never blocks. What waits is bounded by what control asks for each peer.
-func (e *Edge) Request(r pipeline.Request) {
+// Connector is for pipeline.Config.Connector.
+func (e *Edge) Connector() pipeline.Connector { return e.links }
+
+// request takes what a link asks, on control's goroutine: it never blocks. What waits is bounded by what links ask for each peer.
+func (e *Edge) request(r link.Request) {
 	e.mu.Lock()
 	e.requests = append(e.requests, r)
 	e.mu.Unlock()
@@ -365,14 +371,14 @@ const (
 func (e *Edge) close() error {
 	for _, p := range e.peers {
 		if p.attempt != nil {
-			p.attempt.handle.Close(pipeline.CloseShutdown)
+			p.attempt.handle.Close(link.CloseShutdown)
 		}
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()
 	var byes sync.WaitGroup
 	for _, r := range e.take() {
-		if r.Kind == pipeline.RequestBye {
+		if r.Kind == link.RequestBye {
 			byes.Go(func() { e.sendBye(ctx, closeWait, r.Peer, r.Bye) })
 		}
 	}
@@ -389,7 +395,7 @@ func (e *Edge) close() error {
 }
 
 // take empties the mailbox of requests.
-func (e *Edge) take() []pipeline.Request {
+func (e *Edge) take() []link.Request {
 	e.mu.Lock()
 	defer e.mu.Unlock()
 	list := e.requests

@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/pipeline"
 )
@@ -26,7 +27,7 @@ type judgement struct {
 	offered protocol.Peer // by the portal: name, key, identity and signature
 	pinned  protocol.Identity
 	// distrust is why the offered key is not used, and the reason with which connections end; CloseUnspecified: it is used.
-	distrust pipeline.CloseReason
+	distrust link.CloseReason
 	instead  protocol.Key // is used then. It was drawn, not made of a private key.
 }
 
@@ -41,7 +42,7 @@ func (e *Edge) judge(list []protocol.Peer) []protocol.Peer {
 		}
 		j := e.judgePeer(next)
 		judged[next.Name] = j
-		if j.distrust != pipeline.CloseUnspecified {
+		if j.distrust != link.CloseUnspecified {
 			next.PublicKey = j.instead
 		}
 	}
@@ -65,9 +66,9 @@ func (e *Edge) judgePeer(next *protocol.Peer) *judgement {
 	}}
 	switch {
 	case met && !pinned.Equal(next.Identity): // none is another one, too
-		j.distrust = pipeline.CloseIdentityChanged
+		j.distrust = link.CloseIdentityChanged
 	case !next.Signed():
-		j.distrust = pipeline.CloseKeyUnsigned
+		j.distrust = link.CloseKeyUnsigned
 	case met:
 	case len(e.pins) >= maxPins:
 		e.log.Warn("there are too many pins: the identity of a new peer is not kept; remove what is old from the file of pins", "peer", next.Name)
@@ -81,11 +82,11 @@ func (e *Edge) judgePeer(next *protocol.Peer) *judgement {
 
 // noteJudgement tells of a peer that is not trusted any more, or is again, and ends what it has with us.
 func (e *Edge) noteJudgement(old, j *judgement) {
-	was := old != nil && old.distrust != pipeline.CloseUnspecified
+	was := old != nil && old.distrust != link.CloseUnspecified
 	switch {
-	case j.distrust == pipeline.CloseUnspecified && was:
+	case j.distrust == link.CloseUnspecified && was:
 		e.log.Info("the peer is trusted again", "peer", j.offered.Name, "identity", j.offered.Identity.Fingerprint())
-	case j.distrust == pipeline.CloseUnspecified:
+	case j.distrust == link.CloseUnspecified:
 	case was && old.distrust == j.distrust && old.offered.Identity == j.offered.Identity:
 		j.instead = old.instead
 	default:
@@ -104,7 +105,7 @@ func (j *judgement) explain() string {
 	switch {
 	case j.offered.Identity == protocol.Identity{}:
 		return "the portal gives no identity for it (it was met with " + j.pinned.Fingerprint() + "): somebody may be in between"
-	case j.distrust == pipeline.CloseKeyUnsigned:
+	case j.distrust == link.CloseKeyUnsigned:
 		return "its identity " + now + " has not signed the key that the portal gives for it: somebody may be in between"
 	}
 	return fmt.Sprintf("its identity was %s and is %s: it has another token, or somebody is in between; if its own sluice status shows the new"+
@@ -112,11 +113,11 @@ func (j *judgement) explain() string {
 }
 
 // distrust is why there is no session with a peer; CloseUnspecified: there may be.
-func (e *Edge) distrust(name string) pipeline.CloseReason {
+func (e *Edge) distrust(name string) link.CloseReason {
 	if j := e.judged[name]; j != nil {
 		return j.distrust
 	}
-	return pipeline.CloseUnspecified
+	return link.CloseUnspecified
 }
 
 // savePins hands out a copy.
@@ -145,7 +146,7 @@ func (e *Edge) Pins(ctx context.Context) (list []Pin, err error) {
 		}
 		for name, j := range e.judged {
 			pin := Pin{Peer: name, Pinned: e.pins[name], Offered: j.offered.Identity}
-			if j.distrust != pipeline.CloseUnspecified {
+			if j.distrust != link.CloseUnspecified {
 				pin.Distrust = j.distrust.String()
 			}
 			all[name] = pin

@@ -10,9 +10,9 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // met is a world of a gateway and a client that have met.
@@ -292,7 +292,7 @@ func TestPinsAreBounded(t *testing.T) {
 			t.Errorf("told %d times, want once", n)
 		}
 		c.owner(func(e *Edge) {
-			if len(e.pins) != maxPins || e.distrust("gate2") != pipeline.CloseUnspecified {
+			if len(e.pins) != maxPins || e.distrust("gate2") != link.CloseUnspecified {
 				t.Errorf("%d pins, want %d", len(e.pins), maxPins)
 			}
 		})

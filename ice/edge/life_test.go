@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -18,7 +19,7 @@ import (
 var crossing = signal.Faults{Reorder: 1, Delay: 40 * time.Millisecond}
 
 // end ends the attempts of two nodes with each other at one moment.
-func end(a, b *node, reason pipeline.CloseReason) {
+func end(a, b *node, reason link.CloseReason) {
 	for _, side := range [][2]*node{{a, b}, {b, a}} {
 		side[0].owner(func(e *Edge) {
 			if k := e.peers[side[1].name].attempt; k != nil {
@@ -35,7 +36,7 @@ func TestGlare(t *testing.T) {
 		g := w.node("gate", protocol.Gateway)
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
-		end(c, g, pipeline.CloseReplaced) // without a bye
+		end(c, g, link.CloseReplaced) // without a bye
 		g.pipeline.Want("laptop")
 		c.pipeline.Want("gate")
 		time.Sleep(20 * time.Millisecond)
@@ -65,7 +66,7 @@ func TestGlareOfGenerations(t *testing.T) {
 				g := w.node("gate", protocol.Gateway)
 				c := w.node("laptop", protocol.Client)
 				w.await(5*time.Second, "connected", func() bool { return up(c, g) })
-				end(c, g, pipeline.CloseReplaced)
+				end(c, g, link.CloseReplaced)
 				for _, n := range []*node{g, c} {
 					if n.name == ahead {
 						n.owner(func(e *Edge) {
@@ -121,7 +122,7 @@ func TestBye(t *testing.T) {
 		g := w.node("gate", protocol.Gateway)
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
-		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(pipeline.CloseICEDisconnected) })
+		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(link.CloseICEDisconnected) })
 		w.await(time.Second, "closed", func() bool { return c.connection("gate").LastClose != nil })
 		s := c.connection("gate").LastClose
 		if s.Reason != "peer_closed" || s.PeerReports == nil || s.PeerReports.Reason != "ice_disconnected" {
@@ -141,7 +142,7 @@ func TestLostBye(t *testing.T) {
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
 		w.signaling.SetDown(errAway)
-		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(pipeline.CloseICEDisconnected) })
+		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(link.CloseICEDisconnected) })
 		time.Sleep(100 * time.Millisecond)
 		w.signaling.SetDown(nil)
 		if c.connection("gate").State != "up" {
@@ -275,7 +276,7 @@ func TestEnds(t *testing.T) {
 				t.Errorf("Status: %v", err)
 			}
 			c.edge.NetworkChanged()
-			c.edge.Request(pipeline.Request{})
+			c.edge.request(link.Request{})
 			c.edge.Stray(pipeline.Stray{Data: []byte("late")})
 		})
 	}

@@ -39,7 +39,7 @@ func TestLoopback(t *testing.T) {
 		}
 		n.device = tuntest.New(tuntest.Config{})
 		n.pipeline, err = pipeline.New(pipeline.Config{
-			Device: n.device, UDP: udp.Config{Portable: true}, Stray: n.edge.Stray, Edge: n.edge.Request,
+			Device: n.device, UDP: udp.Config{Portable: true}, Stray: n.edge.Stray, Connector: n.edge.Connector(),
 		})
 		if err != nil {
 			t.Fatal(err)

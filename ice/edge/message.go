@@ -5,8 +5,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/signal"
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // signalMessage is a message of a peer.
@@ -114,17 +114,17 @@ func (p *peer) awaits(msg signalMessage) bool {
 }
 
 // reply is the bye for a message about an attempt that is over, or never was.
-func (p *peer) reply(msg signalMessage) pipeline.Bye {
+func (p *peer) reply(msg signalMessage) link.Bye {
 	if p.last.is(msg) {
 		if bye, ok := p.last.closed.Bye(); ok {
 			return bye // it may have been lost
 		}
 	}
-	return pipeline.Bye{Generation: uint32(msg.Generation), Reason: pipeline.CloseUnknown}
+	return link.Bye{Generation: uint32(msg.Generation), Reason: link.CloseUnknown}
 }
 
 // byeMessage is a bye as it is signaled. The counters keep the names that they have in logs.
-func byeMessage(b pipeline.Bye) signal.Message {
+func byeMessage(b link.Bye) signal.Message {
 	msg := signal.Message{Kind: signal.Bye, Generation: uint64(b.Generation), Reason: b.Reason.String()}
 	if text, err := json.Marshal(b.Counters); err == nil {
 		_ = json.Unmarshal(text, &msg.Counters) // both are objects of numbers
@@ -133,8 +133,8 @@ func byeMessage(b pipeline.Bye) signal.Message {
 }
 
 // byeOf is the reverse of byeMessage. Counters of other names are left out.
-func byeOf(msg signal.Message) pipeline.Bye {
-	b := pipeline.Bye{Generation: uint32(msg.Generation)}
+func byeOf(msg signal.Message) link.Bye {
+	b := link.Bye{Generation: uint32(msg.Generation)}
 	_ = b.Reason.UnmarshalText([]byte(msg.Reason)) // cannot fail
 	for name, n := range msg.Counters {
 		msg.Counters[name] = min(n, 1<<32-1)

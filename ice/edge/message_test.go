@@ -6,16 +6,16 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // A bye keeps its reason and counters on the way, and what comes from a later version does no harm.
 func TestByeMessage(t *testing.T) {
-	bye := pipeline.Bye{
-		Generation: 7, Reason: pipeline.CloseHandshakeTimeout,
-		Counters: pipeline.HandshakeCounters{Initiations: 5, Mac1Mismatch: 3, UnknownStatic: 1<<32 - 1},
+	bye := link.Bye{
+		Generation: 7, Reason: link.CloseHandshakeTimeout,
+		Counters: link.HandshakeCounters{Initiations: 5, Mac1Mismatch: 3, UnknownStatic: 1<<32 - 1},
 	}
 	msg := byeMessage(bye)
 	msg.Run = 1
@@ -32,10 +32,10 @@ func TestByeMessage(t *testing.T) {
 	}
 	back.Reason, back.Counters = "of_the_future", map[string]uint64{"initiations": 1 << 40, "of_the_future": 1}
 	got := byeOf(back)
-	if got.Reason != pipeline.CloseUnspecified || got.Counters.Initiations != 1<<32-1 {
+	if got.Reason != link.CloseUnspecified || got.Counters.Initiations != 1<<32-1 {
 		t.Errorf("%+v", got)
 	}
-	if got := byeOf(signal.Message{Generation: 1}); got.Generation != 1 || got.Counters != (pipeline.HandshakeCounters{}) {
+	if got := byeOf(signal.Message{Generation: 1}); got.Generation != 1 || got.Counters != (link.HandshakeCounters{}) {
 		t.Errorf("%+v", got)
 	}
 }

@@ -6,8 +6,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/turn"
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // This file is what the edge does when the network or the relays are not what they were.
@@ -152,7 +152,7 @@ const relayWarnEvery = 6 * time.Hour
 // every relay, which is told as that.
 func (e *Edge) relayTrouble(r *turn.RelayStatus) string {
 	switch {
-	case r.Relayed.IsValid() || r.Reason == "" || e.passage.told != pipeline.CauseNone || !e.signaling():
+	case r.Relayed.IsValid() || r.Reason == "" || e.passage.told != link.CauseNone || !e.signaling():
 		return ""
 	case r.Reason == turn.ReasonSilent.String():
 		return "does not answer: is it running, and do firewalls let UDP pass to its address and back?"

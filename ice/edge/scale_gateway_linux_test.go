@@ -18,6 +18,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -69,7 +70,7 @@ func listenV4(cfg udp.Config) ([]udp.Pair, error) {
 }
 
 // startScale starts a node. Only a gateway uses relays: the clients have one address, which one credential each may not share.
-func startScale(bus *signal.Bus, name string, role protocol.Role, note func(pipeline.Request)) (*scaleNode, error) {
+func startScale(bus *signal.Bus, name string, role protocol.Role, note func(link.Request)) (*scaleNode, error) {
 	n := &scaleNode{bus: bus, device: tuntest.New(tuntest.Config{}), ran: make(chan error, 2)}
 	var err error
 	n.edge, err = New(Config{
@@ -88,7 +89,7 @@ func startScale(bus *signal.Bus, name string, role protocol.Role, note func(pipe
 	}
 	n.pipeline, err = pipeline.New(pipeline.Config{
 		Device: n.device, Listen: listenV4, Stray: n.edge.Stray,
-		Edge: func(r pipeline.Request) { note(r); n.edge.Request(r) },
+		Connector: link.New(link.Config{Edge: func(r link.Request) { note(r); n.edge.request(r) }}),
 	})
 	if err != nil {
 		return nil, err
@@ -131,13 +132,13 @@ func TestScaleGateway(t *testing.T) {
 	}
 	var mu sync.Mutex
 	up := map[attemptName]bool{}
-	n, err := startScale(bus, token.Name, protocol.Gateway, func(r pipeline.Request) {
+	n, err := startScale(bus, token.Name, protocol.Gateway, func(r link.Request) {
 		mu.Lock()
 		defer mu.Unlock()
 		switch r.Kind {
-		case pipeline.RequestUp:
+		case link.RequestUp:
 			up[attemptName{r.Peer, r.Generation}] = true
-		case pipeline.RequestClosed:
+		case link.RequestClosed:
 			delete(up, attemptName{r.Peer, r.Generation})
 		}
 	})

@@ -11,11 +11,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	real "github.com/sluice-vpn/sluice/ice/portal"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/relay"
 	"github.com/sluice-vpn/sluice/ice/signal"
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // What a connection may cost its gateway. Measured: see the results of connections-500 beside PERF.md.
@@ -163,7 +163,7 @@ func (w *scaleWorld) come(first bool) {
 	signIn, before := time.Since(begin), w.gateway.question("figures")
 	w.clients = make([]*scaleNode, scaleClients)
 	w.each(func(i int) (err error) {
-		w.clients[i], err = startScale(buses[i], w.tokens[i].Name, protocol.Client, func(pipeline.Request) {})
+		w.clients[i], err = startScale(buses[i], w.tokens[i].Name, protocol.Client, func(link.Request) {})
 		return err
 	})
 	connect := w.gateway.await(2*time.Minute, "all connected", func(f figures) bool { return f.Up == scaleClients })

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/ice"
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/turn"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -145,7 +146,7 @@ func (e *Edge) status() Status {
 	for _, m := range e.prober.Mappings() {
 		s.Mappings = append(s.Mappings, MappingStatus{m.Server, m.Mapped})
 	}
-	if e.passage.told != pipeline.CauseNone {
+	if e.passage.told != link.CauseNone {
 		s.Notes = append(s.Notes, e.passage.told.String())
 	}
 	for i := range s.Relays {
@@ -169,8 +170,10 @@ func (e *Edge) status() Status {
 			byName[p.Name] = p
 		}
 	}
+	links := make(map[string]*link.ConnectionStatus)
+	_ = e.pipeline.Load().TellAll(func(now time.Duration, name string, l pipeline.Link) { links[name] = link.StatusOf(now, l) })
 	for name, p := range e.peers {
-		c := e.connectionStatus(now, p, byName[name])
+		c := e.connectionStatus(now, p, byName[name], links[name])
 		c.Explanation = c.explain(p.absent, s.Portal.Up)
 		if c.Distrust != "" {
 			c.Explanation = "no session: " + e.judged[name].explain()
@@ -222,19 +225,18 @@ func (e *Edge) portalStatus() PortalStatus {
 	return s
 }
 
-// connectionStatus describes one peer; of is what the pipeline says about it.
-func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) ConnectionStatus {
+// connectionStatus describes one peer; of and k are what the pipeline and its link say about it.
+func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus, k *link.ConnectionStatus) ConnectionStatus {
 	s := ConnectionStatus{
 		Peer: p.Name, Role: p.Role, PublicKey: crypto.PublicKey(p.PublicKey).Encode(), AllowedIPs: p.AllowedIPs, Online: p.Online,
 		State: "none", LastHandshake: of.LastHandshake, RxBytes: of.RxBytes, TxBytes: of.TxBytes,
 	}
-	k := of.Connection
 	if k == nil {
-		k = &pipeline.ConnectionStatus{Phase: pipeline.PhaseClosed}
+		k = &link.ConnectionStatus{Phase: link.PhaseClosed}
 	}
 	s.Generation, s.NextAttemptS = k.Generation, k.NextAttempt.Seconds()
 	switch {
-	case k.Phase < pipeline.PhaseClosing:
+	case k.Phase < link.PhaseClosing:
 		s.State = k.Phase.String()
 	case k.Wanted:
 		s.State = "waiting"
@@ -242,8 +244,8 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) 
 	if k.Up > 0 {
 		s.Since = now.Add(-k.Up)
 	}
-	if k.Path != nil && p.attempt != nil {
-		e.pathStatus(&s, p.attempt, k.Path)
+	if of.Path != nil && p.attempt != nil {
+		e.pathStatus(&s, p.attempt, of.Path)
 	}
 	if k.Closed != nil {
 		s.LastClose = closeStatus(k)
@@ -253,7 +255,7 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus) 
 	}
 	if j := e.judged[p.Name]; j != nil {
 		s.Identity, s.Pinned = j.offered.Identity.Fingerprint(), j.pinned.Fingerprint()
-		if j.distrust != pipeline.CloseUnspecified {
+		if j.distrust != link.CloseUnspecified {
 			s.PublicKey, s.Distrust = crypto.PublicKey(j.offered.PublicKey).Encode(), j.distrust.String()
 		}
 	}
@@ -277,7 +279,7 @@ func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) 
 	s.RTTS = rtt.Seconds()
 }
 
-func closeStatus(k *pipeline.ConnectionStatus) *CloseStatus {
+func closeStatus(k *link.ConnectionStatus) *CloseStatus {
 	c := &CloseStatus{
 		At: k.ClosedAt, Reason: k.Closed.Reason.String(), Cause: k.Closed.Cause.String(), LastedS: k.Closed.Lasted.Seconds(),
 	}
@@ -292,9 +294,9 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 	last := ""
 	if s.LastClose != nil {
 		last = s.LastClose.Reason
-		if r := s.LastClose.PeerReports; r != nil && s.LastClose.Reason == pipeline.ClosePeerClosed.String() {
+		if r := s.LastClose.PeerReports; r != nil && s.LastClose.Reason == link.ClosePeerClosed.String() {
 			last += ", there " + r.Reason
-			if r.Reason == pipeline.CloseIdentityChanged.String() {
+			if r.Reason == link.CloseIdentityChanged.String() {
 				last += ", since this node has another token than when it was met: sluice trust on that machine accepts it"
 			}
 		}
@@ -303,13 +305,13 @@ func (s *ConnectionStatus) explain(absent, portal bool) string {
 		}
 	}
 	switch s.State {
-	case pipeline.PhaseCandidates.String():
+	case link.PhaseCandidates.String():
 		return "waits for the peer's answer through the portal" + s.but()
-	case pipeline.PhaseChecking.String():
+	case link.PhaseChecking.String():
 		return "ICE looks for a path" + s.but()
-	case pipeline.PhaseHandshake.String():
+	case link.PhaseHandshake.String():
 		return "ICE has found a path, the WireGuard handshake is under way"
-	case pipeline.PhaseUp.String(), pipeline.PhaseIdle.String():
+	case link.PhaseUp.String(), link.PhaseIdle.String():
 		return s.explainPath()
 	case "waiting":
 		text := "an attempt begins"
@@ -347,7 +349,7 @@ func (s *ConnectionStatus) but() string {
 }
 
 func (s *ConnectionStatus) explainPath() string {
-	idle := s.State == pipeline.PhaseIdle.String()
+	idle := s.State == link.PhaseIdle.String()
 	candidates := fmt.Sprintf("%s (%s - %s)", s.Endpoint, s.Local, s.Remote)
 	var text string
 	switch {

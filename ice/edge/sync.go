@@ -11,6 +11,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/ice"
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/turn"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -49,9 +50,9 @@ type peer struct {
 
 // ended is what is kept of an attempt that is over: so that the peer's bye finds it, and a late offer does not begin it again.
 type ended struct {
-	handle *pipeline.Attempt // nil: there was none
+	handle *link.Attempt // nil: there was none
 	run    uint64
-	closed pipeline.Closed
+	closed link.Closed
 }
 
 // is reports whether the attempt has the generation of a message.
@@ -415,7 +416,7 @@ func (e *Edge) editPeer(edit *pipeline.Edit, p *peer, next protocol.Peer) {
 		pe.SetName(next.Name)
 		p.AllowedIPs = nil
 	case p.PublicKey != next.PublicKey:
-		if e.distrust(next.Name) == pipeline.CloseUnspecified {
+		if e.distrust(next.Name) == link.CloseUnspecified {
 			e.log.Info("the peer has another key", "peer", next.Name)
 		}
 		pe.SetPublicKey(key)
@@ -450,5 +451,5 @@ func (e *Edge) wantPeers() {
 
 // wants reports whether a connection with the peer is to be there without traffic.
 func (e *Edge) wants(p *peer) bool {
-	return e.config.Role == protocol.Client && p.Role == protocol.Gateway && p.Online && e.distrust(p.Name) == pipeline.CloseUnspecified
+	return e.config.Role == protocol.Client && p.Role == protocol.Gateway && p.Online && e.distrust(p.Name) == link.CloseUnspecified
 }

@@ -12,9 +12,9 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
-	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // A node that reports another's key gets nothing of the other's, neither at once nor when it changes the key again.
@@ -224,7 +224,7 @@ func TestSlowPortal(t *testing.T) {
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
 		w.portal.set(func() { w.portal.slow = time.Minute })
-		c.owner(func(e *Edge) { e.peers["gate"].attempt.handle.Close(pipeline.CloseICETimeout) })
+		c.owner(func(e *Edge) { e.peers["gate"].attempt.handle.Close(link.CloseICETimeout) })
 		took := w.await(10*time.Second, "connected again", func() bool {
 			return c.generation("gate") == 2 && up(c, g)
 		})

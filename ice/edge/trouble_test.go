@@ -13,6 +13,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -152,7 +153,7 @@ func (r *trouble) happen() {
 		func() { r.note("interface of %s up: %v", n.name, on); n.device.SetUp(on) },
 		func() { r.sleep(n) },
 		func() {
-			reason := []pipeline.CloseReason{pipeline.CloseICEDisconnected, pipeline.CloseReplaced, pipeline.CloseShutdown}[r.random.IntN(3)]
+			reason := []link.CloseReason{link.CloseICEDisconnected, link.CloseReplaced, link.CloseShutdown}[r.random.IntN(3)]
 			r.note("%s ends its connection with %s: %v", g.name, c.name, reason)
 			g.owner(func(e *Edge) {
 				if p := e.peers[c.name]; p != nil && p.attempt != nil {

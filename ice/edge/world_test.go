@@ -295,7 +295,7 @@ func (n *node) start() {
 	}
 	n.device = tuntest.New(tuntest.Config{})
 	n.pipeline, err = pipeline.New(pipeline.Config{
-		Device: n.device, Listen: n.host.Listen, UDP: udp.Config{}, Logger: logger, Stray: n.edge.Stray, Edge: n.edge.Request,
+		Device: n.device, Listen: n.host.Listen, UDP: udp.Config{}, Logger: logger, Stray: n.edge.Stray, Connector: n.edge.Connector(),
 		Clock: n.clock, Wall: time.Now, Rand: rand.NewChaCha8([32]byte{byte(n.number), byte(n.number >> 8)}),
 	})
 	if err != nil {

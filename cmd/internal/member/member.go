@@ -152,7 +152,7 @@ func (n *node) build() (err error) {
 	cfg.UDP.Port, cfg.UDP.Mark = o.Port, o.Mark
 	cfg.SampleDelays = o.Ops != ""
 	cfg.Answers = o.answersOnly()
-	cfg.Stray, cfg.Edge = n.edge.Stray, n.edge.Request
+	cfg.Stray, cfg.Connector = n.edge.Stray, n.edge.Connector()
 	if n.pipeline, err = pipeline.New(cfg); err != nil {
 		return errors.Join(err, dev.Close())
 	}

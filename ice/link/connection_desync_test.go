@@ -1,4 +1,4 @@
-package pipeline
+package link
 
 import (
 	"net/netip"
@@ -8,6 +8,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/cryptotest"
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // These tests join two connections, each next to a real protocol core, by a link in virtual time. What an agent would do is
@@ -44,6 +45,16 @@ type party struct {
 	closedAt  []time.Duration
 	reports   []Closed
 	initiated []time.Duration // of all series, also of cores that were removed
+}
+
+// lookAt is what control would see of a core.
+func lookAt(now time.Duration, core *crypto.Peer, a crypto.Activity, lastData, lastSTUN time.Duration) sessionView {
+	v := sessionView{View: pipeline.View{Tally: core.Tally(), Activity: a, LastData: lastData}, lastSTUN: lastSTUN}
+	v.SeriesSince, _, v.SeriesRunning = core.Series()
+	if k := core.Sending(); k != nil && k.Usable(now) {
+		v.Usable, v.Created = true, k.Created
+	}
+	return v
 }
 
 // desync is the world of the two.
@@ -237,7 +248,7 @@ func (p *party) touch() {
 			p.lastSTUN = now
 		}
 		data := max(p.lastData, p.remote.Activity.LastDataReceived)
-		p.connection.advance(now, viewSession(now, p.remote.Peer, p.remote.Activity, data, p.lastSTUN))
+		p.connection.advance(now, lookAt(now, p.remote.Peer, p.remote.Activity, data, p.lastSTUN))
 		out, ok := p.connection.poll()
 		for changed = ok; ok; out, ok = p.connection.poll() {
 			p.obey(now, out)
@@ -349,7 +360,7 @@ func (w *desync) pairUp(number uint32) {
 		w.plan(after, func() {
 			if w.stun && p.connection == c && p.other.agents[number] && p.agents[number] {
 				c.handleCandidate(w.now(), number)
-				c.handlePath(w.now(), number, Path{Dst: p.other.node.Addr})
+				c.handlePath(w.now(), number, pipeline.Path{Dst: p.other.node.Addr})
 			}
 		})
 	}

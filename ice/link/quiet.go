@@ -1,4 +1,4 @@
-package pipeline
+package link
 
 import "time"
 
@@ -30,7 +30,7 @@ func (c *connection) quietAt() (at time.Duration, ok bool) {
 	switch {
 	case c.phase != PhaseHandshake && c.phase != PhaseUp, c.current.selected == 0, c.parting():
 		return 0, false
-	case c.lastHeard() == c.asking.heard, c.phase == PhaseUp && (!c.busy() || c.view.lastData <= c.asking.data):
+	case c.lastHeard() == c.asking.heard, c.phase == PhaseUp && (!c.busy() || c.view.LastData <= c.asking.data):
 		return c.now + lookAgain, true
 	}
 	return c.lastHeard() + quietAfter, true
@@ -39,13 +39,13 @@ func (c *connection) quietAt() (at time.Duration, ok bool) {
 // followQuiet has the pair checked.
 func (c *connection) followQuiet() {
 	if at, ok := c.quietAt(); ok && c.now >= at {
-		c.asking = asking{c.now, c.lastHeard(), c.view.lastData}
+		c.asking = asking{c.now, c.lastHeard(), c.view.LastData}
 		c.emit(connectionOutput{kind: connectionCheckAgent, agent: c.current.number})
 	}
 }
 
 // busy reports whether data flows, or tries to. A peer that is idle has no agent, so its silence means nothing.
-func (c *connection) busy() bool { return c.view.lastData != 0 && c.now < c.view.lastData+busyFor }
+func (c *connection) busy() bool { return c.view.LastData != 0 && c.now < c.view.LastData+busyFor }
 
 // suspect reports whether a handshake or data may be failing because the path is lost.
 func (c *connection) suspect() bool {

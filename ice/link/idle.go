@@ -1,4 +1,4 @@
-package pipeline
+package link
 
 import "time"
 
@@ -9,7 +9,7 @@ import "time"
 // come.
 func (c *connection) followData() {
 	switch {
-	case c.phase == PhaseIdle && (c.view.lastData > c.idleSince || c.now >= c.authenticated+idleSuspect):
+	case c.phase == PhaseIdle && (c.view.LastData > c.idleSince || c.now >= c.authenticated+idleSuspect):
 		c.phase = PhaseUp
 		c.retryAgent()
 	case c.mayIdle() && c.now >= c.idleAt():
@@ -24,7 +24,7 @@ func (c *connection) followData() {
 func (c *connection) mayIdle() bool { return c.phase == PhaseUp && c.second.number == 0 && !c.wanted }
 
 func (c *connection) idleAt() time.Duration {
-	return max(c.view.lastData, c.current.selected, c.upSince) + idleAfter
+	return max(c.view.LastData, c.current.selected, c.upSince) + idleAfter
 }
 
 // becomeIdle is idle mode, without an agent. A keepalive leaves at once, so that the peer, whose agent goes quiet, sees that we
@@ -39,8 +39,8 @@ func (c *connection) followConfirm() {
 	if c.confirmUntil == 0 {
 		return
 	}
-	a := &c.view.activity
-	heard := a.LastDataReceived > c.view.created || a.LastReceived > c.view.created && a.LastReceived != c.handshakeAt
+	a := &c.view.Activity
+	heard := a.LastDataReceived > c.view.Created || a.LastReceived > c.view.Created && a.LastReceived != c.handshakeAt
 	if heard || c.now >= c.confirmUntil || c.phase != PhaseUp {
 		c.confirmUntil = 0
 	}
@@ -59,7 +59,7 @@ func (c *connection) keepaliveAt() (at time.Duration, ok bool) {
 	case c.current.number != 0:
 		return 0, false
 	}
-	return max(c.view.activity.LastSent, c.keepaliveSent) + interval, true
+	return max(c.view.Activity.LastSent, c.keepaliveSent) + interval, true
 }
 
 func (c *connection) followKeepalive() {

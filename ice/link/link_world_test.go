@@ -1,4 +1,4 @@
-package pipeline
+package link
 
 import (
 	"bytes"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
 )
 
@@ -22,10 +23,11 @@ const (
 // linkWorld is two nodes that reach one another by name, a (which controls) and b. Their edges are played by one goroutine:
 // agents of one number on both sides find each other, the controlled side first, as long as STUN passes.
 type linkWorld struct {
-	*world
-	a, b *side
-	mail chan func()
-	quit chan struct{}
+	t       *testing.T
+	network *udptest.Network
+	a, b    *side
+	mail    chan func()
+	quit    chan struct{}
 
 	// Owned by the edges' goroutine; tests change it through edges.
 	stun, signaling bool
@@ -41,6 +43,8 @@ type side struct {
 	name    string
 	other   *side
 	log     *logBuffer
+	links   *Links
+	uses    crypto.PublicKey // the other's key in the pipeline
 	knows   crypto.PublicKey // the other's key and the preshared key, as the portal tells them
 	psk     crypto.PresharedKey
 	deaf    bool // to RequestAttempt: the portal is not reachable
@@ -62,42 +66,40 @@ type seen struct {
 func runLinks(t *testing.T, v variant, test func(w *linkWorld)) {
 	synctest.Test(t, func(t *testing.T) {
 		w := &linkWorld{
-			mail: make(chan func(), 4096), quit: make(chan struct{}), stun: true, signaling: true, latency: signalLatency,
+			t: t, network: udptest.New(1), mail: make(chan func(), 4096), quit: make(chan struct{}), stun: true, signaling: true, latency: signalLatency,
 		}
-		plain := &world{t: t, network: udptest.New(1)}
-		plain.network.JoinRuns(v.join)
-		w.world = plain
 		w.a, w.b = w.join("a", v, 1), w.join("b", v, 2)
 		w.a.other, w.b.other = w.b, w.a
-		plain.a, plain.b = w.a.node, w.b.node
 		var ended sync.WaitGroup
 		ended.Go(w.run)
 		for _, s := range []*side{w.a, w.b} {
 			s.knows, s.psk = s.other.key.Public(), crypto.PresharedKey{1}
-			s.edit(func(e *Edit) {
+			s.uses = s.knows
+			s.edit(func(e *pipeline.Edit) {
 				e.SetPrivateKey(&s.key)
 				p := e.AddPeer(s.other.key.Public())
 				p.SetName(s.other.name)
 				p.SetPresharedKey(&s.psk)
 				p.AddAllowedIP(netip.PrefixFrom(s.other.inner4, 32))
-				p.AddAllowedIP(netip.PrefixFrom(s.other.inner6, 128))
 			})
 		}
 		defer func() {
-			w.end()
+			w.a.end()
+			w.b.end()
 			close(w.quit)
 			ended.Wait()
 		}()
-		w.settle()
+		settle()
 		test(w)
 	})
 }
 
 func (w *linkWorld) join(name string, v variant, number byte) *side {
 	s := &side{world: w, name: name, log: new(logBuffer), agents: make(map[uint32]bool)}
-	s.node = newNode(w.t, w.network, v, number, func(cfg *Config) {
-		cfg.Edge, cfg.Clock = s.request, s.clock(cfg.Clock)
+	s.node = newNode(w.t, w.network, v, number, func(cfg *pipeline.Config) {
 		cfg.Logger = slog.New(slog.NewTextHandler(s.log, &slog.HandlerOptions{Level: slog.LevelDebug}))
+		s.links = New(Config{Edge: s.request, Logger: cfg.Logger})
+		cfg.Connector, cfg.Clock = s.links, s.clock(cfg.Clock)
 	})
 	return s
 }
@@ -137,8 +139,11 @@ func (w *linkWorld) edges(f func()) {
 	done := make(chan struct{})
 	w.post(func() { f(); close(done) })
 	<-done
-	w.settle()
+	settle()
 }
+
+// peer is the other in an edit.
+func (s *side) peer(e *pipeline.Edit) *pipeline.PeerEdit { return e.Peer(s.uses) }
 
 // request is Config.Edge.
 func (s *side) request(r Request) {
@@ -189,16 +194,16 @@ func (s *side) obey(r Request) {
 
 // begin begins an attempt with the keys that the portal has.
 func (s *side) begin(generation uint32) {
-	s.edit(func(e *Edit) {
-		for _, p := range e.c.controller.peers {
-			pe := &PeerEdit{e.c, p}
+	s.edit(func(e *pipeline.Edit) {
+		if pe := s.peer(e); pe != nil {
 			pe.SetPublicKey(s.knows)
 			pe.SetPresharedKey(&s.psk)
+			s.uses = s.knows
 		}
 	})
 	clear(s.agents)
 	s.number, s.using = generation, 0
-	attempt, err := s.Begin(s.other.name, generation, Controls(s.name == "a", s.name == "b", s.name, s.other.name))
+	attempt, err := Begin(s.Pipeline, s.other.name, generation, Controls(s.name == "a", s.name == "b", s.name, s.other.name))
 	if err != nil {
 		s.number = 0
 		return
@@ -238,28 +243,30 @@ func (w *linkWorld) pairUp(generation, number uint32) {
 			if w.stun && s.number == generation && s.agents[number] && s.other.agents[number] {
 				s.using = number
 				attempt.RemoteCandidate(number)
-				attempt.Selected(number, Path{Dst: s.other.outer})
+				attempt.Selected(number, pipeline.Path{Dst: s.other.outer})
 			}
 		})
 	}
 }
 
-// edit edits the node, and fails the test if that does not work.
-func (n *node) edit(f func(*Edit)) { _ = n.Edit(func(e *Edit) error { f(e); return nil }) }
-
 // send injects packet number i for the other node.
 func (s *side) send(i int) { s.device.InjectData(s.packet(i)) }
 
-func (s *side) packet(i int) []byte { return datagram(s.inner4, s.other.inner4, i, 100) }
+func (s *side) packet(i int) []byte { return datagram(s.inner4, s.other.inner4, i) }
 
 // status is the connection of the node's one peer.
-func (s *side) status() PeerStatus {
+func (s *side) status() (p struct {
+	pipeline.PeerStatus
+	Connection *ConnectionStatus
+}) {
 	s.world.t.Helper()
 	all, err := s.Status()
 	if err != nil || len(all.Peers) != 1 {
 		s.world.t.Fatalf("%s: %d peers, %v", s.name, len(all.Peers), err)
 	}
-	return all.Peers[0]
+	p.PeerStatus = all.Peers[0]
+	_ = s.Tell(p.Name, func(now time.Duration, l pipeline.Link) { p.Connection = StatusOf(now, l) })
+	return p
 }
 
 // requests are those of a kind so far.
@@ -272,17 +279,6 @@ func (s *side) requests(kind RequestKind) (list []seen) {
 		}
 	})
 	return list
-}
-
-// controlled runs f on the node's control goroutine, with its one peer.
-func (s *side) controlled(f func(c *controller, p *peer)) {
-	_ = s.call(func() {
-		if c := s.Pipeline.control.controller; len(c.peers) == 1 {
-			f(c, c.peers[0])
-		} else {
-			s.world.t.Errorf("%s has %d peers", s.name, len(c.peers))
-		}
-	})
 }
 
 // wantPhase fails the test unless both connections are in that phase.
@@ -302,8 +298,8 @@ func (w *linkWorld) wantUp() {
 	for i, s := range []*side{w.a, w.b} {
 		s.other.device.TakeSegments()
 		s.send(500 + i)
-		w.sleep(time.Millisecond)
-		w.wantPackets(s.other.node, s.packet(500+i))
+		sleep(time.Millisecond)
+		s.other.node.wantPackets(s.packet(500 + i))
 	}
 }
 
@@ -311,7 +307,7 @@ func (w *linkWorld) wantUp() {
 func (w *linkWorld) connect() {
 	w.t.Helper()
 	w.a.Want("b")
-	w.sleep(200*time.Millisecond + w.delay)
+	sleep(200*time.Millisecond + w.delay)
 	w.wantUp()
 }
 
@@ -319,20 +315,13 @@ func (w *linkWorld) connect() {
 func (s *side) wantNothingLeft() {
 	t := s.world.t
 	t.Helper()
-	s.world.sleep(10 * time.Millisecond)
-	s.controlled(func(c *controller, p *peer) {
-		if p.path.Load() != nil || len(c.paths) != 0 || p.core.Sending() != nil || p.confirmed.Load() != nil || p.hasStaged() {
-			t.Errorf("%s: path %v, %d in the table, session %v, packets wait: %v", s.name, p.path.Load(), len(c.paths),
-				p.core.Sending(), p.hasStaged())
-		}
-		if at, why := p.core.NextTimeout(p.stamps.activity()); at != 0 || len(c.retired) != 0 {
-			t.Errorf("%s: the core waits for %v, %d keypairs to wipe", s.name, why, len(c.retired))
-		}
-		if p.deadline.at != 0 && (p.link == nil || p.deadline.at != p.link.backoff.earliest) {
-			t.Errorf("%s: a deadline that is not the back-off's", s.name)
-		}
-		if l := p.link; l != nil && l.alive() {
-			t.Errorf("%s: the connection is in phase %v", s.name, l.connection.phase)
+	sleep(10 * time.Millisecond)
+	if st := s.status(); st.Path != nil || s.counter("staged_packets") != 0 || st.Connection != nil && st.Connection.Phase != PhaseClosed {
+		t.Errorf("%s: path %v, %d packets wait, connection %+v", s.name, st.Path, s.counter("staged_packets"), st.Connection)
+	}
+	_ = s.Tell(s.other.name, func(now time.Duration, l pipeline.Link) {
+		if at, why := l.NextTimeout(now); at != 0 && why != "back_off" {
+			t.Errorf("%s: waits for %s", s.name, why)
 		}
 	})
 	s.world.edges(func() {
@@ -347,7 +336,7 @@ func (s *side) wantNothingLeft() {
 
 // ciphers counts; they are made and wiped by control.
 func (s *side) ciphers() (made, wiped int) {
-	_ = s.call(func() { made, wiped = s.cipher.made, s.cipher.wiped })
+	_ = s.Edit(func(*pipeline.Edit) error { made, wiped = s.cipher.made, s.cipher.wiped; return nil })
 	return made, wiped
 }
 

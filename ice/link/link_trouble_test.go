@@ -1,4 +1,4 @@
-package pipeline
+package link
 
 import (
 	"fmt"
@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
 )
 
@@ -43,7 +44,7 @@ type linkTrouble struct {
 func (r *linkTrouble) run() {
 	for range 60 {
 		r.happen()
-		r.sleep(time.Duration(r.random.Int64N(int64([]time.Duration{100 * time.Millisecond, time.Second, 30 * time.Second}[r.random.IntN(3)]))))
+		sleep(time.Duration(r.random.Int64N(int64([]time.Duration{100 * time.Millisecond, time.Second, 30 * time.Second}[r.random.IntN(3)]))))
 	}
 	r.heal()
 	deadline := time.Now().Add(3 * time.Minute)
@@ -54,14 +55,14 @@ func (r *linkTrouble) run() {
 		}
 		r.a.send(1)
 		r.b.send(1)
-		r.sleep(time.Second)
+		sleep(time.Second)
 		a, b := r.a.status().Connection, r.b.status().Connection
 		up = a.Phase == PhaseUp && b.Phase == PhaseUp && a.Generation == b.Generation
 	}
-	r.sleep(time.Second)
+	sleep(time.Second)
 	r.wantUp()
 	r.edges(func() { r.a.attempt.Close(CloseShutdown) })
-	r.sleep(time.Minute)
+	sleep(time.Minute)
 	for _, s := range []*side{r.a, r.b} {
 		s.wantNothingLeft()
 	}
@@ -138,9 +139,9 @@ func (r *linkTrouble) tell(s *side, f func(a *Attempt)) {
 
 // rename makes the other a plain peer for a moment.
 func (r *linkTrouble) rename(s *side) {
-	s.edit(func(e *Edit) { (&PeerEdit{e.c, e.c.controller.peers[0]}).SetName("") })
-	r.sleep(time.Duration(r.random.IntN(2000)) * time.Millisecond)
-	s.edit(func(e *Edit) { (&PeerEdit{e.c, e.c.controller.peers[0]}).SetName(s.other.name) })
+	s.edit(func(e *pipeline.Edit) { s.peer(e).SetName("") })
+	sleep(time.Duration(r.random.IntN(2000)) * time.Millisecond)
+	s.edit(func(e *pipeline.Edit) { s.peer(e).SetName(s.other.name) })
 }
 
 func (r *linkTrouble) heal() {
@@ -151,7 +152,7 @@ func (r *linkTrouble) heal() {
 	for _, s := range []*side{r.a, r.b} {
 		s.device.SetUp(true)
 	}
-	r.settle()
+	settle()
 	r.agree()
 }
 

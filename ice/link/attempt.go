@@ -1,20 +1,19 @@
-package pipeline
+package link
 
 import (
 	"errors"
 	"sync/atomic"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
-// This file is the contract between control and the connectivity edge, which finds paths: what control asks (Request) and
-// what it is told (Attempt). Control decides when to try, what a connection is worth and when it is over; the edge gathers,
+// This file is the contract between the links and the connectivity edge, which finds paths: what links ask (Request) and
+// what they are told (Attempt). They decide when to try, what a connection is worth and when it is over; the edge gathers,
 // signals, checks, and knows the portal.
 
-// ErrUnknownPeer: no peer of that name is configured.
-var ErrUnknownPeer = errors.New("pipeline: no peer of that name")
-
 // ErrDown: the interface is down, so there is nothing to connect.
-var ErrDown = errors.New("pipeline: the interface is down")
+var ErrDown = errors.New("link: the interface is down")
 
 // RequestKind says what control asks of the connectivity edge, or tells it.
 type RequestKind uint8
@@ -22,7 +21,7 @@ type RequestKind uint8
 // The requests. Which other fields are set stands behind each; Peer always is, and Generation but for RequestAttempt.
 const (
 	// RequestAttempt: the peer is wanted and its back-off allows it. Ask the portal for the peer's present keys, apply them
-	// (Pipeline.Edit), then call Pipeline.Begin. If that does not follow within 10 s the wish has failed, as an attempt does.
+	// (Pipeline.Edit), then call Begin. If that does not follow within 10 s the wish has failed, as an attempt does.
 	RequestAttempt RequestKind = iota
 	// RequestAgent: start ICE agent number Agent, in the role that Begin was given: gather, signal, check.
 	RequestAgent
@@ -51,46 +50,35 @@ type Request struct {
 	Peer       string // its name
 	Generation uint32 // of the attempt
 	Agent      uint32
-	Path       *Path
+	Path       *pipeline.Path
 	Bye        Bye
 	Closed     Closed
 }
 
 // Attempt is the edge's handle on one attempt to reach a peer. Its methods may be called by any goroutine but a shard's and
-// control's own (Config.Edge). They wait for control to take the news, and do nothing once another attempt has begun, the
-// peer was removed or the pipeline has ended.
+// control's own. They wait for control to take the news, and do nothing once another attempt has begun, the peer was removed or
+// the pipeline has ended.
 type Attempt struct {
-	pipeline *Pipeline
+	pipeline *pipeline.Pipeline
+	name     string
 	link     *link        // owned by control
 	heard    atomic.Int64 // on the pipeline's clock; 0: never
 }
 
 // Begin begins an attempt to reach the peer of that name; an earlier one closes as CloseReplaced. generation is the same on
 // both sides, and another than that of the attempt before unless the peer has restarted; controlling is the ICE role, and who
-// controls sends the first initiation (see Controls). The first RequestAgent follows, agent 1. Errors: ErrUnknownPeer, ErrDown,
-// ErrClosed.
-func (p *Pipeline) Begin(name string, generation uint32, controlling bool) (*Attempt, error) {
-	a := &Attempt{pipeline: p}
+// controls sends the first initiation (see Controls). The first RequestAgent follows, agent 1. Errors: pipeline.ErrUnknownPeer,
+// ErrDown, pipeline.ErrClosed.
+func Begin(p *pipeline.Pipeline, name string, generation uint32, controlling bool) (*Attempt, error) {
+	a := &Attempt{pipeline: p, name: name}
 	var err error
-	if e := p.call(func() { err = p.control.controller.begin(p.control.now, name, generation, controlling, a) }); e != nil {
+	if e := p.Tell(name, func(now time.Duration, l pipeline.Link) { err = l.(*link).begin(now, generation, controlling, a) }); e != nil {
 		return nil, e
 	}
 	if err != nil {
 		return nil, err
 	}
 	return a, nil
-}
-
-// Want asks for a connection to the peer, as traffic does: RequestAttempt follows when the back-off allows it, if there is
-// no attempt under way. Unknown names are ignored.
-func (p *Pipeline) Want(name string) {
-	_ = p.call(func() {
-		k := p.control
-		if peer := k.controller.named[name]; peer != nil {
-			k.controller.wantLink(k.now, peer)
-			k.controller.touch(k.now, peer)
-		}
-	})
 }
 
 // Heard notes that a valid STUN message was heard for the agent in use. It never blocks: it may be called by any goroutine
@@ -103,7 +91,7 @@ func (a *Attempt) RemoteCandidate(agent uint32) {
 }
 
 // Selected notes that the agent has selected a pair, its first or another one.
-func (a *Attempt) Selected(agent uint32, path Path) {
+func (a *Attempt) Selected(agent uint32, path pipeline.Path) {
 	a.tell(func(now time.Duration, c *connection) { c.handlePath(now, agent, path) })
 }
 
@@ -143,11 +131,9 @@ func (a *Attempt) Close(reason CloseReason) {
 
 // tell gives the connection an input, on control's goroutine.
 func (a *Attempt) tell(input func(now time.Duration, c *connection)) {
-	_ = a.pipeline.call(func() {
-		k := a.pipeline.control
-		if a.link.attempt == a && a.link.peer != nil {
-			input(k.now, a.link.connection)
-			k.controller.touch(k.now, a.link.peer)
+	_ = a.pipeline.Tell(a.name, func(now time.Duration, l pipeline.Link) {
+		if l == a.link && a.link.attempt == a {
+			input(now, a.link.connection)
 		}
 	})
 }

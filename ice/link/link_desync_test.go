@@ -1,21 +1,22 @@
-package pipeline
+package link
 
 import (
 	"testing"
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
 )
 
 // newKey draws a private key for the node, behind the portal's back, and uses it.
 func (s *side) newKey() {
-	key, err := crypto.GeneratePrivateKey(s.config.Rand)
+	key, err := crypto.GeneratePrivateKey(s.rand)
 	if err != nil {
 		s.world.t.Fatal(err)
 	}
 	s.key = key
-	s.edit(func(e *Edit) { e.SetPrivateKey(&key) })
+	s.edit(func(e *pipeline.Edit) { e.SetPrivateKey(&key) })
 }
 
 // agree has the portal know all keys and tell both nodes, as it does when a key changes.
@@ -26,10 +27,11 @@ func (w *linkWorld) agree() {
 		}
 	})
 	for _, s := range []*side{w.a, w.b} {
-		s.edit(func(e *Edit) {
-			p := &PeerEdit{e.c, e.c.controller.peers[0]}
+		s.edit(func(e *pipeline.Edit) {
+			p := s.peer(e)
 			p.SetPublicKey(s.other.key.Public())
 			p.SetPresharedKey(&crypto.PresharedKey{1})
+			s.uses = s.other.key.Public()
 		})
 	}
 }
@@ -82,28 +84,28 @@ func TestLinkDesync(t *testing.T) {
 				c.change(w)
 				for i := range 150 { // traffic moves nothing
 					w.a.send(i)
-					w.sleep(100 * time.Millisecond)
+					sleep(100 * time.Millisecond)
 				}
-				w.sleep(100 * time.Millisecond)
+				sleep(100 * time.Millisecond)
 				w.a.wantTimeout(c.a)
 				w.b.wantTimeout(c.b)
-				w.wantPackets(w.b.node)
+				w.b.wantPackets()
 				told, before := w.a, 1
 				if c.a == CauseOurKeyUnknown || c.a == CausePresharedKeys {
 					told, before = w.b, 0 // it is b that learns something new of a
 				}
 				told.send(1) // in the back-off: unreachable, but wanted
-				w.settle()
+				settle()
 				if got := told.status().Connection; !got.Wanted || got.NextAttempt <= 0 || got.NextAttempt > 1250*time.Millisecond {
 					t.Errorf("%+v", got)
 				}
 				w.network.Hook(nil)
 				w.agree()
 				if c.name == "nothing arrives" { // no key has changed, so the back-off stands
-					w.sleep(1250 * time.Millisecond)
+					sleep(1250 * time.Millisecond)
 				}
 				told.device.TakeSegments() // ICMP
-				w.sleep(100 * time.Millisecond)
+				sleep(100 * time.Millisecond)
 				w.wantUp()
 				if n := len(told.requests(RequestAttempt)); n != before+1 {
 					t.Errorf("%d attempts", n)
@@ -118,15 +120,15 @@ func TestLinkLateBye(t *testing.T) {
 	runLinks(t, plain, func(w *linkWorld) {
 		w.b.newKey()
 		w.a.Want("b")
-		w.sleep(10 * time.Second)
+		sleep(10 * time.Second)
 		w.edges(func() { w.latency = 3 * time.Second })
-		w.sleep(6 * time.Second)
+		sleep(6 * time.Second)
 		for s, cause := range map[*side]CloseCause{w.a: CauseSilence, w.b: CausePeerHasOldKey} {
 			if got := s.status().Connection.Closed; got == nil || got.Cause != cause || got.PeerReports != nil {
 				t.Errorf("%s: %+v", s.name, got)
 			}
 		}
-		w.sleep(3 * time.Second)
+		sleep(3 * time.Second)
 		got := w.a.status().Connection.Closed
 		if got == nil || got.Cause != CauseWeHaveOldKey || got.PeerReports == nil || got.PeerReports.Counters.Mac1Mismatch == 0 {
 			t.Errorf("%+v", got)
@@ -144,7 +146,7 @@ func TestLinkBackoff(t *testing.T) {
 		w.b.newKey()
 		for i := range 3000 {
 			w.a.send(i)
-			w.sleep(100 * time.Millisecond)
+			sleep(100 * time.Millisecond)
 		}
 		attempts, closed := w.a.requests(RequestAttempt), w.a.requests(RequestClosed)
 		// An attempt takes 15 s, so the pauses of 5 minutes are 1, 2, 4, 8, 16, 32, 60.
@@ -170,7 +172,7 @@ func TestLinkEdgeDoesNotBegin(t *testing.T) {
 		w.edges(func() { w.a.deaf = true })
 		for i := range 1200 {
 			w.a.send(i)
-			w.sleep(100 * time.Millisecond)
+			sleep(100 * time.Millisecond)
 		}
 		attempts := w.a.requests(RequestAttempt) // each takes 10 s; the pauses are 1, 2, 4, 8, 16, 32
 		if len(attempts) < 5 || len(attempts) > 6 {
@@ -182,7 +184,7 @@ func TestLinkEdgeDoesNotBegin(t *testing.T) {
 				t.Errorf("pause %d is %v", i, pause)
 			}
 		}
-		w.sleep(2 * time.Minute)
+		sleep(2 * time.Minute)
 		w.a.wantNothingLeft()
 	})
 }
@@ -195,11 +197,11 @@ func TestLinkLost(t *testing.T) {
 		for i := range 600 { // WireGuard lives, so ICE may be quiet
 			w.a.send(i)
 			w.b.send(i)
-			w.sleep(100 * time.Millisecond)
+			sleep(100 * time.Millisecond)
 		}
 		w.wantUp()
 		w.network.Hook(func(*udptest.Datagram) bool { return false })
-		w.sleep(16 * time.Second)
+		sleep(16 * time.Second)
 		for _, s := range []*side{w.a, w.b} {
 			if c := s.status().Connection; c.Closed == nil || c.Closed.Reason != CloseICEDisconnected || c.Closed.Up == 0 {
 				t.Errorf("%s: %+v", s.name, c.Closed)
@@ -214,7 +216,7 @@ func TestLinkKeyChangesUnderSession(t *testing.T) {
 	runLinks(t, plain, func(w *linkWorld) {
 		w.connect()
 		w.b.newKey()
-		w.sleep(100 * time.Millisecond) // b has closed, and told a
+		sleep(100 * time.Millisecond) // b has closed, and told a
 		for _, s := range []*side{w.a, w.b} {
 			s.wantNothingLeft()
 		}
@@ -223,8 +225,8 @@ func TestLinkKeyChangesUnderSession(t *testing.T) {
 		}
 		w.agree()
 		w.a.send(1)
-		w.sleep(200 * time.Millisecond)
-		w.wantPackets(w.b.node, w.a.packet(1))
+		sleep(200 * time.Millisecond)
+		w.b.wantPackets(w.a.packet(1))
 		w.wantUp()
 	})
 }
@@ -241,7 +243,7 @@ func TestLinkLateHandshakeKeepsStaged(t *testing.T) {
 		before := w.a.counter("handshake_accepted")
 		w.b.send(1)
 		for i := range 16 { // b misses an answer for 15 s; STUN goes on, else it would end before it asks
-			w.sleep(time.Second)
+			sleep(time.Second)
 			w.edges(func() { w.b.attempt.Heard() })
 			if i == 10 {
 				w.a.send(2)
@@ -255,8 +257,8 @@ func TestLinkLateHandshakeKeepsStaged(t *testing.T) {
 			w.generation++
 			w.a.begin(w.generation)
 		})
-		w.sleep(200 * time.Millisecond)
-		w.wantPackets(w.b.node, w.a.packet(2))
+		sleep(200 * time.Millisecond)
+		w.b.wantPackets(w.a.packet(2))
 		w.wantUp()
 	})
 }

@@ -1,8 +1,10 @@
-package pipeline
+package link
 
 import (
 	"slices"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // This file is what a connection does about its agents: the first one, the second beside it, and none while idle.
@@ -42,7 +44,7 @@ func (c *connection) handleCandidate(now time.Duration, number uint32) {
 
 // handlePath notes that an agent has selected a pair, its first or another. What an agent says that is neither the current
 // nor the second one comes too late and changes nothing.
-func (c *connection) handlePath(now time.Duration, number uint32, path Path) {
+func (c *connection) handlePath(now time.Duration, number uint32, path pipeline.Path) {
 	a := c.agent(number)
 	if a == nil {
 		return

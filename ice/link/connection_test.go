@@ -1,4 +1,4 @@
-package pipeline
+package link
 
 import (
 	"encoding/json"
@@ -11,12 +11,13 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // begun is when connections begin in these tests; a forgotten zero shows.
 const begun = time.Hour
 
-var somePath = Path{Dst: netip.MustParseAddrPort("192.0.2.9:9")}
+var somePath = pipeline.Path{Dst: netip.MustParseAddrPort("192.0.2.9:9")}
 
 // drained returns the outputs there are.
 func drained(c *connection) (list []connectionOutput) {
@@ -92,7 +93,7 @@ func TestDeadlines(t *testing.T) {
 		wantEnd(t, selected(controlling, stun), stun, begun+15*time.Second, CloseHandshakeTimeout)
 		wantEnd(t, selected(controlling, sessionView{}), sessionView{}, begun+12*time.Second, CloseICEDisconnected)
 
-		up := sessionView{usable: true, created: begun, lastData: begun + time.Hour}
+		up := sessionView{View: pipeline.View{Usable: true, Created: begun, LastData: begun + time.Hour}}
 		up.lastSTUN = begun + 30*time.Second
 		wantEnd(t, selected(controlling, up), up, begun+42*time.Second, CloseICEDisconnected)
 	}
@@ -105,9 +106,9 @@ func TestHandshakeDeadlineIsNotMoved(t *testing.T) {
 	if out := find(drained(c), connectionStartHandshake); out == nil || !out.initiate || out.lifetime != 15*time.Second {
 		t.Fatalf("%+v", out)
 	}
-	v.seriesRunning, v.seriesSince = true, begun+400*time.Millisecond
-	c.advance(v.seriesSince, v)
-	v.seriesSince += 5 * time.Second // another series, another path, another agent: nothing helps
+	v.SeriesRunning, v.SeriesSince = true, begun+400*time.Millisecond
+	c.advance(v.SeriesSince, v)
+	v.SeriesSince += 5 * time.Second // another series, another path, another agent: nothing helps
 	c.handlePath(begun+5*time.Second, 1, somePath)
 	c.wantAgent(begun + 6*time.Second)
 	c.advance(begun+6*time.Second, v)
@@ -122,15 +123,15 @@ func TestHandshakeDeadlineIsNotMoved(t *testing.T) {
 	}
 
 	late := selected(true, v)
-	v.seriesSince = begun + 9*time.Second
-	late.advance(v.seriesSince, v)
+	v.SeriesSince = begun + 9*time.Second
+	late.advance(v.SeriesSince, v)
 	wantEnd(t, late, v, begun+16*time.Second, CloseHandshakeTimeout)
 
 	responder := selected(false, v)
 	if out := find(drained(responder), connectionStartHandshake); out == nil || out.initiate {
 		t.Fatalf("%+v", out)
 	}
-	v.seriesSince = begun + time.Second
+	v.SeriesSince = begun + time.Second
 	wantEnd(t, responder, v, begun+15*time.Second, CloseHandshakeTimeout)
 }
 
@@ -138,7 +139,7 @@ func TestHandshakeDeadlineIsNotMoved(t *testing.T) {
 func TestExpiredSeries(t *testing.T) {
 	var tally crypto.Tally
 	tally.Since, tally.Initiations, tally.ResponsesRejected[crypto.BadAEAD] = begun, 5, 4
-	v := sessionView{lastSTUN: begun + time.Minute, tally: tally, seriesRunning: true, seriesSince: begun}
+	v := sessionView{View: pipeline.View{Tally: tally, SeriesRunning: true, SeriesSince: begun}, lastSTUN: begun + time.Minute}
 	ours, cores := selected(true, v), selected(true, v)
 	ours.advance(begun+handshakeLifetime, v)
 	cores.handleExpired(crypto.HandshakeExpired{Tally: tally})
@@ -157,7 +158,7 @@ func TestExpiredSeries(t *testing.T) {
 	}
 
 	// A rekey that fails while the session carries traffic closes nothing; else it does.
-	up := sessionView{usable: true, created: begun, lastSTUN: begun + time.Minute}
+	up := sessionView{View: pipeline.View{Usable: true, Created: begun}, lastSTUN: begun + time.Minute}
 	c := selected(true, up)
 	c.handleExpired(crypto.HandshakeExpired{Tally: tally, Quiet: true})
 	c.advance(begun+time.Second, up)
@@ -173,8 +174,8 @@ func TestExpiredSeries(t *testing.T) {
 
 // What counts as a sign of life: data and keepalives, not handshake messages.
 func TestLiveness(t *testing.T) {
-	v := sessionView{usable: true, created: begun, lastData: begun + time.Hour}
-	v.activity.LastReceived = begun + 5*time.Second
+	v := sessionView{View: pipeline.View{Usable: true, Created: begun, LastData: begun + time.Hour}}
+	v.Activity.LastReceived = begun + 5*time.Second
 	c := selected(false, v)
 	drained(c)
 	c.advance(begun+12*time.Second, v)
@@ -184,19 +185,19 @@ func TestLiveness(t *testing.T) {
 	wantEnd(t, c, v, begun+20*time.Second, CloseICEDisconnected)
 
 	c = selected(false, v)
-	v.activity.LastReceived = begun + 9*time.Second
+	v.Activity.LastReceived = begun + 9*time.Second
 	c.handleVerdict(begun+9*time.Second, crypto.Verdict{Roam: true})
 	wantEnd(t, c, v, begun+20*time.Second, CloseICEDisconnected) // 5 s and 15 s
 
 	c = selected(false, v)
-	v.usable = false // the keypair is not: whatever came, ICE decides
-	v.activity.LastDataReceived = begun + 11*time.Second
+	v.Usable = false // the keypair is not: whatever came, ICE decides
+	v.Activity.LastDataReceived = begun + 11*time.Second
 	wantEnd(t, c, v, begun+12*time.Second, CloseICEDisconnected)
 }
 
 // Second agents: their own deadlines, pauses between them, numbers that the peer may be ahead with, and nothing from old ones.
 func TestSecondAgent(t *testing.T) {
-	v := sessionView{usable: true, created: begun, lastSTUN: begun + time.Hour, lastData: begun + time.Hour}
+	v := sessionView{View: pipeline.View{Usable: true, Created: begun, LastData: begun + time.Hour}, lastSTUN: begun + time.Hour}
 	c := newConnection(begun, 1, true)
 	c.wantAgent(begun)
 	c.advance(begun, v)
@@ -222,7 +223,7 @@ func TestSecondAgent(t *testing.T) {
 	if gone, out := find(list, connectionCloseAgent), find(list, connectionStartAgent); gone == nil || gone.agent != 2 || out == nil || out.agent != 5 {
 		t.Fatalf("%+v", list)
 	}
-	c.handlePath(now+2*time.Second, 2, Path{}) // too late
+	c.handlePath(now+2*time.Second, 2, pipeline.Path{}) // too late
 	if len(drained(c)) != 0 {
 		t.Fatal("an old agent has a path")
 	}
@@ -252,7 +253,7 @@ func TestSecondAgent(t *testing.T) {
 
 // Nothing is left after a close, and phase closed waits for the last agent.
 func TestClose(t *testing.T) {
-	v := sessionView{usable: true, created: begun, lastSTUN: begun + time.Hour}
+	v := sessionView{View: pipeline.View{Usable: true, Created: begun}, lastSTUN: begun + time.Hour}
 	c := selected(true, v)
 	c.wantAgent(begun)
 	c.advance(begun, v)
@@ -287,7 +288,7 @@ func TestClose(t *testing.T) {
 }
 
 func TestBye(t *testing.T) {
-	v := sessionView{usable: true, created: begun, lastSTUN: begun + time.Hour}
+	v := sessionView{View: pipeline.View{Usable: true, Created: begun}, lastSTUN: begun + time.Hour}
 	c := selected(true, v)
 	c.handleBye(Bye{Generation: 6, Reason: CloseShutdown}) // of an old connection
 	c.advance(begun, v)
@@ -332,7 +333,7 @@ func TestByeOfAFailedHandshake(t *testing.T) {
 // A session that is lost leaves as much time for the next as there was for the first, from the rekey on if one is tried; what
 // was booked before it came up is forgotten, and a bye is not waited for.
 func TestLostSession(t *testing.T) {
-	up := sessionView{usable: true, created: begun}
+	up := sessionView{View: pipeline.View{Usable: true, Created: begun}}
 	lost := func() *connection {
 		c := newConnection(begun, 7, true)
 		c.handlePath(begun, 1, somePath)
@@ -342,7 +343,7 @@ func TestLostSession(t *testing.T) {
 		drained(c)
 		return c
 	}
-	v := sessionView{lastSTUN: begun + time.Hour, seriesRunning: true, seriesSince: begun + 3*time.Second}
+	v := sessionView{View: pipeline.View{SeriesRunning: true, SeriesSince: begun + 3*time.Second}, lastSTUN: begun + time.Hour}
 	c := lost()
 	c.advance(begun+8*time.Second, v)
 	if out := find(drained(c), connectionStartHandshake); out == nil || !out.initiate {
@@ -363,17 +364,17 @@ func TestLostSession(t *testing.T) {
 
 // The initiator repeats its confirming keepalive until it hears from the responder.
 func TestConfirm(t *testing.T) {
-	v := sessionView{usable: true, created: begun, lastSTUN: begun + time.Hour, lastData: begun + time.Hour}
-	v.activity.LastSent = begun
+	v := sessionView{View: pipeline.View{Usable: true, Created: begun, LastData: begun + time.Hour}, lastSTUN: begun + time.Hour}
+	v.Activity.LastSent = begun
 	for _, tt := range []struct {
 		controlling, heard bool
 		want               int
 	}{{true, false, 4}, {true, true, 1}, {false, false, 0}} { // at 3, 6, 9 and 12 s; the first one is the core's
-		v.activity.LastReceived = 0
+		v.Activity.LastReceived = 0
 		c, keepalives := selected(tt.controlling, v), 0
 		for now := begun; now < begun+time.Minute; now += time.Second / 4 {
 			if tt.heard && now == begun+4*time.Second {
-				v.activity.LastReceived = now
+				v.Activity.LastReceived = now
 			}
 			c.advance(now, v)
 			if find(drained(c), connectionKeepalive) != nil {
@@ -391,11 +392,11 @@ func TestConfirm(t *testing.T) {
 
 // A session that was made before we had a pair, and works, does not end because ICE finds none here.
 func TestLiveSessionBeforeAPair(t *testing.T) {
-	v := sessionView{usable: true, created: begun + time.Second}
+	v := sessionView{View: pipeline.View{Usable: true, Created: begun + time.Second}}
 	c := newConnection(begun, 1, false)
 	c.handleCandidate(begun, 1)
 	for now := begun + time.Second; now < begun+time.Minute; now += time.Second {
-		v.lastData, v.activity.LastReceived, v.activity.LastDataReceived = now, now, now
+		v.LastData, v.Activity.LastReceived, v.Activity.LastDataReceived = now, now, now
 		c.advance(now, v)
 	}
 	if c.phase != PhaseUp && c.phase != PhaseIdle || c.upSince != begun+iceTimeout {
@@ -411,7 +412,7 @@ func TestLiveSessionBeforeAPair(t *testing.T) {
 		t.Errorf("%d agents in a minute", agents)
 	}
 	for now := begun + time.Minute; c.second.number == 0; now += time.Second {
-		v.lastData, v.activity.LastReceived, v.activity.LastDataReceived = now, now, now
+		v.LastData, v.Activity.LastReceived, v.Activity.LastDataReceived = now, now, now
 		c.advance(now, v)
 	}
 	c.handlePath(begun+2*time.Minute, c.second.number, somePath)
@@ -451,7 +452,7 @@ func TestAnotherFirstAgent(t *testing.T) {
 
 // When the agent of an idle connection finds nothing, the connection is idle again, and the next data tries anew after a pause.
 func TestIdleRetries(t *testing.T) {
-	v := sessionView{usable: true, created: begun, lastSTUN: begun + time.Hour}
+	v := sessionView{View: pipeline.View{Usable: true, Created: begun}, lastSTUN: begun + time.Hour}
 	c := selected(false, v)
 	c.advance(begun+idleAfter, v)
 	if find(drained(c), connectionKeepalive) == nil || c.phase != PhaseIdle {
@@ -461,18 +462,18 @@ func TestIdleRetries(t *testing.T) {
 		t.Fatalf("%v after %v", why, at-begun)
 	}
 	now := begun + 30*time.Second
-	v.lastData = now
+	v.LastData = now
 	c.advance(now, v)
 	if out := find(drained(c), connectionStartAgent); out == nil || out.agent != 2 {
 		t.Fatalf("%+v", out)
 	}
 	now += candidateTimeout
-	v.lastData = now
+	v.LastData = now
 	c.advance(now, v)
 	if out := find(drained(c), connectionCloseAgent); c.phase != PhaseIdle || out == nil || c.over() {
 		t.Fatalf("%v, %+v", c.phase, out)
 	}
-	v.lastData = now + 1
+	v.LastData = now + 1
 	c.advance(now+1, v)
 	if at, why := c.nextTimeout(); at != now+time.Second || why != whyAgent || len(drained(c)) != 0 {
 		t.Fatalf("%v in %v", why, at-now)
@@ -484,7 +485,7 @@ func TestIdleRetries(t *testing.T) {
 }
 
 func TestMayInitiate(t *testing.T) {
-	up := sessionView{usable: true, created: begun}
+	up := sessionView{View: pipeline.View{Usable: true, Created: begun}}
 	for _, controlling := range []bool{true, false} {
 		c := newConnection(begun, 1, controlling)
 		if c.mayInitiate() {
@@ -519,15 +520,6 @@ func TestControls(t *testing.T) {
 		if Controls(c.client, c.peerClient, c.name, c.peer) != c.want || Controls(c.peerClient, c.client, c.peer, c.name) == c.want {
 			t.Errorf("%+v", c)
 		}
-	}
-}
-
-func TestCarries(t *testing.T) {
-	c := selected(true, sessionView{})
-	relayed := somePath
-	relayed.Channel = 0x4000
-	if !c.carries(&somePath, &Path{Dst: somePath.Dst}) || c.carries(&relayed, &somePath) || c.carries(nil, &somePath) {
-		t.Error("the wrong path")
 	}
 }
 
@@ -701,14 +693,14 @@ func (s *storm) input() {
 		s.c.handleVerdict(s.now, crypto.Verdict{Reason: crypto.Reason(s.dice.IntN(int(crypto.ReasonCount)))})
 		s.c.handleVerdict(s.now, crypto.Verdict{Peer: new(crypto.Peer), Roam: true})
 	case 8:
-		s.v.seriesRunning, s.v.seriesSince = !s.v.seriesRunning, s.now
+		s.v.SeriesRunning, s.v.SeriesSince = !s.v.SeriesRunning, s.now
 	case 9:
 		s.v.lastSTUN = s.now
 	case 10:
-		s.v.lastData, s.v.activity.LastReceived = s.now, s.now
+		s.v.LastData, s.v.Activity.LastReceived = s.now, s.now
 	case 11:
-		if s.v.usable = !s.never && s.dice.IntN(2) == 0; s.v.usable {
-			s.v.created = s.now
+		if s.v.Usable = !s.never && s.dice.IntN(2) == 0; s.v.Usable {
+			s.v.Created = s.now
 		}
 	case 12:
 		s.c.handleExpired(crypto.HandshakeExpired{Quiet: s.dice.IntN(8) != 0, Tally: crypto.Tally{Since: s.now - handshakeLifetime}})
@@ -720,8 +712,8 @@ func (s *storm) input() {
 }
 
 func (s *storm) step() {
-	if s.v.usable && s.now >= s.v.created+crypto.RejectAfterTime {
-		s.v.usable = false
+	if s.v.Usable && s.now >= s.v.Created+crypto.RejectAfterTime {
+		s.v.Usable = false
 	}
 	s.c.advance(s.now, s.v)
 	for out, ok := s.c.poll(); ok; out, ok = s.c.poll() {

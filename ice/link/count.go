@@ -1,27 +1,24 @@
-package pipeline
+package link
 
 import (
 	"sync/atomic"
 	"time"
 
-	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/pipeline/count"
 )
 
-// This file counts what control does: handshake messages by what became of them, and the connections of named peers.
+// This file counts connections.
 
-// controlStats is written by control, read by any goroutine.
-type controlStats struct {
+// stats is written on control's goroutine, read by any.
+type stats struct {
 	ConnectSeconds count.Histogram `unit:"1e-3" help:"From the beginning of an attempt to its first session. In SLUICE_STATS in milliseconds."`
 
-	handshakes [crypto.ReasonCount]atomic.Uint64
-	closes     [len(closeReasonNames)]atomic.Uint64
+	closes [len(closeReasonNames)]atomic.Uint64
 }
 
 var (
-	familyHandshakes = count.Family{Series: "sluice_handshake_messages_total", Help: "Handshake messages received, by what became of them."}
-	familyCloses     = count.Family{Series: "sluice_connections_closed_total", Help: "Connections and attempts that ended, by the reason."}
-	familyStates     = count.Family{Series: "sluice_connections", Help: "Named peers by the state of their connection, and by its path.", Kind: count.Gauge}
+	familyCloses = count.Family{Series: "sluice_connections_closed_total", Help: "Connections and attempts that ended, by the reason."}
+	familyStates = count.Family{Series: "sluice_connections", Help: "Named peers by the state of their connection, and by its path.", Kind: count.Gauge}
 )
 
 // States of a connection beside its phases: an attempt is wanted and has not begun, and none is.
@@ -49,11 +46,11 @@ func (l *link) state() string {
 }
 
 // via is the way of the peer's path.
-func (p *peer) via() string {
-	switch path := p.path.Load(); {
-	case path == nil:
+func (l *link) via() string {
+	switch {
+	case l.view.Path == nil:
 		return viaNone
-	case path.Relayed:
+	case l.view.Path.Relayed:
 		return viaRelay
 	}
 	return viaDirect
@@ -69,20 +66,15 @@ var connectionKinds = []connectionKind{
 	{PhaseIdle.String(), viaDirect}, {PhaseIdle.String(), viaRelay},
 }
 
-// counters are the controller's. It looks at every peer, which is a few nanoseconds each. Called by control.
-func (c *controller) counters() []count.Counter {
+// Counters obeys pipeline.Connector. It looks at every peer, which is a few nanoseconds each.
+func (c *Links) Counters() []count.Counter {
 	list := count.Of("", &c.stats)
-	for r := range crypto.ReasonCount {
-		list = append(list, count.Labeled(familyHandshakes, "handshake_"+r.String(), "Handshake messages that ended so.", c.stats.handshakes[r].Load(), "result", r.String()))
-	}
 	for r, name := range closeReasonNames {
 		list = append(list, count.Labeled(familyCloses, "closed_"+name, "Connections and attempts that ended for this reason.", c.stats.closes[r].Load(), "reason", name))
 	}
 	now := make(map[connectionKind]uint64, len(connectionKinds))
-	for _, p := range c.peers {
-		if p.link != nil {
-			now[connectionKind{p.link.state(), p.via()}]++
-		}
+	for _, l := range c.named { // they are only counted
+		now[connectionKind{l.state(), l.via()}]++
 	}
 	for _, k := range connectionKinds {
 		name := "connections_" + k.state
@@ -103,6 +95,6 @@ func (c *controller) counters() []count.Counter {
 }
 
 // countUp notes a connection's first session.
-func (c *controller) countUp(after time.Duration) {
+func (c *Links) countUp(after time.Duration) {
 	c.stats.ConnectSeconds.Observe(uint64(max(after, 0) / time.Millisecond))
 }

@@ -1,11 +1,11 @@
-package pipeline
+package link
 
 // This file is how a connection ends.
 
 // unanswered is the reason of a close whose handshake ran out of time. Where no agent was in use and nothing came, it is not the
 // handshake that is to blame.
 func (c *connection) unanswered() CloseReason {
-	if counters := countersOf(&c.view.tally, &c.booked); c.current.number == 0 && counters.silent() {
+	if counters := countersOf(&c.view.Tally, &c.booked); c.current.number == 0 && counters.silent() {
 		return CloseICEDisconnected
 	}
 	return CloseHandshakeTimeout
@@ -15,7 +15,7 @@ func (c *connection) unanswered() CloseReason {
 func (c *connection) end(reason CloseReason) {
 	c.closed = Closed{
 		Generation: c.generation, Reason: reason, Phase: c.phase, Lasted: c.now - c.began, PeerReports: c.report,
-		Counters: countersOf(&c.view.tally, &c.booked),
+		Counters: countersOf(&c.view.Tally, &c.booked),
 	}
 	if c.upSince != 0 {
 		c.closed.Up = c.now - c.upSince

@@ -1,9 +1,10 @@
-package pipeline
+package link
 
 import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // The lifetimes of a connection. ICE must give up before the handshake does, or a second agent could never find another path
@@ -52,40 +53,14 @@ const (
 // packet or signal starts an agent again, and so do keepalives that do not come. While there is none, only WireGuard decides
 // whether the peer is there.
 //
-// The controller makes one for a peer when the peer's backoff lets an attempt begin, with the keys and preshared key that
-// are the peer's at that moment, and drives it next to the peer's core:
-//
-//	func (c *controller) touch(now time.Duration, p *peer) {
-//		c.drain(now, p) // obey: crypto.SeriesExpired also goes to p.connection.handleExpired(out.Expired)
-//		a, _ := p.stamps.watch()
-//		p.connection.advance(now, viewSession(now, p.core, a, p.lastData(), p.lastSTUN()))
-//		for out, ok := p.connection.poll(); ok; out, ok = p.connection.poll() {
-//			switch out.kind {
-//			case connectionStartAgent:     // edge: gather, and signal {generation, agent, ufrag, pwd, candidates}
-//			case connectionCloseAgent:     // edge: handleAgentGone when its goroutines have ended
-//			case connectionPublishPath:    p.path.Store(out.path)
-//			case connectionClearPath:      p.path.Store(nil)
-//			case connectionStartHandshake: p.core.SetHandshakeLifetime(out.lifetime, true)
-//			                               if out.initiate { p.core.Want(now) }
-//			case connectionKeepalive:      // send one
-//			case connectionUp:             // log
-//			case connectionSendBye:        // edge: signal out.bye
-//			case connectionClearSession:   p.core.Clear(now); p.stamps.reset(); c.effects.purge(p)
-//			case connectionClosed:         // log
-//			                               p.backoff.ended(now, out.closed.Up, random), unless !Reason.backsOff()
-//			case connectionPeerReports:    // log: the bye came after the close; out.closed has the better cause
-//			}
-//		}
-//		c.drain(now, p)
-//		at, why := p.connection.nextTimeout() // sooner of this and p.core.NextTimeout
-//	}
+// The link makes one when its back-off lets an attempt begin, with the keys and preshared key that are the peer's at that moment.
 //
 // What is signaled for a later agent than the first of a connection that is not there is answered by a bye with CloseUnknown: the
-// peer then knows that we have restarted, and begins anew. The controller keeps a closed connection until the next attempt, so
+// peer then knows that we have restarted, and begins anew. The link keeps a closed connection until the next attempt, so
 // that the peer's bye still finds it and status can show how it ended.
 //
-// Every handshake message goes to handleVerdict: of the connection of Verdict.Peer, or if that is nil of the one that carries
-// the path it came over. One that is accepted after the close makes the core forget again, and must not be answered. Packets
+// Every handshake message goes to handleVerdict: of the connection of Verdict.Peer, or if that is nil of the one over
+// whose path it came. One that is accepted after the close makes the core forget again, and must not be answered. Packets
 // that wait for a session go to core.Want only if mayInitiate says so.
 type connection struct {
 	generation  uint32 // frozen
@@ -174,7 +149,7 @@ const (
 type connectionOutput struct {
 	kind  connectionOutputKind
 	agent uint32
-	path  *Path // frozen
+	path  *pipeline.Path // frozen
 	// initiate: the first initiation is ours and due now. Either role bounds its series by the lifetime and retries fast.
 	initiate bool
 	lifetime time.Duration
@@ -182,26 +157,10 @@ type connectionOutput struct {
 	closed   Closed
 }
 
-// sessionView is what control sees of a peer's session at one moment.
+// sessionView is what control sees of the session, and when STUN was last heard by the agent in use.
 type sessionView struct {
-	usable        bool          // there is a keypair to send with
-	created       time.Duration // when it was derived
-	seriesRunning bool
-	seriesSince   time.Duration
-	tally         crypto.Tally
-	activity      crypto.Activity
-	lastData      time.Duration // data, not keepalives, either way
-	lastSTUN      time.Duration // heard by the current agent
-}
-
-// viewSession looks at a peer. lastSTUN is stamped when a valid STUN message is heard for the current agent.
-func viewSession(now time.Duration, core *crypto.Peer, a crypto.Activity, lastData, lastSTUN time.Duration) sessionView {
-	v := sessionView{tally: core.Tally(), activity: a, lastData: lastData, lastSTUN: lastSTUN}
-	v.seriesSince, _, v.seriesRunning = core.Series()
-	if k := core.Sending(); k != nil && k.Usable(now) {
-		v.usable, v.created = true, k.Created
-	}
-	return v
+	pipeline.View
+	lastSTUN time.Duration
 }
 
 // Controls tells whether we control ICE and send the first initiation. A client does towards a node that is none; between
@@ -229,15 +188,9 @@ func (c *connection) handleVerdict(now time.Duration, v crypto.Verdict) {
 		c.emit(connectionOutput{kind: connectionClearSession})
 	case v.Roam:
 		c.handshakeAt = now
-	case v.Peer == nil: // the core has counted the others
+	case v.Peer == nil && !c.over(): // the core has counted the others
 		c.booked[v.Reason]++
 	}
-}
-
-// carries reports whether a message that came so came over the connection's path, as far as its source says: an address that
-// others can forge, so nothing but the named cause may depend on it.
-func (c *connection) carries(path, from *Path) bool {
-	return path != nil && !c.over() && path.Dst == from.Dst && path.Channel == from.Channel
 }
 
 // handleExpired notes that a series of the core has ended without a session.
@@ -299,12 +252,12 @@ func (c *connection) advance(now time.Duration, v sessionView) {
 		c.end(c.order)
 		return
 	case c.expired != nil:
-		c.view.tally = c.expired.Tally // the core has begun to count anew
+		c.view.Tally = c.expired.Tally // the core has begun to count anew
 		c.end(c.unanswered())
 		return
 	}
 	c.countSeries()
-	if c.phase == PhaseHandshake && !v.usable && now >= c.handshakeFrom+handshakeLifetime {
+	if c.phase == PhaseHandshake && !v.Usable && now >= c.handshakeFrom+handshakeLifetime {
 		c.end(c.unanswered())
 		return
 	}
@@ -327,27 +280,27 @@ func (c *connection) advance(now time.Duration, v sessionView) {
 // noteLife keeps the last proof that the session works: something authentic was received in it, or it was made. Accepted
 // handshake messages are stamped as received, but prove nothing about the session there is.
 func (c *connection) noteLife() {
-	a := &c.view.activity
+	a := &c.view.Activity
 	c.authenticated = max(c.authenticated, a.LastDataReceived)
 	if a.LastReceived != c.handshakeAt {
 		c.authenticated = max(c.authenticated, a.LastReceived)
 	}
-	if c.view.usable {
-		c.authenticated = max(c.authenticated, c.view.created)
+	if c.view.Usable {
+		c.authenticated = max(c.authenticated, c.view.Created)
 	}
 }
 
-func (c *connection) live() bool { return c.view.usable && c.now < c.authenticated+liveFor }
+func (c *connection) live() bool { return c.view.Usable && c.now < c.authenticated+liveFor }
 
 // countSeries takes over from which moment the core's series counts. The first initiation may come a little after the
 // nomination, but that is as far as the deadline can move.
 func (c *connection) countSeries() {
-	if c.phase != PhaseHandshake || !c.controlling || !c.asked || c.counted || !c.view.seriesRunning {
+	if c.phase != PhaseHandshake || !c.controlling || !c.asked || c.counted || !c.view.SeriesRunning {
 		return
 	}
-	if c.view.seriesSince >= c.handshakeFrom {
+	if c.view.SeriesSince >= c.handshakeFrom {
 		c.counted = true
-		c.handshakeFrom = min(c.view.seriesSince, c.handshakeFrom+seriesDelay)
+		c.handshakeFrom = min(c.view.SeriesSince, c.handshakeFrom+seriesDelay)
 	}
 }
 
@@ -355,7 +308,7 @@ func (c *connection) countSeries() {
 func (c *connection) followSession() {
 	switch {
 	case c.phase < PhaseHandshake:
-	case c.view.usable && c.phase == PhaseHandshake:
+	case c.view.Usable && c.phase == PhaseHandshake:
 		c.startHandshake(false)
 		c.phase = PhaseUp
 		c.asked, c.counted = false, false
@@ -367,7 +320,7 @@ func (c *connection) followSession() {
 			c.upSince = c.now
 			c.emit(connectionOutput{kind: connectionUp})
 		}
-	case c.view.usable:
+	case c.view.Usable:
 	case c.phase == PhaseHandshake:
 		c.startHandshake(c.controlling)
 	default:
@@ -378,8 +331,8 @@ func (c *connection) followSession() {
 // loseSession goes back to the handshake: another session has as long as the first, from the rekey on if one is being tried.
 func (c *connection) loseSession() {
 	c.phase, c.handshakeFrom = PhaseHandshake, c.now
-	if c.view.seriesRunning {
-		c.handshakeFrom, c.counted = max(c.view.seriesSince, c.now-handshakeLifetime+1), true
+	if c.view.SeriesRunning {
+		c.handshakeFrom, c.counted = max(c.view.SeriesSince, c.now-handshakeLifetime+1), true
 	}
 	c.startHandshake(c.controlling)
 	if c.current.number == 0 && c.second.number == 0 {
@@ -422,7 +375,7 @@ func (c *connection) nextTimeout() (at time.Duration, why connectionWhy) {
 	case PhaseHandshake:
 		sooner(c.handshakeFrom+handshakeLifetime, whyHandshake)
 	case PhaseUp, PhaseIdle:
-		sooner(c.view.created+crypto.RejectAfterTime, whySession)
+		sooner(c.view.Created+crypto.RejectAfterTime, whySession)
 	}
 	if c.confirmUntil != 0 {
 		sooner(c.confirmUntil, whyConfirm)

@@ -1,21 +1,20 @@
-package pipeline
+package link
 
 import (
+	"fmt"
 	"testing"
 	"time"
 )
 
 // TestCountersAreBounded: what is told of peers does not grow with their number, and 10,000 are looked at in no time.
 func TestCountersAreBounded(t *testing.T) {
-	few := len(new(controller).counters())
-	c := new(controller)
+	few := len(New(Config{}).Counters())
+	c := New(Config{})
 	for i := range 10_000 {
-		p := &peer{link: new(link)}
-		p.link.peer, p.link.backoff.wanted = p, i%10 == 0
-		c.peers = append(c.peers, p)
+		c.Link(fmt.Sprint(i)).(*link).backoff.wanted = i%10 == 0
 	}
 	begin := time.Now()
-	list := c.counters()
+	list := c.Counters()
 	took := time.Since(begin)
 	if len(list) != few {
 		t.Errorf("%d counters with 10,000 peers, %d with none", len(list), few)
