@@ -74,9 +74,10 @@ func (c *control) loop(ctx context.Context, failed <-chan error) error {
 			c.controller.handle(c.now, &l)
 		case <-p.notified.wake:
 			c.now = p.clock()
-			p.notified.drain(func(peer *peer, signals uint32) { c.controller.notice(c.now, peer, signals) })
+			c.noticeAll()
 		case f := <-p.calls:
 			c.now = p.clock()
+			c.noticeAll() // whoever has seen what a packet did, such as an answer to its ping, sees it here too
 			f()
 		case <-c.routeChanges():
 			c.now = p.clock()
@@ -89,6 +90,11 @@ func (c *control) loop(ctx context.Context, failed <-chan error) error {
 		c.walkSources()
 		c.alarm.set(c.now, sooner(sooner(c.controller.nextTimeout(c.now), c.loss.deadline()), c.walk.deadline(c.now)))
 	}
+}
+
+// noticeAll takes what the lanes have signalled so far.
+func (c *control) noticeAll() {
+	c.pipeline.notified.drain(func(peer *peer, signals uint32) { c.controller.notice(c.now, peer, signals) })
 }
 
 // watchCounters writes a line if packets are being lost, and one if there is a flood.

@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"syscall"
 	"testing"
+	"testing/synctest"
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/aead"
@@ -172,6 +173,32 @@ func TestStatus(t *testing.T) {
 		}
 		if len(p.AllowedIPs) != 2 || p.AllowedIPs[0].Addr() != w.b.inner4 {
 			t.Errorf("allowed IPs %v", p.AllowedIPs)
+		}
+	})
+}
+
+// Whoever sees a packet and then asks is told what the packet did: what the lanes signalled before the question is known in the answer.
+// Of the two, select would take either.
+func TestAskedAfterPackets(t *testing.T) {
+	runWorld(t, plain, func(w *world) {
+		for round := range 40 {
+			peers := w.a.control.controller.peers
+			held, signalled := make(chan struct{}), make(chan struct{})
+			go w.a.call(func() { close(held); <-signalled })
+			<-held
+			var left uint32
+			answered := make(chan struct{})
+			go func() {
+				defer close(answered)
+				w.a.call(func() { left = peers[0].signals.Load() })
+			}()
+			synctest.Wait()
+			w.a.notified.notify(peers[0], signalSource)
+			close(signalled)
+			<-answered
+			if left != 0 {
+				t.Fatalf("round %d: asked with signals %b not noticed, want none", round, left)
+			}
 		}
 	})
 }
