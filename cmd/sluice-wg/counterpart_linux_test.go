@@ -119,6 +119,7 @@ func roles(ours, theirs string) map[string][2]string {
 
 // TestInterop carries pings and TCP to and from the programs of others.
 func TestInterop(t *testing.T) {
+	t.Parallel()
 	ours := program(t)
 	eachCounterpart(t, func(t *testing.T, theirs counterpart) {
 		for role, programs := range roles(ours, theirs.path) {
@@ -176,6 +177,7 @@ func (e *end) mustKnow(t *testing.T, want netip.AddrPort) {
 
 // TestInteropRoaming: whoever gets another address is followed by the other, with the session that there is.
 func TestInteropRoaming(t *testing.T) {
+	t.Parallel()
 	ours := program(t)
 	eachCounterpart(t, func(t *testing.T, theirs counterpart) {
 		for role, programs := range map[string][2]string{"we move": {ours, theirs.path}, "they move": {theirs.mobile(t), ours}} {
@@ -249,11 +251,13 @@ func ourEnd(ends [2]*end, programs [2]string, ours string) *end {
 // TestInteropWrongKeys: while keys are out of step, whichever and on whichever side, there is no session and nothing breaks; when
 // they agree there is one.
 func TestInteropWrongKeys(t *testing.T) {
+	t.Parallel()
 	ours := program(t)
 	eachCounterpart(t, func(t *testing.T, theirs counterpart) {
 		for role, programs := range roles(ours, theirs.path) {
 			for _, wrong := range []string{"the initiator's key", "the responder's key", "the preshared key"} {
 				t.Run(role+", wrong "+wrong, func(t *testing.T) {
+					t.Parallel()
 					ends := newEnds(t, programs)
 					disagreeThenAgree(t, ends, ourEnd(ends, programs, ours), wrong)
 				})
@@ -292,6 +296,7 @@ func disagreeThenAgree(t *testing.T, ends [2]*end, we *end, wrong string) {
 // TestInteropRekey: over the age at which a session is renewed (REKEY_AFTER_TIME, 120 s) packets of both directions go on, the session
 // is renewed, and no packet is lost. All programs run at the same time, for they only wait.
 func TestInteropRekey(t *testing.T) {
+	t.Parallel()
 	if testing.Short() {
 		t.Skip("SKIPPED: takes 130 s")
 	}

@@ -13,6 +13,7 @@ import (
 // TestCrossedRoutingLoops: two tunnels whose endpoints have routes into each other, of one interface or of two programs, wrap a
 // packet a few times and end it. One tunnel in the other, which is no loop, works.
 func TestCrossedRoutingLoops(t *testing.T) {
+	t.Parallel()
 	need(t, "wg", "ip", "ping")
 	path := program(t)
 	for _, programs := range []int{1, 2} {

@@ -171,6 +171,7 @@ var events = []struct{ event, lines string }{
 }
 
 func TestEvents(t *testing.T) {
+	t.Parallel()
 	need(t, "wg", "ip", "ping", "nft", "sysctl", "ss", "awk")
 	path := program(t)
 	stranger := newKey(t).Public().Encode()
@@ -231,6 +232,7 @@ func happens(t *testing.T, we *end, command string) bool {
 // TestLowOrderPeers: to a peer whose public key is a point of low order, nothing is ever sent, and others are served (the kernel's
 // test does the same to its seven points). The points are RFC 7748's: u of order 1, 2, 4 and 8, and the forms above the prime.
 func TestLowOrderPeers(t *testing.T) {
+	t.Parallel()
 	need(t, "wg", "ip", "ping", "nft")
 	path := program(t)
 	ends := tunnel(t, [2]string{path, path}, 0)

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"encoding/hex"
 	"errors"
+	"flag"
 	"fmt"
 	"io/fs"
 	"net"
@@ -35,6 +36,11 @@ func TestMain(m *testing.M) {
 	if err := unix.Prctl(unix.PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0); err != nil {
 		panic(err)
 	}
+	// Those that mostly wait run at once, more of them than there are processors, unless go test says otherwise.
+	testing.Init()
+	if err := flag.Set("test.parallel", "6"); err != nil {
+		panic(err)
+	}
 	buildCounterparts()
 	lab.Main(m)
 }
@@ -44,8 +50,8 @@ const (
 	patient = 10 * time.Second // far more than anything here takes
 )
 
-// program returns the path of an executable called sluice-wg.
-func program(t *testing.T) string {
+// program returns the path of an executable called sluice-wg. With settings, such as SLUICE_QUEUES=2, it has these in its environment.
+func program(t *testing.T, settings ...string) string {
 	t.Helper()
 	self, err := os.Executable()
 	if err != nil {
@@ -53,7 +59,7 @@ func program(t *testing.T) string {
 	}
 	path := filepath.Join(t.TempDir(), "sluice-wg")
 	// Programs with the race detector would sleep for a second before they end.
-	script := fmt.Sprintf("#!/bin/sh\n%s=1 GORACE=atexit_sleep_ms=0 exec '%s' \"$@\"\n", asProgram, self)
+	script := fmt.Sprintf("#!/bin/sh\n%s %s=1 GORACE=atexit_sleep_ms=0 exec '%s' \"$@\"\n", strings.Join(settings, " "), asProgram, self)
 	if err := os.WriteFile(path, []byte(script), 0o755); err != nil {
 		t.Fatal(err)
 	}

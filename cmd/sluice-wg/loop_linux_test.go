@@ -14,6 +14,7 @@ import (
 // allows (70,000 bytes), and no more than twice as many packets, also where the outer datagrams are fragments on their way into
 // the TUN, and where a NAT is in between. When the route is right again the tunnel works.
 func TestRoutingLoop(t *testing.T) {
+	t.Parallel()
 	need(t, "wg", "ping", "nft")
 	for _, family := range []int{0, 1} {
 		for _, c := range []struct {
@@ -25,8 +26,8 @@ func TestRoutingLoop(t *testing.T) {
 			{"behind a NAT", "1", 56, true, false}, {"without a session", "1", 56, false, true},
 		} {
 			t.Run(fmt.Sprintf("IPv%d, %s", 4+2*family, c.name), func(t *testing.T) {
-				t.Setenv("SLUICE_QUEUES", c.queues)
-				path := program(t)
+				t.Parallel()
+				path := program(t, "SLUICE_QUEUES="+c.queues)
 				ends := tunnel(t, [2]string{path, path}, family)
 				loopOnce(t, ends, family, c.size, c.nat, c.fresh)
 			})

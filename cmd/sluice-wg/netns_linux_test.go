@@ -46,6 +46,7 @@ esac
 // TestNetnsScript runs the test that wireguard-go brings along, which is kernel WireGuard's own, ported: it is read where the
 // module cache has it. A failure of any step is the script's end; what it last said is shown.
 func TestNetnsScript(t *testing.T) {
+	t.Parallel()
 	need(t, "wg", "ip", "ping", "ping6", "ss", "iptables", "iperf3", "ncat", "unshare")
 	module, err := exec.Command("go", "list", "-m", "-f", "{{.Dir}}", "golang.zx2c4.com/wireguard").Output()
 	script := filepath.Join(strings.TrimSpace(string(module)), "tests", "netns.sh")

@@ -13,8 +13,7 @@ func TestAnswerFollowsRoaming(t *testing.T) {
 	need(t, "wg", "ping")
 	for _, queues := range []string{"1", "2"} {
 		t.Run(queues+" queues", func(t *testing.T) {
-			t.Setenv("SLUICE_QUEUES", queues)
-			path := program(t)
+			path := program(t, "SLUICE_QUEUES="+queues)
 			ends := tunnel(t, [2]string{path, path}, 0)
 			places := ends[1].outer[:]
 			for _, prefix := range []string{"192.0.2.77/24", "2001:db8::77/64"} {

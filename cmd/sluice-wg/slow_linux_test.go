@@ -20,9 +20,9 @@ type spoke struct {
 }
 
 // newHub starts the hub and its spokes, each with a session in the tunnel.
-func newHub(t *testing.T, family, count int) (hub *end, spokes []*spoke) {
+func newHub(t *testing.T, family, count int, settings ...string) (hub *end, spokes []*spoke) {
 	t.Helper()
-	path := program(t)
+	path := program(t, settings...)
 	hub = &end{ns: newNamespace(t, "hub"), name: newName(), private: newKey(t), port: 51820, inner: [2]netip.Addr{netip.MustParseAddr("10.9.0.1"), netip.MustParseAddr("fd09::1")}}
 	hub.pid = start(t, hub.ns, nil, path, hub.name)
 	config := fmt.Sprintf("[Interface]\nPrivateKey = %s\nListenPort = %d\n", hub.private.Encode(), hub.port)
@@ -80,8 +80,7 @@ func TestSlowPeersHoldUpNobody(t *testing.T) {
 		queues string
 	}{{0, "1"}, {1, "2"}} {
 		t.Run(fmt.Sprintf("IPv%d, %s queues", 4+2*c.family, c.queues), func(t *testing.T) {
-			t.Setenv("SLUICE_QUEUES", c.queues)
-			hub, spokes := newHub(t, c.family, 3)
+			hub, spokes := newHub(t, c.family, 3, "SLUICE_QUEUES="+c.queues)
 			slow, fast := spokes[:2], spokes[2]
 			for _, s := range slow {
 				if out, err := try(hub.ns, nil, "", "tc", "qdisc", "add", "dev", s.uplink, "root", "tbf", "rate", "1mbit", "burst", "3000", "limit", "16000000"); err != nil {

@@ -236,11 +236,7 @@ func TestPortTakenWhenUp(t *testing.T) {
 // carries what a plain one does; so does one with the other cipher.
 func TestQueuesAndWorkers(t *testing.T) {
 	need(t, "wg", "ping")
-	t.Setenv("SLUICE_QUEUES", "2")
-	t.Setenv("SLUICE_WORKERS", "2")
-	t.Setenv("SLUICE_NO_AVX512", "1")
-	t.Setenv("SLUICE_FORCE_GSO", "1")
-	path := program(t)
+	path := program(t, "SLUICE_QUEUES=2", "SLUICE_WORKERS=2", "SLUICE_NO_AVX512=1", "SLUICE_FORCE_GSO=1")
 	ends := tunnel(t, [2]string{path, path}, 0)
 	ping(t, ends[0].ns, 3, ends[1].inner[0])
 	for inner := range 2 {
