@@ -134,37 +134,37 @@ func TestSet(t *testing.T) {
 		{"update only, known", "public_key=" + strings.Repeat("cc", 32) + "\nupdate_only=true\nallowed_ip=10.0.0.0/8\n", 0,
 			[]string{"peer cccc", "add 10.0.0.0/8"}},
 
-		{"unknown device key", "listen_port=1\ncolour=blue\nfwmark=2\n", -int(syscall.EINVAL), []string{"port 1"}},
-		{"unknown peer key", "public_key=" + keyA + "\ncolour=blue\nremove=true\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"device key after a peer", "public_key=" + keyA + "\nlisten_port=1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"peer key before a peer", "allowed_ip=10.0.0.0/8\n", -int(syscall.EINVAL), nil},
-		{"a key that only get has", "public_key=" + keyA + "\nrx_bytes=1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"no equals sign", "listen_port\n", -int(syscall.EPROTO), nil},
-		{"no key", "=1\n", -int(syscall.EINVAL), nil},
-		{"repeated peer", "public_key=" + keyA + "\npublic_key=" + keyB + "\npublic_key=" + keyA + "\nremove=true\n", -int(syscall.EINVAL),
+		{"unknown device key", "listen_port=1\ncolour=blue\nfwmark=2\n", -errnoInvalid, []string{"port 1"}},
+		{"unknown peer key", "public_key=" + keyA + "\ncolour=blue\nremove=true\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"device key after a peer", "public_key=" + keyA + "\nlisten_port=1\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"peer key before a peer", "allowed_ip=10.0.0.0/8\n", -errnoInvalid, nil},
+		{"a key that only get has", "public_key=" + keyA + "\nrx_bytes=1\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"no equals sign", "listen_port\n", -errnoProtocol, nil},
+		{"no key", "=1\n", -errnoInvalid, nil},
+		{"repeated peer", "public_key=" + keyA + "\npublic_key=" + keyB + "\npublic_key=" + keyA + "\nremove=true\n", -errnoInvalid,
 			[]string{"peer aaaa", "peer bbbb"}},
-		{"short key", "private_key=aa\n", -int(syscall.EINVAL), nil},
-		{"long key", "private_key=" + keyA + "aa\n", -int(syscall.EINVAL), nil},
-		{"base64 key", "public_key=" + strings.Repeat("A", 43) + "=\n", -int(syscall.EINVAL), nil},
-		{"key with a wrong digit", "private_key=g" + keyA[1:] + "\n", -int(syscall.EINVAL), nil},
-		{"port too large", "listen_port=65536\n", -int(syscall.EINVAL), nil},
-		{"port negative", "listen_port=-1\n", -int(syscall.EINVAL), nil},
-		{"port signed", "listen_port=+1\n", -int(syscall.EINVAL), nil},
-		{"port hexadecimal", "listen_port=0x10\n", -int(syscall.EINVAL), nil},
-		{"mark too large", "fwmark=4294967296\n", -int(syscall.EINVAL), nil},
-		{"false", "replace_peers=false\n", -int(syscall.EINVAL), nil},
-		{"remove false", "public_key=" + keyA + "\nremove=false\n", -int(syscall.EINVAL), []string{"remove aaaa"}},
-		{"version", "public_key=" + keyA + "\nprotocol_version=2\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"endpoint name", "public_key=" + keyA + "\nendpoint=localhost:1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"endpoint without port", "public_key=" + keyA + "\nendpoint=192.0.2.1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"endpoint with an unknown zone", "public_key=" + keyA + "\nendpoint=[fe80::1%nobody]:1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"endpoint port 0", "public_key=" + keyA + "\nendpoint=192.0.2.1:0\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"endpoint without brackets", "public_key=" + keyA + "\nendpoint=fe80::1:1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"keepalive too large", "public_key=" + keyA + "\npersistent_keepalive_interval=65536\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"prefix without bits", "public_key=" + keyA + "\nallowed_ip=10.0.0.1\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"prefix bits too large", "public_key=" + keyA + "\nallowed_ip=10.0.0.1/33\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"prefix with zone", "public_key=" + keyA + "\nallowed_ip=fe80::1%eth0/64\n", -int(syscall.EINVAL), []string{"peer aaaa"}},
-		{"line too long", "listen_port=1\nfwmark=" + strings.Repeat("0", maxLine) + "\nlisten_port=2\n", -int(syscall.EINVAL), []string{"port 1"}},
+		{"short key", "private_key=aa\n", -errnoInvalid, nil},
+		{"long key", "private_key=" + keyA + "aa\n", -errnoInvalid, nil},
+		{"base64 key", "public_key=" + strings.Repeat("A", 43) + "=\n", -errnoInvalid, nil},
+		{"key with a wrong digit", "private_key=g" + keyA[1:] + "\n", -errnoInvalid, nil},
+		{"port too large", "listen_port=65536\n", -errnoInvalid, nil},
+		{"port negative", "listen_port=-1\n", -errnoInvalid, nil},
+		{"port signed", "listen_port=+1\n", -errnoInvalid, nil},
+		{"port hexadecimal", "listen_port=0x10\n", -errnoInvalid, nil},
+		{"mark too large", "fwmark=4294967296\n", -errnoInvalid, nil},
+		{"false", "replace_peers=false\n", -errnoInvalid, nil},
+		{"remove false", "public_key=" + keyA + "\nremove=false\n", -errnoInvalid, []string{"remove aaaa"}},
+		{"version", "public_key=" + keyA + "\nprotocol_version=2\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"endpoint name", "public_key=" + keyA + "\nendpoint=localhost:1\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"endpoint without port", "public_key=" + keyA + "\nendpoint=192.0.2.1\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"endpoint with an unknown zone", "public_key=" + keyA + "\nendpoint=[fe80::1%nobody]:1\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"endpoint port 0", "public_key=" + keyA + "\nendpoint=192.0.2.1:0\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"endpoint without brackets", "public_key=" + keyA + "\nendpoint=fe80::1:1\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"keepalive too large", "public_key=" + keyA + "\npersistent_keepalive_interval=65536\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"prefix without bits", "public_key=" + keyA + "\nallowed_ip=10.0.0.1\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"prefix bits too large", "public_key=" + keyA + "\nallowed_ip=10.0.0.1/33\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"prefix with zone", "public_key=" + keyA + "\nallowed_ip=fe80::1%eth0/64\n", -errnoInvalid, []string{"peer aaaa"}},
+		{"line too long", "listen_port=1\nfwmark=" + strings.Repeat("0", maxLine) + "\nlisten_port=2\n", -errnoInvalid, []string{"port 1"}},
 		{"longest line", "listen_port=" + strings.Repeat("0", maxLine-len("listen_port=")-2) + "1\n", 0, []string{"port 1"}},
 	}
 	for _, tt := range tests {
@@ -187,7 +187,7 @@ func TestPortInUse(t *testing.T) {
 	r.portErr = fmt.Errorf("bind: %w", syscall.EADDRINUSE)
 	request := "set=1\nfwmark=1\nlisten_port=1\nfwmark=2\npublic_key=" + keyA + "\n\n"
 	got := exchange(t, testServer(r, slog.New(slog.DiscardHandler)), request)
-	if want := fmt.Sprintf("errno=%d\n\n", -int(syscall.EADDRINUSE)); got != want {
+	if want := fmt.Sprintf("errno=%d\n\n", -errnoAddressInUse); got != want {
 		t.Errorf("answer %q, want %q", got, want)
 	}
 	if want := []string{"mark 1"}; !slices.Equal(r.ops, want) {
@@ -219,7 +219,7 @@ func TestGet(t *testing.T) {
 	}
 	r.status = pipeline.Status{}
 	// `wg` parses digits only after errno= in the answer to a get.
-	invalid := fmt.Sprintf("errno=%d\n\n", int(syscall.EINVAL))
+	invalid := fmt.Sprintf("errno=%d\n\n", errnoInvalid)
 	if got := exchange(t, s, "get=1\nlisten_port=1\n\nget=1\n\n"); got != invalid+"errno=0\n\n" {
 		t.Errorf("get with trailing lines: %q", got)
 	}
@@ -228,7 +228,7 @@ func TestGet(t *testing.T) {
 func TestSeveralRequests(t *testing.T) {
 	s := testServer(newRecorder(), slog.New(slog.DiscardHandler))
 	got := exchange(t, s, "set=1\n\nget=1\n\nset=1\nx\n\nset=1\nlisten_port=1\n\n")
-	if want := fmt.Sprintf("errno=0\n\nerrno=0\n\nerrno=%d\n\nerrno=0\n\n", -int(syscall.EPROTO)); got != want {
+	if want := fmt.Sprintf("errno=0\n\nerrno=0\n\nerrno=%d\n\nerrno=0\n\n", -errnoProtocol); got != want {
 		t.Errorf("answers %q, want %q", got, want)
 	}
 	for _, first := range []string{"", "\n", "hello\n", "get=2\n\n", "set=1 \n\n", "set=1\r\n\r\n", "GET / HTTP/1.1\r\n\r\n"} {
@@ -251,7 +251,7 @@ func TestReadOnly(t *testing.T) {
 	if !strings.HasPrefix(got, "private_key="+keyA+"\n") || !strings.Contains(got, "\npreshared_key="+strings.Repeat("0", 64)+"\n") {
 		t.Errorf("got %q, want the private key and no preshared key", got)
 	}
-	refused := fmt.Sprintf("errno=%d\n\n", -int(syscall.EPERM))
+	refused := fmt.Sprintf("errno=%d\n\n", -errnoNotPermitted)
 	sets := []string{"", "private_key=" + keyB + "\n", "nonsense\n", "listen_port=" + strings.Repeat("0", 2*maxLine) + "\n"}
 	for _, set := range sets {
 		if got := exchange(t, s, "set=1\n"+set+"\nset=1\n\n"); got != refused+refused {
@@ -275,7 +275,7 @@ func TestCut(t *testing.T) {
 		lines := newLines(strings.NewReader(request[:n]))
 		if first, err := lines.next(); err == nil {
 			answer, more := s.answer(first, lines)
-			if want := fmt.Sprintf("errno=%d\n\n", -int(syscall.EPROTO)); string(answer) != want || more {
+			if want := fmt.Sprintf("errno=%d\n\n", -errnoProtocol); string(answer) != want || more {
 				t.Errorf("%d bytes: answer %q, more %v", n, answer, more)
 			}
 		}
@@ -291,7 +291,7 @@ func TestRequestTooLarge(t *testing.T) {
 	endless := &endlessLines{line: []byte(strings.Repeat("x", 60<<10) + "\n")}
 	lines := newLines(endless)
 	answer, more := s.answer([]byte("set=1"), lines)
-	if want := fmt.Sprintf("errno=%d\n\n", -int(syscall.EINVAL)); string(answer) != want || more {
+	if want := fmt.Sprintf("errno=%d\n\n", -errnoInvalid); string(answer) != want || more {
 		t.Errorf("answer %q, more %v", answer, more)
 	}
 	if endless.read > maxRequest+2*maxLine {

@@ -1,6 +1,7 @@
 // Package status is what a person sees of a running node: the socket on which the node tells, and the tables made of it.
 //
-// The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only, and speaks HTTP: GET /status
+// The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only; on Windows it is a named pipe,
+// \\.\pipe\sluice-INTERFACE, for that user and administrators only. It speaks HTTP: GET /status
 // returns edge.Status as JSON, GET /why?of=SUBJECT what becomes of packets there, GET /counters what was counted, GET /pins the identities of peers, POST /trust takes one of them,
 // POST /log-level changes the level of the log, POST /capture streams packets (see Stream), and POST /release ends that the machine fails closed.
 package status
@@ -16,43 +17,17 @@ import (
 	"net"
 	"net/http"
 	"net/url"
-	"os"
-	"path/filepath"
 	"strings"
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice/edge"
 )
 
-// Directory is where the sockets of all nodes of a machine are.
-const Directory = "/run/sluice"
-
 // Path is the socket of the node with that interface.
 func Path(iface string) string { return PathIn(Directory, iface) }
 
-// PathIn is the same in another folder.
-func PathIn(dir, iface string) string { return filepath.Join(dir, iface+suffix) }
-
-// suffix ends the names of sockets.
-const suffix = ".sock"
-
 // maxAnswer bounds what is read of an answer.
 const maxAnswer = 64 << 20
-
-// Sockets lists the sockets in a folder, by name. A folder that is not there has none.
-func Sockets(dir string) ([]string, error) {
-	entries, err := os.ReadDir(dir) // sorted
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil, nil
-	}
-	var list []string
-	for _, e := range entries {
-		if e.Type() == fs.ModeSocket && strings.HasSuffix(e.Name(), suffix) {
-			list = append(list, filepath.Join(dir, e.Name()))
-		}
-	}
-	return list, err
-}
 
 // Node is a running node, by its socket. It is frozen; its methods may be called by any goroutine.
 type Node struct {
@@ -62,15 +37,18 @@ type Node struct {
 
 // NewNode returns the node behind a socket, which is not asked yet.
 func NewNode(path string) *Node {
-	dial := func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", path)
+	transport := &http.Transport{
+		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) },
+		DisableKeepAlives: true,
 	}
-	transport := &http.Transport{DialContext: dial, DisableKeepAlives: true}
 	return &Node{path, &http.Client{Transport: transport, Timeout: 10 * time.Second}}
 }
 
 // Path is the path of the socket.
 func (n *Node) Path() string { return n.path }
+
+// errStranger: who serves there is neither who asks nor one that may do anything on the machine, so it is told nothing.
+var errStranger = errors.New("somebody else has made this socket, so it is not asked; it is that user's who may ask it")
 
 // ErrNotRunning: there is no node at the socket.
 var ErrNotRunning = errors.New("no node is running there; start one with sluice gateway or sluice client")
@@ -146,8 +124,10 @@ func (n *Node) ask(ctx context.Context, method, path string, asked, result any) 
 func (n *Node) unreachable(err error) error {
 	var of *url.Error
 	switch {
+	case errors.Is(err, errStranger):
+		return fmt.Errorf("%s: %w", n.path, errStranger)
 	case errors.Is(err, fs.ErrPermission):
-		return fmt.Errorf("%s: not allowed; run this as root or as the user that the node runs as", n.path)
+		return fmt.Errorf("%s: not allowed; run this as %s or as the user that the node runs as", n.path, whoMay)
 	case errors.Is(err, fs.ErrNotExist), errors.Is(err, errRefused):
 		return fmt.Errorf("%s: %w", n.path, ErrNotRunning)
 	case errors.As(err, &of):

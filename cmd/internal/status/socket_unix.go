@@ -3,19 +3,53 @@
 package status
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"io/fs"
 	"net"
 	"os"
 	"path/filepath"
+	"strings"
 	"syscall"
 
 	"golang.org/x/sys/unix"
 )
 
+// Directory is where the sockets of all nodes of a machine are.
+const Directory = "/run/sluice"
+
+// whoMay ask any node.
+const whoMay = "root"
+
+// PathIn is the socket of the node with that interface in a folder of sockets.
+func PathIn(dir, iface string) string { return filepath.Join(dir, iface+suffix) }
+
+// suffix ends the names of sockets.
+const suffix = ".sock"
+
 // errRefused: the socket's file is there and nobody listens.
 var errRefused error = unix.ECONNREFUSED
+
+// Sockets lists the sockets in a folder, by name. A folder that is not there has none.
+func Sockets(dir string) ([]string, error) {
+	entries, err := os.ReadDir(dir) // sorted
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil, nil
+	}
+	var list []string
+	for _, e := range entries {
+		if e.Type() == fs.ModeSocket && strings.HasSuffix(e.Name(), suffix) {
+			list = append(list, filepath.Join(dir, e.Name()))
+		}
+	}
+	return list, err
+}
+
+// dial connects to a socket. The folder's rights say who can have made it.
+func dial(ctx context.Context, path string) (net.Conn, error) {
+	return new(net.Dialer).DialContext(ctx, "unix", path)
+}
 
 // Listen makes a socket for the owner only, and its folder if need be. A socket that nobody serves any more is replaced.
 func Listen(path string) (net.Listener, error) {

@@ -14,7 +14,7 @@ import (
 
 // Stream is an answer that goes on until the node ends it or is asked to. Read is for one goroutine, Stop for any.
 type Stream struct {
-	conn   *net.UnixConn
+	conn   net.Conn
 	answer *http.Response
 }
 
@@ -28,11 +28,11 @@ func (n *Node) Stream(ctx context.Context, path string, asked any) (*Stream, err
 	if err != nil {
 		return nil, err
 	}
-	conn, err := new(net.Dialer).DialContext(ctx, "unix", n.path)
+	conn, err := dial(ctx, n.path)
 	if err != nil {
 		return nil, n.unreachable(err)
 	}
-	s := &Stream{conn: conn.(*net.UnixConn)}
+	s := &Stream{conn: conn}
 	_ = conn.SetDeadline(time.Now().Add(n.client.Timeout)) // until the answer begins
 	if err = request.Write(conn); err == nil {
 		s.answer, err = http.ReadResponse(bufio.NewReader(conn), request)
@@ -50,7 +50,11 @@ func (n *Node) Stream(ctx context.Context, path string, asked any) (*Stream, err
 func (s *Stream) Read(b []byte) (int, error) { return s.answer.Body.Read(b) }
 
 // Stop asks the node to end the answer in order; what there is of it until then is still to be read.
-func (s *Stream) Stop() { _ = s.conn.CloseWrite() }
+func (s *Stream) Stop() {
+	if half, ok := s.conn.(interface{ CloseWrite() error }); ok {
+		_ = half.CloseWrite()
+	}
+}
 
 // Note is what the node has said at the end of the answer, to be asked for when Read has returned io.EOF; "": nothing.
 func (s *Stream) Note(key string) string { return s.answer.Trailer.Get(key) }
