@@ -42,7 +42,10 @@ func (r *Relayed) Send(to netip.AddrPort, data []byte) {
 }
 
 // Bound notes that there is a channel to an address for which bind was called. No lock may be held.
-func (r *Relayed) Bound() { r.conn.member.bound() }
+func (r *Relayed) Bound() {
+	r.conn.member.bound()
+	r.conn.mux.channelBound(r.conn.member)
+}
 
 // Receive tells whether pion may see what came from a peer over the relay: an authentic check for this agent, or the answer
 // to one that it sent this way. known is the address that pion knows the peer by. Of what may be for another agent nothing is counted;

@@ -27,7 +27,8 @@ const (
 	trialTries = 5
 	trialGap   = 100 * time.Millisecond
 	// trialGrace is how long, at least, the old address may answer after the new one has. It has as long again as the answer of
-	// the new one took, and so more than one check where the round trip is a usual one.
+	// the new one took, and so more than one check where the round trip is a usual one. Where it was asked already before the new one was
+	// heard, since nothing came from it, that time is counted.
 	trialGrace = 250 * time.Millisecond
 	trialLimit = 3 * time.Second
 	// trialRest is how long an address is not looked at that did not answer, or to which the peer has not moved.
@@ -53,9 +54,11 @@ type roam struct {
 type trial struct {
 	to       netip.AddrPort // zero: only the old one is asked
 	began    time.Time
+	asked    time.Time // since when the old one was asked without an answer, also by the trial before
 	sent     int
 	answered time.Time     // when to answered first; zero: it has not
 	took     time.Duration // how long that answer did
+	channel  bool          // nothing more is to be done to send to the new one: its relay, if there is one, has a channel to it
 	stays    bool          // the old one answered
 	ids      []transactionID
 	news     chan struct{} // one slot: something was answered
@@ -67,7 +70,11 @@ func (t *trial) verdictAt() time.Time {
 	if t.answered.IsZero() {
 		return t.began.Add(trialLimit)
 	}
-	return t.answered.Add(max(trialGrace, t.took))
+	grace := max(trialGrace, t.took)
+	if t.channel {
+		grace = max(0, grace-t.began.Sub(t.asked))
+	}
+	return t.answered.Add(grace)
 }
 
 // over tells whether it is decided.
@@ -162,8 +169,12 @@ func (m *Mux) askAgain(a *member, now time.Time) {
 
 // begin begins a trial in the place of the one that there may be. The lock is held.
 func (m *Mux) begin(a *member, to netip.AddrPort, now time.Time) {
+	asked := now
+	if before := a.roam.trial; before != nil {
+		asked = before.asked // one that was answered by the old address has ended
+	}
 	a.endTrial()
-	t := &trial{to: to, began: now, news: make(chan struct{}, 1), ended: make(chan struct{})}
+	t := &trial{to: to, began: now, asked: asked, news: make(chan struct{}, 1), ended: make(chan struct{})}
 	a.roam.trial = t
 	m.timers.Go(func() { m.try(a, t) })
 }
@@ -295,7 +306,7 @@ func (m *Mux) answerTrial(t *transaction, msg *message, from netip.AddrPort) dro
 		k.stays = true
 	case k.answered.IsZero():
 		k.answered, k.took = now, now.Sub(t.sent)
-		if t.conn.over != nil {
+		if k.channel = t.conn.over == nil; !k.channel {
 			t.conn.bind(k.to) // before the verdict
 		}
 		m.buckets.answered(k.to)
@@ -303,9 +314,24 @@ func (m *Mux) answerTrial(t *transaction, msg *message, from netip.AddrPort) dro
 	a.lastSeen = now
 	a.heard()
 	m.counters.Answers.Add(1)
+	k.tell()
+	return dropNone
+}
+
+// tell wakes the trial's goroutine.
+func (t *trial) tell() {
 	select {
-	case k.news <- struct{}{}:
+	case t.news <- struct{}{}:
 	default:
 	}
-	return dropNone
+}
+
+// channelBound notes that a channel is there that an agent has wanted.
+func (m *Mux) channelBound(a *member) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if t := a.roam.trial; t != nil && !t.answered.IsZero() {
+		t.channel = true
+		t.tell()
+	}
 }

@@ -123,16 +123,12 @@ func TestRebindUnderTraffic(t *testing.T) {
 				w.gaps(c, g, 5*time.Second)
 				worst := time.Duration(0)
 				for i := range 3 {
-					// An allocation belongs to a 5-tuple. That it is out of reach shows in half a second, and another one is five round
-					// trips away. Where either node's relay would do, ICE may take the other one after the first time.
-					limit := time.Second
-					if near.connection(far.name).Local == "relay" {
-						limit = 1300 * time.Millisecond
-					}
 					r.rebind(netip.Addr{})
 					gap := w.gaps(c, g, 20*time.Second)
-					if gap > limit {
-						t.Errorf("rebinding %d: %v of silence, want %v at most; %s", i, gap, limit, near.connection(far.name).Explanation)
+					// A new allocation is five round trips away, and the old address has a while to answer. Where either node's relay would
+					// do, ICE may take the other one after the first time.
+					if gap > time.Second {
+						t.Errorf("rebinding %d: %v of silence, want a second at most; %s", i, gap, near.connection(far.name).Explanation)
 					}
 					worst = max(worst, gap)
 				}

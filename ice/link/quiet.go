@@ -8,7 +8,7 @@ import "time"
 const (
 	// quietAfter is how long nothing may be heard before the pair is checked: less than a second with what a check and the move to
 	// another address take, and more than the pauses of most data that flows.
-	quietAfter = 500 * time.Millisecond
+	quietAfter = 400 * time.Millisecond
 	// suspectAfter is how long after that still nothing may be heard before a second agent is wanted, beside the one that goes on.
 	suspectAfter = 1500 * time.Millisecond
 	// lookAgain is how soon after a check control looks whether data flows again: lanes do not tell it.
