@@ -76,6 +76,7 @@ type member struct {
 	lastSeen        time.Time
 	roundTrip       time.Duration // as measured then
 	measured        time.Time
+	trips           trips
 }
 
 // transaction is a check that is on its way.
@@ -223,6 +224,7 @@ func (m *Mux) settle(t *transaction, msg *message) dropReason {
 	}
 	a, now := t.conn.member, time.Now()
 	a.lastSeen, a.roundTrip, a.measured = now, now.Sub(t.sent), now
+	a.trips.note(now, a.roundTrip)
 	m.counters.RTTSeconds.Observe(uint64(max(a.roundTrip, 0) / (100 * time.Microsecond)))
 	a.heard()
 	if r := a.remotes[t.remote]; r != nil {

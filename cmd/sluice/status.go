@@ -31,7 +31,7 @@ func statusCommand() *cli.Command {
 			"every node that runs on this machine. Exit status 1: no node answered.",
 		Flags: append(nodeFlags(),
 			&cli.BoolFlag{Name: "json", Usage: "print all that is known, as one JSON object a line"},
-			&cli.BoolFlag{Name: "watch", Usage: "again every second, with rates"},
+			&cli.BoolFlag{Name: "watch", Usage: "again every second, with rates and round trips over time"},
 		),
 		Before: noArguments,
 		Action: func(ctx context.Context, cmd *cli.Command) error {

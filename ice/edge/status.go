@@ -101,6 +101,8 @@ type ConnectionStatus struct {
 	Local    string         `json:"local_candidate,omitempty"`
 	Remote   string         `json:"remote_candidate,omitempty"`
 	RTTS     float64        `json:"rtt_s,omitempty"` // of the last STUN check
+	// History are the latest of them on this path, the oldest first: at most 32, of the last five minutes.
+	History []RoundTrip `json:"rtt_history,omitempty"`
 	// Since is when the connection was first up; LastHandshake the newest WireGuard session.
 	Since         time.Time `json:"since,omitzero"`
 	LastHandshake time.Time `json:"last_handshake,omitzero"`
@@ -111,6 +113,12 @@ type ConnectionStatus struct {
 	Obstacle    string       `json:"obstacle,omitempty"`
 	LastClose   *CloseStatus `json:"last_close,omitempty"`
 	Explanation string       `json:"explanation"` // one sentence
+}
+
+// RoundTrip is one round trip of a STUN check.
+type RoundTrip struct {
+	At   time.Time `json:"at"`
+	RTTS float64   `json:"rtt_s"`
 }
 
 // CloseStatus is how the latest connection that is over ended.
@@ -277,6 +285,9 @@ func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) 
 	}
 	_, rtt := a.connection.LastSeen()
 	s.RTTS = rtt.Seconds()
+	for _, trip := range a.connection.Trips() {
+		s.History = append(s.History, RoundTrip{trip.At, trip.Took.Seconds()})
+	}
 }
 
 func closeStatus(k *link.ConnectionStatus) *CloseStatus {

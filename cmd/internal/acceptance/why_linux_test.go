@@ -61,6 +61,9 @@ func TestWhy(t *testing.T) {
 	if _, err := v.run(c.site.Node, "why", "-socket", c.socket, "nobody"); err == nil || !strings.Contains(err.Error(), "no peer is called") {
 		t.Errorf("nobody: %v", err)
 	}
+	await(t, patience, "a round trip is in the status", func() bool { // of the one that checks
+		return len(append(c.connection("gate").History, g.connection("laptop").History...)) > 0
+	})
 	g.end()
 	await(t, patience, "the peer is gone", func() bool { return c.connection("gate").State == "none" || c.connection("gate").State == "waiting" })
 	if text, w = v.why(c, "gate"); w.Verdict != status.VerdictNotConnected || w.Connection.LastClose == nil || !strings.Contains(text, "last close ") {

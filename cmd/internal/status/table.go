@@ -314,6 +314,9 @@ func (v View) columns(list []*edge.ConnectionStatus, now, before Sample) []strin
 }
 
 func (v View) explain(b *strings.Builder, p *edge.ConnectionStatus, now time.Time) {
+	if text := historyText(p.History, now); v.Rates && text != "" {
+		v.say(b, "  ", "%s", text)
+	}
 	if p.Explanation != "" {
 		v.say(b, "  ", "%s", p.Explanation)
 	}

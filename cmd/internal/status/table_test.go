@@ -5,6 +5,7 @@ import (
 	"flag"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -102,12 +103,18 @@ func TestWrite(t *testing.T) {
 	later.Connections[0].TxBytes += 250_000_000
 	later.Connections[1].TxBytes += 10
 	later.Connections[3].RxBytes = 7 // counted anew
+	for i := range 32 {
+		later.Connections[0].History = append(later.Connections[0].History, edge.RoundTrip{At: noon.Add(time.Duration(i-62) * 2 * time.Second), RTTS: 0.0234 + float64(i*i%7)*0.013})
+	}
+	crowded := later
+	crowded.Connections = slices.Clone(later.Connections)
+	crowded.Connections[1].History = later.Connections[0].History[:2]
 	for name, tt := range map[string]struct {
 		view        View
 		now, before Sample
 	}{
 		"busy":   {now: Sample{noon, busy()}},
-		"narrow": {view: View{Width: 60, Rates: true}, now: Sample{noon, busy()}},
+		"narrow": {view: View{Width: 60, Rates: true}, now: Sample{noon, crowded}},
 		"rates":  {view: View{Rates: true}, now: Sample{noon.Add(time.Second), later}, before: Sample{noon, busy()}},
 		"long":   {now: Sample{noon, long()}},
 		"gateway": {now: Sample{noon, edge.Status{
