@@ -8,8 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 )
 
 const (
@@ -45,7 +43,7 @@ func (p *Portal) tend(ctx context.Context) error {
 	}
 	ctx, cancel := context.WithTimeout(ctx, mendTime)
 	defer cancel()
-	return p.state.mend(ctx, func() (jetstream.KeyValue, error) {
+	return p.state.mend(ctx, func() (store, error) {
 		if err := p.broker.ReopenStore(); err != nil {
 			return nil, err
 		}
@@ -104,7 +102,7 @@ func (s *state) failing() error {
 }
 
 // mend opens the store anew and writes what it lacks: what nodes were told is true, and a write that failed may have happened.
-func (s *state) mend(ctx context.Context, open func() (jetstream.KeyValue, error)) error {
+func (s *state) mend(ctx context.Context, open func() (store, error)) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	kv, err := open()
@@ -113,7 +111,7 @@ func (s *state) mend(ctx context.Context, open func() (jetstream.KeyValue, error
 		err = s.restore(ctx)
 	}
 	if err != nil {
-		err = notWritten(err)
+		err = s.notWritten(err)
 		s.failure.Store(&err)
 		return err
 	}
@@ -124,8 +122,15 @@ func (s *state) mend(ctx context.Context, open func() (jetstream.KeyValue, error
 
 // restore makes the store what the memory is. The lock is held.
 func (s *state) restore(ctx context.Context) error {
-	stored, err := s.stored(ctx)
+	stored := map[string]string{}
+	last, err := s.kv.read(ctx, func(e entry) error { stored[e.key] = string(e.value); return nil })
 	if err != nil {
+		return err
+	}
+	write := func(key string, value []byte) error {
+		if last, err = s.kv.write(ctx, key, value, last, false); err == nil {
+			s.wrote(key, value, last)
+		}
 		return err
 	}
 	want := map[string]any{keySettings: s.settings}
@@ -138,28 +143,22 @@ func (s *state) restore(ctx context.Context) error {
 			return err
 		}
 		if stored[key] != string(text) {
-			if _, err := s.kv.Put(ctx, key, text); err != nil {
+			if err := write(key, text); err != nil {
 				return err
 			}
 		}
 		delete(stored, key)
 	}
 	for key := range stored {
-		if err := s.kv.Purge(ctx, key); err != nil {
+		if err := write(key, nil); err != nil {
 			return err
 		}
 	}
 	// Whatever is the same already says nothing of whether the store takes more.
 	text, err := json.Marshal(s.settings)
 	if err == nil {
-		_, err = s.kv.Put(ctx, keySettings, text)
+		err = write(keySettings, text)
 	}
+	s.revision = last
 	return err
-}
-
-// stored are the values in the bucket by key. The lock is held.
-func (s *state) stored(ctx context.Context) (map[string]string, error) {
-	values := map[string]string{}
-	err := readAll(ctx, s.kv, func(key string, value []byte) error { values[key] = string(value); return nil })
-	return values, err
 }

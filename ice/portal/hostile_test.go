@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
@@ -407,7 +406,7 @@ func TestNewNodeAmongMany(t *testing.T) {
 	}
 	p.state.mu.Unlock()
 	gate := sign(t, add(t, p, "gate", protocol.Gateway))
-	writes := &counting{KeyValue: p.state.kv}
+	writes := &counting{store: p.state.kv}
 	p.state.mu.Lock()
 	p.state.kv = writes
 	p.state.mu.Unlock()
@@ -431,13 +430,13 @@ func TestNewNodeAmongMany(t *testing.T) {
 
 // counting counts writes. Guarded by state.mu.
 type counting struct {
-	jetstream.KeyValue
+	store
 	n int
 }
 
-func (c *counting) Put(ctx context.Context, key string, value []byte) (uint64, error) {
+func (c *counting) write(ctx context.Context, key string, value []byte, after uint64, own bool) (uint64, error) {
 	c.n++
-	return c.KeyValue.Put(ctx, key, value)
+	return c.store.write(ctx, key, value, after, own)
 }
 
 // What no answer has room for is said, instead of an answer that never comes.

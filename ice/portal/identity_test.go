@@ -88,7 +88,7 @@ func TestFolderOfBefore(t *testing.T) {
 	token, other := add(t, p, "old", protocol.Gateway), add(t, p, "other", protocol.Client)
 	text := `{"name":"old","role":"gateway","token_hash":"` + hashKey(token.Secret) + `","index":1,"public_key":"` +
 		"AQAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=" + `"}`
-	if _, err := p.state.kv.PutString(t.Context(), "node.old", text); err != nil {
+	if _, err := p.state.kv.(*kvStore).kv.PutString(t.Context(), "node.old", text); err != nil {
 		t.Fatal(err)
 	}
 	p.Close()

@@ -3,7 +3,6 @@ package portal
 import (
 	"context"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
@@ -34,24 +33,15 @@ func (p *Portal) AddNode(ctx context.Context, n NewNode) (protocol.Token, error)
 		return protocol.Token{}, err
 	}
 	p.log.Info("node added", "node", n.Name, "role", string(n.Role))
-	p.permissionsChanged(p.linked(n.Name))
 	return p.token(n.Name, secret), nil
 }
 
 // SetAllow changes which gateways a node may reach, as NewNode.Allow says. Tunnels that stay allowed go on.
 func (p *Portal) SetAllow(ctx context.Context, name string, allow []string) error {
-	before := p.linked(name)
 	if err := p.state.allow(ctx, name, allow); err != nil {
 		return err
 	}
 	p.log.Info("node may reach others than before", "node", name, "allow", allow)
-	after := p.linked(name)
-	only := func(list, other []string) []string {
-		return slices.DeleteFunc(slices.Clone(list), func(n string) bool { return slices.Contains(other, n) })
-	}
-	if changed := append(only(before, after), only(after, before)...); len(changed) > 0 {
-		p.permissionsChanged(append(changed, name))
-	}
 	return nil
 }
 
@@ -61,7 +51,6 @@ func (p *Portal) Routes(ctx context.Context, name string, approve, refuse []neti
 	offers, err := p.state.decide(ctx, name, approve, refuse)
 	if err == nil && len(approve)+len(refuse) > 0 {
 		p.log.Info("the networks of a gateway are decided about", "node", name, "approve", approve, "refuse", refuse)
-		p.changed()
 	}
 	return offers, err
 }
@@ -74,51 +63,17 @@ func (p *Portal) RenewToken(ctx context.Context, name string) (protocol.Token, e
 	if err != nil {
 		return protocol.Token{}, err
 	}
-	p.broker.Kick(name)
-	p.left(name)
 	p.log.Info("node has another token", "node", name)
-	p.changed()
 	return p.token(name, secret), nil
 }
 
 // RemoveNode forgets a node and ends its connections. Its tunnels end when its peers hear of it, which is at once.
 func (p *Portal) RemoveNode(ctx context.Context, name string) error {
-	linked := p.linked(name)
 	if err := p.state.remove(ctx, name); err != nil {
 		return err
 	}
-	p.broker.Kick(name)
-	for _, other := range linked {
-		p.broker.Kick(other)
-	}
-	p.forget(name)
 	p.log.Info("node removed", "node", name)
-	p.changed()
 	return nil
-}
-
-// permissionsChanged has nodes come back with what they may do now.
-func (p *Portal) permissionsChanged(names []string) {
-	for _, name := range names {
-		p.broker.Kick(name)
-	}
-	p.changed()
-}
-
-// linked names the nodes that may meet name.
-func (p *Portal) linked(name string) (list []string) {
-	nodes := p.state.list()
-	for _, self := range nodes {
-		if self.Name != name {
-			continue
-		}
-		for _, other := range nodes {
-			if mayMeet(self, other) {
-				list = append(list, other.Name)
-			}
-		}
-	}
-	return list
 }
 
 // NodeStatus describes a node to the operator.

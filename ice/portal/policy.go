@@ -66,17 +66,17 @@ func (r *record) setRoutes(routes []netip.Prefix) error {
 
 // allow changes whom a node may reach.
 func (s *state) allow(ctx context.Context, name string, allow []string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
-	old := s.nodes[name]
-	if old == nil {
-		return fmt.Errorf("%w: %s", ErrUnknown, name)
-	}
-	next := *old
-	if err := next.setAllow(allow); err != nil {
-		return err
-	}
-	return s.store(ctx, &next)
+	return s.change(ctx, func() error {
+		old := s.nodes[name]
+		if old == nil {
+			return fmt.Errorf("%w: %s", ErrUnknown, name)
+		}
+		next := *old
+		if err := next.setAllow(allow); err != nil {
+			return err
+		}
+		return s.save(ctx, &next, false)
+	})
 }
 
 // allOffers tells what has become of all offers, by gateway.
@@ -209,7 +209,7 @@ func (s *state) settleOffers(ctx context.Context, next *record) error {
 		changed = append(changed, next)
 	}
 	for _, r := range changed {
-		if err := s.store(ctx, r); err != nil {
+		if err := s.save(ctx, r, false); err != nil {
 			return err
 		}
 	}
@@ -218,9 +218,12 @@ func (s *state) settleOffers(ctx context.Context, next *record) error {
 }
 
 // decide changes what is approved and refused of a gateway's networks, and returns what has become of its offers.
-func (s *state) decide(ctx context.Context, name string, approve, refuse []netip.Prefix) (protocol.Offers, error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+func (s *state) decide(ctx context.Context, name string, approve, refuse []netip.Prefix) (offers protocol.Offers, err error) {
+	err = s.change(ctx, func() error { offers, err = s.decideLocked(ctx, name, approve, refuse); return err })
+	return offers, err
+}
+
+func (s *state) decideLocked(ctx context.Context, name string, approve, refuse []netip.Prefix) (protocol.Offers, error) {
 	old := s.nodes[name]
 	switch {
 	case old == nil:

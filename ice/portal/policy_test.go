@@ -221,7 +221,7 @@ func TestSetAllow(t *testing.T) {
 		if err := p.SetAllow(t.Context(), "laptop", step.allow); err != nil {
 			t.Fatal(err)
 		}
-		if got := strings.Join(p.linked("laptop"), " "); got != step.want {
+		if got := meets(t, p, "laptop"); got != step.want {
 			t.Errorf("with %q it meets %q, want %q", step.allow, got, step.want)
 		}
 	}

@@ -18,7 +18,6 @@ import (
 	"time"
 
 	"github.com/nats-io/nats.go"
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/relay"
@@ -216,6 +215,7 @@ func (p *Portal) load(fresh bool) error {
 	if err != nil {
 		return err
 	}
+	s.log, s.act = p.log, p.act
 	p.state = s
 	var outdated []string
 	for _, r := range s.list() {
@@ -230,17 +230,7 @@ func (p *Portal) load(fresh bool) error {
 }
 
 // bucket opens the bucket in the broker's store, and makes it if there is none.
-func (p *Portal) bucket(ctx context.Context) (jetstream.KeyValue, error) {
-	js, err := jetstream.New(p.conn)
-	if err != nil {
-		return nil, err
-	}
-	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: "sluice", History: 1, MaxBytes: 256 << 20})
-	if err != nil {
-		return nil, fmt.Errorf("the store cannot be opened: %w", err)
-	}
-	return kv, nil
-}
+func (p *Portal) bucket(ctx context.Context) (store, error) { return openBucket(ctx, p.conn, 1) }
 
 // loadTime is how long a large state may take on a slow machine.
 const loadTime = 2 * time.Minute

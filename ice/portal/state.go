@@ -10,14 +10,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"fmt"
+	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 	"time"
-
-	"github.com/nats-io/nats.go/jetstream"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
@@ -60,18 +59,25 @@ type settings struct {
 	Overlay     []netip.Prefix `json:"overlay,omitempty"` // empty: the default; see overlay
 }
 
-// state is the portal's memory, with a copy in a KV bucket that is written first. Its methods may be called by any goroutine.
+// state is the portal's memory, with a copy in a store that is written first. Its methods may be called by any goroutine.
 type state struct {
-	mark  string        // the file of writeMark
-	broke chan struct{} // of one slot: a write has failed
+	mark   string        // the file of writeMark; "": none
+	broke  chan struct{} // of one slot: a write has failed
+	shared bool          // other portals write too, and the memory follows the store
+	log    *slog.Logger
+	act    func([]effect) // is told of what has changed, without the lock
 
 	failure atomic.Pointer[error] // of the latest write, nil if it was good
 
-	mu       sync.Mutex
-	kv       jetstream.KeyValue
-	settings settings
-	nodes    map[string]*record         // records are frozen and replaced as a whole
-	offers   map[string]protocol.Offers // by gateway; frozen and replaced
+	mu         sync.Mutex
+	kv         store
+	revision   uint64            // all up to here is in memory
+	revisions  map[string]uint64 // of what is in memory, by key
+	progressed chan struct{}     // closed and replaced when take has moved revision
+	effects    []effect          // that act was not told of yet
+	settings   settings
+	nodes      map[string]*record         // records are frozen and replaced as a whole
+	offers     map[string]protocol.Offers // by gateway; frozen and replaced
 
 	users atomic.Pointer[map[string]bool] // of the relay; frozen and replaced
 }
@@ -83,8 +89,11 @@ const (
 
 // add makes a node with a fresh secret.
 func (s *state) add(ctx context.Context, n NewNode) (secret [32]byte, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	err = s.change(ctx, func() error { secret, err = s.addLocked(ctx, n); return err })
+	return secret, err
+}
+
+func (s *state) addLocked(ctx context.Context, n NewNode) (secret [32]byte, err error) {
 	name, role := n.Name, n.Role
 	switch {
 	case !signal.ValidName(name), name == AllowAll, name == AllowNone:
@@ -108,13 +117,13 @@ func (s *state) add(ctx context.Context, n NewNode) (secret [32]byte, err error)
 	next := s.settings
 	index := s.freeIndex()
 	next.NextIndex = index + 1
-	if err := s.put(ctx, keySettings, next); err != nil {
+	if err := s.put(ctx, keySettings, next, false); err != nil {
 		return secret, err
 	}
 	s.settings.NextIndex = next.NextIndex
 	secret, r.Index = newSecret(), index
 	r.KeyHash = hashKey(protocol.Token{Secret: secret}.SignInKey())
-	err = s.store(ctx, r)
+	err = s.save(ctx, r, false)
 	s.publishUsers()
 	s.writeMark(ctx)
 	return secret, err
@@ -135,19 +144,23 @@ func (s *state) freeIndex() uint32 {
 	return index
 }
 
-// store writes a node's record and then lets it count. The lock is held.
-func (s *state) store(ctx context.Context, r *record) error {
-	if err := s.put(ctx, prefixNode+r.Name, r); err != nil {
+// save writes a node's record and then lets it count; own is as in store.write. The lock is held.
+func (s *state) save(ctx context.Context, r *record, own bool) error {
+	if err := s.put(ctx, prefixNode+r.Name, r, own); err != nil {
 		return err
 	}
+	s.note(r.Name, s.nodes[r.Name], r)
 	s.nodes[r.Name] = r
 	return nil
 }
 
 // renew gives a node another secret. Its keys are forgotten: who signed in with the old secret is no peer any more.
 func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	err = s.change(ctx, func() error { secret, err = s.renewLocked(ctx, name); return err })
+	return secret, err
+}
+
+func (s *state) renewLocked(ctx context.Context, name string) (secret [32]byte, err error) {
 	old := s.nodes[name]
 	if old == nil {
 		return secret, fmt.Errorf("%w: %s", ErrUnknown, name)
@@ -156,7 +169,7 @@ func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err er
 	next := *old
 	next.KeyHash, next.Outdated = hashKey(protocol.Token{Secret: secret}.SignInKey()), ""
 	next.PublicKey, next.Identity, next.Signature = protocol.Key{}, protocol.Identity{}, protocol.Signature{}
-	err = s.store(ctx, &next)
+	err = s.save(ctx, &next, false)
 	s.publishUsers()
 	s.writeMark(ctx)
 	return secret, err
@@ -164,14 +177,24 @@ func (s *state) renew(ctx context.Context, name string) (secret [32]byte, err er
 
 // remove forgets a node.
 func (s *state) remove(ctx context.Context, name string) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	known := false
+	return s.change(ctx, func() error {
+		if s.nodes[name] == nil && known { // it was removed, and then somebody else has changed something
+			return s.settleOffers(ctx, nil)
+		}
+		known = true
+		return s.removeLocked(ctx, name)
+	})
+}
+
+func (s *state) removeLocked(ctx context.Context, name string) error {
 	if s.nodes[name] == nil {
 		return fmt.Errorf("%w: %s", ErrUnknown, name)
 	}
-	if err := s.write(ctx, func(ctx context.Context) error { return s.kv.Purge(ctx, prefixNode+name) }); err != nil {
+	if err := s.write(ctx, prefixNode+name, nil, false); err != nil {
 		return err
 	}
+	s.note(name, s.nodes[name], nil)
 	delete(s.nodes, name)
 	s.publishUsers()
 	s.writeMark(ctx)
@@ -183,8 +206,15 @@ func (s *state) remove(ctx context.Context, name string) error {
 func (s *state) report(
 	ctx context.Context, name string, r *protocol.SyncRequest, mayChange func() bool,
 ) (changed bool, refused string, err error) {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	allowed := false // it counts once, however often others come in between
+	once := func() bool { allowed = allowed || mayChange(); return allowed }
+	err = s.change(ctx, func() error { changed, refused, err = s.reportLocked(ctx, name, r, once); return err })
+	return changed, refused, err
+}
+
+func (s *state) reportLocked(
+	ctx context.Context, name string, r *protocol.SyncRequest, mayChange func() bool,
+) (changed bool, refused string, err error) {
 	old := s.nodes[name]
 	if old == nil {
 		return false, "", ErrUnknown
@@ -202,7 +232,7 @@ func (s *state) report(
 	next := *old
 	next.PublicKey, next.Identity, next.Signature, next.Routes, next.Program = r.PublicKey, r.Identity, r.Signature, r.Routes, r.Program
 	if slices.Equal(next.Routes, old.Routes) {
-		err = s.store(ctx, &next)
+		err = s.save(ctx, &next, true)
 	} else {
 		err = s.settleOffers(ctx, &next)
 	}

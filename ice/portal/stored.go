@@ -8,6 +8,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 	"slices"
@@ -15,16 +16,14 @@ import (
 	"strings"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/secretfile"
 	"github.com/sluice-vpn/sluice/ice/signal"
 )
 
 // loadState reads the bucket. A bucket without settings is a new one if fresh, which it then must be.
-func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bool) (*state, error) {
-	s := &state{kv: kv, mark: mark, nodes: map[string]*record{}, broke: make(chan struct{}, 1)}
+func loadState(ctx context.Context, kv store, mark string, fresh bool) (*state, error) {
+	s := newState(kv, mark)
 	if err := s.read(ctx); err != nil {
 		return nil, err
 	}
@@ -43,7 +42,7 @@ func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bo
 	case !settled:
 		s.settings = settings{RelaySecret: rand.Text() + rand.Text(), NextIndex: 1}
 		rand.Read(s.settings.PairSecret[:]) // never fails
-		return s, s.put(ctx, keySettings, s.settings)
+		return s, s.put(ctx, keySettings, s.settings, false)
 	}
 	if err := s.checkMark(ctx); err != nil {
 		return nil, err
@@ -52,58 +51,37 @@ func loadState(ctx context.Context, kv jetstream.KeyValue, mark string, fresh bo
 	return s, s.settleOffers(ctx, nil)
 }
 
+// newState is an empty one.
+func newState(kv store, mark string) *state {
+	return &state{
+		kv: kv, mark: mark, broke: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler), act: func([]effect) {},
+		nodes: map[string]*record{}, revisions: map[string]uint64{}, progressed: make(chan struct{}),
+	}
+}
+
 var errLost = errors.New("the stored state is lost or damaged; restore the folder from a backup," +
 	" or begin with another folder and new tokens")
 
 // read takes all that is stored.
-func (s *state) read(ctx context.Context) error {
-	return readAll(ctx, s.kv, func(key string, value []byte) error {
-		if err := s.load(key, value); err != nil {
+func (s *state) read(ctx context.Context) (err error) {
+	s.revision, err = s.kv.read(ctx, func(e entry) error {
+		if err := s.load(e.key, e.value); err != nil {
 			return fmt.Errorf("the stored %q is damaged (%w); restore the folder from a backup, or begin with another folder and new tokens",
-				key, err)
+				e.key, err)
 		}
+		s.revisions[e.key] = e.revision
 		return nil
 	})
+	return err
 }
-
-// readAll calls take for each value of a bucket, and ends with its first error.
-func readAll(ctx context.Context, kv jetstream.KeyValue, take func(key string, value []byte) error) error {
-	watcher, err := kv.WatchAll(ctx, jetstream.IgnoreDeletes())
-	if err != nil {
-		return err
-	}
-	defer watcher.Stop()
-	// A damaged store may stop in the middle, and say nothing.
-	idle := time.NewTimer(readTime)
-	defer idle.Stop()
-	for {
-		select {
-		case <-idle.C:
-			return fmt.Errorf("%w (nothing could be read for %v)", errLost, readTime)
-		case <-ctx.Done():
-			return fmt.Errorf("the stored state could not be read: %w", ctx.Err())
-		case entry, ok := <-watcher.Updates():
-			idle.Reset(readTime)
-			if !ok {
-				return errors.New("the stored state could not be read: the store has closed")
-			}
-			if entry == nil { // that was all
-				return nil
-			}
-			if err := take(entry.Key(), entry.Value()); err != nil {
-				return err
-			}
-		}
-	}
-}
-
-// readTime is how long the store may take for one value.
-const readTime = 10 * time.Second
 
 // writeMark notes how long the store's log is, in a file beside it. The store drops the end of a log that it cannot read, and
 // says nothing: a node that was added would be gone, and one that was removed be back. The lock is held.
 func (s *state) writeMark(ctx context.Context) {
-	if last, err := s.sequence(ctx); err == nil {
+	if s.mark == "" {
+		return
+	}
+	if last, err := s.kv.last(ctx); err == nil {
 		_ = secretfile.Write(s.mark, strconv.AppendUint(nil, last, 10)) // an older mark is true as well
 	}
 }
@@ -121,25 +99,12 @@ func (s *state) checkMark(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("%s is damaged; remove it, and see with sluice portal node list whether all nodes are there", s.mark)
 	}
-	last, err := s.sequence(ctx)
+	last, err := s.kv.last(ctx)
 	if err == nil && last < mark {
 		return fmt.Errorf("the latest changes are lost (%d of %d are there); restore the folder from a backup, or remove %s"+
 			" to go on with what is left: nodes may be missing, and removed ones be back", last, mark, s.mark)
 	}
 	return err
-}
-
-// sequence is the length of the store's log.
-func (s *state) sequence(ctx context.Context) (uint64, error) {
-	status, err := s.kv.Status(ctx)
-	if err != nil {
-		return 0, err
-	}
-	bucket, ok := status.(*jetstream.KeyValueBucketStatus)
-	if !ok {
-		return 0, errors.New("the store does not tell its length")
-	}
-	return bucket.StreamInfo().State.LastSeq, nil
 }
 
 // load takes one stored value. Unknown keys are a later version's.
@@ -203,8 +168,10 @@ func (r *record) check(name string) error {
 // settle makes the overlay what the operator asks for. Nodes that there are have addresses in the old one, and so have the routes
 // of others to them: so none may be there.
 func (s *state) settle(ctx context.Context, overlay []netip.Prefix) error {
-	s.mu.Lock()
-	defer s.mu.Unlock()
+	return s.change(ctx, func() error { return s.settleLocked(ctx, overlay) })
+}
+
+func (s *state) settleLocked(ctx context.Context, overlay []netip.Prefix) error {
 	switch was := s.settings.overlay(); {
 	case len(overlay) == 0 || slices.Equal(completeOverlay(overlay), was):
 		return nil
@@ -214,41 +181,47 @@ func (s *state) settle(ctx context.Context, overlay []netip.Prefix) error {
 	}
 	next := s.settings
 	next.Overlay, next.NextIndex = overlay, 1
-	if err := s.put(ctx, keySettings, next); err != nil {
+	if err := s.put(ctx, keySettings, next, false); err != nil {
 		return err
 	}
 	s.settings = next
 	return nil
 }
 
-// put writes one value. The lock is held.
-func (s *state) put(ctx context.Context, key string, value any) error {
+// put writes one value; own is as in store.write. The lock is held.
+func (s *state) put(ctx context.Context, key string, value any, own bool) error {
 	text, err := json.Marshal(value)
 	if err != nil {
 		return err
 	}
-	return s.write(ctx, func(ctx context.Context) error {
-		_, err := s.kv.Put(ctx, key, text)
-		return err
-	})
+	return s.write(ctx, key, text, own)
 }
 
 // writeTime is how long a write may take. A store whose disk is full does not answer.
 const writeTime = 5 * time.Second
 
-// write runs a write to the store. The lock is held. After one that has failed nothing is tried until guard has mended the store,
-// so that nodes which change nothing are served.
-func (s *state) write(ctx context.Context, write func(context.Context) error) error {
+// write writes to the store what nobody else has changed meanwhile; see store.write. The lock is held. After a write that has failed
+// nothing is tried until guard has mended the store, so that nodes which change nothing are served.
+func (s *state) write(ctx context.Context, key string, value []byte, own bool) error {
 	if err := s.failing(); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, writeTime)
 	defer cancel()
-	err := write(ctx)
-	if err == nil {
-		return nil
+	after := s.revision
+	if own {
+		after = s.revisions[key]
 	}
-	err = notWritten(err)
+	revision, err := s.kv.write(ctx, key, value, after, own)
+	switch {
+	case err == nil:
+		s.wrote(key, value, revision)
+		return nil
+	case s.shared && errors.Is(err, errConflict):
+		return err
+	}
+	// Alone, a conflict is with a write of our own that was said to have failed.
+	err = s.notWritten(err)
 	s.failure.Store(&err)
 	select {
 	case s.broke <- struct{}{}:
@@ -257,6 +230,21 @@ func (s *state) write(ctx context.Context, write func(context.Context) error) er
 	return err
 }
 
-func notWritten(err error) error {
+// wrote notes what was written. The lock is held.
+func (s *state) wrote(key string, value []byte, revision uint64) {
+	s.revisions[key] = revision
+	if value == nil {
+		delete(s.revisions, key) // names would else add up; what is older than s.revision is not taken again
+	}
+	if revision == s.revision+1 { // else there is something between, which take will see
+		s.revision = revision
+	}
+}
+
+func (s *state) notWritten(err error) error {
+	if s.shared {
+		return fmt.Errorf("changes are refused, and all that is known goes on: no majority of the cluster's portals takes them"+
+			" (sluice portal member list): %w", err)
+	}
 	return fmt.Errorf("the state could not be written (if the disk is full, make room and try again): %w", err)
 }

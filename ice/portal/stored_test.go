@@ -13,8 +13,6 @@ import (
 	"testing"
 	"time"
 
-	"github.com/nats-io/nats.go/jetstream"
-
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/relay"
 	"github.com/sluice-vpn/sluice/ice/secretfile"
@@ -33,7 +31,7 @@ func start(folder string) (*Portal, error) {
 func TestDamagedState(t *testing.T) {
 	put := func(key, value string) func(*testing.T, string, *Portal) {
 		return func(t *testing.T, _ string, p *Portal) {
-			if _, err := p.state.kv.PutString(t.Context(), key, value); err != nil {
+			if _, err := p.state.kv.(*kvStore).kv.PutString(t.Context(), key, value); err != nil {
 				t.Fatal(err)
 			}
 		}
@@ -102,7 +100,7 @@ func remove(t *testing.T, path string) {
 
 func purge(t *testing.T, p *Portal, key string) {
 	t.Helper()
-	if err := p.state.kv.Purge(t.Context(), key); err != nil {
+	if err := p.state.kv.(*kvStore).kv.Purge(t.Context(), key); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -282,13 +280,11 @@ func TestClocks(t *testing.T) {
 }
 
 // failing is a store that takes nothing.
-type failing struct{ jetstream.KeyValue }
+type failing struct{ store }
 
 var errNoSpace = errors.New("no space left on device")
 
-func (failing) Put(context.Context, string, []byte) (uint64, error)           { return 0, errNoSpace }
-func (failing) Purge(context.Context, string, ...jetstream.KVDeleteOpt) error { return errNoSpace }
-func (failing) Create(context.Context, string, []byte, ...jetstream.KVCreateOpt) (uint64, error) {
+func (failing) write(context.Context, string, []byte, uint64, bool) (uint64, error) {
 	return 0, errNoSpace
 }
 

@@ -81,7 +81,6 @@ func (p *Portal) report(ctx context.Context, name string, r *protocol.SyncReques
 	p.visit(name, refused, now)
 	if changed {
 		p.log.Info("node reports", "node", name, "routes", r.Routes)
-		p.changed()
 	}
 	return refused
 }
