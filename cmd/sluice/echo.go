@@ -14,10 +14,44 @@ import (
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
 	"golang.org/x/net/ipv6"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
 )
 
-// echoer sends ICMP echo requests to one address (RFC 792; RFC 4443, section 4). It belongs to one goroutine.
-type echoer struct {
+// echoer sends echo requests to one address. It belongs to one goroutine.
+type echoer interface {
+	// echo sends one and waits for its answer; os.ErrDeadlineExceeded: none came within echoWait.
+	echo(ctx context.Context, sequence int) (time.Duration, error)
+	Close() error
+}
+
+// echoerOf is that for a node: the kernel, or the node itself where it has no interface.
+func echoerOf(ctx context.Context, node *status.Node, to netip.Addr) (echoer, error) {
+	n := &nodeEchoer{node, to}
+	if _, err := n.node.Echo(ctx, to, 0); !errors.Is(err, status.ErrInterface) { // any other error is told by the next one
+		return n, nil
+	}
+	return newKernelEchoer(to)
+}
+
+// nodeEchoer has a node do it.
+type nodeEchoer struct {
+	node *status.Node
+	to   netip.Addr
+}
+
+func (n *nodeEchoer) Close() error { return nil }
+
+func (n *nodeEchoer) echo(ctx context.Context, sequence int) (time.Duration, error) {
+	e, err := n.node.Echo(ctx, n.to, sequence)
+	if err == nil && !e.Answered {
+		err = os.ErrDeadlineExceeded
+	}
+	return time.Duration(e.RTTS * float64(time.Second)), err
+}
+
+// kernelEchoer sends them by ICMP (RFC 792; RFC 4443, section 4).
+type kernelEchoer struct {
 	conn     *icmp.PacketConn
 	to       net.Addr
 	request  icmp.Type
@@ -27,9 +61,9 @@ type echoer struct {
 	id       int
 }
 
-// newEchoer opens an unprivileged ping socket, or a raw one where the system has none for us (net.ipv4.ping_group_range).
-func newEchoer(to netip.Addr) (*echoer, error) {
-	e := &echoer{secret: make([]byte, 16), id: os.Getpid() & 0xffff}
+// newKernelEchoer opens an unprivileged ping socket, or a raw one where the system has none for us (net.ipv4.ping_group_range).
+func newKernelEchoer(to netip.Addr) (*kernelEchoer, error) {
+	e := &kernelEchoer{secret: make([]byte, 16), id: os.Getpid() & 0xffff}
 	rand.Read(e.secret) // never fails
 	datagram, raw, any := "udp4", "ip4:icmp", "0.0.0.0"
 	e.request, e.reply, e.protocol = ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply, 1
@@ -49,17 +83,16 @@ func newEchoer(to netip.Addr) (*echoer, error) {
 }
 
 // Close closes the socket.
-func (e *echoer) Close() error { return e.conn.Close() }
+func (e *kernelEchoer) Close() error { return e.conn.Close() }
 
-// echo sends one request and waits for its answer; os.ErrDeadlineExceeded: none came.
-func (e *echoer) echo(ctx context.Context, sequence int, wait time.Duration) (time.Duration, error) {
+func (e *kernelEchoer) echo(ctx context.Context, sequence int) (time.Duration, error) {
 	body := &icmp.Echo{ID: e.id, Seq: sequence, Data: e.secret}
 	packet, err := (&icmp.Message{Type: e.request, Body: body}).Marshal(nil)
 	if err != nil {
 		return 0, err
 	}
 	began := time.Now()
-	if err := e.conn.SetReadDeadline(began.Add(wait)); err != nil {
+	if err := e.conn.SetReadDeadline(began.Add(echoWait)); err != nil {
 		return 0, err
 	}
 	stop := context.AfterFunc(ctx, func() { e.conn.SetReadDeadline(began) })

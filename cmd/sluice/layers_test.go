@@ -32,6 +32,7 @@ var layers = map[string][]string{
 	"tun/ip":                   {},
 	"tun":                      {"tun/ip"},
 	"tun/host":                 {},
+	"tun/netstack":             {"tun", "tun/ip"},
 	"tun/tuntest":              {"tun", "tun/ip"},
 	"pipeline/udp":             {},
 	"pipeline/udp/udptest":     {"pipeline/udp"},
@@ -51,8 +52,9 @@ var layers = map[string][]string{
 	"cmd/internal/status":      {"cmd/internal/doctor", "cmd/internal/tune", "ice/edge", "ice/netcheck"},
 	"cmd/internal/doctor":      {"pipeline/udp", "tun"},
 	"cmd/internal/ops":         {"pipeline/count"},
+	"cmd/internal/proxy":       {},
 	"cmd/internal/member": {
-		"cmd/internal/capture", "cmd/internal/environment", "cmd/internal/logs", "cmd/internal/names", "cmd/internal/ops", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "pipeline/uapi", "tun", "tun/host", "crypto",
+		"cmd/internal/capture", "cmd/internal/environment", "cmd/internal/logs", "cmd/internal/names", "cmd/internal/ops", "cmd/internal/proxy", "cmd/internal/service", "cmd/internal/status", "cmd/internal/version", "ice/...", "pipeline", "pipeline/count", "pipeline/uapi", "tun", "tun/host", "tun/netstack", "crypto",
 	},
 	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},
@@ -78,6 +80,7 @@ var forbidden = []struct {
 	{"pipeline", "github.com/vishvananda/...", nil, "routes and addresses are tun/host's work"},
 	{"...", "github.com/pion/...", []string{"ice/..."}, "only the connectivity edge knows ICE"},
 	{"...", "github.com/nats-io/...", []string{"ice/..."}, "only the connectivity edge knows the signaling bus"},
+	{"...", "gvisor.dev/...", []string{"tun/netstack"}, "only a node without an interface has its own TCP/IP"},
 	{"cmd/internal/...", "github.com/urfave/...", nil, "sluice-wg parses two flags and needs no library"},
 }
 
@@ -219,7 +222,7 @@ func TestSluiceWGIsSmall(t *testing.T) {
 		t.Fatalf("go list names no pipeline: %q", deps)
 	}
 	for _, dep := range deps {
-		for _, word := range []string{"pion/", "nats-io/", "urfave/", "pkg/profile", "prometheus/", "/bench"} {
+		for _, word := range []string{"pion/", "nats-io/", "urfave/", "pkg/profile", "prometheus/", "gvisor.dev/", "/bench"} {
 			if strings.Contains(dep, word) {
 				t.Errorf("sluice-wg depends on %s", dep)
 			}

@@ -30,7 +30,7 @@ It runs in the foreground until SIGTERM or SIGINT, then puts addresses, routes a
 says that the network has changed, so it goes on when its terminal closes. SIGUSR1 writes counters to the file named by SLUICE_STATS. The other switches
 of sluice-wg in the environment (SLUICE_NO_GSO, SLUICE_QUEUES, ...) count here as well. See it with sluice status.
 
-It needs root, or the capability CAP_NET_ADMIN and write access to /run/sluice.`
+It needs root, or the capability CAP_NET_ADMIN and write access to /run/sluice`
 
 func gatewayCommand() *cli.Command {
 	return &cli.Command{
@@ -39,7 +39,7 @@ func gatewayCommand() *cli.Command {
 		Description: "Signs in at the portal, makes the interface, forwards what comes through the tunnel to the networks that it offers" +
 			"\n(and to no others), and hides it behind this machine's own addresses (masquerade), so that nothing there needs a" +
 			"\nroute back. What a firewall of this machine drops on the way is told by sluice status.\n\n" +
-			"   sluice gateway -token-file /etc/sluice/token -routes 10.0.0.0/24,fd09::/64" + memberText + configText,
+			"   sluice gateway -token-file /etc/sluice/token -routes 10.0.0.0/24,fd09::/64" + memberText + "." + configText,
 		Flags: append(memberFlags(),
 			&cli.StringFlag{Name: "routes", Usage: "`PREFIXES` to offer, with commas between; the portal says who may use them"},
 			&cli.BoolFlag{Name: "no-masquerade", Usage: "keep the tunnel's addresses: the networks behind need routes back"},
@@ -59,11 +59,24 @@ func clientCommand() *cli.Command {
 			"\nthese networks away, or lead elsewhere than to a network, are refused (-accept-routes). Nobody opens connections to this machine by the" +
 			"\ntunnel (-accept-incoming). Name servers stay as they are, but for NAME.sluice (-names)." +
 			"\n\nWhile there is no tunnel, traffic leaves in the clear, unless -fail-closed keeps it in until -release.\n\n" +
-			"   sluice client -token-file /etc/sluice/token" + memberText + configText,
+			"   sluice client -token-file /etc/sluice/token" + memberText + `; with -userspace none of that.
+
+With -userspace there is no interface and nothing of the machine is changed: programs reach the tunnel by a SOCKS5 server (-socks5), an HTTP
+proxy (-http-proxy) or forwarded ports (-forward), and what is not routed through the tunnel is refused there. NAME.sluice leads to nodes;
+other names are asked for as this machine does. Its status socket is in $XDG_RUNTIME_DIR/sluice, or ~/.cache/sluice, where /run/sluice cannot be
+written.
+
+   sluice client -token-file client.token -userspace -socks5 1080
+   curl -x socks5h://127.0.0.1:1080 http://gate.sluice/` + configText,
 		Flags: append(memberFlags(),
 			&cli.BoolFlag{Name: "accept-incoming", Usage: "let in connections that nobody on this machine has begun, and echo requests (sluice ping)"},
 			&cli.BoolFlag{Name: "fail-closed", Usage: "let nothing leave this machine past the tunnel but for its own local networks, also after the program's end" +
 				" or a kill, until -release"},
+			&cli.BoolFlag{Name: "userspace", Usage: "make no interface, and need no rights: programs reach the tunnel by what the next three flags name"},
+			&cli.StringFlag{Name: "socks5", Usage: "with -userspace, serve SOCKS5 at `ADDRESS`: PORT, which is on 127.0.0.1, or HOST:PORT"},
+			&cli.StringFlag{Name: "http-proxy", Usage: "with -userspace, be an HTTP proxy at `ADDRESS`"},
+			&cli.StringFlag{Name: "forward", Usage: "with -userspace, lead `LOCAL=HOST:PORT`, or several with commas between, from a local PORT or ADDRESS:PORT" +
+				" to a port behind the tunnel"},
 			&cli.BoolFlag{Name: "release", Usage: "only end what -fail-closed began, whether a client runs or not, with the same -interface, -socket, -table and -mark"},
 		),
 		Before: noArguments,
@@ -187,6 +200,12 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 	}
 	if o.Accepted, err = parsePrefixes("-accept-routes", cmd.String("accept-routes")); err != nil {
 		return o, err
+	}
+	if o.Userspace, err = userspaceOptions(cmd); err != nil {
+		return o, err
+	}
+	if o.Userspace != nil && !cmd.IsSet("interface") {
+		o.Interface = member.UserspaceInterface
 	}
 	o.AcceptIncoming = cmd.Bool("accept-incoming")
 	o.FailClosed = cmd.Bool("fail-closed")

@@ -71,7 +71,7 @@ const maxEchoes = 65535
 // echoWait is how long an answer may take: the first echo may have to wait for a connection.
 const (
 	echoInterval = time.Second
-	echoWait     = 2 * time.Second
+	echoWait     = status.EchoLimit
 )
 
 // pingResult is what -json prints.
@@ -180,7 +180,7 @@ func ping(ctx context.Context, out io.Writer, node *status.Node, peer edge.Conne
 	if r.Address, err = tunnelAddress(peer.AllowedIPs); err != nil {
 		return r, err
 	}
-	e, err := newEchoer(r.Address)
+	e, err := echoerOf(ctx, node, r.Address)
 	if err != nil {
 		return r, err
 	}
@@ -189,7 +189,7 @@ func ping(ctx context.Context, out io.Writer, node *status.Node, peer edge.Conne
 	for sequence := 1; sequence <= count && ctx.Err() == nil; sequence++ {
 		began := time.Now()
 		r.Sent++
-		rtt, err := e.echo(ctx, sequence, echoWait)
+		rtt, err := e.echo(ctx, sequence)
 		if err != nil && !errors.Is(err, os.ErrDeadlineExceeded) {
 			if ctx.Err() != nil {
 				break

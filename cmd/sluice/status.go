@@ -19,8 +19,8 @@ import (
 	"github.com/sluice-vpn/sluice/ice/edge"
 )
 
-// socketDirectory is where running nodes are looked for; tests have their own.
-var socketDirectory = status.Directory
+// socketDirectories are where running nodes are looked for; tests have their own.
+var socketDirectories = status.Directories(os.Getenv)
 
 func statusCommand() *cli.Command {
 	return &cli.Command{
@@ -87,20 +87,36 @@ func chosenNodes(cmd *cli.Command) ([]*status.Node, error) {
 	case socket != "":
 		return []*status.Node{status.NewNode(socket)}, nil
 	case iface != "":
-		return []*status.Node{status.NewNode(status.PathIn(socketDirectory, iface))}, nil
+		return []*status.Node{status.NewNode(socketOf(iface))}, nil
 	}
-	paths, err := status.Sockets(socketDirectory)
-	if err != nil {
-		return nil, err
+	var paths []string
+	for _, dir := range socketDirectories {
+		list, err := status.Sockets(dir)
+		if err != nil {
+			return nil, err
+		}
+		paths = append(paths, list...)
 	}
 	if len(paths) == 0 {
-		return nil, fmt.Errorf("no node runs on this machine (%s has no socket); start one with sluice gateway or sluice client", socketDirectory)
+		return nil, fmt.Errorf("no node runs on this machine (there is no socket in %s); start one with sluice gateway or sluice client",
+			strings.Join(socketDirectories, " or "))
 	}
 	nodes := make([]*status.Node, len(paths))
 	for i, path := range paths {
 		nodes[i] = status.NewNode(path)
 	}
 	return nodes, nil
+}
+
+// socketOf is the socket of the node with that interface, in the last folder where there is one.
+func socketOf(iface string) string {
+	path := status.PathIn(socketDirectories[0], iface)
+	for _, dir := range socketDirectories[1:] {
+		if _, err := os.Lstat(status.PathIn(dir, iface)); err == nil {
+			path = status.PathIn(dir, iface)
+		}
+	}
+	return path
 }
 
 // viewer shows nodes once or again and again.

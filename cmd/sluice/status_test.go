@@ -26,7 +26,11 @@ func serveStatus(t *testing.T, dir string, s edge.Status) (asked *atomic.Int32) 
 		t.Fatal(err)
 	}
 	asked = new(atomic.Int32)
-	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/echo" { // as a node with an interface
+			http.NotFound(w, r)
+			return
+		}
 		asked.Add(1)
 		json.NewEncoder(w).Encode(s)
 	})}
@@ -37,9 +41,9 @@ func serveStatus(t *testing.T, dir string, s edge.Status) (asked *atomic.Int32) 
 
 func ownSockets(t *testing.T) string {
 	t.Helper()
-	dir, before := t.TempDir(), socketDirectory
-	socketDirectory = dir
-	t.Cleanup(func() { socketDirectory = before })
+	dir, before := t.TempDir(), socketDirectories
+	socketDirectories = []string{dir}
+	t.Cleanup(func() { socketDirectories = before })
 	return dir
 }
 

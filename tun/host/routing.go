@@ -94,7 +94,10 @@ func (c RoutingConfig) withDefaults() RoutingConfig {
 }
 
 // MarkControl sets the mark on sockets; it is for net.Dialer.Control and net.ListenConfig.Control. Where there are no marks
-// it does nothing.
+// it does nothing, and for mark 0 it is nil.
 func MarkControl(mark uint32) func(network, address string, c syscall.RawConn) error {
+	if mark == 0 { // to set that one needs a right, too
+		return nil
+	}
 	return func(_, _ string, c syscall.RawConn) error { return setMark(c, mark) }
 }

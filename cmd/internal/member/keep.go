@@ -46,11 +46,13 @@ func (k *keeper) run(ctx context.Context) {
 	defer close(k.ended)
 	ticker := time.NewTicker(mendInterval)
 	defer ticker.Stop()
-	var watched, changed <-chan struct{}                                      // changed is nil during a pause
-	if watcher, err := host.NewWatcher(k.machine.options.Table); err == nil { // else there is the ticker
-		defer watcher.Close()
-		watched = watcher.Changes()
-		changed = watched
+	var watched, changed <-chan struct{} // changed is nil during a pause
+	if k.machine.stack == nil {
+		if watcher, err := host.NewWatcher(k.machine.options.Table); err == nil { // else there is the ticker
+			defer watcher.Close()
+			watched = watcher.Changes()
+			changed = watched
+		}
 	}
 	again := false // at the end of the pause, whatever happens
 	pause := time.NewTimer(0)

@@ -12,6 +12,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
+	"github.com/sluice-vpn/sluice/tun/netstack"
 )
 
 // machine makes the operating system follow the portal. The goroutine that calls apply and mend owns it, and after that one who
@@ -19,8 +20,9 @@ import (
 type machine struct {
 	options    Options
 	logger     *slog.Logger
-	begun      bool // what lasts until Close is there
-	up         bool // addresses and routes were set once
+	stack      *netstack.Stack // instead of the operating system's; nil: that one
+	begun      bool            // what lasts until Close is there
+	up         bool            // addresses and routes were set once
 	answer     protocol.Sync
 	routing    *host.Routing
 	forwarding *host.Forwarding
@@ -63,6 +65,9 @@ func (m *machine) apply(answer protocol.Sync) error {
 
 func (m *machine) set() (routes []netip.Prefix, err error) {
 	routes = routesOf(m.answer)
+	if m.stack != nil { // what leads into the tunnel is asked of the stack
+		return routes, m.stack.SetAddresses(m.answer.Addresses)
+	}
 	lead := routes
 	if v6, lacks := lacking(routes); lacks && m.blocks(v6) {
 		// No peer has it: the pipeline answers that the destination is unreachable. When the interface goes, so does this.
@@ -85,7 +90,7 @@ func (m *machine) blocks(v6 bool) bool {
 // mend puts right what others have changed since: a firewall that was loaded anew, a service that manages the network and
 // does not know us, an interface that came or went. It tells whether it is to be called once more soon.
 func (m *machine) mend() (again bool) {
-	if !m.ready() {
+	if !m.ready() || m.stack != nil { // nobody else gets at the stack
 		return false
 	}
 	before := m.routing.Changes()
@@ -173,6 +178,9 @@ func (m *machine) obstacles() (notes []string) {
 		notes = append(notes, "this gateway offers no network, so that peers reach this machine only: -routes names the networks")
 	}
 	notes = append(notes, unapproved(m.options.Routes, m.answer.Offers)...)
+	if m.stack != nil {
+		return notes
+	}
 	if v6 := slices.DeleteFunc(slices.Clone(m.options.Routes), func(p netip.Prefix) bool { return p.Addr().Is4() }); len(v6) > 0 && !host.HasIPv6(m.options.Interface) {
 		notes = append(notes, fmt.Sprintf("this machine has no IPv6 on %s (net.ipv6.conf.all.disable_ipv6, or ipv6.disable at boot), so that"+
 			" what is offered of it is not reached: %s", m.options.Interface, texts(v6)))
@@ -291,6 +299,9 @@ func covered(routes []netip.Prefix, networks []host.Network, overlay, keep []net
 
 // begin makes what lasts until Close.
 func (m *machine) begin() (err error) {
+	if m.stack != nil {
+		return nil
+	}
 	if m.routing == nil {
 		if err := host.SetUp(m.options.Interface); err != nil {
 			return err

@@ -17,6 +17,7 @@ import (
 	"os"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -30,6 +31,7 @@ import (
 	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/host"
+	"github.com/sluice-vpn/sluice/tun/netstack"
 )
 
 // Defaults of Options.
@@ -69,6 +71,8 @@ type Options struct {
 	NamesFile    string    // of names.Hosts; "": names.HostsFile
 	Log          *logs.Log // required by Run
 	Ops          string    // where to serve metrics and the like, see ops.Listen; "": nowhere
+	// Userspace has the node do without an interface; nil: there is one. What is said above of the machine then counts for nothing.
+	Userspace *Userspace
 	// Getenv reads the environment; nil: os.Getenv.
 	Getenv func(string) string
 }
@@ -76,6 +80,9 @@ type Options struct {
 func (o Options) withDefaults() Options {
 	if o.Interface == "" {
 		o.Interface = DefaultInterface
+		if o.Userspace != nil {
+			o.Interface = UserspaceInterface
+		}
 	}
 	if o.MTU == 0 {
 		o.MTU = DefaultMTU
@@ -83,17 +90,20 @@ func (o Options) withDefaults() Options {
 	if o.Table == 0 {
 		o.Table = host.DefaultTable
 	}
-	if o.Mark == 0 {
+	if o.Getenv == nil {
+		o.Getenv = os.Getenv
+	}
+	switch {
+	case o.Userspace != nil: // nothing is routed into the tunnel that a mark would have to keep out
+		o.Mark, o.Names = 0, names.Off
+	case o.Mark == 0:
 		o.Mark = host.DefaultMark
 	}
 	if o.Socket == "" {
-		o.Socket = status.Path(o.Interface)
+		o.Socket = status.Path(o.Interface, o.Getenv)
 	}
 	if o.Names == "" {
 		o.Names = names.Off
-	}
-	if o.Getenv == nil {
-		o.Getenv = os.Getenv
 	}
 	if o.State == "" {
 		o.State = StateFolder(o.Getenv)
@@ -118,7 +128,10 @@ type node struct {
 	names    *names.Names
 	handler  http.Handler // of the status socket
 	signIn   func() *edge.SignInStatus
-	resumed  bool // owned by the edge's goroutine, which applies answers
+	resumed  bool                  // owned by the edge's goroutine, which applies answers
+	stack    *netstack.Stack       // nil: there is an interface
+	reach    atomic.Pointer[reach] // with a stack; nil: the portal has not answered
+	notes    []string              // of the status, whatever happens
 	// failed ends the node with an error that trying again does not mend, or a *signOut.
 	failed context.CancelCauseFunc
 }
@@ -144,7 +157,7 @@ func (n *node) build() (err error) {
 	if err != nil {
 		return err
 	}
-	dev, err := tun.Open(tun.Options{Name: o.Interface, MTU: o.MTU, MaxMTU: pipeline.MaxMTU, Queues: n.settings.Queues, NoOffload: n.settings.NoGSO})
+	dev, err := n.open()
 	if err != nil {
 		return err
 	}
@@ -163,6 +176,17 @@ func (n *node) build() (err error) {
 	}
 	n.handler = n.routes()
 	return nil
+}
+
+// open makes the device.
+func (n *node) open() (tun.Device, error) {
+	o := n.options
+	if o.Userspace == nil {
+		return tun.Open(tun.Options{Name: o.Interface, MTU: o.MTU, MaxMTU: pipeline.MaxMTU, Queues: n.settings.Queues, NoOffload: n.settings.NoGSO})
+	}
+	s, err := netstack.New(netstack.Config{Name: o.Interface, MTU: o.MTU})
+	n.stack, n.machine.stack = s, s
+	return s, err
 }
 
 // grace is how long the byes may take.
@@ -273,7 +297,9 @@ func (n *node) apply(answer protocol.Sync) error {
 		n.failed(err)
 	}
 	if err == nil {
-		n.names.Set(zoneOf(answer))
+		own, zone := zoneOf(answer)
+		n.names.Set(own, zone)
+		n.reach.Store(&reach{own: own, zone: zone, routes: routesOf(answer)})
 	}
 	return err
 }

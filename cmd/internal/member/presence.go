@@ -38,6 +38,7 @@ type presence struct {
 	started  time.Time
 	tokens   *tokenFile // nil: the token was given to this start alone
 	hangUps  chan struct{}
+	notes    []string // of the status, signed in or out
 
 	// read by any goroutine
 	node     atomic.Pointer[node]              // nil while signed out
@@ -51,8 +52,8 @@ type presence struct {
 // Run runs a gateway or a client until ctx ends, a signal comes, or something fails. Without a token, and when the portal does not take it
 // (any more), it waits for one. Errors are one line that says what to do.
 func Run(ctx context.Context, o Options) error {
-	if runtime.GOOS != "linux" {
-		return fmt.Errorf("a %s needs Linux for its routes; on this system there is sluice-wg", o.Role)
+	if runtime.GOOS != "linux" && o.Userspace == nil {
+		return fmt.Errorf("a %s needs Linux for its routes; on this system there is sluice client -userspace, and sluice-wg", o.Role)
 	}
 	o = o.withDefaults()
 	s := environment.Read(o.Getenv)
@@ -73,6 +74,13 @@ func Run(ctx context.Context, o Options) error {
 			return errors.Join(err, listener.Close())
 		}
 		defer ops.Serve(l, p.opsConfig()).Close()
+	}
+	if o.Userspace != nil {
+		proxies, err := p.listen()
+		if err != nil {
+			return errors.Join(err, listener.Close())
+		}
+		defer proxies.Close()
 	}
 	return p.run(ctx, listener)
 }
@@ -300,7 +308,7 @@ func (p *presence) newNode(token protocol.Token, failed context.CancelCauseFunc)
 	if o.Pins == "" {
 		o.Pins = defaultPins(o.State, token.Name)
 	}
-	n := &node{options: o, settings: p.settings, logger: p.logger, failed: failed, signIn: p.state.Load}
+	n := &node{options: o, settings: p.settings, logger: p.logger, failed: failed, signIn: p.state.Load, notes: p.notes}
 	var err error
 	if n.portal, err = newPortal(token, o.Mark); err != nil {
 		return nil, err

@@ -36,10 +36,11 @@ type chooser struct {
 func (o *Options) choose(answer protocol.Sync) []edge.RouteStatus {
 	routes := edge.RoutesIn(answer)
 	c := chooser{policy: o.RoutePolicy, offered: o.Routes, overlay: answer.Overlay}
-	networks, err := host.Networks(o.Interface)
-	if err == nil {
-		c.here.networks = networks
-		c.here.routers, err = host.Routers()
+	var err error
+	if o.Userspace == nil { // else no route takes a network away from this machine
+		if c.here.networks, err = host.Networks(o.Interface); err == nil {
+			c.here.routers, err = host.Routers()
+		}
 	}
 	for i := range routes {
 		r := &routes[i]

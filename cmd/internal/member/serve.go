@@ -43,7 +43,7 @@ func (p *presence) tellSignedOut(w http.ResponseWriter, r *http.Request) {
 	s := edge.Status{
 		Role: p.options.Role, Interface: p.options.Interface, Since: p.started, SignIn: *p.state.Load(),
 		Addresses: []netip.Prefix{}, Routes: []edge.RouteStatus{}, Mappings: []edge.MappingStatus{}, Relays: []turn.RelayStatus{},
-		Connections: []edge.ConnectionStatus{},
+		Connections: []edge.ConnectionStatus{}, Notes: p.notes,
 	}
 	if b := p.barrier.Load(); b != nil {
 		reviewed, stop := context.WithTimeout(r.Context(), time.Second)
@@ -63,6 +63,9 @@ func (n *node) routes() http.Handler {
 	mux.HandleFunc("GET /counters", n.tellCounters)
 	mux.HandleFunc("POST /trust", n.trust)
 	mux.HandleFunc("POST /capture", n.capture)
+	if n.stack != nil {
+		mux.HandleFunc("GET /echo", n.echo)
+	}
 	if n.options.Getenv("SLUICE_TEST_HOOKS") == "1" {
 		n.logger.Warn("test hooks are on (SLUICE_TEST_HOOKS): keys can be put out of step through the status socket")
 		mux.HandleFunc("POST /test/secrets", n.findSecrets)
@@ -129,6 +132,7 @@ func (n *node) status(ctx context.Context) (edge.Status, error) {
 	reviewed, stop := context.WithTimeout(ctx, time.Second) // what was seen before is better than no answer
 	n.keeper.review(reviewed)
 	stop()
+	s.Notes = append(s.Notes, n.notes...)
 	s.Notes = append(s.Notes, n.pins.notes()...)
 	s.Notes = append(s.Notes, logNotes(n.options.Log)...)
 	if note := n.names.Note(); note != "" {

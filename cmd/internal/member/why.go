@@ -39,7 +39,7 @@ func (n *node) tellWhy(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	why.At, why.Drops = time.Now(), dropsOf(n.pipeline.Counters())
-	if route, ok := kernelRoute(why.Address, 0); ok {
+	if route, ok := kernelRoute(why.Address, 0); ok && n.stack == nil {
 		why.SetKernel(route)
 	}
 	why.MTU = n.mtu(why.Connection)
@@ -66,7 +66,9 @@ const ipv4Header, ipv6Header, udpHeader, channelHeader, transportHeader = 20, 40
 
 // mtu is what the tunnel and the way to the peer take.
 func (n *node) mtu(c *edge.ConnectionStatus) (m status.MTU) {
-	if link, err := net.InterfaceByName(n.options.Interface); err == nil {
+	if n.stack != nil {
+		m.Tunnel = n.stack.MTU()
+	} else if link, err := net.InterfaceByName(n.options.Interface); err == nil {
 		m.Tunnel = link.MTU
 	}
 	if c == nil || !c.Endpoint.IsValid() {

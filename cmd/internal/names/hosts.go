@@ -33,7 +33,7 @@ func (h hosts) block(z Zone) []byte {
 	var b bytes.Buffer
 	fmt.Fprintln(&b, h.begin)
 	for _, name := range slices.Sorted(maps.Keys(z)) {
-		if _, _, known := z.lookup(name + "." + Domain); !known {
+		if _, _, known := z.Lookup(name + "." + Domain); !known {
 			continue
 		}
 		for _, a := range z[name] {

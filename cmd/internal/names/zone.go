@@ -22,8 +22,8 @@ const (
 // Zone has the tunnel addresses of nodes by name, frozen. A name that is no valid one of a node is never answered.
 type Zone map[string][]netip.Addr
 
-// lookup finds a name of the zone's, with the dot at its end and in any case. What is outside is not inside, what nobody has is not known.
-func (z Zone) lookup(name string) (addrs []netip.Addr, inside, known bool) {
+// Lookup finds a name of the zone's, with the dot at its end and in any case. What is outside is not inside, what nobody has is not known.
+func (z Zone) Lookup(name string) (addrs []netip.Addr, inside, known bool) {
 	name = strings.ToLower(strings.TrimSuffix(name, "."))
 	if name == Domain {
 		return nil, true, true
@@ -84,7 +84,7 @@ func (z Zone) Answer(query []byte) []byte {
 	}
 	var addrs []netip.Addr
 	if code == dnsmessage.RCodeSuccess {
-		found, inside, known := z.lookup(q.asked.Name.String())
+		found, inside, known := z.Lookup(q.asked.Name.String())
 		switch {
 		case !inside || q.asked.Class != dnsmessage.ClassINET && q.asked.Class != dnsmessage.ClassANY:
 			code = dnsmessage.RCodeRefused

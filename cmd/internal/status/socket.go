@@ -3,6 +3,7 @@
 // The socket is /run/sluice/INTERFACE.sock, for the user that the node runs as and root only; on Windows it is a named pipe,
 // \\.\pipe\sluice-INTERFACE, for that user and administrators only. It speaks HTTP: GET /status
 // returns edge.Status as JSON, GET /why?of=SUBJECT what becomes of packets there, GET /counters what was counted, GET /pins the identities of peers, POST /trust takes one of them,
+// GET /echo?to=ADDRESS&sequence=NUMBER an echo by a tunnel without an interface,
 // POST /log-level changes the level of the log, POST /capture streams packets (see Stream), and POST /release ends that the machine fails closed.
 package status
 
@@ -16,6 +17,7 @@ import (
 	"io/fs"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -24,7 +26,16 @@ import (
 )
 
 // Path is the socket of the node with that interface.
-func Path(iface string) string { return PathIn(Directory, iface) }
+func Path(iface string, getenv func(string) string) string {
+	list := Directories(getenv)
+	if len(list) > 1 && !writable(Directory) {
+		return PathIn(list[1], iface)
+	}
+	return PathIn(Directory, iface)
+}
+
+// errNotServed: the node does not know what it is asked.
+var errNotServed = errors.New("the node does not answer this; is it of another version?")
 
 // maxAnswer bounds what is read of an answer.
 const maxAnswer = 64 << 20
@@ -90,6 +101,27 @@ func (n *Node) LogLevel(ctx context.Context, level string) (before string, err e
 	return before, err
 }
 
+// EchoLimit is how long an answer to an echo may take: the first may have to wait for a connection.
+const EchoLimit = 2 * time.Second
+
+// Echo is what has become of one.
+type Echo struct {
+	Answered bool    `json:"answered"`
+	RTTS     float64 `json:"rtt_s"`
+}
+
+// ErrInterface: the node has an interface, and the kernel sends echoes by it.
+var ErrInterface = errors.New("the node has an interface")
+
+// Echo has a node without an interface send an echo request. The error is ErrInterface, or says what to do.
+func (n *Node) Echo(ctx context.Context, to netip.Addr, sequence int) (e Echo, err error) {
+	err = n.ask(ctx, http.MethodGet, fmt.Sprintf("/echo?to=%v&sequence=%d", to, sequence), nil, &e)
+	if errors.Is(err, errNotServed) {
+		err = ErrInterface
+	}
+	return e, err
+}
+
 // Release has the node's machine not fail closed any more. The error says what to do.
 func (n *Node) Release(ctx context.Context) error {
 	return n.ask(ctx, http.MethodPost, "/release", nil, new(struct{}))
@@ -141,6 +173,8 @@ func (n *Node) refusal(answer *http.Response) error {
 	switch answer.StatusCode {
 	case http.StatusOK:
 		return nil
+	case http.StatusNotFound:
+		return fmt.Errorf("%s: %w", n.path, errNotServed)
 	case http.StatusConflict:
 		text, _ := io.ReadAll(io.LimitReader(answer.Body, 1000))
 		return errors.New(strings.TrimSpace(string(text)))

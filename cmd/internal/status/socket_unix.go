@@ -16,8 +16,21 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Directory is where the sockets of all nodes of a machine are.
+// Directory is where the sockets of all nodes of a machine are that may write there.
 const Directory = "/run/sluice"
+
+// Directories are where nodes are looked for: Directory, and that of an ordinary user's nodes
+// (XDG Base Directory Specification, $XDG_RUNTIME_DIR, or else $HOME/.cache).
+func Directories(getenv func(string) string) []string {
+	folder := getenv("XDG_RUNTIME_DIR")
+	if !filepath.IsAbs(folder) {
+		folder = filepath.Join(getenv("HOME"), ".cache")
+	}
+	if os.Geteuid() == 0 || !filepath.IsAbs(folder) {
+		return []string{Directory}
+	}
+	return []string{Directory, filepath.Join(folder, "sluice")}
+}
 
 // whoMay ask any node.
 const whoMay = "root"
@@ -107,3 +120,6 @@ func removeStale(path string) error {
 	}
 	return os.Remove(path)
 }
+
+// writable tells whether this user may make files in a folder.
+func writable(folder string) bool { return unix.Access(folder, unix.W_OK) == nil }

@@ -17,6 +17,9 @@ import (
 // Directory is how the pipes of all nodes of a machine begin: there is one folder of pipes.
 const Directory = pipes + `sluice-`
 
+// Directories are where nodes are looked for.
+func Directories(func(string) string) []string { return []string{Directory} }
+
 // whoMay ask any node.
 const whoMay = "an administrator"
 
@@ -158,3 +161,6 @@ func ownDescriptor() (*windows.SECURITY_DESCRIPTOR, error) {
 	}
 	return windows.SecurityDescriptorFromString("O:" + owner + "D:P(A;;GA;;;SY)(A;;GA;;;BA)(A;;GA;;;" + user + ")")
 }
+
+// writable is true: any user can make a pipe.
+func writable(string) bool { return true }
