@@ -34,17 +34,20 @@ func Caller(getenv func(string) string) Whose {
 // systemPlace has the logs of services that run as root.
 var systemPlace = Place{Base: "/var/log/sluice"}
 
+// inPlace is the folder of logs in one that has those of many programs.
+var inPlace = filepath.Join("sluice", "data", "logs")
+
 // DefaultPlace is where client and gateway keep their logs unless they are told:
 //
 //	a service of systemd     what LogsDirectory= has made (systemd.exec(5))
-//	Windows                  %LOCALAPPDATA%\sluice\data\logs
+//	Windows                  %LOCALAPPDATA%\sluice\data\logs; services have -log-dir %ProgramData%\sluice\data\logs
 //	root, as a service       /var/log/sluice
 //	root, by sudo            as the user who has called it, who owns what is made
 //	a user                   $XDG_CACHE_HOME/sluice/data/logs, else $HOME/.cache/sluice/data/logs
 //
 // It is none if no home is known.
 func (w Whose) DefaultPlace() Place {
-	within := filepath.Join("sluice", "data", "logs")
+	within := inPlace
 	if w.OS == "windows" {
 		if base := w.Getenv("LOCALAPPDATA"); base != "" {
 			return Place{Base: base, Path: within}

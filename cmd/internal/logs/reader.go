@@ -200,11 +200,18 @@ func (r *Reader) print(out *bufio.Writer, e entry) error {
 	return err
 }
 
-// Folders are where the logs of client and gateway may be on this machine: the caller's place, and for root that of services too.
+// ServiceFolder has the logs of services on Windows.
+func (w Whose) ServiceFolder() string { return filepath.Join(w.Getenv("ProgramData"), inPlace) }
+
+// Folders are where the logs of client and gateway may be on this machine: the caller's place, and for root that of services too. Windows
+// says by itself who may read those.
 func (w Whose) Folders() []string {
 	var list []string
 	if p := w.DefaultPlace(); !p.None() {
 		list = append(list, p.String())
+	}
+	if w.OS == "windows" {
+		return append(list, w.ServiceFolder())
 	}
 	if w.UID == 0 && !slices.Contains(list, systemPlace.String()) {
 		list = append(list, systemPlace.String())

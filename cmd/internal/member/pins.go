@@ -70,8 +70,6 @@ func (f *pinsFile) read() (map[string]protocol.Identity, error) {
 		return nil, err
 	case !st.Mode().IsRegular():
 		return nil, errors.New("it is no file")
-	case st.Mode().Perm()&0o022 != 0:
-		return nil, fmt.Errorf("others may change it: mode %v", st.Mode().Perm())
 	case st.Size() > maxPinsFile:
 		return nil, errors.New("it is too long")
 	}
@@ -80,6 +78,12 @@ func (f *pinsFile) read() (map[string]protocol.Identity, error) {
 		return nil, err
 	}
 	defer file.Close()
+	switch others, remedy, err := secretfile.OthersWrite(file); {
+	case err != nil:
+		return nil, err
+	case others:
+		return nil, fmt.Errorf("others may change it: run %s", remedy)
+	}
 	text, err := io.ReadAll(io.LimitReader(file, maxPinsFile))
 	if err != nil {
 		return nil, err
@@ -111,7 +115,7 @@ func (f *pinsFile) write() {
 	}
 	text, err := json.MarshalIndent(pinsJSON{f.portal, *pins}, "", "\t")
 	if err == nil {
-		err = os.MkdirAll(filepath.Dir(f.path), 0o700)
+		err = secretfile.MakeFolder(filepath.Dir(f.path))
 	}
 	if err == nil {
 		err = secretfile.Write(f.path, append(text, '\n'))

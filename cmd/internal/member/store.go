@@ -1,7 +1,6 @@
 package member
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -17,28 +16,8 @@ import (
 	"github.com/sluice-vpn/sluice/ice/secretfile"
 )
 
-const (
-	rootState = "/var/lib/sluice"
-	// tokenName is the file of the token in the state folder.
-	tokenName = "token"
-)
-
-// StateFolder is where a node's token and the identities of its peers are, unless another folder is named: what the service manager has
-// made for its state (systemd.exec(5), $STATE_DIRECTORY, the first of its list), else root's, else the user's
-// (XDG Base Directory Specification, $XDG_STATE_HOME).
-func StateFolder(getenv func(string) string) string {
-	if folder, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":"); folder != "" {
-		return folder
-	}
-	if os.Geteuid() == 0 {
-		return rootState
-	}
-	folder := getenv("XDG_STATE_HOME")
-	if !filepath.IsAbs(folder) {
-		folder = filepath.Join(cmp.Or(getenv("HOME"), getenv("LOCALAPPDATA")), ".local", "state")
-	}
-	return filepath.Join(folder, "sluice")
-}
+// tokenName is the file of the token in the state folder.
+const tokenName = "token"
 
 // TokenPath is the file of the token in a state folder.
 func TokenPath(folder string) string { return filepath.Join(folder, tokenName) }
@@ -86,7 +65,7 @@ func StoredToken(folder string) (t protocol.Token, ok bool, err error) {
 // store writes the token of a state folder, which is made if need be, for the folder's owner alone.
 func store(path string, t protocol.Token) error {
 	folder := filepath.Dir(path)
-	err := os.MkdirAll(folder, 0o700)
+	err := secretfile.MakeFolder(folder)
 	if err == nil {
 		err = secretfile.Write(path, []byte(t.Encode()+"\n"))
 	}
@@ -94,7 +73,7 @@ func store(path string, t protocol.Token) error {
 		err = giveToOwnerOf(folder, path)
 	}
 	if errors.Is(err, fs.ErrPermission) {
-		return fmt.Errorf("%w; run this as the user that the node runs as (sudo), or give another folder with -state", err)
+		return fmt.Errorf("%w; run this as the user that the node runs as%s, or give another folder with -state", err, byWhom)
 	}
 	return err
 }

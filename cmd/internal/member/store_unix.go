@@ -4,8 +4,32 @@ package member
 
 import (
 	"os"
+	"path/filepath"
+	"strings"
 	"syscall"
 )
+
+const rootState = "/var/lib/sluice"
+
+// byWhom is how to run something as another user.
+const byWhom = " (sudo)"
+
+// StateFolder is where a node's token and the identities of its peers are, unless another folder is named: what the service manager has
+// made for its state (systemd.exec(5), $STATE_DIRECTORY, the first of its list), else root's, else the user's
+// (XDG Base Directory Specification, $XDG_STATE_HOME).
+func StateFolder(getenv func(string) string) string {
+	if folder, _, _ := strings.Cut(getenv("STATE_DIRECTORY"), ":"); folder != "" {
+		return folder
+	}
+	if os.Geteuid() == 0 {
+		return rootState
+	}
+	folder := getenv("XDG_STATE_HOME")
+	if !filepath.IsAbs(folder) {
+		folder = filepath.Join(getenv("HOME"), ".local", "state")
+	}
+	return filepath.Join(folder, "sluice")
+}
 
 // giveToOwnerOf has a file that root has made belong to the folder's owner, a service's user for example.
 func giveToOwnerOf(folder, path string) error {

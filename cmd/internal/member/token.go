@@ -7,10 +7,10 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
-	"runtime"
 	"strings"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/secretfile"
 )
 
 // maxToken is the longest file that is read as a token.
@@ -82,21 +82,24 @@ func tokenText(file string, stdin io.Reader) (text, source string, err error) {
 	return text, source, err
 }
 
-// readFile reads a token that nobody else may read, if private. What is no file, such as a pipe, has a mode that says nothing.
+// readFile reads a token that nobody else may read, if private.
 func readFile(path string, private bool) (string, error) {
 	f, err := os.Open(path)
 	if err != nil {
 		return "", err
 	}
 	defer f.Close()
-	if st, err := f.Stat(); private && err == nil && st.Mode().IsRegular() && readByOthers(st.Mode()) {
-		return "", fmt.Errorf("others may read the token in %s, so it is not taken; run chmod 600 %s, and make another token if others use this machine", path, path)
+	if private {
+		others, remedy, err := secretfile.OthersRead(f)
+		switch {
+		case err != nil:
+			return "", err
+		case others:
+			return "", fmt.Errorf("others may read the token in %s, so it is not taken; run %s, and make another token if others use this machine", path, remedy)
+		}
 	}
 	return readAll(f)
 }
-
-// readByOthers tells whether the owner of a file of that mode is not the only one who may read it. Windows has no such modes.
-func readByOthers(mode os.FileMode) bool { return runtime.GOOS != "windows" && mode.Perm()&0o077 != 0 }
 
 func readAll(r io.Reader) (string, error) {
 	text, err := io.ReadAll(io.LimitReader(r, maxToken+1))

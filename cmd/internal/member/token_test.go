@@ -8,6 +8,7 @@ import (
 	"testing"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/secretfile"
 )
 
 func TestCheckArguments(t *testing.T) {
@@ -28,7 +29,13 @@ func TestTokenText(t *testing.T) {
 	dir := t.TempDir()
 	write := func(name, text string, mode os.FileMode) string {
 		path := filepath.Join(dir, name)
-		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+		if mode == 0o600 {
+			if err := secretfile.Write(path, []byte(text)); err != nil {
+				t.Fatal(err)
+			}
+			return path
+		}
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil { // on Windows with the rights that the folder gives
 			t.Fatal(err)
 		}
 		if err := os.Chmod(path, mode); err != nil {
@@ -44,13 +51,13 @@ func TestTokenText(t *testing.T) {
 		want, fails                        string
 	}{
 		"file":           {file: private, variable: "from-variable", want: "from-file"},
-		"open file":      {file: open, fails: "run chmod 600 " + open},
-		"group's file":   {file: group, fails: "run chmod 600 " + group},
+		"open file":      {file: open, fails: "others may read the token in " + open},
+		"group's file":   {file: group, fails: "others may read the token in " + group},
 		"standard input": {file: "-", stdin: " from-stdin\r\n", want: "from-stdin"},
 		"variable":       {variable: "from-variable", credentials: dir, want: "from-variable"},
 		"systemd":        {credentials: dir, want: "from-systemd"},
 		"none":           {},
-		"absent":         {file: filepath.Join(dir, "absent"), fails: "no such file"},
+		"absent":         {file: filepath.Join(dir, "absent"), fails: "absent"},
 		"empty":          {file: empty, fails: "empty"},
 		"empty input":    {file: "-", fails: "standard input is empty"},
 		"huge":           {file: huge, fails: "too long"},
