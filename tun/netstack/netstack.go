@@ -33,6 +33,8 @@ import (
 type Config struct {
 	Name string // what Device.Name says; "": netstack
 	MTU  int    // bytes; 0: tun.DefaultMTU
+	// NoOffload asks for a device without superpackets.
+	NoOffload bool
 }
 
 // Buffers of one connection, in bytes: at its begin, and at most once it has shown that it is fast. A connection whose owner does
@@ -69,7 +71,7 @@ func New(c Config) (*Stack, error) {
 	if c.MTU == 0 {
 		c.MTU = tun.DefaultMTU
 	}
-	q, err := newQueue(c.MTU)
+	q, err := newQueue(c.MTU, !c.NoOffload)
 	if err != nil {
 		return nil, err
 	}
@@ -155,9 +157,10 @@ func (s *Stack) Name() string { return s.name }
 // MTU is Config.MTU.
 func (s *Stack) MTU() int { return s.mtu }
 
-// Capabilities are those for TCP: the stack does not cut datagrams that were joined.
+// Capabilities are those for TCP, if any: the stack does not cut datagrams that were joined.
 func (s *Stack) Capabilities() tun.Capabilities {
-	return tun.Capabilities{VNETHeader: true, TSO4: true, TSO6: true}
+	offload := s.queue.offload
+	return tun.Capabilities{VNETHeader: offload, TSO4: offload, TSO6: offload}
 }
 
 // Queues is the one queue.

@@ -119,9 +119,11 @@ func (c *cable) listen(t *testing.T, at netip.AddrPort) net.Listener {
 
 // TestTransfer: bytes arrive as they are in superpackets, in both directions at once, and each direction ends by itself.
 func TestTransfer(t *testing.T) {
-	for _, server := range []netip.Prefix{server4, server6} {
-		t.Run(server.Addr().String(), func(t *testing.T) {
-			c := newCable(t, Config{MTU: 1416}, Config{MTU: 1416})
+	for name, server := range map[string]netip.Prefix{"IPv4": server4, "IPv6": server6, "without offload": server4} {
+		t.Run(name, func(t *testing.T) {
+			offload := name != "without offload"
+			config := Config{MTU: 1416, NoOffload: !offload}
+			c := newCable(t, config, config)
 			at := netip.AddrPortFrom(server.Addr(), 80)
 			l := c.listen(t, at)
 			go func() { // echoes, and ends when the other side has
@@ -148,12 +150,12 @@ func TestTransfer(t *testing.T) {
 			if n != size || err != nil || string(got.Sum(nil)) != string(sent.Sum(nil)) {
 				t.Errorf("%d bytes came back (%v), want %d, and the same", n, err, size)
 			}
-			if largest := c.largest.Load(); largest < 20000 {
-				t.Errorf("the largest run had %d bytes; want superpackets", largest)
+			if largest := c.largest.Load(); (largest > 20000) != offload {
+				t.Errorf("the largest run had %d bytes; superpackets: want %v", largest, offload)
 			}
 			stats := c.a.queue.Stats()
-			if packets, segments := stats.ReadPackets.Load(), stats.ReadSegments.Load(); segments < 2*packets {
-				t.Errorf("%d packets were read for %d segments; want superpackets", packets, segments)
+			if packets, segments := stats.ReadPackets.Load(), stats.ReadSegments.Load(); (segments > 2*packets) != offload {
+				t.Errorf("%d packets were read for %d segments; superpackets: want %v", packets, segments, offload)
 			}
 		})
 	}

@@ -25,9 +25,10 @@ const (
 // asked of a link; Read and Write belong to the queue's owner.
 type queue struct {
 	// Frozen.
-	mtu   int
-	bell  *bell
-	stats tun.QueueStats
+	mtu     int
+	offload bool
+	bell    *bell
+	stats   tun.QueueStats
 
 	// Owned.
 	taken [mostTaken]*stack.PacketBuffer
@@ -40,12 +41,12 @@ type queue struct {
 	dispatcher stack.NetworkDispatcher // nil: the stack is not attached
 }
 
-func newQueue(mtu int) (*queue, error) {
+func newQueue(mtu int, offload bool) (*queue, error) {
 	b, err := newBell()
 	if err != nil {
 		return nil, err
 	}
-	return &queue{mtu: mtu, bell: b}, nil
+	return &queue{mtu: mtu, offload: offload, bell: b}, nil
 }
 
 // WritePackets is what the stack sends. When the reader is behind, packets are dropped, as by a full device queue.
@@ -252,7 +253,12 @@ func (q *queue) Capabilities() stack.LinkEndpointCapabilities {
 	return stack.CapabilityRXChecksumOffload
 }
 
-func (q *queue) SupportedGSO() stack.SupportedGSO { return stack.HostGSOSupported }
+func (q *queue) SupportedGSO() stack.SupportedGSO {
+	if !q.offload {
+		return stack.GSONotSupported
+	}
+	return stack.HostGSOSupported
+}
 
 // GSOMaxSize leaves room below it for headers, as the stack counts them.
 func (q *queue) GSOMaxSize() uint32 { return tun.MaxSuperpacket }

@@ -184,7 +184,7 @@ func (n *node) open() (tun.Device, error) {
 	if o.Userspace == nil {
 		return tun.Open(tun.Options{Name: o.Interface, MTU: o.MTU, MaxMTU: pipeline.MaxMTU, Queues: n.settings.Queues, NoOffload: n.settings.NoGSO})
 	}
-	s, err := netstack.New(netstack.Config{Name: o.Interface, MTU: o.MTU})
+	s, err := netstack.New(netstack.Config{Name: o.Interface, MTU: o.MTU, NoOffload: n.settings.NoGSO})
 	n.stack, n.machine.stack = s, s
 	return s, err
 }
