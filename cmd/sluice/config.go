@@ -239,7 +239,7 @@ func checkToken(cmd *cli.Command) error {
 	if err != nil || source != "" {
 		return err
 	}
-	return member.CheckStored(stateFolder(cmd))
+	return member.CheckStored(stateFolder(cmd, protocol.Role(cmd.Name)))
 }
 
 // checkOps looks at what -ops says.

@@ -137,8 +137,12 @@ func portalsFor(cmd *cli.Command) ([]string, *signaling.Fingerprint, error) {
 		return nil, nil, err
 	}
 	if source == "" {
+		folder, err := storedFolder(cmd)
+		if err != nil {
+			return nil, nil, err
+		}
 		var stored bool
-		if token, stored, err = member.StoredToken(stateFolder(cmd)); err != nil {
+		if token, stored, err = member.StoredToken(folder); err != nil {
 			return nil, nil, err
 		}
 		if !stored && len(cmd.StringSlice("relay")) > 0 {

@@ -11,25 +11,47 @@ import (
 	"golang.org/x/term"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/member"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/tun/host"
 )
 
 // stateFlag is the state folder of a client or gateway.
 func stateFlag() cli.Flag {
 	return &cli.StringFlag{Name: "state", Usage: "`FOLDER` of the token and of the identities of peers (default: STATE_DIRECTORY, else " +
-		"/var/lib/sluice for root, ~/.local/state/sluice for others)"}
+		"/var/lib/sluice for root, of a gateway /var/lib/sluice-gateway where there is one, ~/.local/state/sluice for others)"}
 }
 
 func markFlag() cli.Flag {
 	return &cli.UintFlag{Name: "mark", Usage: "fwmark `NUMBER` of the question to the portal, as of the client or gateway", Value: host.DefaultMark}
 }
 
-// stateFolder is what stateFlag says.
-func stateFolder(cmd *cli.Command) string {
+// stateFolder is what stateFlag says, for a role.
+func stateFolder(cmd *cli.Command, role protocol.Role) string {
 	if folder := cmd.String("state"); folder != "" {
 		return folder
 	}
-	return member.StateFolder(os.Getenv)
+	return member.StateFolder(role, os.Getenv)
+}
+
+// storedFolder is the folder that has a token: what stateFlag says, else of this machine's the one.
+func storedFolder(cmd *cli.Command) (string, error) {
+	if folder := cmd.String("state"); folder != "" {
+		return folder, nil
+	}
+	var having []string
+	all := member.StateFolders(os.Getenv)
+	for _, folder := range all {
+		if _, ok, err := member.StoredToken(folder); ok || err != nil {
+			having = append(having, folder)
+		}
+	}
+	switch len(having) {
+	case 0:
+		return all[0], nil
+	case 1:
+		return having[0], nil
+	}
+	return "", usageError{"this machine has a token in each of " + strings.Join(having, " and ") + "; say which with -state"}
 }
 
 func signInCommand() *cli.Command {
@@ -70,7 +92,7 @@ func runSignIn(ctx context.Context, cmd *cli.Command) error {
 	if err != nil {
 		return err
 	}
-	done, err := member.SignIn(ctx, token, stateFolder(cmd), uint32(cmd.Uint("mark")))
+	done, err := member.SignIn(ctx, token, func(r protocol.Role) string { return stateFolder(cmd, r) }, uint32(cmd.Uint("mark")))
 	if err != nil {
 		return err
 	}
@@ -91,7 +113,10 @@ func signOutCommand() *cli.Command {
 		Flags:  []cli.Flag{stateFlag(), markFlag()},
 		Before: noArguments,
 		Action: func(ctx context.Context, cmd *cli.Command) error {
-			folder := stateFolder(cmd)
+			folder, err := storedFolder(cmd)
+			if err != nil {
+				return err
+			}
 			name, untold, err := member.SignOut(ctx, folder, uint32(cmd.Uint("mark")))
 			if err != nil {
 				return err

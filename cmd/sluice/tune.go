@@ -9,6 +9,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/cmd/internal/tune"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 )
 
 // tuneName is the file of what was there before, in the state folder.
@@ -43,7 +44,7 @@ func runTune(_ context.Context, cmd *cli.Command) error {
 	if asked > 1 {
 		return usageError{"give one of -show, -apply and -revert"}
 	}
-	t := &tune.Tuning{Memory: filepath.Join(stateFolder(cmd), tuneName)}
+	t := &tune.Tuning{Memory: filepath.Join(stateFolder(cmd, protocol.Client), tuneName)}
 	var err error
 	switch {
 	case cmd.Bool("apply"):

@@ -13,6 +13,32 @@ import (
 // worstExposure is what systemd-analyze may find at most, of 10.
 const worstExposure = 3.0
 
+// TestFolders: gateway and client have state of their own, and both may make the sockets that wg looks for, beside those of root's programs.
+func TestFolders(t *testing.T) {
+	states := map[string]string{}
+	for _, unit := range []string{"client", "gateway"} {
+		text, err := os.ReadFile("deploy/systemd/sluice-" + unit + ".service")
+		if err != nil {
+			t.Fatal(err)
+		}
+		state := regexp.MustCompile(`(?m)^StateDirectory=(\S+)$`).FindSubmatch(text)
+		if state == nil || states[string(state[1])] != "" {
+			t.Fatalf("%s: state in %q, of others: %v", unit, state, states)
+		}
+		states[string(state[1])] = unit
+		if !regexp.MustCompile(`(?m)^ReadWritePaths=.* -/run/wireguard$`).Match(text) {
+			t.Errorf("%s: the folder of wg's sockets is read-only", unit)
+		}
+	}
+	made, err := os.ReadFile("deploy/systemd/tmpfiles.conf")
+	if want := "\nd /run/wireguard 1775 root sluice -\n"; err != nil || !strings.Contains(string(made), want) {
+		t.Errorf("tmpfiles.conf: %v, want the line %q in\n%s", err, want, made)
+	}
+	if want := "\nd /var/lib/sluice-gateway 0700 sluice sluice -\n"; states["sluice-gateway"] != "gateway" || !strings.Contains(string(made), want) {
+		t.Errorf("states %v, want the line %q in\n%s", states, want, made)
+	}
+}
+
 // TestUnits: the shipped units are understood, and leave their services little.
 func TestUnits(t *testing.T) {
 	analyze, err := exec.LookPath("systemd-analyze")

@@ -172,6 +172,7 @@ func TestPackage(t *testing.T) {
 	g.end()
 
 	d.write("var/lib/sluice/pins-gate.json", "{}", 0o600)
+	d.splitsState(install)
 	d.run("dpkg", "-r", "sluice")
 	if got, want := d.asked(), "--no-reload disable --now sluice-client.service sluice-gateway.service sluice-portal.service\ndaemon-reload"; got != want {
 		t.Errorf("systemd was asked for %q by the removal, want %q", got, want)
@@ -184,12 +185,31 @@ func TestPackage(t *testing.T) {
 		}
 	}
 	d.run("dpkg", "-P", "sluice")
-	for _, name := range []string{"etc/sluice", "var/lib/sluice"} {
+	for _, name := range []string{"etc/sluice", "var/lib/sluice", "var/lib/sluice-gateway"} {
 		if d.exists(name) {
 			t.Errorf("after the purge there is still %s", name)
 		}
 	}
 	checkRPM(t, packages)
+}
+
+// splitsState tries an upgrade from when gateway and client had one folder.
+func (d *debian) splitsState(install func(version string)) {
+	d.t.Helper()
+	if d.exists("var/lib/sluice-gateway") {
+		d.run("rm", "-r", "/var/lib/sluice-gateway")
+	}
+	install("1.0.0")
+	if d.exists("var/lib/sluice-gateway/pins-gate.json") {
+		d.t.Error("a gateway that is not enabled has got a copy of the state")
+	}
+	d.run("rm", "-rf", "/var/lib/sluice-gateway")
+	d.write("etc/systemd/system/multi-user.target.wants/sluice-gateway.service", "", 0o644)
+	install("1.0.1")
+	if !d.exists("var/lib/sluice-gateway/pins-gate.json") || !d.exists("var/lib/sluice/pins-gate.json") {
+		d.t.Error("a gateway that is enabled has not kept its state")
+	}
+	d.asked()
 }
 
 // startInside adds a gateway at the portal and starts it in the root file system.

@@ -106,7 +106,7 @@ func (o Options) withDefaults() Options {
 		o.Names = names.Off
 	}
 	if o.State == "" {
-		o.State = StateFolder(o.Getenv)
+		o.State = StateFolder(o.Role, o.Getenv)
 	}
 	return o
 }

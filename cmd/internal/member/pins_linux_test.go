@@ -114,3 +114,19 @@ func TestPinsNowhere(t *testing.T) {
 	}
 	must(t, n.stop(t))
 }
+
+// TestFolderOfRole: a gateway has a folder of its own where there is one.
+func TestFolderOfRole(t *testing.T) {
+	root := filepath.Join(t.TempDir(), "sluice")
+	for _, want := range []string{root, root + "-gateway"} {
+		if got := folderOf(protocol.Gateway, root); got != want {
+			t.Errorf("gateway: %s, want %s", got, want)
+		}
+		if got := folderOf(protocol.Client, root); got != root {
+			t.Errorf("client: %s, want %s", got, root)
+		}
+		if err := os.MkdirAll(root+"-gateway", 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+}

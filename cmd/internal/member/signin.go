@@ -26,13 +26,13 @@ type SignedIn struct {
 }
 
 // SignIn stores a token in a state folder, where nodes that run find it, once its portal has said that it is good. Mark is the fwmark
-// by which the question goes past a tunnel. The error says what to do, and nothing has changed then.
-func SignIn(ctx context.Context, t protocol.Token, folder string, mark uint32) (SignedIn, error) {
+// by which the question goes past a tunnel. folder may depend on the role. The error says what to do, and nothing has changed then.
+func SignIn(ctx context.Context, t protocol.Token, folder func(protocol.Role) string, mark uint32) (SignedIn, error) {
 	who, err := askPortal(ctx, t, protocol.WhoVerb, mark)
 	if err != nil {
 		return SignedIn{}, fmt.Errorf("%w; nothing was stored", err)
 	}
-	path := TokenPath(folder)
+	path := TokenPath(folder(who.Role))
 	if err := store(path, t); err != nil {
 		return SignedIn{}, fmt.Errorf("the token is good, but cannot be stored: %w", err)
 	}

@@ -7,6 +7,7 @@ import (
 	"io/fs"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"time"
 
@@ -18,6 +19,11 @@ import (
 
 // tokenName is the file of the token in the state folder.
 const tokenName = "token"
+
+// StateFolders are those that a node of this machine may have, the client's first.
+func StateFolders(getenv func(string) string) []string {
+	return slices.Compact([]string{StateFolder(protocol.Client, getenv), StateFolder(protocol.Gateway, getenv)})
+}
 
 // TokenPath is the file of the token in a state folder.
 func TokenPath(folder string) string { return filepath.Join(folder, tokenName) }
