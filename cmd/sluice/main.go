@@ -7,6 +7,7 @@ package main
 
 import (
 	"context"
+	_ "embed"
 	"errors"
 	"fmt"
 	"io"
@@ -64,6 +65,9 @@ func run(args []string, stdin io.Reader, stdout, stderr io.Writer) int {
 	return 1
 }
 
+//go:embed deploy/completion.bash
+var bashCompletion string
+
 // completing is the key of a context in which a shell asks what may be next.
 type completing struct{}
 
@@ -80,6 +84,14 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		EnableShellCompletion: true,
 		ConfigureShellCompletionCommand: func(c *cli.Command) {
 			c.Hidden, c.Usage = false, "print what completes commands and flags in a shell"
+			for _, shell := range c.Commands {
+				if shell.Name == "bash" { // the library's evaluates what was typed
+					shell.Action = func(_ context.Context, cmd *cli.Command) error {
+						_, err := io.WriteString(cmd.Root().Writer, bashCompletion)
+						return err
+					}
+				}
+			}
 			c.Description += exitText
 			for _, shell := range c.Commands {
 				shell.Description = strings.TrimPrefix(shell.Description+exitText, "\n\n")

@@ -106,5 +106,44 @@ func TestCompletion(t *testing.T) {
 		if out, err := exec.Command(path, "-n", file).CombinedOutput(); err != nil {
 			t.Errorf("%s: %v: %s", shell, err, out)
 		}
+		completeHostile(t, shell, path, file)
+	}
+}
+
+// completeHostile has a shell complete after words that would do harm if it ran them. The program is handed them as they are, and what it
+// says is offered.
+func completeHostile(t *testing.T, shell, path, script string) {
+	t.Helper()
+	folder := t.TempDir()
+	program, said := filepath.Join(folder, "sluice"), filepath.Join(folder, "said")
+	text := "#!/bin/sh\nprintf '<%s>' \"$@\" >" + said + "\nprintf '%s\\n' '-token-file:read the token' 'client:reach gateways'\n"
+	if err := os.WriteFile(program, []byte(text), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	harm := filepath.Join(folder, "harm")
+	hostile := "$(touch${IFS}" + harm + ");`touch${IFS}" + harm + "`"
+	if shell == "fish" {
+		hostile = "$(touch " + harm + ")"
+	}
+	run := map[string]string{
+		"bash": `. "$1"; COMP_WORDS=(sluice "$2" cl) COMP_CWORD=2; _sluice; echo "${COMPREPLY[*]}"`,
+		"zsh":  `compdef() { : }; _describe() { print -l -- "${(@P)2}" }; _files() { : }; . "$1"; words=(sluice "$2" cl); _sluice`,
+		"fish": `source $argv[1]; complete --do-complete "sluice $argv[2] cl"`,
+	}[shell]
+	args := []string{"-c", run, shell, script, hostile}
+	if shell == "fish" {
+		args = []string{"--no-config", "-c", run, script, hostile}
+	}
+	cmd := exec.Command(path, args...)
+	cmd.Env = append(os.Environ(), "PATH="+folder+":"+os.Getenv("PATH"), "HOME="+folder)
+	out, err := cmd.CombinedOutput()
+	if err != nil || !strings.Contains(string(out), "client") {
+		t.Errorf("%s: %v, it offers %q, want client", shell, err, out)
+	}
+	if got, _ := os.ReadFile(said); !strings.HasPrefix(string(got), "<"+hostile[:len("$(touch")]) || !strings.HasSuffix(string(got), "<--generate-shell-completion>") {
+		t.Errorf("%s: the program is asked %q, want the words as they are", shell, got)
+	}
+	if _, err := os.Stat(harm); err == nil {
+		t.Errorf("%s: it has run what was typed", shell)
 	}
 }
