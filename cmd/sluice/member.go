@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/urfave/cli/v3"
@@ -42,6 +43,7 @@ func gatewayCommand() *cli.Command {
 			"   sluice gateway -token-file /etc/sluice/token -routes 10.0.0.0/24,fd09::/64" + memberText + "." + configText,
 		Flags: append(memberFlags(),
 			&cli.StringFlag{Name: "routes", Usage: "`PREFIXES` to offer, with commas between; the portal says who may use them"},
+			&cli.StringFlag{Name: "dns", Usage: "`ADDRESSES` of name servers, with commas between, that clients use while their default route leads here"},
 			&cli.BoolFlag{Name: "no-masquerade", Usage: "keep the tunnel's addresses: the networks behind need routes back"},
 		),
 		Before: noArguments,
@@ -195,6 +197,9 @@ func memberOptions(cmd *cli.Command, role protocol.Role) (o member.Options, err 
 		return o, err
 	}
 	o.NoDefault = cmd.Bool("no-default-route")
+	if o.DNS, err = parseDNS(cmd.String("dns"), o.Routes); err != nil {
+		return o, err
+	}
 	if o.Keep, err = parsePrefixes("-keep", cmd.String("keep")); err != nil {
 		return o, err
 	}
@@ -235,6 +240,27 @@ func parseRoutes(flag, text string) ([]netip.Prefix, error) {
 		return nil, usageError{flag + ": " + err.Error()}
 	}
 	return routes, nil
+}
+
+// parseDNS reads the name servers of a gateway that offers these routes.
+func parseDNS(text string, routes []netip.Prefix) (list []netip.Addr, err error) {
+	for word := range strings.SplitSeq(text, ",") {
+		if word = strings.TrimSpace(word); word == "" {
+			continue
+		}
+		a, err := netip.ParseAddr(word)
+		if err != nil {
+			return nil, usageError{fmt.Sprintf("-dns: %q is no address of a name server", word)}
+		}
+		if !slices.ContainsFunc(routes, func(p netip.Prefix) bool { return p.Bits() == 0 && p.Addr().Is6() == a.Is6() }) {
+			return nil, usageError{fmt.Sprintf("-dns: %v is for clients whose default route leads here: offer it, with -routes 0.0.0.0/0,::/0", a)}
+		}
+		list = append(list, a)
+	}
+	if err := protocol.ValidateDNS(list); err != nil {
+		return nil, usageError{"-dns: " + err.Error()}
+	}
+	return list, nil
 }
 
 // parsePrefixes reads networks with commas between.

@@ -39,6 +39,7 @@ type record struct {
 	PublicKey protocol.Key   `json:"public_key"`
 	Routes    []netip.Prefix `json:"routes,omitempty"`  // that it offers
 	Granted   []netip.Prefix `json:"granted,omitempty"` // those of them that others are given
+	DNS       []netip.Addr   `json:"dns,omitempty"`     // name servers that it offers
 	Program   string         `json:"program,omitempty"`
 	// Identity is the one that has signed PublicKey. Whether it has is for peers to see.
 	Identity  protocol.Identity  `json:"identity,omitzero"`
@@ -219,7 +220,7 @@ func (s *state) reportLocked(
 	if old == nil {
 		return false, "", ErrUnknown
 	}
-	changed = r.PublicKey != old.PublicKey || r.Identity != old.Identity || r.Signature != old.Signature || !slices.Equal(r.Routes, old.Routes)
+	changed = r.PublicKey != old.PublicKey || r.Identity != old.Identity || r.Signature != old.Signature || !slices.Equal(r.Routes, old.Routes) || !slices.Equal(r.DNS, old.DNS)
 	if !changed && r.Program == old.Program {
 		return false, "", nil // what was accepted stays so: whoever reports later must not contradict it
 	}
@@ -230,7 +231,7 @@ func (s *state) reportLocked(
 		return false, name + " changes its key or routes too often; wait, and see that it does not start again and again", nil
 	}
 	next := *old
-	next.PublicKey, next.Identity, next.Signature, next.Routes, next.Program = r.PublicKey, r.Identity, r.Signature, r.Routes, r.Program
+	next.PublicKey, next.Identity, next.Signature, next.Routes, next.DNS, next.Program = r.PublicKey, r.Identity, r.Signature, r.Routes, r.DNS, r.Program
 	if slices.Equal(next.Routes, old.Routes) {
 		err = s.save(ctx, &next, true)
 	} else {
@@ -241,7 +242,7 @@ func (s *state) reportLocked(
 
 // refusal says what is wrong with a report, "" if nothing is.
 func (s *state) refusal(of *record, r *protocol.SyncRequest) string {
-	if of.Role != protocol.Gateway && len(r.Routes) > 0 {
+	if of.Role != protocol.Gateway && len(r.Routes)+len(r.DNS) > 0 {
 		return of.Name + " is a client, and only a gateway may offer routes; make a gateway's token: sluice portal node add NAME -role gateway"
 	}
 	for _, other := range s.sorted() {
@@ -318,10 +319,18 @@ func (s *state) peers(name string, online func(string) bool) (self *record, peer
 		}
 		peers = append(peers, protocol.Peer{
 			Name: other.Name, Role: other.Role, PublicKey: other.PublicKey, Identity: other.Identity, Signature: other.Signature, PresharedKey: s.settings.pair(self, other),
-			AllowedIPs: append(addresses(s.settings.overlay(), other.Index), other.Granted...), Online: online(other.Name),
+			AllowedIPs: append(addresses(s.settings.overlay(), other.Index), other.Granted...), DNS: other.resolvers(), Online: online(other.Name),
 		})
 	}
 	return self, peers, nil
+}
+
+// resolvers are the name servers of a gateway that others are given: they go with a default route, and are given where that is.
+func (r *record) resolvers() []netip.Addr {
+	if slices.ContainsFunc(r.Granted, func(p netip.Prefix) bool { return p.Bits() == 0 }) {
+		return r.DNS
+	}
+	return nil
 }
 
 // pair is the preshared key of two nodes. It is made, not kept: a new node would else cause a write for each that it may meet.

@@ -162,6 +162,9 @@ func (r *record) check(name string) error {
 			return errors.New("no network")
 		}
 	}
+	if err := protocol.ValidateDNS(r.DNS); err != nil {
+		return err
+	}
 	return nil
 }
 

@@ -178,6 +178,9 @@ func (m *machine) obstacles() (notes []string) {
 		notes = append(notes, "this gateway offers no network, so that peers reach this machine only: -routes names the networks")
 	}
 	notes = append(notes, unapproved(m.options.Routes, m.answer.Offers)...)
+	if len(m.options.DNS) > 0 && !slices.ContainsFunc(m.answer.Offers.Approved(), func(p netip.Prefix) bool { return p.Bits() == 0 }) {
+		notes = append(notes, "the name servers of -dns are given to nobody until a default route is approved")
+	}
 	if m.stack != nil {
 		return notes
 	}

@@ -15,6 +15,7 @@ import (
 	"net/http"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -56,6 +57,8 @@ type Options struct {
 	Port      uint16 // UDP; 0 chooses one
 	// Routes are what a gateway offers.
 	Routes []netip.Prefix
+	// DNS are name servers for those whose default route leads to this gateway.
+	DNS []netip.Addr
 	RoutePolicy
 	// AcceptIncoming: a client lets in what nobody on its machine has asked for.
 	AcceptIncoming bool
@@ -298,8 +301,9 @@ func (n *node) apply(answer protocol.Sync) error {
 	}
 	if err == nil {
 		own, zone := zoneOf(answer)
-		n.names.Set(own, zone)
-		n.reach.Store(&reach{own: own, zone: zone, routes: routesOf(answer)})
+		resolvers := resolversOf(answer)
+		n.names.Set(own, zone, resolvers)
+		n.reach.Store(&reach{own: own, zone: zone, routes: routesOf(answer), resolvers: resolvers})
 	}
 	return err
 }
@@ -318,6 +322,23 @@ func (n *node) resume(own []netip.Prefix) {
 	for _, c := range list {
 		n.pipeline.ResumeFlow(c.Protocol, c.Local, c.Remote)
 	}
+}
+
+// resolversOf are the name servers of the gateway that has the default route. One that the tunnel does not lead to, as it is of the family
+// that there is no default route for, is left out.
+func resolversOf(answer protocol.Sync) (list []netip.Addr) {
+	if answer.Role != protocol.Client {
+		return nil // a gateway's machine is its own, and others ask through it
+	}
+	for i := range answer.Peers {
+		peer := &answer.Peers[i]
+		for _, a := range peer.DNS {
+			if slices.Contains(peer.AllowedIPs, everywhere(a.Is6())) && !slices.Contains(list, a) && len(list) < protocol.MaxDNS {
+				list = append(list, a)
+			}
+		}
+	}
+	return list
 }
 
 // zoneOf are this node's addresses, and those of nodes by name: of itself, and of its peers.

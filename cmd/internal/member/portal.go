@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net"
+	"net/netip"
 	"strings"
 	"sync"
 	"time"
@@ -27,7 +28,7 @@ type portalLink struct {
 	close    func() error
 }
 
-func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
+func newPortal(t protocol.Token, mark uint32, dns []netip.Addr) (*portalLink, error) {
 	cfg := t.SignalConfig()
 	cfg.Dialer = (&dialer{mark: mark, last: map[string]string{}}).dial
 	bus, err := signal.Connect(cfg)
@@ -37,6 +38,7 @@ func newPortal(t protocol.Token, mark uint32) (*portalLink, error) {
 	return &portalLink{
 		address: strings.Join(t.Portals, " "), signaler: bus, state: bus.State, counters: bus.Counters, changed: bus.Changed, check: bus.Check, close: bus.Close,
 		sync: func(ctx context.Context, q protocol.SyncRequest) (protocol.Sync, error) {
+			q.DNS = dns
 			return protocol.Ask(ctx, bus, q)
 		},
 	}, nil

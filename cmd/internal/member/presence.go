@@ -310,7 +310,7 @@ func (p *presence) newNode(token protocol.Token, failed context.CancelCauseFunc)
 	}
 	n := &node{options: o, settings: p.settings, logger: p.logger, failed: failed, signIn: p.state.Load, notes: p.notes}
 	var err error
-	if n.portal, err = newPortal(token, o.Mark); err != nil {
+	if n.portal, err = newPortal(token, o.Mark, o.DNS); err != nil {
 		return nil, err
 	}
 	return n, n.build()

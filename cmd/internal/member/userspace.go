@@ -10,6 +10,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync/atomic"
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/names"
@@ -78,9 +79,10 @@ func (p *presence) dial(ctx context.Context, host string, port uint16) (proxy.Co
 
 // reach is what the portal says of where the tunnel leads, frozen.
 type reach struct {
-	own    []netip.Addr
-	zone   names.Zone
-	routes []netip.Prefix
+	own       []netip.Addr
+	zone      names.Zone
+	routes    []netip.Prefix
+	resolvers []netip.Addr // that the tunnel leads to; none: the machine's
 }
 
 // dial connects by the tunnel, and by nothing else: what is not routed through it is refused.
@@ -89,7 +91,7 @@ func (n *node) dial(ctx context.Context, host string, port uint16) (proxy.Conn, 
 	if r == nil {
 		return nil, errors.New("the portal has not said yet where this tunnel leads")
 	}
-	found, err := r.resolve(ctx, host)
+	found, err := r.resolve(ctx, host, n.resolver(r))
 	if err != nil {
 		return nil, err
 	}
@@ -123,15 +125,30 @@ func (r *reach) leads(a netip.Addr) bool {
 	return protocol.Within(r.routes, netip.PrefixFrom(a, a.BitLen())) && !slices.Contains(r.own, a) && slices.ContainsFunc(r.own, func(own netip.Addr) bool { return own.Is4() == a.Is4() })
 }
 
-// resolve finds the addresses of a host, IPv4 first: the names of nodes from the portal, others as this machine does.
-func (r *reach) resolve(ctx context.Context, host string) ([]netip.Addr, error) {
+// resolver asks a gateway's name servers by the tunnel, or the machine's where there are none.
+func (n *node) resolver(r *reach) *net.Resolver {
+	if len(r.resolvers) == 0 {
+		return net.DefaultResolver
+	}
+	var next atomic.Uint32
+	return &net.Resolver{PreferGo: true, Dial: func(ctx context.Context, network, _ string) (net.Conn, error) {
+		at := netip.AddrPortFrom(r.resolvers[int(next.Add(1)-1)%len(r.resolvers)], 53)
+		if strings.HasPrefix(network, "udp") {
+			return n.stack.DialUDP(at)
+		}
+		return n.stack.DialTCP(ctx, at)
+	}}
+}
+
+// resolve finds the addresses of a host, IPv4 first: the names of nodes from the portal, others by a resolver.
+func (r *reach) resolve(ctx context.Context, host string, by *net.Resolver) ([]netip.Addr, error) {
 	if a, err := netip.ParseAddr(host); err == nil {
 		return []netip.Addr{a.Unmap().WithZone("")}, nil
 	}
 	addrs, inside, known := r.zone.Lookup(host)
 	if !inside {
 		var err error
-		addrs, err = net.DefaultResolver.LookupNetIP(ctx, "ip", host)
+		addrs, err = by.LookupNetIP(ctx, "ip", host)
 		var unresolved *net.DNSError
 		if known = err == nil; errors.As(err, &unresolved) && !unresolved.IsNotFound {
 			return nil, fmt.Errorf("%s: the name is not found out: %w", host, err)

@@ -48,6 +48,8 @@ type Config struct {
 type view struct {
 	own  []netip.Addr
 	zone Zone
+	// resolvers are asked for all other names, while a gateway's default route is used. None: the machine's own are.
+	resolvers []netip.AddrPort
 }
 
 // Names follows the portal. Run owns what has no other owner.
@@ -63,6 +65,7 @@ type Names struct {
 		owner   string
 		link    int
 		servers []netip.AddrPort
+		all     bool // it asks here for everything
 	}
 	told string
 }
@@ -75,9 +78,14 @@ func New(c Config) *Names {
 	return &Names{config: c, changed: make(chan struct{}, 1)}
 }
 
-// Set says what this node's own tunnel addresses are, and whose others. Any goroutine; it does not wait.
-func (n *Names) Set(own []netip.Addr, zone Zone) {
-	n.view.Store(&view{own, zone})
+// Set says what this node's own tunnel addresses are, whose others, and which name servers of a gateway are to be asked for all other names.
+// Any goroutine; it does not wait.
+func (n *Names) Set(own []netip.Addr, zone Zone, resolvers []netip.Addr) {
+	v := &view{own: own, zone: zone}
+	for _, a := range resolvers {
+		v.resolvers = append(v.resolvers, netip.AddrPortFrom(a, dnsPort))
+	}
+	n.view.Store(v)
 	select {
 	case n.changed <- struct{}{}:
 	default:
@@ -118,14 +126,22 @@ func (n *Names) Run(ctx context.Context) {
 func (n *Names) follow(ctx context.Context, v *view) (done string, err error) {
 	switch n.config.Mode {
 	case Hosts:
-		return "in " + n.config.File, newHosts(n.config.File, n.config.Interface).set(v.zone)
+		done = "in " + n.config.File
+		if len(v.resolvers) > 0 {
+			done += fmt.Sprintf("; the gateway's name servers (%v) are not used, since a hosts file has no place for them", v.resolvers)
+		}
+		return done, newHosts(n.config.File, n.config.Interface).set(v.zone)
 	case Serve:
 		if err := n.serve(v, false); err != nil {
 			return "", err
 		}
 		return fmt.Sprintf("at %v, for a resolver that is told so", n.server.at), nil
 	}
-	return "through systemd-resolved", n.resolve(ctx, v)
+	done = "through systemd-resolved"
+	if len(v.resolvers) > 0 {
+		done += fmt.Sprintf(", and all other names by the gateway's name servers (%v)", v.resolvers)
+	}
+	return done, n.resolve(ctx, v)
 }
 
 // serve has the server answer at the node's addresses.
@@ -134,7 +150,7 @@ func (n *Names) serve(v *view, anyPort bool) (err error) {
 		return nil
 	}
 	n.stopServer()
-	n.server, err = listen(v.own, anyPort, func() Zone { return n.view.Load().zone })
+	n.server, err = listen(v.own, anyPort, n.view.Load)
 	return err
 }
 
@@ -171,11 +187,11 @@ func (n *Names) resolve(ctx context.Context, v *view) (err error) {
 	if err != nil {
 		return err
 	}
-	if owner == n.set.owner && link.Index == n.set.link && slices.Equal(n.set.servers, n.server.at) {
+	if owner == n.set.owner && link.Index == n.set.link && slices.Equal(n.set.servers, n.server.at) && n.set.all == (len(v.resolvers) > 0) {
 		return nil
 	}
-	n.set.owner, n.set.link, n.set.servers = "", link.Index, n.server.at
-	if err := n.bus.set(ctx, link.Index, n.server.at); err != nil {
+	n.set.owner, n.set.link, n.set.servers, n.set.all = "", link.Index, n.server.at, len(v.resolvers) > 0
+	if err := n.bus.set(ctx, link.Index, n.server.at, n.set.all); err != nil {
 		return err
 	}
 	n.set.owner = owner

@@ -107,8 +107,8 @@ type linkDomain struct {
 // Address families of Linux, which is where there is systemd.
 const afInet, afInet6 = 2, 10
 
-// set has what is below Domain asked at the servers, over a link, and nothing else.
-func (r *resolved) set(ctx context.Context, link int, servers []netip.AddrPort) error {
+// set has what is below Domain asked at the servers, over a link, and nothing else; or everything, in place of all other links' servers.
+func (r *resolved) set(ctx context.Context, link int, servers []netip.AddrPort, all bool) error {
 	ctx, stop := context.WithTimeout(ctx, callLimit)
 	defer stop()
 	var ports []linkServer
@@ -124,7 +124,11 @@ func (r *resolved) set(ctx context.Context, link int, servers []netip.AddrPort) 
 		}
 	}
 	// The domain comes first: a link with servers and no domain is asked for everything.
-	err := r.call(ctx, "SetLinkDomains", int32(link), []linkDomain{{Domain, true}})
+	domains := []linkDomain{{Domain, true}}
+	if all {
+		domains = append(domains, linkDomain{".", true})
+	}
+	err := r.call(ctx, "SetLinkDomains", int32(link), domains)
 	switch {
 	case err != nil:
 	case len(plain) == len(ports):

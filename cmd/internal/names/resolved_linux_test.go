@@ -154,7 +154,7 @@ func run(t *testing.T, mode string, own netip.Addr) (n *Names, end func()) {
 	ctx, stop := context.WithCancel(context.Background())
 	ended := make(chan struct{})
 	go func() { defer close(ended); n.Run(ctx) }()
-	n.Set([]netip.Addr{own}, testZone)
+	n.Set([]netip.Addr{own}, testZone, nil)
 	end = func() { stop(); <-ended }
 	t.Cleanup(end)
 	return n, end
@@ -192,6 +192,15 @@ func TestResolved(t *testing.T) {
 	if got := addresses(m); !ok || !slices.Equal(got, []netip.Addr{gate4}) {
 		t.Errorf("the answer is %v (%v), want %v", got, ok, gate4)
 	}
+	n.Set([]netip.Addr{own}, testZone, []netip.Addr{netip.MustParseAddr("192.0.2.53")})
+	await(t, "all names are asked for here", func() bool {
+		return slices.Contains(first.said(), fmt.Sprintf("SetLinkDomains %d [{sluice true} {. true}]", lo.Index))
+	})
+	asked := len(first.said())
+	n.Set([]netip.Addr{own}, testZone, nil)
+	await(t, "and then no more", func() bool {
+		return slices.Contains(first.said()[asked:], fmt.Sprintf("SetLinkDomains %d [{sluice true}]", lo.Index))
+	})
 	first.conn.Close()
 	await(t, "the note says that it is away", func() bool { return strings.Contains(n.Note(), errAbsent.Error()) })
 	second := newFakeResolved(t, address, false)

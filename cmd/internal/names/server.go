@@ -2,6 +2,7 @@ package names
 
 import (
 	"errors"
+	"io"
 	"net"
 	"net/netip"
 	"slices"
@@ -13,18 +14,20 @@ import (
 // dnsPort is where clients look for a name server by themselves.
 const dnsPort = 53
 
-// server answers questions of this machine by UDP at the node's own tunnel addresses. Its methods belong to one goroutine.
+// server answers questions of this machine at the node's own tunnel addresses, by UDP, and by TCP where answers may be long. Its methods
+// belong to one goroutine.
 type server struct {
 	own    []netip.Addr     // asked for
 	at     []netip.AddrPort // where it answers
-	conns  []*net.UDPConn
+	conns  []io.Closer
 	served sync.WaitGroup
+	relay  *relay
 }
 
 // listen begins to answer from the zone of the time. Where port 53 is taken, or not for this user, it takes another one if anyPort, as
 // systemd-resolved can be told that. An address that cannot be used (a system without IPv6) is left out, unless all are.
-func listen(own []netip.Addr, anyPort bool, zone func() Zone) (*server, error) {
-	s := &server{own: own}
+func listen(own []netip.Addr, anyPort bool, view func() *view) (*server, error) {
+	s := &server{own: own, relay: newRelay(view)}
 	var failed error
 	for _, a := range own {
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, dnsPort)))
@@ -38,7 +41,11 @@ func listen(own []netip.Addr, anyPort bool, zone func() Zone) (*server, error) {
 		at := conn.LocalAddr().(*net.UDPAddr).AddrPort()
 		s.at = append(s.at, netip.AddrPortFrom(at.Addr().Unmap(), at.Port()))
 		s.conns = append(s.conns, conn)
-		s.served.Go(func() { serve(conn, own, zone) })
+		s.served.Go(func() { s.serve(conn, view) })
+		if l, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at)); err == nil { // else there are short answers
+			s.conns = append(s.conns, l)
+			s.served.Go(func() { s.relay.accept(l, own) })
+		}
 	}
 	if len(s.conns) == 0 {
 		return nil, failed
@@ -48,7 +55,7 @@ func listen(own []netip.Addr, anyPort bool, zone func() Zone) (*server, error) {
 
 // serve answers until the socket is closed. Peers may send to it too: only what comes from this machine, whose packets to itself have one
 // of these addresses as their source, gets an answer.
-func serve(conn *net.UDPConn, own []netip.Addr, zone func() Zone) {
+func (s *server) serve(conn *net.UDPConn, view func() *view) {
 	buffer := make([]byte, mostQuery+1)
 	for {
 		n, from, err := conn.ReadFromUDPAddrPort(buffer)
@@ -58,10 +65,15 @@ func serve(conn *net.UDPConn, own []netip.Addr, zone func() Zone) {
 		case err != nil: // of an earlier answer, or of memory
 			time.Sleep(10 * time.Millisecond)
 			continue
-		case n > mostQuery || !slices.Contains(own, from.Addr().Unmap()):
+		case n > mostQuery || !slices.Contains(s.own, from.Addr().Unmap()):
 			continue
 		}
-		if answer := zone().Answer(buffer[:n]); answer != nil {
+		v := view()
+		if len(v.resolvers) > 0 && v.zone.outside(buffer[:n]) {
+			s.relay.datagram(conn, from, slices.Clone(buffer[:n]))
+			continue
+		}
+		if answer := v.zone.Answer(buffer[:n]); answer != nil {
 			_, _ = conn.WriteToUDPAddrPort(answer, from) // who asks asks again
 		}
 	}
@@ -72,4 +84,5 @@ func (s *server) close() {
 		c.Close()
 	}
 	s.served.Wait()
+	s.relay.close() // now nobody begins a task any more
 }

@@ -36,6 +36,16 @@ func (z Zone) Lookup(name string) (addrs []netip.Addr, inside, known bool) {
 	return addrs, true, known
 }
 
+// outside tells whether a query is a good one, for a name that is none of the zone's.
+func (z Zone) outside(query []byte) bool {
+	q, code, ok := parse(query)
+	if !ok || code != dnsmessage.RCodeSuccess {
+		return false
+	}
+	_, inside, _ := z.Lookup(q.asked.Name.String())
+	return !inside
+}
+
 // question is what there is to answer in a query.
 type question struct {
 	header dnsmessage.Header

@@ -60,6 +60,7 @@ type SyncRequest struct {
 	Identity  Identity       `json:"identity"`   // who says so
 	Signature Signature      `json:"signature"`  // see SignKey
 	Routes    []netip.Prefix `json:"routes,omitempty"`
+	DNS       []netip.Addr   `json:"dns,omitempty"`   // name servers that go with a default route among Routes
 	Known     uint64         `json:"known,omitempty"` // 0: answer now
 	Program   string         `json:"program,omitempty"`
 	Via       netip.Addr     `json:"via,omitzero"` // where the node has reached the portal
@@ -95,6 +96,7 @@ type Peer struct {
 	Signature    Signature      `json:"signature,omitzero"` // see Signed
 	PresharedKey Key            `json:"preshared_key"`
 	AllowedIPs   []netip.Prefix `json:"allowed_ips"`
+	DNS          []netip.Addr   `json:"dns,omitempty"` // name servers to use while a default route leads to it
 	Online       bool           `json:"online"`
 }
 
@@ -112,6 +114,7 @@ const (
 	MaxRoutes     = 64
 	MaxPeers      = 4096
 	MaxRelays     = 8
+	MaxDNS        = 3
 	MaxLease      = 30 * 24 * time.Hour
 	maxAllowedIPs = MaxRoutes + 4
 	MaxRefusal    = 2 * maxText // bytes
@@ -127,6 +130,9 @@ func (r *SyncRequest) Validate() error {
 		return errors.New("the program's name is too long, or not one line")
 	}
 	if err := ValidateRoutes(r.Routes); err != nil {
+		return err
+	}
+	if err := ValidateDNS(r.DNS); err != nil {
 		return err
 	}
 	if r.Identity == (Identity{}) || r.Signature == (Signature{}) {
@@ -147,6 +153,19 @@ func ValidateRoutes(routes []netip.Prefix) error {
 		}
 	}
 	return validatePrefixes(routes, MaxRoutes)
+}
+
+// ValidateDNS checks the name servers of a gateway. Errors are for whoever chose them.
+func ValidateDNS(list []netip.Addr) error {
+	if len(list) > MaxDNS {
+		return fmt.Errorf("%d name servers are more than the %d that one gateway may name", len(list), MaxDNS)
+	}
+	for _, a := range list {
+		if !a.IsValid() || a.Is4In6() || a.Zone() != "" || a.IsUnspecified() || a.IsLoopback() || a.IsMulticast() || a.IsLinkLocalUnicast() {
+			return fmt.Errorf("%v is no name server that others can reach", a)
+		}
+	}
+	return nil
 }
 
 // printable reports whether text is one line of at most most bytes that a terminal may show.
@@ -226,6 +245,9 @@ func (s *Sync) validateAddresses() error {
 func (p *Peer) validate() error {
 	if !signal.ValidName(p.Name) || p.Role != Client && p.Role != Gateway {
 		return errors.New("a peer of invalid name or role")
+	}
+	if err := ValidateDNS(p.DNS); err != nil {
+		return err
 	}
 	return validatePrefixes(p.AllowedIPs, maxAllowedIPs)
 }
