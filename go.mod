@@ -19,7 +19,6 @@ require (
 	github.com/pion/ice/v2 v2.3.38
 	github.com/pion/logging v0.2.4
 	github.com/pion/stun v0.6.1
-	github.com/pion/stun/v3 v3.1.7
 	github.com/pion/stun/v4 v4.0.1
 	github.com/pion/transport/v2 v2.2.10
 	github.com/pion/turn/v5 v5.1.2
@@ -59,7 +58,6 @@ require (
 	github.com/pion/dtls/v3 v3.1.9 // indirect
 	github.com/pion/mdns v0.0.12 // indirect
 	github.com/pion/randutil v0.1.0 // indirect
-	github.com/pion/transport/v4 v4.1.0 // indirect
 	github.com/pion/transport/v5 v5.0.0 // indirect
 	github.com/pion/turn/v2 v2.1.3 // indirect
 	github.com/prometheus/client_model v0.6.3 // indirect

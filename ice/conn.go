@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"sync"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // errNotSTUN is what pion gets if it sends anything else.
@@ -67,7 +69,8 @@ func (c *conn) ReadFrom(b []byte) (int, net.Addr, error) {
 // error, as a lost datagram is none.
 func (c *conn) WriteTo(b []byte, addr net.Addr) (int, error) {
 	to, ok := unmapped(addr)
-	if !ok || len(b) < stunHeader || b[0] > 1 {
+	h, isSTUN := stun.ParseHeader(b)
+	if !ok || !isSTUN || h.Method != stun.Binding {
 		return 0, errNotSTUN
 	}
 	select {
@@ -75,26 +78,36 @@ func (c *conn) WriteTo(b []byte, addr net.Addr) (int, error) {
 		return 0, io.ErrClosedPipe
 	default:
 	}
-	c.write(to, b)
+	c.write(to, h.Class, b)
 	return len(b), nil
 }
 
-// write sends or queues one STUN message of the agent.
-func (c *conn) write(to netip.AddrPort, b []byte) {
+// write sends or queues one STUN message of the agent. No lock may be held.
+func (c *conn) write(to netip.AddrPort, class stun.Class, b []byte) {
 	switch {
 	case !c.mux.rules.allow(to.Addr()) || to.Port() == 0 || to.Addr().Is4() != c.local.Addr().Is4():
 		c.mux.counters.drop(dropDestination)
-	case b[0] != 0 || b[1] != 1:
+	case class != stun.Request:
 		c.mux.counters.AnswersSent.Add(1)
 		c.send(to, b)
 	case !c.leads(to):
 		c.mux.counters.drop(dropInterface)
-	default: // a Binding request
+	default:
 		if c.over != nil && nominates(b) {
 			c.bind(c.mux.actual(c, to)) // so that there is a channel by the time that the pair is selected
 		}
 		c.mux.check(c, to, b)
 	}
+}
+
+// refuse answers an authentic check that has attributes which must be understood and are not, as nobody does who speaks ICE: "the server
+// replies with an error response with an error code of 420 (Unknown Attribute)" (RFC 8489, section 6.3.1). No lock may be held.
+func (c *conn) refuse(to netip.AddrPort, msg *stun.Message) {
+	w := stun.Build(nil, stun.Error, stun.Binding, msg.ID)
+	w.Unknown(msg)
+	w.Sign(c.member.key)
+	w.Fingerprint()
+	c.write(to, stun.Error, w.Bytes())
 }
 
 // leads tells whether a check may leave: one whose way is through another interface than its address is of would open a mapping of

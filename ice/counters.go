@@ -3,13 +3,14 @@ package ice
 import (
 	"sync/atomic"
 
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline/count"
 )
 
 // dropReason names why a datagram went no further. Each is a counter; nothing is logged for a datagram.
 type dropReason uint8
 
-// The drop reasons, in packet order: validate, the mux, checks on their way out. dropTable says what each means.
+// The drop reasons, in packet order: the check, the mux, checks on their way out. dropTable says what each means.
 const (
 	dropNone dropReason = iota
 	dropNotSTUN
@@ -42,7 +43,7 @@ const (
 // dropTable declares the counters of drops: the reason, which drop_ice_ begins the name of, and what it means.
 var dropTable = [dropReasons]struct{ reason, help string }{
 	dropNotSTUN:          {"not_stun", "No STUN header."},
-	dropMalformed:        {"malformed", "STUN of a form that we do not take, see validate."},
+	dropMalformed:        {"malformed", "STUN of a form that we do not take."},
 	dropNotBinding:       {"not_binding", "Another method than Binding."},
 	dropUnknownAttribute: {"unknown_attribute", "An attribute that had to be understood."},
 	dropFingerprint:      {"fingerprint", "FINGERPRINT is wrong."},
@@ -64,6 +65,13 @@ var dropTable = [dropReasons]struct{ reason, help string }{
 	dropChecksFull:       {"checks_full", "Too many pairs of one agent wait to be checked."},
 	dropTransactionsFull: {"transactions_full", "Too many requests of one agent are unanswered."},
 	dropSendFailed:       {"send_failed", "The socket refused it."},
+}
+
+// dropOf names what the check of a message has found.
+var dropOf = [stun.DropCount]dropReason{
+	stun.DropNotSTUN: dropNotSTUN, stun.DropLength: dropMalformed, stun.DropMethod: dropNotBinding, stun.DropRequest: dropMalformed,
+	stun.DropIndication: dropIndication, stun.DropAttribute: dropMalformed, stun.DropOrder: dropMalformed, stun.DropUnknown: dropUnknownAttribute,
+	stun.DropAddress: dropMalformed, stun.DropValue: dropMalformed, stun.DropFingerprint: dropFingerprint, stun.DropIncomplete: dropMalformed,
 }
 
 // counters counts what the mux did. Written and read by any goroutine.

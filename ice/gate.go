@@ -2,7 +2,8 @@ package ice
 
 import (
 	"net/netip"
-	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // Gate joins what one agent exchanges over relays to the mux, which does with it what it does with datagrams of its own
@@ -34,11 +35,12 @@ type Relayed struct{ conn *conn }
 // Send takes a datagram from the agent to a peer, borrowed: an answer is sent at once, a check when its turn comes, unless
 // that is never. What is not STUN, or goes where no check may go, is dropped.
 func (r *Relayed) Send(to netip.AddrPort, data []byte) {
-	if len(data) < stunHeader || data[0] > 1 {
+	h, ok := stun.ParseHeader(data)
+	if !ok || h.Method != stun.Binding {
 		r.conn.mux.counters.drop(dropNotSTUN)
 		return
 	}
-	r.conn.write(to, data)
+	r.conn.write(to, h.Class, data)
 }
 
 // Bound notes that there is a channel to an address for which bind was called. No lock may be held.
@@ -47,33 +49,33 @@ func (r *Relayed) Bound() {
 	r.conn.mux.channelBound(r.conn.member)
 }
 
-// Receive tells whether pion may see what came from a peer over the relay: an authentic check for this agent, or the answer
+// Receive tells whether pion may see a message that came from a peer over the relay: an authentic check for this agent, or the answer
 // to one that it sent this way. known is the address that pion knows the peer by. Of what may be for another agent nothing is counted;
-// data is borrowed until it returns.
-func (r *Relayed) Receive(from netip.AddrPort, data []byte) (known netip.AddrPort, ok bool) {
-	known, why := r.judge(from, data)
+// msg, which has passed its check as one to a peer, is borrowed until it returns.
+func (r *Relayed) Receive(from netip.AddrPort, msg *stun.Message) (known netip.AddrPort, ok bool) {
+	known, why := r.judge(from, msg)
+	if why == dropUnknownAttribute {
+		r.conn.refuse(known, msg)
+	}
 	if why != dropNone && why != dropTaken && why != dropUnknownUsername && why != dropTransaction {
 		r.conn.mux.counters.drop(why)
 	}
 	return known, why == dropNone
 }
 
-func (r *Relayed) judge(from netip.AddrPort, data []byte) (known netip.AddrPort, _ dropReason) {
-	msg, why := validate(data)
-	switch {
-	case why != dropNone:
-		return known, why
-	case impossible(from):
+// Refused counts what came from a peer over the relay and has not passed its check.
+func (r *Relayed) Refused(why stun.Drop) { r.conn.mux.counters.drop(dropOf[why]) }
+
+func (r *Relayed) judge(from netip.AddrPort, msg *stun.Message) (known netip.AddrPort, _ dropReason) {
+	if impossible(from) {
 		return known, dropSource
-	case msg.class == classIndication:
-		return known, dropIndication
 	}
 	m, a := r.conn.mux, r.conn.member
-	if msg.class == classRequest {
-		if string(msg.recipient()) != a.ufrag {
+	if msg.Class == stun.Request {
+		if string(msg.Recipient()) != a.ufrag {
 			return known, dropUnknownUsername
 		}
-		if !msg.authentic(a.password) {
+		if !a.key.Authentic(msg) {
 			return known, dropUnauthentic
 		}
 	}
@@ -82,24 +84,18 @@ func (r *Relayed) judge(from netip.AddrPort, data []byte) (known netip.AddrPort,
 	if a.removed {
 		return known, dropUnknownUsername
 	}
-	if msg.class == classRequest {
-		if !msg.nominate { // as in Mux.request
-			m.heardFrom(r.conn, from, time.Now())
-		} else {
-			r.conn.bind(from)
-		}
-		known = a.known(r.conn, from)
-		return known, m.heard(r.conn, known)
+	if msg.Class == stun.Request {
+		return m.requested(r.conn, from, msg)
 	}
-	t := m.transactions[msg.id]
+	t := m.transactions[msg.ID]
 	if t == nil || t.conn != r.conn {
 		return known, dropTransaction
 	}
 	if t.trial != nil {
-		if why := m.answerTrial(t, &msg, from); why != dropNone {
+		if why := m.answerTrial(t, msg, from); why != dropNone {
 			return known, why
 		}
 		return known, dropTaken
 	}
-	return a.known(r.conn, from), m.settle(t, &msg)
+	return a.known(r.conn, from), m.settle(t, msg)
 }

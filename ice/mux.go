@@ -9,6 +9,7 @@ import (
 	"sync/atomic"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline"
 )
 
@@ -50,38 +51,40 @@ type Mux struct {
 	mu           sync.Mutex // a leaf; guards all below, the members' maps and queues included
 	closed       bool
 	members      map[string]*member // by local ufrag
-	transactions map[transactionID]*transaction
+	transactions map[stun.ID]*transaction
 	buckets      buckets
 	timers       sync.WaitGroup // members' timers that are armed or run, and trials
 }
 
 // member is what the mux knows of one agent.
 type member struct {
-	ufrag, password string // frozen
-	heard           func() // frozen; called under the lock
-	bound           func() // frozen; see Relayed.Bound
-	share           *Share // frozen
-	conns           map[netip.Addr]*conn
-	relayed         map[netip.AddrPort]*conn // by the relayed address
-	remotes         map[netip.AddrPort]*remote
-	queue           []*check
-	next            time.Time // earliest time of the next check
-	timer           *time.Timer
-	sent            []*transaction // in the order they were sent
-	removed         bool
-	peer            Credentials // zero: not known yet
-	controlling     bool
-	tieBreaker      uint64 // frozen; of the mux's own checks
-	roam            roam
-	lastSeen        time.Time
-	roundTrip       time.Duration // as measured then
-	measured        time.Time
-	trips           trips
+	ufrag       string    // frozen
+	key         *stun.Key // frozen; of the agent's password
+	heard       func()    // frozen; called under the lock
+	bound       func()    // frozen; see Relayed.Bound
+	share       *Share    // frozen
+	conns       map[netip.Addr]*conn
+	relayed     map[netip.AddrPort]*conn // by the relayed address
+	remotes     map[netip.AddrPort]*remote
+	queue       []*check
+	next        time.Time // earliest time of the next check
+	timer       *time.Timer
+	sent        []*transaction // in the order they were sent
+	removed     bool
+	peer        Credentials // zero: not known yet
+	peerKey     *stun.Key   // of the peer's password
+	controlling bool
+	tieBreaker  uint64 // frozen; of the mux's own checks
+	roam        roam
+	lastSeen    time.Time
+	roundTrip   time.Duration // as measured then
+	measured    time.Time
+	trips       trips
 }
 
 // transaction is a check that is on its way.
 type transaction struct {
-	id     transactionID
+	id     stun.ID
 	conn   *conn
 	remote netip.AddrPort
 	sent   time.Time
@@ -92,7 +95,7 @@ type transaction struct {
 func NewMux(cfg MuxConfig) *Mux {
 	m := &Mux{
 		sender: cfg.Sender, addresses: cfg.Addresses, leads: cfg.Leads, rules: rules{tunnel: cfg.Tunnel, loopback: cfg.Loopback},
-		starts: make(chan struct{}, maxStarting), members: map[string]*member{}, transactions: map[transactionID]*transaction{},
+		starts: make(chan struct{}, maxStarting), members: map[string]*member{}, transactions: map[stun.ID]*transaction{},
 	}
 	if m.leads == nil {
 		m.leads = func(netip.Addr, netip.Addr) bool { return true }
@@ -103,19 +106,16 @@ func NewMux(cfg MuxConfig) *Mux {
 // Receive takes a datagram that the pipeline found not to be WireGuard and that came from no TURN server of ours. It
 // never blocks; Data is borrowed until it returns. What is dropped is counted and costs no allocation.
 func (m *Mux) Receive(s pipeline.Stray) {
-	msg, why := validate(s.Data)
-	if why == dropNone && impossible(s.Src) {
+	var msg stun.Message
+	why := dropOf[msg.Parse(s.Data, stun.Peer)]
+	switch {
+	case why != dropNone:
+	case impossible(s.Src):
 		why = dropSource
-	}
-	if why == dropNone {
-		switch msg.class {
-		case classRequest:
-			why = m.request(&s, &msg)
-		case classSuccess, classError:
-			why = m.answer(&s, &msg)
-		default:
-			why = dropIndication
-		}
+	case msg.Class == stun.Request:
+		why = m.request(&s, &msg)
+	default:
+		why = m.answer(&s, &msg)
 	}
 	if why != dropNone {
 		m.counters.drop(why)
@@ -125,11 +125,8 @@ func (m *Mux) Receive(s pipeline.Stray) {
 // Probed takes a datagram if it answers a question of the prober, and says whether it did. TURN servers answer those too.
 func (m *Mux) Probed(s pipeline.Stray) bool {
 	p := m.prober.Load()
-	if p == nil {
-		return false
-	}
-	msg, why := validate(s.Data)
-	return why == dropNone && (msg.class == classSuccess || msg.class == classError) && p.answer(&s, &msg)
+	h, ok := stun.ParseHeader(s.Data)
+	return p != nil && ok && p.answer(&s, h.ID)
 }
 
 // impossible tells whether nobody can have this address.
@@ -138,31 +135,46 @@ func impossible(a netip.AddrPort) bool {
 }
 
 // request gives a check to the agent that USERNAME names, if it is authentic.
-func (m *Mux) request(s *pipeline.Stray, msg *message) dropReason {
-	name := msg.recipient()
+func (m *Mux) request(s *pipeline.Stray, msg *stun.Message) dropReason {
+	name := msg.Recipient()
 	m.mu.Lock()
 	a := m.members[string(name)]
 	m.mu.Unlock()
 	if a == nil {
 		return dropUnknownUsername
 	}
-	if !msg.authentic(a.password) {
+	if !a.key.Authentic(msg) {
 		return dropUnauthentic
 	}
 	m.mu.Lock()
-	defer m.mu.Unlock()
 	c := a.at(s.Dst, s.Src.Addr().Is4())
 	if c == nil {
+		m.mu.Unlock()
 		return dropLocalAddress
 	}
-	if !msg.nominate { // else ICE moves there by itself
-		m.heardFrom(c, s.Src, time.Now())
+	from, why := m.requested(c, s.Src, msg)
+	if why == dropNone {
+		why = c.deliver(s.Data, from)
 	}
-	from := a.known(c, s.Src)
-	if why := m.heard(c, from); why != dropNone {
-		return why
+	m.mu.Unlock()
+	if why == dropUnknownAttribute {
+		c.refuse(from, msg)
 	}
-	return c.deliver(s.Data, from)
+	return why
+}
+
+// requested notes an authentic request that came to a conn, and tells whom pion knows it by. The lock is held.
+func (m *Mux) requested(c *conn, src netip.AddrPort, msg *stun.Message) (known netip.AddrPort, _ dropReason) {
+	known = c.member.known(c, src)
+	switch {
+	case msg.Unknown():
+		return known, dropUnknownAttribute // which is to be answered, see conn.refuse
+	case !msg.Has(stun.UseCandidate): // else ICE moves there by itself
+		m.heardFrom(c, src, time.Now())
+	case c.over != nil:
+		c.bind(src)
+	}
+	return known, m.heard(c, known)
 }
 
 // heard notes an authentic request that came to an agent's conn. The lock is held.
@@ -196,14 +208,11 @@ func (a *member) at(local netip.Addr, is4 bool) *conn {
 	return first
 }
 
-// answer gives an answer to the prober or to the agent that asked.
-func (m *Mux) answer(s *pipeline.Stray, msg *message) dropReason {
-	if p := m.prober.Load(); p != nil && p.answer(s, msg) {
-		return dropNone
-	}
+// answer gives an answer to the agent that asked.
+func (m *Mux) answer(s *pipeline.Stray, msg *stun.Message) dropReason {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	t := m.transactions[msg.id]
+	t := m.transactions[msg.ID]
 	if t == nil || t.conn.over != nil {
 		return dropTransaction
 	}
@@ -217,9 +226,9 @@ func (m *Mux) answer(s *pipeline.Stray, msg *message) dropReason {
 }
 
 // settle notes the answer to a check. The lock is held.
-func (m *Mux) settle(t *transaction, msg *message) dropReason {
-	delete(m.transactions, msg.id)
-	if msg.class == classError {
+func (m *Mux) settle(t *transaction, msg *stun.Message) dropReason {
+	delete(m.transactions, msg.ID)
+	if msg.Class == stun.Error {
 		return dropErrorResponse
 	}
 	a, now := t.conn.member, time.Now()
@@ -248,7 +257,7 @@ func (m *Mux) add(ufrag, password string, share *Share, heard, bound func()) (*m
 		return nil, errors.New("ice: ufrag in use")
 	}
 	a := &member{
-		ufrag: ufrag, password: password, share: share, heard: heard, bound: bound, conns: map[netip.Addr]*conn{}, relayed: map[netip.AddrPort]*conn{},
+		ufrag: ufrag, key: stun.ShortTerm(password), share: share, heard: heard, bound: bound, conns: map[netip.Addr]*conn{}, relayed: map[netip.AddrPort]*conn{},
 		remotes:    map[netip.AddrPort]*remote{},
 		tieBreaker: rand.Uint64(),
 	}

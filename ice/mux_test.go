@@ -1,7 +1,9 @@
 package ice
 
 import (
+	"errors"
 	"math/rand/v2"
+	"net"
 	"net/netip"
 	"strings"
 	"sync"
@@ -10,8 +12,9 @@ import (
 	"time"
 
 	pion "github.com/pion/ice/v2"
-	"github.com/pion/stun"
+	witness "github.com/pion/stun"
 
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
@@ -74,7 +77,7 @@ func TestReceiveDrops(t *testing.T) {
 			{"noise", pipeline.Stray{Data: []byte("noise"), Src: src}, dropNotSTUN},
 			{"nothing", pipeline.Stray{Src: src}, dropNotSTUN},
 			{"indication", pipeline.Stray{Data: build(0x0011), Src: src}, dropIndication},
-			{"answer to nothing", pipeline.Stray{Data: pionAnswer(t, transactionID{1}, src), Src: src}, dropTransaction},
+			{"answer to nothing", pipeline.Stray{Data: pionAnswer(t, stun.ID{1}, src), Src: src}, dropTransaction},
 			{"no source", pipeline.Stray{Data: request, Src: nobody, Dst: aliceAddr}, dropSource},
 			{"port 0", pipeline.Stray{Data: request, Src: netip.AddrPortFrom(src.Addr(), 0), Dst: aliceAddr}, dropSource},
 			{"multicast", pipeline.Stray{Data: request, Src: netip.MustParseAddrPort("224.0.0.1:7"), Dst: aliceAddr}, dropSource},
@@ -126,7 +129,7 @@ func TestReceiveAllocates(t *testing.T) {
 	m := NewMux(MuxConfig{Sender: newSink()})
 	src := netip.MustParseAddrPort("192.0.2.9:7")
 	for name, data := range map[string][]byte{
-		"noise": []byte("noise"), "answer": pionAnswer(t, transactionID{1}, src), "request": pionCheck(t, "nobody", testPassword),
+		"noise": []byte("noise"), "answer": pionAnswer(t, stun.ID{1}, src), "request": pionCheck(t, "nobody", testPassword),
 	} {
 		if n := testing.AllocsPerRun(100, func() { m.Receive(pipeline.Stray{Data: data, Src: src, Dst: aliceAddr}) }); n != 0 {
 			t.Errorf("%s: %v allocations", name, n)
@@ -306,7 +309,7 @@ func TestDestinations(t *testing.T) {
 	}
 	local := netip.MustParseAddrPort("10.0.0.1:51820")
 	c := newConn(m, m.members["ufrag"], local)
-	request := stun.MustBuild(stun.TransactionID, stun.BindingRequest).Raw
+	request := witness.MustBuild(witness.TransactionID, witness.BindingRequest).Raw
 	bad := []string{"127.0.0.1:7", "0.0.0.0:7", "224.0.0.1:7", "255.255.255.255:7", "192.0.2.1:0", "[2001:db8::1]:7"}
 	for i, to := range bad {
 		if n, err := c.WriteTo(request, udpAddr(to)); n != len(request) || err != nil {
@@ -320,4 +323,50 @@ func TestDestinations(t *testing.T) {
 		t.Error("a refused destination is remembered")
 	}
 	m.Close()
+}
+
+// TestUnknownAttribute: of a check with attributes that must be understood and are not "the server replies with an error response with an
+// error code of 420 (Unknown Attribute) and includes an UNKNOWN-ATTRIBUTES attribute in the response that lists the unknown
+// comprehension-required attributes" (RFC 8489, section 6.3.1), over sockets of both families and over a relay, once it is authentic.
+func TestUnknownAttribute(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		out := newSink()
+		m := NewMux(MuxConfig{Sender: out})
+		a, err := m.add("ufrag", testPassword, new(Share), func() {}, func() {})
+		if err != nil {
+			t.Fatal(err)
+		}
+		var answers []udp.Run
+		relay := (&Gate{m, a}).Open(netip.MustParseAddrPort("192.0.2.1:50000"), func(to netip.AddrPort, data []byte) {
+			answers = append(answers, udp.Run{Dst: to, Data: data})
+		}, func(netip.AddrPort) { t.Error("a channel was bound") })
+		unknown := []witness.Setter{witness.RawAttribute{Type: 0x7ABC, Value: []byte("x")}, witness.RawAttribute{Type: witness.AttrLifetime, Value: make([]byte, 4)}}
+		for local, src := range map[netip.Addr]netip.AddrPort{
+			aliceAddr: netip.MustParseAddrPort("192.0.2.9:7"), alice6: netip.MustParseAddrPort("[2001:db8::9]:7"),
+		} {
+			if _, err := m.GetConn("ufrag", net.UDPAddrFromAddrPort(netip.AddrPortFrom(local, out.LocalPort()))); err != nil {
+				t.Fatal(err)
+			}
+			m.Receive(pipeline.Stray{Data: pionCheck(t, "ufrag", testPassword+"x", unknown...), Src: src, Dst: local})
+			m.Receive(pipeline.Stray{Data: pionCheck(t, "ufrag", testPassword, unknown...), Src: src, Dst: local})
+			answers = append(answers, <-out.runs)
+		}
+		before := len(answers)
+		if passes(relay, netip.MustParseAddrPort("192.0.2.9:8"), pionCheck(t, "ufrag", testPassword, unknown...)) || len(answers) != before+1 {
+			t.Errorf("over a relay: passed, or %d answers, want 1", len(answers)-before)
+		}
+		for _, answer := range answers {
+			pion := witness.Message{Raw: answer.Data}
+			var code witness.ErrorCodeAttribute
+			list := stun.Find(answer.Data, stun.UnknownAttributes) // pion v0.6.1 takes four bytes for each
+			err := errors.Join(pion.Decode(), code.GetFrom(&pion), witness.NewShortTermIntegrity(testPassword).Check(&pion), witness.Fingerprint.Check(&pion))
+			if err != nil || code.Code != 420 || string(list) != "\x7A\xBC\x00\x0D" {
+				t.Errorf("to %v: code %d, unknown %x (%v)", answer.Dst, code.Code, list, err)
+			}
+		}
+		if n, heard := drops(m, dropUnknownAttribute), m.counters.Requests.Load(); n != 3 || heard != 0 || drops(m, dropUnauthentic) != 2 || len(out.runs) != 0 {
+			t.Errorf("%d dropped, want 3; %d taken; %d unauthentic, want 2; %d more sent", n, heard, drops(m, dropUnauthentic), len(out.runs))
+		}
+		m.Close()
+	})
 }

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"slices"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // The pacing of checks. pion sends a check for every open pair at every tick of 50 ms, to addresses that the peer named.
@@ -230,8 +232,8 @@ func (m *Mux) book(k *check, now time.Time) bool {
 	p := r.pair(k.conn.local.Addr())
 	p.last, p.triggered = now, false
 	a.next = now.Add(checkPace)
-	t := &transaction{conn: k.conn, remote: k.remote, sent: now}
-	copy(t.id[:], k.data[8:stunHeader])
+	h, _ := stun.ParseHeader(k.data) // conn.write was given it
+	t := &transaction{id: h.ID, conn: k.conn, remote: k.remote, sent: now}
 	m.transactions[t.id] = t
 	a.sent = append(a.sent, t)
 	m.counters.ChecksSent.Add(1)
@@ -251,10 +253,7 @@ func (m *Mux) expire(a *member, now time.Time) {
 }
 
 // nominates tells whether a request of pion has USE-CANDIDATE.
-func nominates(b []byte) bool {
-	m, why := validate(b)
-	return why == dropNone && m.nominate
-}
+func nominates(b []byte) bool { return stun.Find(b, stun.UseCandidate) != nil }
 
 // bucket is a token bucket.
 type bucket struct {

@@ -4,8 +4,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/pion/ice/v2"
-	"github.com/pion/stun"
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // This file follows a peer that a NAT maps anew while its agent is in use. Who is behind that NAT sees nothing of it: its checks are
@@ -60,7 +59,7 @@ type trial struct {
 	took     time.Duration // how long that answer did
 	channel  bool          // nothing more is to be done to send to the new one: its relay, if there is one, has a channel to it
 	stays    bool          // the old one answered
-	ids      []transactionID
+	ids      []stun.ID
 	news     chan struct{} // one slot: something was answered
 	ended    chan struct{} // closed when the trial is not to go on
 }
@@ -117,7 +116,7 @@ func (m *Mux) bind(a *member, relayed, remote netip.AddrPort) {
 func (m *Mux) introduce(a *member, peer Credentials, controlling bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	a.peer, a.controlling = peer, controlling
+	a.peer, a.peerKey, a.controlling = peer, stun.ShortTerm(peer.Password), controlling
 }
 
 // known is the address by which pion knows the one that something came from. The lock is held.
@@ -260,14 +259,10 @@ func (m *Mux) trialChecks(a *member, now time.Time) (list []*check) {
 			continue
 		}
 		id := newTransactionID()
-		data, err := a.checkRequest(id)
-		if err != nil { // the credentials have been looked at: it cannot be
-			continue
-		}
 		t.ids = append(t.ids, id)
 		m.transactions[id] = &transaction{id: id, conn: r.conn, remote: to, sent: now, trial: t}
 		m.counters.ChecksSent.Add(1)
-		list = append(list, &check{conn: r.conn, remote: to, data: data})
+		list = append(list, &check{conn: r.conn, remote: to, data: a.checkRequest(id)})
 	}
 	return list
 }
@@ -276,29 +271,28 @@ func (m *Mux) trialChecks(a *member, now time.Time) (list []*check) {
 const trialPriority = 110<<24 | 65535<<8 | 255
 
 // checkRequest builds a check of the agent's (RFC 8445, section 7.1). It nominates nothing.
-func (a *member) checkRequest(id transactionID) ([]byte, error) {
-	var role stun.Setter = ice.AttrControlled(a.tieBreaker)
+func (a *member) checkRequest(id stun.ID) []byte {
+	role := stun.ICEControlled
 	if a.controlling {
-		role = ice.AttrControlling(a.tieBreaker)
+		role = stun.ICEControlling
 	}
-	msg, err := stun.Build(
-		stun.BindingRequest, stun.NewTransactionIDSetter(id), stun.NewUsername(a.peer.Ufrag+":"+a.ufrag), role,
-		ice.PriorityAttr(trialPriority), stun.NewShortTermIntegrity(a.peer.Password), stun.Fingerprint,
-	)
-	if err != nil {
-		return nil, err
-	}
-	return msg.Raw, nil
+	w := stun.Build(make([]byte, 0, 160), stun.Request, stun.Binding, id)
+	w.Text(stun.Username, a.peer.Ufrag+":"+a.ufrag)
+	w.Uint64(role, a.tieBreaker)
+	w.Uint32(stun.Priority, trialPriority)
+	w.Sign(a.peerKey)
+	w.Fingerprint()
+	return w.Bytes()
 }
 
 // answerTrial takes the answer to a check of a trial. A NAT may forward what comes to an old address while all that leaves it comes from
 // a new one: then the old one does not count as there, since the mapping lives on by what leaves. The lock is held.
-func (m *Mux) answerTrial(t *transaction, msg *message, from netip.AddrPort) dropReason {
+func (m *Mux) answerTrial(t *transaction, msg *stun.Message, from netip.AddrPort) dropReason {
 	a, k, now := t.conn.member, t.trial, time.Now()
 	switch {
-	case msg.class == classError:
+	case msg.Class == stun.Error:
 		return dropErrorResponse
-	case !msg.authentic(a.peer.Password):
+	case !a.peerKey.Authentic(msg):
 		return dropUnauthentic
 	case from != t.remote: // RFC 8445, section 7.2.5.2.1
 		return dropTransaction

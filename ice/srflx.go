@@ -2,11 +2,13 @@ package ice
 
 import (
 	"context"
+	"crypto/rand"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
@@ -38,7 +40,7 @@ type Prober struct {
 	mu       sync.Mutex // a leaf
 	closed   bool
 	servers  []netip.AddrPort // frozen, replaced as a whole
-	asked    map[transactionID]netip.AddrPort
+	asked    map[stun.ID]netip.AddrPort
 	mappings []Mapping
 	finished time.Time          // of the last round
 	round    context.CancelFunc // of the round that runs, nil if none
@@ -49,7 +51,7 @@ type Prober struct {
 // an agent needs it.
 func NewProber(m *Mux, servers []netip.AddrPort) *Prober {
 	p := &Prober{
-		mux: m, servers: slices.Clone(servers), asked: map[transactionID]netip.AddrPort{}, changed: make(chan struct{}),
+		mux: m, servers: slices.Clone(servers), asked: map[stun.ID]netip.AddrPort{}, changed: make(chan struct{}),
 	}
 	m.prober.Store(p)
 	return p
@@ -131,7 +133,7 @@ func (p *Prober) run(ctx context.Context) {
 	p.mu.Lock()
 	open := slices.Clone(p.servers)
 	p.mu.Unlock()
-	var ids []transactionID
+	var ids []stun.ID
 	sent := false
 	for _, wait := range probeWaits {
 		for _, server := range slices.Clone(open) {
@@ -164,12 +166,14 @@ func (p *Prober) run(ctx context.Context) {
 }
 
 // ask sends one request. Each try is a transaction of its own, so that an answer cannot come from an older mapping.
-func (p *Prober) ask(server netip.AddrPort) (transactionID, bool) {
+func (p *Prober) ask(server netip.AddrPort) (stun.ID, bool) {
 	id := newTransactionID()
 	p.mu.Lock()
 	p.asked[id] = server
 	p.mu.Unlock()
-	b := bindingRequest(id)
+	w := stun.Build(nil, stun.Request, stun.Binding, id)
+	w.Fingerprint()
+	b := w.Bytes()
 	p.mux.counters.ProbesSent.Add(1)
 	if err := p.mux.sender.SendOne(udp.Run{Data: b, SegmentSize: len(b), Dst: server}); err != nil {
 		p.mux.counters.drop(dropSendFailed)
@@ -213,13 +217,22 @@ func (p *Prober) has(server netip.AddrPort) bool {
 	return true
 }
 
-// answer takes an answer to a probe, and says whether it was one. It never blocks.
-func (p *Prober) answer(s *pipeline.Stray, msg *message) bool {
+// answer takes the datagram that has the ID of a probe, and says whether it was one. It never blocks.
+func (p *Prober) answer(s *pipeline.Stray, id stun.ID) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	server, ok := p.asked[msg.id]
+	server, ok := p.asked[id]
 	if !ok || server != s.Src {
 		return false
+	}
+	var msg stun.Message
+	why := dropOf[msg.Parse(s.Data, stun.Client)]
+	if why == dropNone && msg.Method != stun.Binding {
+		why = dropNotBinding
+	}
+	if why != dropNone {
+		p.mux.counters.drop(why)
+		return true
 	}
 	for id, asked := range p.asked {
 		if asked == server {
@@ -227,9 +240,9 @@ func (p *Prober) answer(s *pipeline.Stray, msg *message) bool {
 		}
 	}
 	p.mappings = slices.DeleteFunc(p.mappings, func(m Mapping) bool { return m.Server == server })
-	if msg.class == classSuccess && p.mux.rules.allow(msg.mapped.Addr()) && msg.mapped.Port() != 0 {
+	if mapped := msg.Mapped(); msg.Class == stun.Success && p.mux.rules.allow(mapped.Addr()) && mapped.Port() != 0 {
 		base := netip.AddrPortFrom(s.Dst, p.mux.sender.LocalPort())
-		p.mappings = append(p.mappings, Mapping{Server: server, Mapped: msg.mapped, Base: base})
+		p.mappings = append(p.mappings, Mapping{Server: server, Mapped: mapped, Base: base})
 	}
 	p.tell()
 	return true
@@ -289,4 +302,9 @@ func unspecified(like netip.Addr) netip.Addr {
 		return netip.IPv4Unspecified()
 	}
 	return netip.IPv6Unspecified()
+}
+
+func newTransactionID() (id stun.ID) {
+	rand.Read(id[:]) // never fails
+	return id
 }

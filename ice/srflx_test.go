@@ -9,8 +9,9 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/pion/stun"
+	witness "github.com/pion/stun"
 
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
 )
@@ -54,13 +55,13 @@ func serveSTUN(s udp.Socket, probes *atomic.Int64, answers *atomic.Bool, stop ch
 	batch := []udp.Datagrams{{Buf: make([]byte, udp.BufferSize)}}
 	for {
 		for n, _ := s.Receive(batch); n > 0; n, _ = s.Receive(batch) {
-			m := stun.Message{Raw: batch[0].Data}
+			m := witness.Message{Raw: batch[0].Data}
 			if m.Decode() != nil {
 				continue
 			}
 			if probes.Add(1); answers.Load() {
-				reply := stun.MustBuild(stun.NewTransactionIDSetter(m.TransactionID), stun.BindingSuccess,
-					&stun.XORMappedAddress{IP: batch[0].Src.Addr().AsSlice(), Port: int(batch[0].Src.Port())})
+				reply := witness.MustBuild(witness.NewTransactionIDSetter(m.TransactionID), witness.BindingSuccess,
+					&witness.XORMappedAddress{IP: batch[0].Src.Addr().AsSlice(), Port: int(batch[0].Src.Port())})
 				_ = s.SendOne(udp.Run{Data: reply.Raw, SegmentSize: len(reply.Raw), Dst: batch[0].Src})
 			}
 		}
@@ -158,22 +159,22 @@ func TestProberSilence(t *testing.T) {
 			t.Errorf("offered %q after %v and %d probes", all, time.Since(start), probes.Load())
 		}
 		// Forged answers are of no use: another source, another transaction.
-		id := transactionID{1}
+		id := stun.ID{1}
 		a.prober.mu.Lock()
 		a.prober.asked[id] = server
 		a.prober.mu.Unlock()
+		probed := func(b []byte, from netip.AddrPort) bool { return a.mux.Probed(*stray(b, from)) }
 		forged := pionAnswer(t, id, outside)
-		msg, _ := validate(forged)
-		if a.prober.answer(stray(forged, outside), &msg) {
+		if probed(forged, outside) {
 			t.Error("an answer from elsewhere was taken")
 		}
-		msg.id = transactionID{2}
-		if a.prober.answer(stray(forged, server), &msg) {
+		if probed(pionAnswer(t, stun.ID{2}, outside), server) {
 			t.Error("an answer to nothing was taken")
 		}
-		msg.id = id
-		msg.mapped = netip.MustParseAddrPort("127.0.0.1:1")
-		if !a.prober.answer(stray(forged, server), &msg) || len(a.prober.Mappings()) != 0 {
+		if cut := forged[:len(forged)-4]; !probed(cut, server) || drops(a.mux, dropMalformed) != 1 {
+			t.Errorf("%d dropped as malformed, want 1", drops(a.mux, dropMalformed))
+		}
+		if !probed(pionAnswer(t, id, netip.MustParseAddrPort("127.0.0.1:1")), server) || len(a.prober.Mappings()) != 0 {
 			t.Error("loopback is no mapped address")
 		}
 		// Close ends a round that is under way.

@@ -70,7 +70,9 @@ func (n *node) pump(s udp.Socket) {
 			for rest := m.Data; len(rest) > 0; {
 				b := rest[:min(m.SegmentSize, len(rest))]
 				rest = rest[len(b):]
-				n.mux.Receive(pipeline.Stray{Data: b, Src: n.beyond.seen(m.Src), Dst: m.Dst, IfIndex: m.IfIndex})
+				if s := (pipeline.Stray{Data: b, Src: n.beyond.seen(m.Src), Dst: m.Dst, IfIndex: m.IfIndex}); !n.mux.Probed(s) {
+					n.mux.Receive(s)
+				}
 			}
 		}
 		if k == 0 {

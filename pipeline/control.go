@@ -9,6 +9,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/pipeline/count"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 )
@@ -322,8 +323,8 @@ func (c *control) send(path *Path, data []byte, tos uint8) bool {
 		return false
 	}
 	if path.Channel != 0 {
-		framed := make([]byte, ChannelHeaderSize, ChannelHeaderSize+len(data))
-		PutChannelHeader(framed, path.Channel, uint16(len(data)))
+		framed := make([]byte, frame.ChannelHeaderSize, frame.ChannelHeaderSize+len(data))
+		frame.PutChannelHeader(framed, path.Channel, uint16(len(data)))
 		data = append(framed, data...)
 		c.pipeline.shards[0].stats.ChannelSent.Add(1)
 	}

@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"testing"
 
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/tuntest"
@@ -104,8 +105,8 @@ func BenchmarkForged(b *testing.B) {
 					binary.LittleEndian.PutUint32(message[4:], 1+binary.LittleEndian.Uint32(message[4:]))
 				case "relayed":
 					l.b.SetRelays([]netip.AddrPort{l.wire.from.Src})
-					message = append(make([]byte, ChannelHeaderSize), message...)
-					PutChannelHeader(message, 0x4000, uint16(len(message)-ChannelHeaderSize))
+					message = append(make([]byte, frame.ChannelHeaderSize), message...)
+					frame.PutChannelHeader(message, 0x4000, uint16(len(message)-frame.ChannelHeaderSize))
 				}
 				b.ReportAllocs()
 				for done := 0; done < b.N; done += receiveMessages {

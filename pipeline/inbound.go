@@ -8,6 +8,7 @@ import (
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/aead"
 	"github.com/sluice-vpn/sluice/pipeline/flow"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/ip"
@@ -120,15 +121,15 @@ func (in *inbound) datagram(now time.Duration, i int, b []byte, relayed bool) {
 	// 2. classify; what a relay has put into ChannelData once more, where it lies
 	class := classify(b)
 	if relayed && class == classOther {
-		if IsChannelData(b) {
+		if frame.IsChannelData(b, frame.LastChannel) {
 			var ok bool
-			if via.channel, b, ok = ParseChannelData(b); !ok {
+			if via.channel, b, ok = frame.ParseChannelData(b, frame.LastChannel); !ok {
 				in.shard.discard(dropChannelData)
 				return
 			}
 			in.stripped++
 			class = classify(b)
-		} else if peer, data, ok := parseDataIndication(b); ok && classify(data) == classTransport {
+		} else if peer, data, ok := frame.ParseDataIndication(b); ok && classify(data) == classTransport {
 			// Of a peer that a NAT maps anew. Handshake messages are repeated, and would be answered to where nothing can be sent.
 			via.peer, b, class = peer, data, classTransport
 		}

@@ -9,6 +9,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/pipeline/flow"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/ip"
@@ -427,7 +428,7 @@ func TestExtremeSizes(t *testing.T) {
 		packet            tuntest.Packet
 		segments, n, lost int
 	}
-	for _, header := range []int{0, ChannelHeaderSize} {
+	for _, header := range []int{0, frame.ChannelHeaderSize} {
 		most := MaxMTU - header
 		for _, c := range []extreme{
 			{"65495 segments of one byte", tiny, len(tinySegments), 1, 0},

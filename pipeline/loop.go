@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/tun/ip"
 )
 
@@ -81,8 +82,8 @@ func (d *ownDatagrams) sent(src netip.Addr, datagram []byte) bool {
 		return false
 	}
 	message := datagram[ip.UDPHeaderLen:]
-	if d.path.Channel != 0 && IsChannelData(message) && len(message) >= ChannelHeaderSize {
-		message = message[ChannelHeaderSize:]
+	if d.path.Channel != 0 && frame.IsChannelData(message, frame.LastChannel) && len(message) >= frame.ChannelHeaderSize {
+		message = message[frame.ChannelHeaderSize:]
 	}
 	switch kind, ok := crypto.Classify(message); {
 	case ok && kind == crypto.MessageTransport && d.session != nil && crypto.Index(message) == d.session.RemoteIndex:
@@ -164,12 +165,12 @@ func isTransport(packet []byte) bool {
 		header = t.Offset
 	}
 	at := header + ip.UDPHeaderLen
-	if len(packet) < at+ChannelHeaderSize+crypto.SizeTransportHeader {
+	if len(packet) < at+frame.ChannelHeaderSize+crypto.SizeTransportHeader {
 		return false
 	}
 	message := packet[at:]
-	if IsChannelData(message) {
-		message = message[ChannelHeaderSize:]
+	if frame.IsChannelData(message, frame.LastChannel) {
+		message = message[frame.ChannelHeaderSize:]
 	}
 	return binary.LittleEndian.Uint32(message) == uint32(crypto.MessageTransport)
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/sluice-vpn/sluice/crypto"
 	"github.com/sluice-vpn/sluice/crypto/aead"
 	"github.com/sluice-vpn/sluice/pipeline/flow"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/ip"
 )
@@ -328,7 +329,7 @@ func (o *outbound) segment(q *sendQueue, to owner, kp *crypto.Keypair, counter u
 		o.keypair = kp
 	}
 	if header > 0 {
-		PutChannelHeader(o.arena[o.used:], to.path.Channel, uint16(message))
+		frame.PutChannelHeader(o.arena[o.used:], to.path.Channel, uint16(message))
 	}
 	msg := o.arena[o.used+header : o.used+size : o.used+size]
 	crypto.PutTransportHeader(msg, kp.RemoteIndex, counter)

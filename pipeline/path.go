@@ -3,6 +3,7 @@ package pipeline
 import (
 	"net/netip"
 
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -51,7 +52,7 @@ func (p *Path) sameEndpoint(from *Path) bool {
 // overhead is how many bytes stand before each message on the path.
 func (p *Path) overhead() int {
 	if p.Channel != 0 {
-		return ChannelHeaderSize
+		return frame.ChannelHeaderSize
 	}
 	return 0
 }

@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/pipeline/udp/udptest"
 	"github.com/sluice-vpn/sluice/tun/ip"
@@ -403,7 +404,7 @@ func TestDataOfUnboundPeer(t *testing.T) {
 			s := w.relayA()
 			w.exchange(w.t)
 			path, moved := w.a.path(), netip.AddrPortFrom(w.b.outer.Addr(), 7777)
-			s.toClient = func(framed []byte) []byte { return indication(moved, framed[ChannelHeaderSize:]) }
+			s.toClient = func(framed []byte) []byte { return indication(moved, framed[frame.ChannelHeaderSize:]) }
 			w.exchange(w.t)
 			_ = w.a.call(func() {
 				p := w.a.control.controller.peers[0]
@@ -435,18 +436,18 @@ func TestRelayedRuns(t *testing.T) {
 	size := plain.wire.runs[0].SegmentSize
 	datagrams := 0
 	for _, r := range relayed.wire.runs {
-		if r.SegmentSize != ChannelHeaderSize+size || r.Dst != netip.AddrPortFrom(laneAddrB, 1) {
-			t.Errorf("a run of %d bytes each to %v, want %d", r.SegmentSize, r.Dst, ChannelHeaderSize+size)
+		if r.SegmentSize != frame.ChannelHeaderSize+size || r.Dst != netip.AddrPortFrom(laneAddrB, 1) {
+			t.Errorf("a run of %d bytes each to %v, want %d", r.SegmentSize, r.Dst, frame.ChannelHeaderSize+size)
 		}
 		for b := r.Data; len(b) > 0; b = b[r.SegmentSize:] {
-			channel, payload, ok := ParseChannelData(b[:r.SegmentSize])
+			channel, payload, ok := frame.ParseChannelData(b[:r.SegmentSize], frame.LastChannel)
 			if !ok || channel != 0x4001 || len(payload) != size || classify(payload) != classTransport {
 				t.Fatalf("datagram %d is %x..., %v", datagrams, b[:16], ok)
 			}
 			datagrams++
 		}
 	}
-	if most := udp.MaxDatagram / (ChannelHeaderSize + size); datagrams != len(segments) || len(relayed.wire.runs) != (datagrams+most-1)/most {
+	if most := udp.MaxDatagram / (frame.ChannelHeaderSize + size); datagrams != len(segments) || len(relayed.wire.runs) != (datagrams+most-1)/most {
 		t.Errorf("%d datagrams in %d runs of at most %d, want %d", datagrams, len(relayed.wire.runs), most, len(segments))
 	}
 	// Packets of their own share runs as well.
@@ -489,8 +490,8 @@ func TestChannelsInOneRun(t *testing.T) {
 // The header has its place in the arena: wherever that ends, nothing is lost or written behind it.
 func TestRelayedArena(t *testing.T) {
 	packet := datagram(laneInner[0], laneInner[1], 1, 100)
-	const size = ChannelHeaderSize + 16 + 128 + 16
-	for spare := range 2 * ChannelHeaderSize {
+	const size = frame.ChannelHeaderSize + 16 + 128 + 16
+	for spare := range 2 * frame.ChannelHeaderSize {
 		l := newLanes(t, 0, tuntest.Packet{Data: packet}, laneInner).relay()
 		o := l.a.shards[0].outbound
 		o.arena = o.arena[: 2*size+spare : 2*size+spare]

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // voice is a peer as it is heard by the one whose handshake limit is tested.
@@ -91,8 +92,8 @@ func TestHandshakeLimitBehindRelay(t *testing.T) {
 			say := func(from Path, message []byte) crypto.Reason {
 				b := message
 				if from.Channel != 0 {
-					b = make([]byte, ChannelHeaderSize, ChannelHeaderSize+len(message))
-					PutChannelHeader(b, from.Channel, uint16(len(message)))
+					b = make([]byte, frame.ChannelHeaderSize, frame.ChannelHeaderSize+len(message))
+					frame.PutChannelHeader(b, from.Channel, uint16(len(message)))
 					b = append(b, message...)
 				}
 				p.pass(from.Dst, bytes.Clone(b))

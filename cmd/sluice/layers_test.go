@@ -39,7 +39,8 @@ var layers = map[string][]string{
 	"pipeline/count":           {},
 	"pipeline/flow":            {"tun/ip"},
 	"pipeline/uapi":            {"pipeline", "pipeline/udp", "crypto", "crypto/secret"},
-	"pipeline":                 {"pipeline/count", "crypto", "crypto/aead", "crypto/replay", "crypto/secret", "tun", "tun/ip", "pipeline/flow", "pipeline/udp"},
+	"pipeline/frame":           {},
+	"pipeline":                 {"pipeline/count", "crypto", "crypto/aead", "crypto/replay", "crypto/secret", "tun", "tun/ip", "pipeline/flow", "pipeline/frame", "pipeline/udp"},
 	"bench/...":                {"bench/...", "crypto/...", "tun/...", "pipeline/...", "ice/..."},
 	"bench/lab":                {},
 	"cmd/internal/logs":        {},
@@ -59,9 +60,10 @@ var layers = map[string][]string{
 	"cmd/internal/...": {"cmd/internal/...", "pipeline/...", "tun/...", "crypto/..."},
 	"cmd/sluice-wg":    {"cmd/internal/logs", "cmd/internal/node", "cmd/internal/version"},
 	"cmd/sluice":       {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
+	"ice/stun":         {"pipeline/frame"},
 	"ice/edge":         {"ice/...", "pipeline", "pipeline/count", "pipeline/udp", "crypto"},
 	"ice/link":         {"pipeline", "pipeline/count", "crypto"},
-	"ice/...":          {"ice/...", "pipeline", "pipeline/count", "pipeline/udp"},
+	"ice/...":          {"ice/...", "pipeline", "pipeline/count", "pipeline/frame", "pipeline/udp"},
 }
 
 // forbidden are imports from outside, test files excepted.
@@ -77,6 +79,9 @@ var forbidden = []struct {
 	{"crypto/...", "sync", nil, "the core belongs to one goroutine"},
 	{"crypto/...", "sync/atomic", []string{"crypto/keypair.go", "crypto/index.go"}, "only what is published to lanes is atomic"},
 	{"tun/ip", "net/...", []string{"net/netip"}, "header views are bytes to bytes"},
+	{"pipeline/frame", "net/...", []string{"net/netip"}, "the layout of messages is bytes to bytes"},
+	{"ice/stun", "net/...", []string{"net/netip"}, "a view and a builder are bytes to bytes"},
+	{"ice/stun", "github.com/...", []string{"github.com/sluice-vpn/..."}, "one alphabet of our own, without pion's"},
 	{"pipeline", "github.com/vishvananda/...", nil, "routes and addresses are tun/host's work"},
 	{"...", "github.com/pion/...", []string{"ice/..."}, "only the connectivity edge knows ICE"},
 	{"...", "github.com/nats-io/...", []string{"ice/..."}, "only the connectivity edge knows the signaling bus"},

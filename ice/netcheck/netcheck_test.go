@@ -8,7 +8,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pion/stun/v3"
+	"github.com/pion/stun/v4"
 )
 
 // reflector is a STUN server as in RFC 5780, section 6.1, at two addresses and ports, or at one address or port if they are equal. alter changes

@@ -2,7 +2,7 @@ package netcheck
 
 import (
 	"context"
-	"encoding/binary"
+	"crypto/rand"
 	"errors"
 	"net"
 	"net/netip"
@@ -10,7 +10,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/pion/stun/v3"
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // tries are the waits after each request that is not answered, scaled to Config.Wait: together all of it.
@@ -184,7 +184,7 @@ type socket struct {
 	ended chan struct{}
 
 	mu      sync.Mutex // a leaf
-	waiting map[[stun.TransactionIDSize]byte]asked
+	waiting map[stun.ID]asked
 }
 
 // asked is a request that waits. told has room for the answers to all tries.
@@ -206,7 +206,7 @@ func (c *Config) listen(ctx context.Context, network string) (*socket, error) {
 	}
 	s := &socket{
 		conn: conn.(*net.UDPConn), port: uint16(conn.LocalAddr().(*net.UDPAddr).Port), ended: make(chan struct{}),
-		waiting: map[[stun.TransactionIDSize]byte]asked{},
+		waiting: map[stun.ID]asked{},
 	}
 	go s.receive()
 	return s, nil
@@ -222,6 +222,7 @@ func (s *socket) close() {
 func (s *socket) receive() {
 	defer close(s.ended)
 	buffer := make([]byte, 1500)
+	var m stun.Message
 	for {
 		n, err := s.conn.Read(buffer)
 		if errors.Is(err, net.ErrClosed) {
@@ -230,23 +231,14 @@ func (s *socket) receive() {
 		if err != nil {
 			continue // what the network says of earlier datagrams
 		}
-		m := &stun.Message{Raw: slices.Clone(buffer[:n])}
-		if !stun.IsMessage(m.Raw) || m.Decode() != nil || m.Type != stun.BindingSuccess {
-			continue
-		}
-		var mapped stun.XORMappedAddress
-		if mapped.GetFrom(m) != nil {
+		if m.Parse(buffer[:n], stun.Client) != stun.DropNone || m.Class != stun.Success || m.Method != stun.Binding || !m.Has(stun.XORMappedAddress) {
 			continue
 		}
 		now := time.Now()
-		a := answer{mapped: addrPort(mapped.IP, mapped.Port)}
-		var other stun.OtherAddress
-		if other.GetFrom(m) == nil {
-			a.other = addrPort(other.IP, other.Port)
-		}
+		a := answer{mapped: m.Mapped(), other: stun.Unmap(m.Address(stun.OtherAddress))}
 		s.mu.Lock()
-		of, known := s.waiting[m.TransactionID]
-		delete(s.waiting, m.TransactionID)
+		of, known := s.waiting[m.ID]
+		delete(s.waiting, m.ID)
 		s.mu.Unlock()
 		if known {
 			a.took = now.Sub(of.at)
@@ -255,18 +247,13 @@ func (s *socket) receive() {
 	}
 }
 
-func addrPort(ip net.IP, port int) netip.AddrPort {
-	a, _ := netip.AddrFromSlice(ip)
-	return netip.AddrPortFrom(a.Unmap(), uint16(port))
-}
-
 // errSilent: no answer came.
 var errSilent = errors.New("no answer")
 
 // ask sends requests until one is answered, for wait at most. change are flags of CHANGE-REQUEST.
 func (s *socket) ask(ctx context.Context, to netip.AddrPort, change uint32, wait time.Duration) (a answer, err error) {
 	told := make(chan answer, len(tries))
-	var ids [][stun.TransactionIDSize]byte
+	var ids []stun.ID
 	defer func() {
 		s.mu.Lock()
 		defer s.mu.Unlock()
@@ -276,15 +263,13 @@ func (s *socket) ask(ctx context.Context, to netip.AddrPort, change uint32, wait
 	}()
 	err = errSilent
 	for _, part := range tries {
-		m, e := request(change)
-		if e != nil {
-			return a, e
-		}
-		ids = append(ids, m.TransactionID)
+		var id stun.ID
+		rand.Read(id[:]) // never fails
+		ids = append(ids, id)
 		s.mu.Lock()
-		s.waiting[m.TransactionID] = asked{time.Now(), told}
+		s.waiting[id] = asked{time.Now(), told}
 		s.mu.Unlock()
-		if _, e := s.conn.WriteToUDPAddrPort(m.Raw, to); e != nil {
+		if _, e := s.conn.WriteToUDPAddrPort(request(id, change), to); e != nil {
 			err = e
 		}
 		timer := time.NewTimer(time.Duration(part * float64(wait)))
@@ -302,10 +287,11 @@ func (s *socket) ask(ctx context.Context, to netip.AddrPort, change uint32, wait
 }
 
 // request is a Binding request, with CHANGE-REQUEST if anything is to change.
-func request(change uint32) (*stun.Message, error) {
-	setters := []stun.Setter{stun.TransactionID, stun.BindingRequest}
+func request(id stun.ID, change uint32) []byte {
+	w := stun.Build(nil, stun.Request, stun.Binding, id)
 	if change != 0 {
-		setters = append(setters, stun.RawAttribute{Type: stun.AttrChangeRequest, Value: binary.BigEndian.AppendUint32(nil, change)})
+		w.Uint32(stun.ChangeRequest, change)
 	}
-	return stun.Build(append(setters, stun.Fingerprint)...)
+	w.Fingerprint()
+	return w.Bytes()
 }

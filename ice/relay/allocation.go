@@ -1,13 +1,14 @@
 package relay
 
 import (
-	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
 	"runtime"
 	"sync"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // allocation is one relayed transport address and the permissions and channels of its client. To pion it is the
@@ -227,12 +228,13 @@ func (a *allocation) fromPeer(r received, work *scratch) (forPion bool) {
 // frame sends datagrams to the client as ChannelData, in runs that the kernel cuts.
 func (a *allocation) frame(number uint16, r received, work *scratch) (failed int) {
 	out, data := work.out[:0], r.data
-	step := channelHead + min(r.segment, max(len(data), 1))
+	step := frame.ChannelHeaderSize + min(r.segment, max(len(data), 1))
 	limit := max(1, maxRun/step) * step
 	for first := true; first || len(data) > 0; first = false {
 		one := data[:min(r.segment, len(data))]
-		out = binary.BigEndian.AppendUint16(out, number)
-		out = binary.BigEndian.AppendUint16(out, uint16(len(one)))
+		head := len(out)
+		out = append(out, 0, 0, 0, 0)
+		frame.PutChannelHeader(out[head:], number, uint16(len(one)))
 		out = append(out, one...)
 		if data = data[len(one):]; len(data) == 0 || len(out)+step > limit {
 			failed += a.gate.sock.send(out, step, a.client, a.local, work.oob[:])

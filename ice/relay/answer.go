@@ -5,6 +5,9 @@ import (
 	"net"
 	"net/netip"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // maxAmplification is how many times longer than the request an answer to somebody unauthenticated may be, in bytes of UDP
@@ -19,13 +22,15 @@ func (g *gate) WriteTo(p []byte, addr net.Addr) (int, error) {
 	case !ok:
 	case isChannelData(p): // a channel was bound while the datagram was on its way through pion
 		if _, data, ok := parseChannelData(p); ok {
-			g.sendData(p[:channelHead+len(data)], udpAddr) // no padding over UDP
+			g.sendData(p[:frame.ChannelHeaderSize+len(data)], udpAddr) // no padding over UDP
 		}
-	case len(p) < headerSize:
 	default:
-		if _, class := parseType(binary.BigEndian.Uint16(p)); class == classSuccess || class == classError {
-			g.answer(p)
-		} else {
+		h, ok := stun.ParseHeader(p)
+		switch {
+		case !ok:
+		case h.Class == stun.Success || h.Class == stun.Error:
+			g.answer(h, p)
+		default:
 			zeroPadding(p)
 			g.sendData(p, udpAddr)
 		}
@@ -50,27 +55,20 @@ func (g *gate) send(p []byte, dst netip.AddrPort, local netip.Addr) {
 }
 
 // answer finishes pion's answer to the present request and sends it.
-func (g *gate) answer(p []byte) {
+func (g *gate) answer(h stun.Header, p []byte) {
 	r := &g.now
-	if !r.active || [12]byte(p[8:headerSize]) != r.id {
-		return
-	}
-	if r.class != classRequest {
-		// RFC 8489 section 6.3.2: "If the indication contains unknown comprehension-required attributes, the indication is
-		// discarded"; pion answers it.
-		g.server.stats.drop(dropMalformed)
+	if !r.active || h.ID != r.ID || r.Class != stun.Request {
 		return
 	}
 	r.answered = true
-	_, class := parseType(binary.BigEndian.Uint16(p))
 	switch {
-	case class == classSuccess && r.method == methodBinding:
+	case h.Class == stun.Success && r.Method == stun.Binding:
 		g.server.stats.answers[answerBinding].Add(1)
-	case class == classSuccess:
+	case h.Class == stun.Success:
 		g.server.stats.answers[answerSuccess].Add(1)
 		g.noteLifetime(p)
-		if r.evenPort && hasAttr(p, attrReservationToken) { // nothing was reserved, and pion promises it all the same
-			p = appendIntegrity(without(nil, without(nil, p, attrReservationToken), attrIntegrity), r.key)
+		if r.Has(stun.EvenPort) && stun.Find(p, stun.ReservationToken) != nil { // nothing was reserved, and pion promises it all the same
+			p = sign(rewrite(nil, p, withoutToken), r.key)
 		}
 	case r.authenticated:
 		p = g.refuseClient(p)
@@ -85,12 +83,9 @@ func (g *gate) answer(p []byte) {
 // noteLifetime keeps until when an allocation lives, as pion tells the client. An Allocate that is repeated is answered alike,
 // and prolongs nothing.
 func (g *gate) noteLifetime(p []byte) {
-	if a := g.find(g.now.src); a != nil && (a.expires == 0 || g.now.method == methodRefresh) {
-		eachAttr(p, func(kind uint16, value, _ []byte) {
-			if kind == attrLifetime && len(value) == 4 {
-				a.expires = g.server.since() + int64(binary.BigEndian.Uint32(value))*int64(time.Second)
-			}
-		})
+	a, lifetime := g.find(g.now.src), stun.Find(p, stun.Lifetime)
+	if a != nil && (a.expires == 0 || g.now.Method == stun.Refresh) && len(lifetime) == 4 {
+		a.expires = g.server.since() + int64(binary.BigEndian.Uint32(lifetime))*int64(time.Second)
 	}
 }
 
@@ -98,53 +93,55 @@ func (g *gate) noteLifetime(p []byte) {
 // carries MESSAGE-INTEGRITY; pion leaves it out of most of these.
 func (g *gate) refuseClient(p []byte) []byte {
 	r := &g.now
-	code := errorOf(p)
+	code := stun.CodeOf(p)
 	switch {
 	case r.code != 0:
 		code = r.code
-	case code == codeUnauthorized: // what pion says to a ChannelBind whose peer is not permitted
-		code = codeForbidden
+	case code == stun.CodeUnauthorized: // what pion says to a ChannelBind whose peer is not permitted
+		code = stun.CodeForbidden
 	}
 	g.server.stats.answers[answerOf(code)].Add(1)
-	if code != errorOf(p) {
+	if code != stun.CodeOf(p) {
 		return g.errorResponse(code)
 	}
-	if hasAttr(p, attrIntegrity) {
+	if stun.Find(p, stun.Integrity) != nil {
 		return p
 	}
 	p = append(g.work.out[:0], p...)
 	zeroPadding(p)
-	return appendIntegrity(p, r.key)
+	return sign(p, r.key)
 }
 
 // errorResponse is an error response to the present request, which was authenticated.
 func (g *gate) errorResponse(code int) []byte {
-	r := &g.now
-	p := appendHeader(g.work.out[:0], r.method, classError, &r.id)
-	return appendIntegrity(appendError(p, code, reasons[code]), r.key)
+	w := g.errorOf(code, reasons[code])
+	w.Sign(g.now.key)
+	return w.Bytes()
 }
 
 // refuseStranger finishes an error response to a request that was not authenticated, or returns nil if it must not be sent.
 func (g *gate) refuseStranger(p []byte) []byte {
 	r := &g.now
-	if r.integrity && !g.mayRefuse(r) { // a request without integrity was counted when it came
+	if r.Has(stun.Integrity) && !g.mayRefuse(r) { // a request without integrity was counted when it came
 		return nil
 	}
 	if r.judged {
 		// RFC 8489 section 9.2.4: an unknown USERNAME or a wrong MESSAGE-INTEGRITY is a 401 with REALM and NONCE; pion says 400.
 		// The nonce of the request was good, so it may be used again.
-		p = appendError(appendHeader(g.work.out[:0], r.method, classError, &r.id), codeUnauthorized, "")
-		p = appendAttr(appendAttr(p, attrRealm, []byte(g.server.cfg.Realm)), attrNonce, r.nonce)
+		w := g.errorOf(stun.CodeUnauthorized, "")
+		w.Text(stun.Realm, g.server.cfg.Realm)
+		w.Add(stun.Nonce, r.Get(stun.Nonce))
+		p = w.Bytes()
 	}
 	if len(p) > maxAmplification*r.size {
-		p = withoutReason(g.work.out[:0], p)
+		p = rewrite(g.work.out[:0], p, withoutReason)
 	}
 	zeroPadding(p)
 	if len(p) > maxAmplification*r.size {
 		g.server.stats.drop(dropAmplification)
 		return nil
 	}
-	g.server.stats.answers[answerOf(errorOf(p))].Add(1)
+	g.server.stats.answers[answerOf(stun.CodeOf(p))].Add(1)
 	return p
 }
 
@@ -155,17 +152,17 @@ func (g *gate) settle() {
 	if !r.active {
 		return
 	}
-	if r.authenticated && !r.answered && r.method != methodAllocate {
+	if r.authenticated && !r.answered && r.Method != stun.Allocate {
 		a := g.find(r.src)
 		code := 0
 		switch {
 		case a == nil:
 			// RFC 8656 section 7.3 and others: no allocation for the 5-tuple is a 437 (Allocation Mismatch).
-			code = codeMismatch
+			code = stun.CodeMismatch
 		case a.user != r.user:
 			// RFC 8656 section 5: "if ... the request does not use the same username as used to create the allocation, then
 			// the request MUST be rejected with a 441 (Wrong Credentials) error". See userOf.
-			code = codeWrongCredentials
+			code = stun.CodeWrongCredentials
 		}
 		if code != 0 {
 			g.server.stats.answers[answerOf(code)].Add(1)

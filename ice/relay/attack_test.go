@@ -6,6 +6,9 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // TestAmplification sends, without credentials, every method and class with few and with many attributes; no answer may be
@@ -16,14 +19,14 @@ func TestAmplification(t *testing.T) {
 	id := newID()
 	peerAt := peerAttr(netip.MustParseAddrPort("127.0.0.1:9"), &id)
 	tails := [][]attr{
-		nil, {udpTransport}, {peerAt}, {udpTransport, {attrSoftware, make([]byte, 40)}}, {{0x7abc, nil}},
+		nil, {udpTransport}, {peerAt}, {udpTransport, {stun.Software, make([]byte, 40)}}, {{0x7abc, nil}},
 		{{0x7abc, nil}, {0x7abd, nil}, {0x7abe, nil}, {0x7abf, nil}}, {channelAttr(0x4000), peerAt},
-		{{attrUsername, []byte("1:x")}, {attrIntegrity, make([]byte, 20)}},
-		{{attrUsername, []byte("1:x")}, {attrRealm, []byte("r")}, {attrNonce, []byte("n")}, {attrIntegrity, make([]byte, 20)}},
+		{{stun.Username, []byte("1:x")}, {stun.Integrity, make([]byte, 20)}},
+		{{stun.Username, []byte("1:x")}, {stun.Realm, []byte("r")}, {stun.Nonce, []byte("n")}, {stun.Integrity, make([]byte, 20)}},
 	}
 	in, out := 0, 0
-	for method := range 16 {
-		for class := range 4 {
+	for method := range stun.Method(16) {
+		for class := range stun.Class(4) {
 			for _, tail := range tails {
 				b := plain(method, class, newID(), tail...)
 				c.send(b)
@@ -36,8 +39,8 @@ func TestAmplification(t *testing.T) {
 		}
 	}
 	for _, tail := range tails { // one by one, each for itself
-		for _, method := range []int{methodBinding, methodAllocate, methodRefresh, methodChannelBind} {
-			b := plain(method, classRequest, newID(), tail...)
+		for _, method := range []stun.Method{stun.Binding, stun.Allocate, stun.Refresh, stun.ChannelBind} {
+			b := plain(method, stun.Request, newID(), tail...)
 			if r := c.exchange(b, 5*time.Millisecond); len(r) > maxAmplification*len(b) {
 				t.Errorf("method %#x: %d bytes in, %d out", method, len(b), len(r))
 			}
@@ -72,10 +75,10 @@ func TestRateLimit(t *testing.T) {
 	known := dial(t, s, 0, "known")
 	known.allocate() // one refusal: the challenge
 	flood := dial(t, s, 0, "flood")
-	answers := func(method int, attrs ...attr) (n, seconds int) {
+	answers := func(method stun.Method, attrs ...attr) (n, seconds int) {
 		begin, before := time.Now(), s.stats.drops[dropNoAllocation].Load()
 		for range 100 {
-			flood.send(plain(method, classRequest, newID(), attrs...))
+			flood.send(plain(method, stun.Request, newID(), attrs...))
 		}
 		flood.send(channelData(0x4000, nil)) // read after all of them
 		eventually(t, "the flood to be read", func() bool { return s.stats.drops[dropNoAllocation].Load() > before })
@@ -85,25 +88,25 @@ func TestRateLimit(t *testing.T) {
 		}
 		return n, seconds
 	}
-	if n, seconds := answers(methodAllocate, udpTransport); n < 1 || n > 5+seconds {
+	if n, seconds := answers(stun.Allocate, udpTransport); n < 1 || n > 5+seconds {
 		t.Errorf("%d of 100 strangers' requests answered within %d s, want 4 or little more", n, seconds)
 	}
-	if n, seconds := answers(methodBinding); n < 10 || n > 10+2*seconds {
+	if n, seconds := answers(stun.Binding); n < 10 || n > 10+2*seconds {
 		t.Errorf("%d of 100 Binding requests answered within %d s, want 10 or little more", n, seconds)
 	}
 	// Signed by nobody: the key is wrong, so the answers count as refusals.
 	flood.realm, flood.nonce, flood.password = known.realm, known.nonce, "wrong"
 	for range 100 {
-		flood.send(flood.signed(methodRefresh, newID()))
+		flood.send(flood.signed(stun.Refresh, newID()))
 	}
-	if _, code := known.call(methodRefresh); code != 0 {
+	if _, code := known.call(stun.Refresh); code != 0 {
 		t.Errorf("the known client: %d", code)
 	}
 	if s.stats.drops[dropUnauthorizedLimited].Load() < 150 || s.stats.drops[dropBindingLimited].Load() < 80 {
 		t.Errorf("limits did not count: %d, %d", s.stats.drops[dropUnauthorizedLimited].Load(), s.stats.drops[dropBindingLimited].Load())
 	}
 	other := dial(t, s, 1, "other") // another source
-	if r := other.exchange(plain(methodBinding, classRequest, newID()), patience); r == nil {
+	if r := other.exchange(plain(stun.Binding, stun.Request, newID()), patience); r == nil {
 		t.Error("another source is not answered")
 	}
 }
@@ -203,9 +206,9 @@ func mutate(r *rand.Rand, b []byte) []byte {
 	if len(b) > maxMessage+100 {
 		b = b[:maxMessage+100]
 	}
-	if len(b) >= headerSize && r.IntN(2) == 0 {
+	if len(b) >= frame.HeaderSize && r.IntN(2) == 0 {
 		b = b[:len(b)&^3]
-		b[2], b[3] = byte((len(b)-headerSize)>>8), byte(len(b)-headerSize)
+		b[2], b[3] = byte((len(b)-frame.HeaderSize)>>8), byte(len(b)-frame.HeaderSize)
 	}
 	return b
 }
@@ -222,10 +225,10 @@ func TestMutated(t *testing.T) {
 	}
 	id := newID()
 	originals := [][]byte{
-		plain(methodBinding, classRequest, id), c.signed(methodAllocate, id, udpTransport), c.signed(methodRefresh, id),
-		c.signed(methodCreatePermission, id, peerAttr(at, &id)),
-		c.signed(methodChannelBind, id, channelAttr(0x4001), peerAttr(at, &id)),
-		plain(methodSend, classIndication, id, peerAttr(at, &id), attr{attrData, []byte("data")}),
+		plain(stun.Binding, stun.Request, id), c.signed(stun.Allocate, id, udpTransport), c.signed(stun.Refresh, id),
+		c.signed(stun.CreatePermission, id, peerAttr(at, &id)),
+		c.signed(stun.ChannelBind, id, channelAttr(0x4001), peerAttr(at, &id)),
+		plain(stun.Send, stun.Indication, id, peerAttr(at, &id), attr{stun.Data, []byte("data")}),
 		channelData(0x4001, []byte("data")),
 	}
 	r := rand.New(rand.NewPCG(3, 1))
@@ -279,15 +282,15 @@ func TestAttacksRest(t *testing.T) {
 	for name, b := range map[string][]byte{
 		"garbage":          bytes.Repeat([]byte{0xff}, 1200),
 		"empty":            {},
-		"binding":          plain(methodBinding, classRequest, id),
-		"stranger":         plain(methodAllocate, classRequest, id, udpTransport),
-		"wrong key":        bad.signed(methodRefresh, id),
+		"binding":          plain(stun.Binding, stun.Request, id),
+		"stranger":         plain(stun.Allocate, stun.Request, id, udpTransport),
+		"wrong key":        bad.signed(stun.Refresh, id),
 		"long":             bytes.Repeat([]byte{0, 1, 2, 3}, 16000),
 		"channel":          channelData(0x4001, make([]byte, 1200)),
 		"unbound channel":  channelData(0x4fff, make([]byte, 1200)),
 		"no such channel":  channelData(0x5000, nil),
 		"long channel":     {0x40, 1, 0xff, 0xff},
-		"permission flood": c.signed(methodCreatePermission, id, peerAttr(at, &id)),
+		"permission flood": c.signed(stun.CreatePermission, id, peerAttr(at, &id)),
 	} {
 		for range 2000 {
 			c.send(b)
@@ -299,7 +302,7 @@ func TestAttacksRest(t *testing.T) {
 	eventually(t, "the client to be served after the attacks", func() bool {
 		for c.readNew(time.Millisecond) != nil {
 		}
-		r := c.exchange(c.signed(methodRefresh, newID()), 100*time.Millisecond)
-		return r != nil && errorOf(r) == 0
+		r := c.exchange(c.signed(stun.Refresh, newID()), 100*time.Millisecond)
+		return r != nil && stun.CodeOf(r) == 0
 	})
 }

@@ -1,14 +1,19 @@
 package relay
 
 import (
+	"bytes"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
 	"net"
 	"net/netip"
+	"slices"
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 const testSecret = "a secret of the tests only"
@@ -105,7 +110,7 @@ func dial(t testing.TB, s *Server, gate int, salt string) *client {
 
 func (c *client) addr() netip.AddrPort { return c.conn.LocalAddr().(*net.UDPAddr).AddrPort() }
 
-func newID() (id [12]byte) {
+func newID() (id stun.ID) {
 	rand.Read(id[:])
 	return id
 }
@@ -144,7 +149,7 @@ func (c *client) exchange(b []byte, wait time.Duration) []byte {
 	c.send(b)
 	for end := time.Now().Add(wait); time.Now().Before(end); {
 		r := c.readNew(time.Until(end))
-		if r == nil || isChannelData(r) || [12]byte(r[8:20]) != [12]byte(b[8:20]) {
+		if r == nil || isChannelData(r) || string(r[8:20]) != string(b[8:20]) {
 			if r != nil {
 				c.queue = append(c.queue, r)
 			}
@@ -159,75 +164,73 @@ func (c *client) exchange(b []byte, wait time.Duration) []byte {
 // sound fails the test if a message of the server is not well formed or its padding not zero.
 func (c *client) sound(b []byte) {
 	c.t.Helper()
-	if _, ok := checkMessage(b); !ok {
-		c.t.Fatalf("the server sent a malformed message: %x", b)
+	if why := new(stun.Message).Parse(b, stun.Client); why != stun.DropNone {
+		c.t.Fatalf("the server sent a message that a client drops (%d): %x", why, b)
 	}
-	eachAttr(b, func(kind uint16, _, padding []byte) {
-		for _, p := range padding {
-			if p != 0 {
-				c.t.Fatalf("padding of attribute %#x is not zero: %x", kind, b)
-			}
-		}
-	})
+	clean := bytes.Clone(b)
+	if zeroPadding(clean); !bytes.Equal(clean, b) {
+		c.t.Fatalf("padding is not zero: %x", b)
+	}
 }
 
 // attr is one attribute of a request.
 type attr struct {
-	kind  uint16
+	kind  stun.Attr
 	value []byte
 }
 
-var udpTransport = attr{attrRequestedTransport, []byte{transportUDP, 0, 0, 0}}
+var udpTransport = attr{stun.RequestedTransport, []byte{transportUDP, 0, 0, 0}}
 
-func peerAttr(p netip.AddrPort, id *[12]byte) attr { return attr{attrXORPeer, xorValue(p, id)} }
+func peerAttr(p netip.AddrPort, id *stun.ID) attr {
+	w := stun.Build(nil, stun.Request, 0, *id)
+	w.XORAddress(stun.XORPeerAddress, p)
+	return attr{stun.XORPeerAddress, stun.Find(w.Bytes(), stun.XORPeerAddress)}
+}
 
 // plain is a message without credentials.
-func plain(method, class int, id [12]byte, attrs ...attr) []byte {
-	b := appendHeader(nil, method, class, &id)
+func plain(method stun.Method, class stun.Class, id stun.ID, attrs ...attr) []byte {
+	w := stun.Build(nil, class, method, id)
 	for _, a := range attrs {
-		b = appendAttr(b, a.kind, a.value)
+		w.Add(a.kind, a.value)
 	}
-	return b
+	return w.Bytes()
 }
 
 // signed is a request with the client's credential and the nonce it has.
-func (c *client) signed(method int, id [12]byte, attrs ...attr) []byte {
-	b := plain(method, classRequest, id, attrs...)
-	b = appendAttr(b, attrUsername, []byte(c.user))
-	b = appendAttr(b, attrRealm, c.realm)
-	b = appendAttr(b, attrNonce, c.nonce)
-	return appendIntegrity(b, longTermKey(c.user, string(c.realm), c.password))
+func (c *client) signed(method stun.Method, id stun.ID, attrs ...attr) []byte {
+	attrs = append(slices.Clip(attrs), attr{stun.Username, []byte(c.user)}, attr{stun.Realm, c.realm}, attr{stun.Nonce, c.nonce})
+	return sign(plain(method, stun.Request, id, attrs...), c.key())
 }
+
+func (c *client) key() *stun.Key { return stun.LongTerm(c.user, string(c.realm), c.password) }
 
 // challenge takes realm and nonce from a 401 or 438.
 func (c *client) challenge() {
 	c.t.Helper()
-	r := c.exchange(plain(methodAllocate, classRequest, newID(), udpTransport), patience)
-	if r == nil || errorOf(r) != codeUnauthorized {
+	r := c.exchange(plain(stun.Allocate, stun.Request, newID(), udpTransport), patience)
+	if r == nil || stun.CodeOf(r) != stun.CodeUnauthorized {
 		c.t.Fatalf("no 401 for a request without credentials: %x", r)
 	}
 	c.learn(r)
 }
 
 func (c *client) learn(r []byte) {
-	eachAttr(r, func(kind uint16, value, _ []byte) {
-		switch kind {
-		case attrRealm:
-			c.realm = append([]byte{}, value...)
-		case attrNonce:
-			c.nonce = append([]byte{}, value...)
-		}
-	})
+	if v := stun.Find(r, stun.Realm); v != nil {
+		c.realm = bytes.Clone(v)
+	}
+	if v := stun.Find(r, stun.Nonce); v != nil {
+		c.nonce = bytes.Clone(v)
+	}
 }
 
 // call makes an authenticated request and returns the answer and its error code, 0 for a success. Every answer but 401
 // and 438 must be signed.
-func (c *client) call(method int, attrs ...attr) (answer []byte, code int) {
+func (c *client) call(method stun.Method, attrs ...attr) (answer []byte, code int) {
 	c.t.Helper()
 	return c.callID(method, newID(), attrs...)
 }
 
-func (c *client) callID(method int, id [12]byte, attrs ...attr) (answer []byte, code int) {
+func (c *client) callID(method stun.Method, id stun.ID, attrs ...attr) (answer []byte, code int) {
 	c.t.Helper()
 	if c.nonce == nil {
 		c.challenge()
@@ -236,8 +239,8 @@ func (c *client) callID(method int, id [12]byte, attrs ...attr) (answer []byte, 
 	if r == nil {
 		c.t.Fatalf("no answer to method %#x", method)
 	}
-	code = errorOf(r)
-	if code != codeUnauthorized && code != codeStaleNonce {
+	code = stun.CodeOf(r)
+	if code != stun.CodeUnauthorized && code != stun.CodeStaleNonce {
 		c.verify(r)
 	}
 	return r, code
@@ -246,12 +249,8 @@ func (c *client) callID(method int, id [12]byte, attrs ...attr) (answer []byte, 
 // verify checks MESSAGE-INTEGRITY of an answer.
 func (c *client) verify(r []byte) {
 	c.t.Helper()
-	if len(r) < headerSize+24 {
-		c.t.Fatalf("answer without MESSAGE-INTEGRITY: %x", r)
-	}
-	again := append([]byte{}, r[:len(r)-24]...)
-	again = appendIntegrity(again, longTermKey(c.user, string(c.realm), c.password))
-	if string(again) != string(r) {
+	var m stun.Message
+	if why := m.Parse(r, stun.Client); why != stun.DropNone || !c.key().Authentic(&m) {
 		c.t.Fatalf("MESSAGE-INTEGRITY is missing or wrong: %x", r)
 	}
 }
@@ -259,29 +258,23 @@ func (c *client) verify(r []byte) {
 // allocate makes an allocation and returns the relayed address.
 func (c *client) allocate(attrs ...attr) netip.AddrPort {
 	c.t.Helper()
-	r, code := c.call(methodAllocate, append([]attr{udpTransport}, attrs...)...)
+	r, code := c.call(stun.Allocate, append([]attr{udpTransport}, attrs...)...)
 	if code != 0 {
 		c.t.Fatalf("Allocate: error %d", code)
 	}
-	var relayed netip.AddrPort
-	eachAttr(r, func(kind uint16, value, _ []byte) {
-		if kind == attrXORRelayed {
-			relayed = xorAddress(value, (*[12]byte)(r[8:20]))
-		}
-	})
-	return relayed
+	return frame.Address(stun.Find(r, stun.XORRelayedAddress), r)
 }
 
 // allocate6 asks for an IPv6 relayed address.
 func (c *client) allocate6() netip.AddrPort {
-	return c.allocate(attr{attrRequestedFamily, []byte{familyIPv6, 0, 0, 0}})
+	return c.allocate(attr{stun.RequestedFamily, []byte{familyIPv6, 0, 0, 0}})
 }
 
 // permit asks for a permission and returns the error code.
 func (c *client) permit(peer netip.AddrPort) int {
 	c.t.Helper()
 	id := newID()
-	_, code := c.callID(methodCreatePermission, id, peerAttr(peer, &id))
+	_, code := c.callID(stun.CreatePermission, id, peerAttr(peer, &id))
 	return code
 }
 
@@ -289,20 +282,20 @@ func (c *client) permit(peer netip.AddrPort) int {
 func (c *client) bind(number uint16, peer netip.AddrPort) int {
 	c.t.Helper()
 	id := newID()
-	_, code := c.callID(methodChannelBind, id, channelAttr(number), peerAttr(peer, &id))
+	_, code := c.callID(stun.ChannelBind, id, channelAttr(number), peerAttr(peer, &id))
 	return code
 }
 
 // channelAttr is a CHANNEL-NUMBER: two bytes, and two reserved ones (RFC 8656 section 18.1).
 func channelAttr(number uint16) attr {
-	return attr{attrChannelNumber, append(binary.BigEndian.AppendUint16(nil, number), 0, 0)}
+	return attr{stun.ChannelNumber, append(binary.BigEndian.AppendUint16(nil, number), 0, 0)}
 }
 
 // indicate sends a Send indication.
 func (c *client) indicate(peer netip.AddrPort, data []byte, attrs ...attr) {
 	c.t.Helper()
 	id := newID()
-	c.send(plain(methodSend, classIndication, id, append([]attr{peerAttr(peer, &id), {attrData, data}}, attrs...)...))
+	c.send(plain(stun.Send, stun.Indication, id, append([]attr{peerAttr(peer, &id), {stun.Data, data}}, attrs...)...))
 }
 
 func channelData(number uint16, data []byte) []byte {

@@ -2,7 +2,6 @@ package relay
 
 import (
 	"crypto/hmac"
-	"crypto/md5"
 	"crypto/sha1"
 	"encoding/base64"
 	"strconv"
@@ -27,12 +26,6 @@ func passwordOf(secret, username string) string {
 	mac := hmac.New(sha1.New, []byte(secret))
 	mac.Write([]byte(username))
 	return base64.StdEncoding.EncodeToString(mac.Sum(nil))
-}
-
-// longTermKey is the key of the long-term credential mechanism (RFC 8489 section 9.2.2, without PASSWORD-ALGORITHM).
-func longTermKey(username, realm, password string) []byte {
-	sum := md5.Sum([]byte(username + ":" + realm + ":" + password))
-	return sum[:]
 }
 
 // userOf returns the user that a username stands for, which is what follows the expiry. Not ok: the username is malformed, or

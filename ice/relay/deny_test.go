@@ -4,6 +4,9 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // deniedAddrs are addresses no relay may reach unless it was told to. Those with an IPv4 address inside are built for
@@ -101,16 +104,16 @@ func TestDenyOnTheWire(t *testing.T) {
 		if at.Addr() == loopback4 || at.Addr() == loopback6 {
 			// Own addresses of this relay have a permission, but for relayed ports only.
 			for _, c := range []*client{c4, c6} {
-				if c.addr().Addr() == at.Addr() && (c.permit(at) != 0 || c.bind(0x4000, at) != codeForbidden) {
+				if c.addr().Addr() == at.Addr() && (c.permit(at) != 0 || c.bind(0x4000, at) != stun.CodeForbidden) {
 					t.Errorf("%v: own address", at)
 				}
 			}
 			continue
 		}
 		for _, c := range []*client{c4, c6} {
-			want := codeForbidden
+			want := stun.CodeForbidden
 			if v4 := c.addr().Addr().Is4(); v4 != at.Addr().Unmap().Is4() {
-				want = codePeerFamily
+				want = stun.CodePeerFamily
 			}
 			if code := c.permit(at); code != want {
 				t.Errorf("CreatePermission %v on %v: %d, want %d", at, c.server, code, want)
@@ -165,18 +168,18 @@ func TestOwnPorts(t *testing.T) {
 	s := start(t, func(c *Config) { c.AllowedPeers, c.MinPort, c.MaxPort = nil, 1024, 65535 })
 	a, b := dial(t, s, 0, "a"), dial(t, s, 0, "b")
 	atA, atB := a.allocate(), b.allocate()
-	if code := a.bind(0x4000, s.Addrs()[0]); code != codeForbidden {
+	if code := a.bind(0x4000, s.Addrs()[0]); code != stun.CodeForbidden {
 		t.Errorf("a channel to the relay itself: %d, want 403", code)
 	}
 	if a.bind(0x4001, atB) != 0 || b.permit(atA) != 0 {
 		t.Fatal("relayed to relayed is refused")
 	}
 	a.send(channelData(0x4001, []byte("hello")))
-	if m, ok := checkMessage(b.read(patience)); !ok || m.peer != atA {
-		t.Fatalf("b got %v, want data from %v", m, atA)
+	if from, _, ok := frame.ParseDataIndication(b.read(patience)); !ok || from != atA {
+		t.Fatalf("b got data from %v, want %v", from, atA)
 	}
 	conn, other := peer(t, loopback4) // a program of this machine, at a port that relayed addresses may have
-	if code := a.bind(0x4002, other); code != codeForbidden {
+	if code := a.bind(0x4002, other); code != stun.CodeForbidden {
 		t.Errorf("a channel to a port without allocation: %d, want 403", code)
 	}
 	a.indicate(other, []byte("x"))

@@ -13,7 +13,7 @@
 // a socket. On the client's side it reads from and writes to a gate, our filtering net.PacketConn; on the peer's side it is
 // given an allocation, which is a net.PacketConn too.
 //
-// The gate lets only messages through that passed a strict check (check.go), and that the rate limits of their source
+// The gate lets only messages through that passed a strict check (package stun), and that the rate limits of their source
 // allow. What pion answers passes the gate again: an answer to a stranger is at most three times as long as what
 // the stranger sent, an answer to an authenticated client carries MESSAGE-INTEGRITY, and where pion stays silent
 // (437, 441) the gate answers.

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"github.com/pion/turn/v5"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // gate is one listening socket and the net.PacketConn that pion sees of it. Each gate has a pion server of its own, so that
@@ -30,14 +32,14 @@ type gate struct {
 
 // request is the STUN message that pion handles now.
 type request struct {
-	message
+	stun.Message
 	active        bool
 	src           netip.AddrPort
 	local         netip.Addr
 	size          int
 	judged        bool   // authenticate was asked: the nonce was good
 	user          string // whom it found
-	key           []byte
+	key           *stun.Key
 	authenticated bool
 	answered      bool
 	code          int         // the error code to answer with, instead of pion's; 0 leaves it
@@ -99,17 +101,17 @@ func (g *gate) next() (one []byte, pass bool) {
 		return nil, false
 	}
 	g.left.data = g.left.data[len(one):]
-	if one[0]&0xC0 != 0 {
+	g.now = request{src: g.left.src, local: g.left.local, size: len(one)}
+	switch why := g.now.Parse(one, stun.Server); {
+	case why == stun.DropNone:
+		g.now.active = g.admit(&g.now)
+	case why == stun.DropMethod:
+		g.server.stats.drop(dropMethod)
+	case one[0]&0xC0 != 0:
 		g.server.stats.drop(dropNotSTUN)
-		return nil, false
-	}
-	m, ok := checkMessage(one)
-	if !ok {
+	default:
 		g.server.stats.drop(dropMalformed)
-		return nil, false
 	}
-	g.now = request{message: m, src: g.left.src, local: g.left.local, size: len(one)}
-	g.now.active = g.admit(&g.now)
 	return one, g.now.active
 }
 
@@ -137,32 +139,23 @@ const lastSecond = time.Second
 func (g *gate) admit(r *request) bool {
 	stats := &g.server.stats
 	switch {
-	case r.class == classIndication && r.method == methodBinding: // a keepalive: wants no answer, and pion knows it not
+	case r.Class == stun.Indication && r.Method == stun.Binding: // a keepalive: wants no answer, and pion knows it not
 		return false
-	case r.class == classIndication && r.method == methodSend:
+	case r.Method == stun.Send:
 		return g.admitSend(r)
-	case r.class != classRequest:
-		stats.drop(dropMethod)
-		return false
-	}
-	switch r.method {
-	case methodBinding:
+	case r.Method == stun.Binding:
 		if !g.server.bindings.allow(r.src.Addr(), g.server.since()) {
 			stats.drop(dropBindingLimited)
 			return false
 		}
 		return true
-	case methodCreatePermission, methodChannelBind:
+	case r.Method == stun.CreatePermission || r.Method == stun.ChannelBind:
 		if a := g.find(r.src); a != nil && a.expires-g.server.since() < int64(lastSecond) {
 			stats.drop(dropExpiring)
 			return false
 		}
-		return r.integrity || g.mayRefuse(r)
-	case methodAllocate, methodRefresh:
-		return r.integrity || g.mayRefuse(r)
 	}
-	stats.drop(dropMethod)
-	return false
+	return r.Has(stun.Integrity) || g.mayRefuse(r)
 }
 
 // mayRefuse takes one from what the source may be refused.
@@ -177,16 +170,16 @@ func (g *gate) mayRefuse(r *request) bool {
 // admitSend decides on a Send indication. RFC 8656 section 11.2: a server that cannot set the DF bit treats DONT-FRAGMENT as
 // an unknown comprehension-required attribute, and so discards the indication.
 func (g *gate) admitSend(r *request) bool {
-	a := g.find(r.src)
+	a, peer := g.find(r.src), r.Address(stun.XORPeerAddress)
 	switch {
 	case a == nil:
 		g.server.stats.drop(dropNoAllocation)
-	case r.dontFragment:
+	case r.Has(stun.DontFragment):
 		g.server.stats.drop(dropDontFragment)
-	case !r.peer.IsValid():
+	case !peer.IsValid():
 		g.server.stats.drop(dropMalformed)
 	default:
-		return a.permitted(r.peer, 1)
+		return a.permitted(peer, 1)
 	}
 	return false
 }

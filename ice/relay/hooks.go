@@ -10,10 +10,16 @@ import (
 
 	"github.com/pion/logging"
 	"github.com/pion/turn/v5"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // The hooks are what pion calls while it handles a request, on the gate's reading goroutine, except where it is said
 // otherwise.
+
+// familyIPv6 is the family of REQUESTED-ADDRESS-FAMILY (RFC 8656 section 18.6) that is not the default.
+const familyIPv6 = 2
 
 // portTries is how many random ports are tried for one allocation.
 const portTries = 64
@@ -56,8 +62,8 @@ func (g *gate) authenticate(ra *turn.RequestAttributes) (user string, key []byte
 		return "", nil, false
 	}
 	g.now.user = user
-	g.now.key = longTermKey(ra.Username, cfg.Realm, passwordOf(cfg.Secret, ra.Username))
-	return g.now.user, g.now.key, true
+	g.now.key = stun.LongTerm(ra.Username, cfg.Realm, passwordOf(cfg.Secret, ra.Username))
+	return g.now.user, g.now.key.Secret(), true
 }
 
 // onAuth hears whether the key fitted, before pion acts on the request.
@@ -67,18 +73,21 @@ func (g *gate) onAuth(_, _ net.Addr, _, _, _, _ string, verdict bool) {
 		return
 	}
 	r.authenticated = true
-	if r.method != methodAllocate {
+	if r.Method != stun.Allocate {
 		return
 	}
+	transport, _ := r.Uint32(stun.RequestedTransport) // the first byte is the protocol, that of the next the family
+	family, _ := r.Uint32(stun.RequestedFamily)
+	even := r.Get(stun.EvenPort) // the first bit asks for the next port too
 	switch {
-	case r.transport != 0 && r.transport != transportUDP:
+	case transport>>24 != 0 && transport>>24 != transportUDP:
 		// RFC 8656 section 7.2: a transport that is not supported is a 442. pion would take TCP.
-		r.code = codeTransport
-	case r.reserve || r.evenPort && !g.server.refusals.allow(r.src.Addr(), g.server.since()):
+		r.code = stun.CodeTransport
+	case r.Has(stun.ReservationToken) || even != nil && (even[0]&0x80 != 0 || !g.server.refusals.allow(r.src.Addr(), g.server.since())):
 		// pion remembers a reservation for 30 s for each EVEN-PORT, asked for or not; the limit bounds that list.
-		r.code = codeInsufficient
-	case !g.server.reach.Load().public[r.family != familyIPv6].IsValid():
-		r.code = codeFamily
+		r.code = stun.CodeInsufficient
+	case !g.server.reach.Load().public[family>>24 != familyIPv6].IsValid():
+		r.code = stun.CodeFamily
 	}
 	if g.find(r.src) != nil {
 		r.code = 0 // then it is a 437 in any case, or a repetition
@@ -92,25 +101,27 @@ func (g *gate) admitPeer(_ net.Addr, ip net.IP) bool {
 	a := g.find(r.src)
 	policy, limit := &g.server.reach.Load().peerPolicy, g.server.cfg.PeersPerAllocation
 	if a == nil || !policy.admitsAddr(peer) {
-		r.code = codeForbidden
+		r.code = stun.CodeForbidden
 		return false
 	}
-	if r.method == methodChannelBind {
-		if r.channel&0xC000 != 0x4000 { // what isChannelData knows
-			r.code = codeBadRequest
+	if r.Method == stun.ChannelBind {
+		number, _ := r.Uint32(stun.ChannelNumber)
+		to := r.Address(stun.XORPeerAddress)
+		if number>>30 != frame.FirstChannel>>14 { // what isChannelData knows
+			r.code = stun.CodeBadRequest
 			return false
 		}
-		if !policy.admits(r.peer) {
-			r.code = codeForbidden
+		if !policy.admits(to) {
+			r.code = stun.CodeForbidden
 			return false
 		}
-		if n, known := a.channelCount(r.peer); n >= limit && !known {
-			r.code = codeInsufficient
+		if n, known := a.channelCount(to); n >= limit && !known {
+			r.code = stun.CodeInsufficient
 			return false
 		}
 	}
 	if n, known := a.permissionCount(peer); n >= limit && !known {
-		r.code = codeInsufficient
+		r.code = stun.CodeInsufficient
 		return false
 	}
 	return true
@@ -190,10 +201,10 @@ func (m generator) AllocatePacketConn(want turn.AllocateListenerConfig) (net.Pac
 	}
 	meter := g.server.quota.take(want.UserID)
 	if meter == nil {
-		g.now.code = codeQuota
+		g.now.code = stun.CodeQuota
 		return nil, nil, errNoRelay
 	}
-	sock, relayed, err := g.server.openRelayed(want.Network == "udp4", g.now.evenPort)
+	sock, relayed, err := g.server.openRelayed(want.Network == "udp4", g.now.Has(stun.EvenPort))
 	if err != nil {
 		g.server.quota.release(want.UserID)
 		return nil, nil, err

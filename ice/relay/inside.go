@@ -4,6 +4,9 @@ import (
 	"crypto/rand"
 	"net/netip"
 	"sync"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // neighbours are the allocations of all gates by relayed address. What one sends to another stays inside the process: our own
@@ -67,17 +70,17 @@ func (a *allocation) indicate(r received, work *scratch) {
 	for len(r.data) > 0 {
 		one := r.data[:min(r.segment, len(r.data))]
 		r.data = r.data[len(one):]
-		if headerSize+maxPeerAttr+4+len(one)+3 > maxMessage {
+		if frame.HeaderSize+maxPeerAttr+4+len(one)+3 > maxMessage {
 			a.gate.server.stats.drop(dropOversized)
 			continue
 		}
-		var id [12]byte
+		var id stun.ID
 		rand.Read(id[:]) // never fails: it ends the program rather than return an error
-		b := appendHeader(work.out[:0], methodData, classIndication, &id)
-		b = appendAttr(b, attrXORPeer, xorValue(r.src, &id))
-		b = appendAttr(b, attrData, one)
+		w := stun.Build(work.out[:0], stun.Indication, stun.DataMethod, id)
+		w.XORAddress(stun.XORPeerAddress, r.src)
+		w.Add(stun.Data, one)
 		a.gate.server.stats.relayed(toClient, 1, len(one))
-		a.gate.send(b, a.client, a.local)
+		a.gate.send(w.Bytes(), a.client, a.local)
 	}
 }
 

@@ -5,6 +5,9 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // TestInside: allocations reach one another although the public addresses are not this machine's and nothing leads them back here,
@@ -19,7 +22,7 @@ func TestInside(t *testing.T) {
 				allocate := (*client).allocate6
 				if !v6 {
 					allocate = func(c *client) netip.AddrPort {
-						return c.allocate(attr{attrRequestedFamily, []byte{familyIPv4, 0, 0, 0}})
+						return c.allocate(attr{stun.RequestedFamily, []byte{1, 0, 0, 0}})
 					}
 				}
 				testInside(t, s, [2]*client{a, b}, [2]netip.AddrPort{allocate(a), allocate(b)})
@@ -50,8 +53,7 @@ func testInside(t *testing.T, s *Server, ends [2]*client, relayed [2]netip.AddrP
 			c.indicate(relayed[1-i], bytes.Repeat([]byte{7}, size))
 			got := ends[1-i].read(patience)
 			ends[1-i].sound(got)
-			m, ok := checkMessage(got)
-			if !ok || m.method != methodData || m.class != classIndication || m.peer != relayed[i] {
+			if peer, _, ok := frame.ParseDataIndication(got); !ok || peer != relayed[i] {
 				t.Fatalf("%d bytes from %v: the client got %x", size, relayed[i], got)
 			}
 		}
@@ -69,12 +71,12 @@ func testInside(t *testing.T, s *Server, ends [2]*client, relayed [2]netip.AddrP
 			data := bytes.Repeat([]byte{9}, size)
 			c.send(channelData(0x4001+uint16(i), data))
 			if got := ends[1-i].read(patience); !bytes.Equal(got, channelData(0x4002-uint16(i), data)) {
-				t.Fatalf("the client got %d bytes, want %d of ChannelData", len(got), size+channelHead)
+				t.Fatalf("the client got %d bytes, want %d of ChannelData", len(got), size+frame.ChannelHeaderSize)
 			}
 		}
 	}
 	// An allocation that has ended is not found any more.
-	if _, code := ends[1].call(methodRefresh, attr{attrLifetime, make([]byte, 4)}); code != 0 {
+	if _, code := ends[1].call(stun.Refresh, attr{stun.Lifetime, make([]byte, 4)}); code != 0 {
 		t.Fatalf("Refresh: %d", code)
 	}
 	eventually(t, "the allocation to go", func() bool { return s.inside.find(relayed[1]) == nil })
@@ -117,7 +119,7 @@ func TestOnlyPublic(t *testing.T) {
 	s := start(t, func(c *Config) { c.PublicAddrs, c.OnlyPublic = []netip.Addr{loopback4}, true })
 	c := dial(t, s, 1, "x")
 	c.challenge()
-	if _, code := c.call(methodAllocate, udpTransport, attr{attrRequestedFamily, []byte{familyIPv6, 0, 0, 0}}); code != codeFamily {
-		t.Errorf("an IPv6 allocation: %d, want %d", code, codeFamily)
+	if _, code := c.call(stun.Allocate, udpTransport, attr{stun.RequestedFamily, []byte{familyIPv6, 0, 0, 0}}); code != stun.CodeFamily {
+		t.Errorf("an IPv6 allocation: %d, want %d", code, stun.CodeFamily)
 	}
 }

@@ -8,6 +8,9 @@ import (
 	"sync/atomic"
 	"testing"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // TestData sends through an allocation in both ways and both forms, over both families.
@@ -37,8 +40,7 @@ func TestData(t *testing.T) {
 				conn.WriteToUDPAddrPort(bytes.Repeat([]byte{8}, size), relayed)
 				b := c.read(patience)
 				c.sound(b)
-				m, ok := checkMessage(b)
-				if !ok || m.method != methodData || m.class != classIndication || m.peer != peer {
+				if from, _, ok := frame.ParseDataIndication(b); !ok || from != peer {
 					t.Fatalf("client got %x", b)
 				}
 			}
@@ -128,17 +130,11 @@ func TestBinding(t *testing.T) {
 	s := start(t, nil)
 	for gate := range 2 {
 		c := dial(t, s, gate, "binding")
-		r := c.exchange(plain(methodBinding, classRequest, newID()), patience)
+		r := c.exchange(plain(stun.Binding, stun.Request, newID()), patience)
 		if r == nil {
 			t.Fatal("no answer")
 		}
-		var mapped netip.AddrPort
-		eachAttr(r, func(kind uint16, value, _ []byte) {
-			if kind == attrXORMapped {
-				mapped = xorAddress(value, (*[12]byte)(r[8:20]))
-			}
-		})
-		if mapped != c.addr() {
+		if mapped := frame.Address(stun.Find(r, stun.XORMappedAddress), r); mapped != c.addr() {
 			t.Fatalf("mapped address %v, want %v", mapped, c.addr())
 		}
 	}
@@ -147,66 +143,72 @@ func TestBinding(t *testing.T) {
 // TestRefusals: each wrong request has the code that RFC 8656 gives it, and is signed where the client is known.
 func TestRefusals(t *testing.T) {
 	s := start(t, nil)
-	family6 := attr{attrRequestedFamily, []byte{familyIPv6, 0, 0, 0}}
+	family6 := attr{stun.RequestedFamily, []byte{familyIPv6, 0, 0, 0}}
 	c := dial(t, s, 0, "refusals")
-	if _, code := c.call(methodAllocate, attr{attrRequestedTransport, []byte{6, 0, 0, 0}}); code != codeTransport {
+	if _, code := c.call(stun.Allocate, attr{stun.RequestedTransport, []byte{6, 0, 0, 0}}); code != stun.CodeTransport {
 		t.Errorf("TCP allocation: %d, want 442", code)
 	}
-	if _, code := c.call(methodAllocate); code != 400 {
+	if _, code := c.call(stun.Allocate); code != 400 {
 		t.Errorf("Allocate without transport: %d, want 400", code)
 	}
-	if _, code := c.call(methodAllocate, udpTransport, attr{attrEvenPort, []byte{0x80}}); code != codeInsufficient {
+	if _, code := c.call(stun.Allocate, udpTransport, attr{stun.EvenPort, []byte{0x80}}); code != stun.CodeInsufficient {
 		t.Errorf("EVEN-PORT with reservation: %d, want 508", code)
 	}
-	if _, code := c.call(methodAllocate, udpTransport, attr{attrReservationToken, make([]byte, 8)}); code != codeInsufficient {
+	if _, code := c.call(stun.Allocate, udpTransport, attr{stun.ReservationToken, make([]byte, 8)}); code != stun.CodeInsufficient {
 		t.Errorf("RESERVATION-TOKEN: %d, want 508", code)
 	}
-	if _, code := c.call(methodAllocate, udpTransport, attr{attrRequestedFamily, []byte{9, 0, 0, 0}}); code != codeFamily {
+	if _, code := c.call(stun.Allocate, udpTransport, attr{stun.RequestedFamily, []byte{9, 0, 0, 0}}); code != stun.CodeFamily {
 		t.Errorf("unknown family: %d, want 440", code)
 	}
-	if _, code := c.call(methodAllocate, udpTransport, attr{attrDontFragment, nil}); code != 420 {
+	if _, code := c.call(stun.Allocate, udpTransport, attr{stun.DontFragment, nil}); code != 420 {
 		t.Errorf("DONT-FRAGMENT: %d, want 420", code)
 	}
-	if r := c.exchange(c.signed(methodAllocate, newID(), attr{0x7abc, nil}), patience); errorOf(r) != 420 {
-		t.Errorf("unknown attribute: %d, want 420", errorOf(r))
+	// RFC 8489 section 6.3.1: "an UNKNOWN-ATTRIBUTES attribute in the response that lists the unknown comprehension-required attributes"
+	for _, request := range [][]byte{
+		c.signed(stun.Allocate, newID(), attr{0x7abc, nil}), plain(stun.Binding, stun.Request, newID(), attr{0x7abc, nil}),
+	} {
+		r := c.exchange(request, patience)
+		if list := stun.Find(r, stun.UnknownAttributes); stun.CodeOf(r) != stun.CodeUnknownAttribute || string(list) != "\x7a\xbc" {
+			t.Errorf("unknown attribute: %d and %x, want 420 and 7abc", stun.CodeOf(r), list)
+		}
 	}
 	even := dial(t, s, 0, "even")
-	r, code := even.call(methodAllocate, udpTransport, attr{attrEvenPort, []byte{0}})
-	if code != 0 || hasAttr(r, attrReservationToken) {
+	r, code := even.call(stun.Allocate, udpTransport, attr{stun.EvenPort, []byte{0}})
+	if code != 0 || stun.Find(r, stun.ReservationToken) != nil {
 		t.Errorf("EVEN-PORT without reservation: %d, %x", code, r)
 	} else if a := s.gates[0].find(even.addr()); a.relayed.Port()%2 != 0 {
 		t.Errorf("EVEN-PORT: %v", a.relayed)
 	}
 	// RFC 8656 sections 7.3, 10.2, 12.2: no allocation is a 437
-	if _, code := c.call(methodRefresh); code != codeMismatch {
+	if _, code := c.call(stun.Refresh); code != stun.CodeMismatch {
 		t.Errorf("Refresh without allocation: %d, want 437", code)
 	}
-	if code := c.permit(netip.MustParseAddrPort("127.0.0.1:9")); code != codeMismatch {
+	if code := c.permit(netip.MustParseAddrPort("127.0.0.1:9")); code != stun.CodeMismatch {
 		t.Errorf("CreatePermission without allocation: %d, want 437", code)
 	}
-	if code := c.bind(0x4000, netip.MustParseAddrPort("127.0.0.1:9")); code != codeMismatch {
+	if code := c.bind(0x4000, netip.MustParseAddrPort("127.0.0.1:9")); code != stun.CodeMismatch {
 		t.Errorf("ChannelBind without allocation: %d, want 437", code)
 	}
 	c.allocate()
-	if _, code := c.call(methodAllocate, udpTransport); code != codeMismatch {
+	if _, code := c.call(stun.Allocate, udpTransport); code != stun.CodeMismatch {
 		t.Errorf("second Allocate: %d, want 437", code)
 	}
-	if _, code := c.call(methodRefresh, family6); code != codePeerFamily {
+	if _, code := c.call(stun.Refresh, family6); code != stun.CodePeerFamily {
 		t.Errorf("Refresh of another family: %d, want 443", code)
 	}
 	if code := c.bind(0x8000, netip.MustParseAddrPort("127.0.0.1:9")); code != 400 {
 		t.Errorf("ChannelBind of 0x8000: %d, want 400", code)
 	}
-	if code := c.permit(netip.MustParseAddrPort("[::1]:9")); code != codePeerFamily {
+	if code := c.permit(netip.MustParseAddrPort("[::1]:9")); code != stun.CodePeerFamily {
 		t.Errorf("IPv6 peer of an IPv4 allocation: %d, want 443", code)
 	}
-	if code := c.bind(0x4000, netip.MustParseAddrPort("[::1]:9")); code != codePeerFamily {
+	if code := c.bind(0x4000, netip.MustParseAddrPort("[::1]:9")); code != stun.CodePeerFamily {
 		t.Errorf("ChannelBind of an IPv6 peer: %d, want 443", code)
 	}
-	if _, code := c.call(methodRefresh, attr{attrLifetime, make([]byte, 4)}); code != 0 {
+	if _, code := c.call(stun.Refresh, attr{stun.Lifetime, make([]byte, 4)}); code != 0 {
 		t.Errorf("Refresh with lifetime 0: %d", code)
 	}
-	if _, code := c.call(methodRefresh); code != codeMismatch {
+	if _, code := c.call(stun.Refresh); code != stun.CodeMismatch {
 		t.Errorf("Refresh after the end: %d, want 437", code)
 	}
 }
@@ -215,22 +217,15 @@ func TestRefusals(t *testing.T) {
 func TestLifetimes(t *testing.T) {
 	s := start(t, nil)
 	c := dial(t, s, 0, "x")
-	seconds := func(r []byte) (n uint32) {
-		eachAttr(r, func(kind uint16, value, _ []byte) {
-			if kind == attrLifetime {
-				n = binary.BigEndian.Uint32(value)
-			}
-		})
-		return n
-	}
+	seconds := func(r []byte) uint32 { return binary.BigEndian.Uint32(stun.Find(r, stun.Lifetime)) }
 	for i, asked := range []uint32{600, 60, 3599, 3600, 1<<31 - 1, 1 << 31, 1<<32 - 1} {
 		want := asked
 		if want >= 3600 {
 			want = 600
 		}
-		method, attrs := methodRefresh, []attr{{attrLifetime, binary.BigEndian.AppendUint32(nil, asked)}}
+		method, attrs := stun.Refresh, []attr{{stun.Lifetime, binary.BigEndian.AppendUint32(nil, asked)}}
 		if i == 0 {
-			method, attrs = methodAllocate, append(attrs, udpTransport)
+			method, attrs = stun.Allocate, append(attrs, udpTransport)
 		}
 		r, code := c.call(method, attrs...)
 		if code != 0 || seconds(r) != want {
@@ -243,7 +238,7 @@ func TestLifetimes(t *testing.T) {
 func TestOneFamily(t *testing.T) {
 	s := start(t, func(c *Config) { c.Listen = c.Listen[:1] })
 	c := dial(t, s, 0, "family")
-	if _, code := c.call(methodAllocate, udpTransport, attr{attrRequestedFamily, []byte{familyIPv6, 0, 0, 0}}); code != codeFamily {
+	if _, code := c.call(stun.Allocate, udpTransport, attr{stun.RequestedFamily, []byte{familyIPv6, 0, 0, 0}}); code != stun.CodeFamily {
 		t.Fatalf("error %d, want 440", code)
 	}
 }
@@ -257,16 +252,16 @@ func TestOtherUser(t *testing.T) {
 	other.conn.Close()
 	other.conn = c.conn // the same 5-tuple
 	conn, at := peer(t, loopback4)
-	if _, code := other.call(methodRefresh, attr{attrLifetime, make([]byte, 4)}); code != codeWrongCredentials {
+	if _, code := other.call(stun.Refresh, attr{stun.Lifetime, make([]byte, 4)}); code != stun.CodeWrongCredentials {
 		t.Errorf("Refresh: %d, want 441", code)
 	}
-	if code := other.permit(at); code != codeWrongCredentials {
+	if code := other.permit(at); code != stun.CodeWrongCredentials {
 		t.Errorf("CreatePermission: %d, want 441", code)
 	}
-	if code := other.bind(0x4000, at); code != codeWrongCredentials {
+	if code := other.bind(0x4000, at); code != stun.CodeWrongCredentials {
 		t.Errorf("ChannelBind: %d, want 441", code)
 	}
-	if _, code := other.call(methodAllocate, udpTransport); code != codeMismatch {
+	if _, code := other.call(stun.Allocate, udpTransport); code != stun.CodeMismatch {
 		t.Errorf("Allocate: %d, want 437", code)
 	}
 	conn.WriteToUDPAddrPort([]byte("x"), relayed)
@@ -297,21 +292,21 @@ func TestCredentials(t *testing.T) {
 	} {
 		c := dial(t, s, 0, "x")
 		c.user, c.password = credential[0], credential[1]
-		if _, code := c.call(methodAllocate, udpTransport); code != codeUnauthorized {
+		if _, code := c.call(stun.Allocate, udpTransport); code != stun.CodeUnauthorized {
 			t.Errorf("%s: %d, want 401", name, code)
 		}
 	}
 	c := dial(t, s, 0, "x")
 	c.challenge()
 	c.nonce = []byte("0123456789")
-	r, code := c.call(methodAllocate, udpTransport)
-	if code != codeStaleNonce {
+	r, code := c.call(stun.Allocate, udpTransport)
+	if code != stun.CodeStaleNonce {
 		t.Fatalf("made-up nonce: %d, want 438", code)
 	}
 	c.learn(r)
 	c.allocate()
 	c.realm = []byte("elsewhere")
-	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+	if _, code := c.call(stun.Refresh); code != stun.CodeUnauthorized {
 		t.Errorf("another realm: %d, want 401", code)
 	}
 	if n, _ := s.quota.count(); n != 1 {
@@ -324,11 +319,11 @@ func TestExpiryEndsAllocation(t *testing.T) {
 	s, ahead := startAhead(t)
 	c := dial(t, s, 0, "x")
 	c.allocate()
-	if _, code := c.call(methodRefresh); code != 0 {
+	if _, code := c.call(stun.Refresh); code != 0 {
 		t.Fatalf("Refresh: %d", code)
 	}
 	ahead.Store(int64(2 * time.Hour))
-	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+	if _, code := c.call(stun.Refresh); code != stun.CodeUnauthorized {
 		t.Errorf("Refresh with the expired credential: %d, want 401", code)
 	}
 }
@@ -339,15 +334,15 @@ func TestRenewedCredential(t *testing.T) {
 	s, ahead := startAhead(t)
 	c := dial(t, s, 0, "x")
 	relayed := c.allocate()
-	if _, code := c.call(methodRefresh); code != 0 {
+	if _, code := c.call(stun.Refresh); code != 0 {
 		t.Fatalf("Refresh: %d", code)
 	}
 	ahead.Store(int64(2 * time.Hour))
-	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+	if _, code := c.call(stun.Refresh); code != stun.CodeUnauthorized {
 		t.Errorf("Refresh with the expired credential: %d, want 401", code)
 	}
 	c.user, c.password = s.Credential(time.Now().Add(3*time.Hour), "x")
-	if _, code := c.call(methodRefresh); code != 0 {
+	if _, code := c.call(stun.Refresh); code != 0 {
 		t.Fatalf("Refresh with the renewed credential: %d", code)
 	}
 	_, at := peer(t, loopback4)
@@ -367,13 +362,13 @@ func TestForgottenUser(t *testing.T) {
 	c.allocate()
 	other.allocate()
 	forgotten.Store(true)
-	if _, code := c.call(methodRefresh); code != codeUnauthorized {
+	if _, code := c.call(stun.Refresh); code != stun.CodeUnauthorized {
 		t.Errorf("Refresh: %d, want 401", code)
 	}
-	if code := c.bind(0x4001, at); code != codeUnauthorized {
+	if code := c.bind(0x4001, at); code != stun.CodeUnauthorized {
 		t.Errorf("ChannelBind: %d, want 401", code)
 	}
-	if _, code := dial(t, s, 0, "x").call(methodAllocate, udpTransport); code != codeUnauthorized {
+	if _, code := dial(t, s, 0, "x").call(stun.Allocate, udpTransport); code != stun.CodeUnauthorized {
 		t.Errorf("Allocate: %d, want 401", code)
 	}
 	if code := other.bind(0x4001, at); code != 0 {
@@ -398,24 +393,24 @@ func TestQuotas(t *testing.T) {
 	}
 	a[0].allocate()
 	a[1].allocate()
-	if _, code := a[2].call(methodAllocate, udpTransport); code != codeQuota {
+	if _, code := a[2].call(stun.Allocate, udpTransport); code != stun.CodeQuota {
 		t.Fatalf("third of one user: %d, want 486", code)
 	}
 	dial(t, s, 0, "b").allocate()
-	if _, code := dial(t, s, 0, "c").call(methodAllocate, udpTransport); code != codeQuota {
+	if _, code := dial(t, s, 0, "c").call(stun.Allocate, udpTransport); code != stun.CodeQuota {
 		t.Fatalf("fourth of all: %d, want 486", code)
 	}
-	if _, code := a[0].call(methodRefresh, attr{attrLifetime, make([]byte, 4)}); code != 0 {
+	if _, code := a[0].call(stun.Refresh, attr{stun.Lifetime, make([]byte, 4)}); code != 0 {
 		t.Fatalf("Refresh: %d", code)
 	}
 	a[2].allocate()
-	for i, want := range []int{0, 0, codeInsufficient, 0} {
+	for i, want := range []int{0, 0, stun.CodeInsufficient, 0} {
 		at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, byte(i % 3)}), 9)
 		if code := a[1].permit(at); code != want {
 			t.Errorf("permission %d: %d, want %d", i, code, want)
 		}
 	}
-	for i, want := range []int{0, 0, codeInsufficient} {
+	for i, want := range []int{0, 0, stun.CodeInsufficient} {
 		at := netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 1, 1}), uint16(9+i))
 		if code := a[1].bind(0x4000+uint16(i), at); code != want {
 			t.Errorf("channel %d: %d, want %d", i, code, want)

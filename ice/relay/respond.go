@@ -1,128 +1,75 @@
 package relay
 
 import (
-	"crypto/hmac"
-	"crypto/sha1"
-	"encoding/binary"
-	"net/netip"
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // reasons are the reason phrases of the errors that the gate writes itself (RFC 8489 section 14.8, RFC 8656 section 19).
 var reasons = map[int]string{
-	codeBadRequest:       "Bad Request",
-	codeForbidden:        "Forbidden",
-	codeMismatch:         "Allocation Mismatch",
-	codeFamily:           "Address Family not Supported",
-	codeWrongCredentials: "Wrong Credentials",
-	codeTransport:        "Unsupported Transport Protocol",
-	codeQuota:            "Allocation Quota Reached",
-	codeInsufficient:     "Insufficient Capacity",
+	stun.CodeBadRequest:       "Bad Request",
+	stun.CodeForbidden:        "Forbidden",
+	stun.CodeMismatch:         "Allocation Mismatch",
+	stun.CodeFamily:           "Address Family not Supported",
+	stun.CodeWrongCredentials: "Wrong Credentials",
+	stun.CodeTransport:        "Unsupported Transport Protocol",
+	stun.CodeQuota:            "Allocation Quota Reached",
+	stun.CodeInsufficient:     "Insufficient Capacity",
 }
 
-// appendHeader appends the header of a message with no attributes yet.
-func appendHeader(b []byte, method, class int, id *[12]byte) []byte {
-	b = binary.BigEndian.AppendUint16(b, messageType(method, class))
-	b = binary.BigEndian.AppendUint16(b, 0)
-	b = binary.BigEndian.AppendUint32(b, cookie)
-	return append(b, id[:]...)
-}
-
-// appendAttr appends one attribute, padded with zeros, to a message that begins at b[0].
-func appendAttr(b []byte, kind uint16, value []byte) []byte {
-	b = binary.BigEndian.AppendUint16(b, kind)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(value)))
-	b = append(b, value...)
-	for len(b)%4 != 0 {
-		b = append(b, 0)
-	}
-	binary.BigEndian.PutUint16(b[2:], uint16(len(b)-headerSize))
-	return b
-}
-
-// xorValue is the inverse of xorAddress.
-func xorValue(p netip.AddrPort, id *[12]byte) []byte {
-	a, family := p.Addr().AsSlice(), byte(familyIPv6)
-	if p.Addr().Is4() {
-		family = familyIPv4
-	}
-	key := append(binary.BigEndian.AppendUint32(nil, cookie), id[:]...)
-	for i := range a {
-		a[i] ^= key[i]
-	}
-	return append(binary.BigEndian.AppendUint16([]byte{0, family}, p.Port()^cookie>>16), a...)
-}
-
-// appendError appends an ERROR-CODE attribute (RFC 8489 section 14.8).
-func appendError(b []byte, code int, reason string) []byte {
-	value := append([]byte{0, 0, byte(code / 100), byte(code % 100)}, reason...)
-	return appendAttr(b, attrErrorCode, value)
-}
-
-// appendIntegrity appends MESSAGE-INTEGRITY: the HMAC is over all before it, with the length field as if it were
-// there (RFC 8489 section 14.5).
-func appendIntegrity(b, key []byte) []byte {
-	binary.BigEndian.PutUint16(b[2:], uint16(len(b)-headerSize+4+integritySize))
-	mac := hmac.New(sha1.New, key)
-	mac.Write(b)
-	return appendAttr(b, attrIntegrity, mac.Sum(nil))
-}
-
-// eachAttr calls visit for every attribute of a well-formed message; padding is what follows the value.
-func eachAttr(b []byte, visit func(kind uint16, value, padding []byte)) {
-	for at := headerSize; at+4 <= len(b); {
-		size := int(binary.BigEndian.Uint16(b[at+2:]))
-		end, next := at+4+size, at+4+(size+3)&^3
-		if next > len(b) {
-			return
-		}
-		visit(binary.BigEndian.Uint16(b[at:]), b[at+4:end], b[end:next])
-		at = next
-	}
+// errorOf is an error response to the present request with REALM and NONCE, or MESSAGE-INTEGRITY, still to come.
+func (g *gate) errorOf(code int, reason string) stun.Builder {
+	w := stun.Build(g.work.out[:0], stun.Error, g.now.Method, g.now.ID)
+	w.Code(code, reason)
+	return w
 }
 
 // zeroPadding clears the padding of a message that we are about to send: whatever was in that memory is nobody's business.
 // It must run before MESSAGE-INTEGRITY is made. pion pads with zeros today; this makes it our promise.
 func zeroPadding(b []byte) {
-	eachAttr(b, func(_ uint16, _, padding []byte) { clear(padding) })
-}
-
-// errorOf is the code of an error response, 0 if it has none.
-func errorOf(b []byte) (code int) {
-	eachAttr(b, func(kind uint16, value, _ []byte) {
-		if kind == attrErrorCode && len(value) >= 4 && code == 0 {
-			code = int(value[2]&7)*100 + int(value[3])
+	for at := frame.HeaderSize; at < len(b); {
+		_, value, next := frame.Attribute(b, at)
+		if next == 0 {
+			return
 		}
-	})
-	return code
+		clear(b[at+frame.AttributeSize+len(value) : next])
+		at = next
+	}
 }
 
-// hasAttr reports whether a message has an attribute of a kind.
-func hasAttr(b []byte, kind uint16) (found bool) {
-	eachAttr(b, func(k uint16, _, _ []byte) { found = found || k == kind })
-	return found
-}
-
-// without appends message b to out with the attributes of a kind left out. It may not be a message with MESSAGE-INTEGRITY that
-// is to stay valid.
-func without(out, b []byte, kind uint16) []byte {
-	out = append(out, b[:headerSize]...)
-	eachAttr(b, func(k uint16, value, _ []byte) {
-		if k != kind {
-			out = appendAttr(out, k, value)
+// rewrite appends message b to out, which is empty, with the value that edit makes of each, an attribute left out if keep is false. A
+// MESSAGE-INTEGRITY does not stay valid.
+func rewrite(out, b []byte, edit func(kind stun.Attr, value []byte) (instead []byte, keep bool)) []byte {
+	w := stun.Edit(append(out, b[:frame.HeaderSize]...))
+	for at := frame.HeaderSize; at < len(b); {
+		kind, value, next := frame.Attribute(b, at)
+		if next == 0 {
+			break
 		}
-	})
-	return out
+		if value, keep := edit(stun.Attr(kind), value); keep {
+			w.Add(stun.Attr(kind), value)
+		}
+		at = next
+	}
+	return w.Bytes()
 }
 
-// withoutReason appends message b to out with the reason phrase of its ERROR-CODE left out. It may not be a message with
-// MESSAGE-INTEGRITY.
-func withoutReason(out, b []byte) []byte {
-	out = append(out, b[:headerSize]...)
-	eachAttr(b, func(kind uint16, value, _ []byte) {
-		if kind == attrErrorCode && len(value) > 4 {
-			value = value[:4]
-		}
-		out = appendAttr(out, kind, value)
-	})
-	return out
+// withoutToken leaves out RESERVATION-TOKEN, and MESSAGE-INTEGRITY, which is to be made anew.
+func withoutToken(kind stun.Attr, value []byte) ([]byte, bool) {
+	return value, kind != stun.ReservationToken && kind != stun.Integrity
+}
+
+// withoutReason leaves out the reason phrase of ERROR-CODE.
+func withoutReason(kind stun.Attr, value []byte) ([]byte, bool) {
+	if kind == stun.ErrorCode && len(value) > 4 {
+		value = value[:4]
+	}
+	return value, true
+}
+
+// sign appends MESSAGE-INTEGRITY to a message.
+func sign(b []byte, key *stun.Key) []byte {
+	w := stun.Edit(b)
+	w.Sign(key)
+	return w.Bytes()
 }

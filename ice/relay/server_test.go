@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // TestClose: after Close no goroutine and no socket of the server is left, whatever its clients had.
@@ -170,7 +172,7 @@ func TestFullRange(t *testing.T) {
 	defer taken.Close()
 	full := start(t, func(c *Config) { c.MinPort, c.MaxPort = at.Port(), at.Port() })
 	c := dial(t, full, 0, "x")
-	if _, code := c.call(methodAllocate, udpTransport); code != codeInsufficient {
+	if _, code := c.call(stun.Allocate, udpTransport); code != stun.CodeInsufficient {
 		t.Errorf("error %d, want 508", code)
 	}
 	if n, _ := full.quota.count(); n != 0 {
@@ -225,9 +227,9 @@ func counted(s *Server, series string) uint64 {
 func TestAllocationEnds(t *testing.T) {
 	s := start(t, nil)
 	c := dial(t, s, 0, "x")
-	relayed := c.allocate(attr{attrLifetime, []byte{0, 0, 0, 1}})
+	relayed := c.allocate(attr{stun.Lifetime, []byte{0, 0, 0, 1}})
 	id := newID() // too late for a permission, see lastSecond
-	if r := c.exchange(c.signed(methodCreatePermission, id, peerAttr(c.addr(), &id)), 50*time.Millisecond); r != nil {
+	if r := c.exchange(c.signed(stun.CreatePermission, id, peerAttr(c.addr(), &id)), 50*time.Millisecond); r != nil {
 		t.Errorf("a permission in the last second: %x", r)
 	}
 	if n := s.stats.drops[dropExpiring].Load(); n != 1 {
@@ -250,18 +252,18 @@ func TestAllocationRemade(t *testing.T) {
 	s := start(t, nil)
 	c := dial(t, s, 0, "x")
 	c.challenge()
-	zero := attr{attrLifetime, make([]byte, 4)}
+	zero := attr{stun.Lifetime, make([]byte, 4)}
 	for i := range 300 {
-		c.send(c.signed(methodAllocate, newID(), udpTransport))
-		c.send(c.signed(methodRefresh, newID(), zero))
+		c.send(c.signed(stun.Allocate, newID(), udpTransport))
+		c.send(c.signed(stun.Refresh, newID(), zero))
 		c.allocate()
 		if i%10 == 0 { // else the next request gives the end its time
 			time.Sleep(2 * time.Millisecond)
 		}
-		if _, code := c.call(methodRefresh); code != 0 {
+		if _, code := c.call(stun.Refresh); code != 0 {
 			t.Fatalf("the %dth allocation is gone: %d", i, code)
 		}
-		if _, code := c.call(methodRefresh, zero); code != 0 {
+		if _, code := c.call(stun.Refresh, zero); code != 0 {
 			t.Fatalf("Refresh with lifetime 0: %d", code)
 		}
 	}
@@ -274,14 +276,14 @@ func TestRepeatedAllocate(t *testing.T) {
 	c := dial(t, s, 0, "x")
 	c.challenge()
 	id := newID()
-	two := attr{attrLifetime, []byte{0, 0, 0, 2}}
-	first, _ := c.callID(methodAllocate, id, udpTransport, two)
+	two := attr{stun.Lifetime, []byte{0, 0, 0, 2}}
+	first, _ := c.callID(stun.Allocate, id, udpTransport, two)
 	a := c.find(t, s)
 	time.Sleep(1100 * time.Millisecond)
-	if again, _ := c.callID(methodAllocate, id, udpTransport, two); !bytes.Equal(first, again) {
+	if again, _ := c.callID(stun.Allocate, id, udpTransport, two); !bytes.Equal(first, again) {
 		t.Errorf("the answers differ:\n%x\n%x", first, again)
 	}
-	if late := newID(); c.exchange(c.signed(methodCreatePermission, late, peerAttr(c.addr(), &late)), 50*time.Millisecond) != nil {
+	if late := newID(); c.exchange(c.signed(stun.CreatePermission, late, peerAttr(c.addr(), &late)), 50*time.Millisecond) != nil {
 		t.Error("a permission in the last second")
 	}
 	eventually(t, "the allocation to expire", func() bool { return c.find(t, s) == nil })

@@ -6,6 +6,8 @@ import (
 	"runtime"
 	"testing"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // TestManySources: requests from a hundred thousand addresses leave nothing behind, and a client is served before and after.
@@ -19,8 +21,8 @@ func TestManySources(t *testing.T) {
 	known.allocate()
 	heap, goroutines := heapInUse(), runtime.NumGoroutine()
 	stranger := [][]byte{
-		plain(methodAllocate, classRequest, newID(), udpTransport), plain(methodBinding, classRequest, newID()),
-		known.signed(methodRefresh, newID()), channelData(0x4001, make([]byte, 100)),
+		plain(stun.Allocate, stun.Request, newID(), udpTransport), plain(stun.Binding, stun.Request, newID()),
+		known.signed(stun.Refresh, newID()), channelData(0x4001, make([]byte, 100)),
 	}
 	for i := range count {
 		source := netip.AddrFrom4([4]byte{127, 1 + byte(i>>16), byte(i >> 8), byte(i)})
@@ -35,8 +37,8 @@ func TestManySources(t *testing.T) {
 		}
 	}
 	eventually(t, "the client to be served after the flood", func() bool {
-		r := known.exchange(known.signed(methodRefresh, newID()), time.Second)
-		return r != nil && errorOf(r) == 0
+		r := known.exchange(known.signed(stun.Refresh, newID()), time.Second)
+		return r != nil && stun.CodeOf(r) == 0
 	})
 	if grown := heapInUse() - heap; grown > 1<<20 {
 		t.Errorf("%d bytes more are in use", grown)

@@ -1,6 +1,10 @@
 package relay
 
-import "sync/atomic"
+import (
+	"sync/atomic"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
+)
 
 // drop is a reason why a datagram or request was not served.
 type drop int
@@ -76,17 +80,17 @@ var answerNames = [answers]string{
 // answerOf maps the code of an error response.
 func answerOf(code int) answer {
 	switch code {
-	case codeUnauthorized:
+	case stun.CodeUnauthorized:
 		return answerUnauthorized
-	case codeStaleNonce:
+	case stun.CodeStaleNonce:
 		return answerStaleNonce
-	case codeForbidden:
+	case stun.CodeForbidden:
 		return answerForbidden
-	case codeMismatch:
+	case stun.CodeMismatch:
 		return answerMismatch
-	case codeWrongCredentials:
+	case stun.CodeWrongCredentials:
 		return answerWrongCredentials
-	case codeQuota:
+	case stun.CodeQuota:
 		return answerQuota
 	}
 	return answerOtherError

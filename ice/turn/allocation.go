@@ -4,7 +4,7 @@ import (
 	"encoding/binary"
 	"time"
 
-	"github.com/pion/stun/v3"
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // allocate begins an attempt, with the newest credentials.
@@ -12,7 +12,7 @@ func (c *Client) allocate(now time.Duration) {
 	c.use(c.next)
 	c.state = stateAllocating
 	c.allocation.begin()
-	c.request(now, &c.allocation, stun.MethodAllocate)
+	c.request(now, &c.allocation, stun.Allocate)
 }
 
 // use takes credentials into use.
@@ -22,20 +22,20 @@ func (c *Client) use(login Credentials) {
 	}
 	c.inUse = login
 	if c.key != nil {
-		c.key = stun.NewLongTermIntegrity(login.Username, c.realm, login.Password)
+		c.key = stun.LongTerm(login.Username, c.realm, login.Password)
 	}
 }
 
 // login is what a request is to be signed with, once there is a key.
-func (c *Client) login(method stun.Method) (Credentials, stun.MessageIntegrity) {
-	if c.state != stateAllocated || method != stun.MethodRefresh || c.tied || c.next == c.inUse {
+func (c *Client) login(method stun.Method) (Credentials, *stun.Key) {
+	if c.state != stateAllocated || method != stun.Refresh || c.tied || c.next == c.inUse {
 		return c.inUse, c.key
 	}
-	return c.next, stun.NewLongTermIntegrity(c.next.Username, c.realm, c.next.Password)
+	return c.next, stun.LongTerm(c.next.Username, c.realm, c.next.Password)
 }
 
 // refresh asks for another lifetime.
-func (c *Client) refresh(now time.Duration) { c.request(now, &c.allocation, stun.MethodRefresh) }
+func (c *Client) refresh(now time.Duration) { c.request(now, &c.allocation, stun.Refresh) }
 
 // allocationDue: a wait is over, or half of the life.
 func (c *Client) allocationDue(now time.Duration) {
@@ -64,17 +64,17 @@ func (c *Client) allocationTimeout(now time.Duration) {
 // allocationAnswered: Allocate or Refresh succeeded, and the answer is complete.
 func (c *Client) allocationAnswered(now time.Duration) {
 	lifetime, _ := lifetimeOf(&c.message)
-	allocate := c.allocation.method == stun.MethodAllocate
+	allocate := c.allocation.method == stun.Allocate
 	switch {
 	case c.state == stateReleasing && allocate:
-		c.request(now, &c.allocation, stun.MethodRefresh)
+		c.request(now, &c.allocation, stun.Refresh)
 	case c.state == stateReleasing:
 		c.released()
 	case c.state == stateDeleting:
 		c.allocate(now)
 	case allocate:
-		c.relayed, _ = xorAddressOf(&c.message, stun.AttrXORRelayedAddress)
-		c.mapped, _ = xorAddressOf(&c.message, stun.AttrXORMappedAddress)
+		c.relayed, _ = addressOf(&c.message, stun.XORRelayedAddress)
+		c.mapped, _ = addressOf(&c.message, stun.XORMappedAddress)
 		c.allocated(now, lifetime)
 	case lifetime == 0 && c.state == stateAllocated:
 		c.lose(now, ReasonExpired, 0)
@@ -114,7 +114,7 @@ func (c *Client) live(now, lifetime time.Duration) {
 // keepaliveAnswered looks at the mapped address: where it has changed, the server sees another 5-tuple, and our allocation
 // belongs to the old one.
 func (c *Client) keepaliveAnswered(now time.Duration) {
-	mapped, _ := xorAddressOf(&c.message, stun.AttrXORMappedAddress)
+	mapped, _ := addressOf(&c.message, stun.XORMappedAddress)
 	if mapped != c.mapped {
 		c.lose(now, ReasonMapped, 0)
 		return
@@ -123,7 +123,7 @@ func (c *Client) keepaliveAnswered(now time.Duration) {
 }
 
 // allocationRefused: the server answered Allocate or Refresh with an error.
-func (c *Client) allocationRefused(now time.Duration, code stun.ErrorCode) {
+func (c *Client) allocationRefused(now time.Duration, code int) {
 	switch c.state {
 	case stateReleasing:
 		c.released() // 437, or nothing that we could do about it
@@ -133,12 +133,12 @@ func (c *Client) allocationRefused(now time.Duration, code stun.ErrorCode) {
 		c.doubtful = false
 		c.retry(now)
 	case stateDeleting:
-		if code == stun.CodeAllocMismatch {
+		if code == stun.CodeMismatch {
 			c.allocate(now)
 			return
 		}
 		// It was made with other credentials (441), so it has to run out.
-		c.emit(Output{Kind: Failed, Reason: ReasonMismatch, Code: int(code)})
+		c.emit(Output{Kind: Failed, Reason: ReasonMismatch, Code: code})
 		c.retry(now)
 	default:
 		c.allocateRefused(now, code)
@@ -147,16 +147,16 @@ func (c *Client) allocationRefused(now time.Duration, code stun.ErrorCode) {
 
 // allocateRefused: 437 to Allocate says that our 5-tuple has an allocation already. After silence it is likely our own; else it
 // is one of a process that had our port before, or whose Refresh with lifetime 0 was lost.
-func (c *Client) allocateRefused(now time.Duration, code stun.ErrorCode) {
+func (c *Client) allocateRefused(now time.Duration, code int) {
 	switch {
-	case code == stun.CodeAllocMismatch && c.doubtful && now < c.expires:
+	case code == stun.CodeMismatch && c.doubtful && now < c.expires:
 		c.state = stateConfirming
 		c.allocation.begin()
 		c.refresh(now)
-	case code == stun.CodeAllocMismatch && !c.deleted && c.key != nil:
+	case code == stun.CodeMismatch && !c.deleted && c.key != nil:
 		c.state, c.deleted = stateDeleting, true
 		c.allocation.begin()
-		c.request(now, &c.allocation, stun.MethodRefresh)
+		c.request(now, &c.allocation, stun.Refresh)
 	default:
 		c.fail(now, code)
 	}
@@ -164,7 +164,7 @@ func (c *Client) allocateRefused(now time.Duration, code stun.ErrorCode) {
 
 // refreshRefused: newer credentials are not taken, and those in use go on. Any other error that may pass is lived with until
 // the allocation runs out.
-func (c *Client) refreshRefused(now time.Duration, code stun.ErrorCode) {
+func (c *Client) refreshRefused(now time.Duration, code int) {
 	switch reason := reasonOf(code); {
 	case reason == ReasonMismatch:
 		c.lose(now, reason, code)
@@ -185,8 +185,8 @@ func (c *Client) refreshRefused(now time.Duration, code stun.ErrorCode) {
 
 // lose reports the allocation lost, ends all that hung on it, and asks for another: at once a few times, then with a
 // back-off, so that an address that flaps makes no storm.
-func (c *Client) lose(now time.Duration, reason Reason, code stun.ErrorCode) {
-	c.emit(Output{Kind: Lost, Reason: reason, Code: int(code)})
+func (c *Client) lose(now time.Duration, reason Reason, code int) {
+	c.emit(Output{Kind: Lost, Reason: reason, Code: code})
 	c.stop(&c.allocation)
 	c.stop(&c.keepalive)
 	c.unschedule(&c.silence)
@@ -209,20 +209,20 @@ func (c *Client) lose(now time.Duration, reason Reason, code stun.ErrorCode) {
 }
 
 // fail reports that there is no allocation, and tries again later if that has a chance.
-func (c *Client) fail(now time.Duration, code stun.ErrorCode) {
+func (c *Client) fail(now time.Duration, code int) {
 	if final(code) {
 		c.refuse(now, reasonOf(code), code)
 		return
 	}
-	c.emit(Output{Kind: Failed, Reason: reasonOf(code), Code: int(code)})
+	c.emit(Output{Kind: Failed, Reason: reasonOf(code), Code: code})
 	c.retry(now)
 }
 
 // refuse stops asking for a while, unless there are newer credentials to ask with. A server that has a wrong clock or secret
 // may be put right without a word.
-func (c *Client) refuse(now time.Duration, reason Reason, code stun.ErrorCode) {
+func (c *Client) refuse(now time.Duration, reason Reason, code int) {
 	again := c.inUse != c.next
-	c.emit(Output{Kind: Failed, Reason: reason, Code: int(code), Final: !again})
+	c.emit(Output{Kind: Failed, Reason: reason, Code: code, Final: !again})
 	if again {
 		c.retry(now)
 		return

@@ -5,9 +5,8 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/pion/stun/v3"
-
-	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 var (
@@ -38,9 +37,9 @@ type binding struct {
 
 func (b *binding) method() stun.Method {
 	if b.number == 0 {
-		return stun.MethodCreatePermission
+		return stun.CreatePermission
 	}
-	return stun.MethodChannelBind
+	return stun.ChannelBind
 }
 
 // Bind asks for a channel to the peer (RFC 8656, section 12), Unmap()ed, or holds the one that there is. ChannelBound follows once
@@ -53,7 +52,7 @@ func (c *Client) Bind(now time.Duration, peer netip.AddrPort) error {
 	return c.hold(now, peer)
 }
 
-// Permit asks for a permission for an address without a channel (RFC 8656, section 10), so that AppendSend and Data indications
+// Permit asks for a permission for an address without a channel (RFC 8656, section 10), so that Send and Data indications
 // pass. Permitted and PermitLost follow as with Bind. Each successful Permit needs its Forbid.
 func (c *Client) Permit(now time.Duration, peer netip.Addr) error {
 	return c.hold(now, netip.AddrPortFrom(peer, 0))
@@ -88,8 +87,8 @@ func (c *Client) Send(now time.Duration, peer netip.AddrPort, data []byte) bool 
 	if !ok || len(data) > MaxPayload {
 		return false
 	}
-	b := make([]byte, pipeline.ChannelHeaderSize, pipeline.ChannelHeaderSize+len(data))
-	pipeline.PutChannelHeader(b, number, uint16(len(data)))
+	b := make([]byte, frame.ChannelHeaderSize, frame.ChannelHeaderSize+len(data))
+	frame.PutChannelHeader(b, number, uint16(len(data)))
 	c.emit(Output{Kind: SendDatagram, Datagram: append(b, data...)})
 	c.MarkUsed(now, peer)
 	return true
@@ -102,10 +101,10 @@ func (c *Client) SendIndication(now time.Duration, peer netip.AddrPort, data []b
 	if b := c.bindings[permission]; b == nil || b.held == 0 || !b.bound {
 		return false
 	}
-	var id transactionID
+	var id stun.ID
 	c.read(id[:])
-	datagram := AppendSend(nil, id, peer, data)
-	if len(datagram) == 0 {
+	datagram := indication(stun.Send, id, peer, data)
+	if datagram == nil {
 		return false
 	}
 	c.emit(Output{Kind: SendDatagram, Datagram: datagram})
@@ -339,8 +338,8 @@ func (c *Client) bindingAnswered(b *binding) {
 }
 
 // bindingRefused: the server does not want it.
-func (c *Client) bindingRefused(now time.Duration, b *binding, code stun.ErrorCode) {
-	if code == stun.CodeAllocMismatch {
+func (c *Client) bindingRefused(now time.Duration, b *binding, code int) {
+	if code == stun.CodeMismatch {
 		c.lose(now, ReasonMismatch, code)
 		return
 	}
@@ -349,9 +348,9 @@ func (c *Client) bindingRefused(now time.Duration, b *binding, code stun.ErrorCo
 }
 
 // bindingFailed tells that it may not be used. Who holds it still has to let go of it.
-func (c *Client) bindingFailed(b *binding, reason Reason, code stun.ErrorCode) {
+func (c *Client) bindingFailed(b *binding, reason Reason, code int) {
 	b.bound = false
-	out := Output{Kind: ChannelLost, Peer: b.peer, Channel: b.number, Reason: reason, Code: int(code)}
+	out := Output{Kind: ChannelLost, Peer: b.peer, Channel: b.number, Reason: reason, Code: code}
 	if b.number == 0 {
 		out.Kind = PermitLost
 	}

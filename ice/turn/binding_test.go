@@ -6,7 +6,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pion/stun/v3"
+	witness "github.com/pion/stun/v4"
 )
 
 func (w *world) bind(peer netip.AddrPort) {
@@ -55,13 +55,13 @@ func TestBind(t *testing.T) {
 func TestRefreshOnlyIfUsed(t *testing.T) {
 	w := up(t)
 	bindBoth(w)
-	binds := w.s.sent[stun.MethodChannelBind]
+	binds := w.s.sent[witness.MethodChannelBind]
 	for range 20 {
 		w.c.MarkUsed(w.now, peerA)
 		w.run(time.Minute)
 	}
 	w.expect("channel_lost:idle")
-	if n := w.s.sent[stun.MethodChannelBind] - binds; n != 5 {
+	if n := w.s.sent[witness.MethodChannelBind] - binds; n != 5 {
 		t.Errorf("%d refreshes in 20 minutes", n)
 	}
 	w.c.MarkUsed(w.now, peerB)
@@ -161,18 +161,18 @@ func TestLetGoInFlight(t *testing.T) {
 }
 
 func TestBindRefused(t *testing.T) {
-	for code, reason := range map[stun.ErrorCode]Reason{
-		stun.CodeForbidden: ReasonForbidden, stun.CodeBadRequest: ReasonRefused, stun.CodeInsufficientCapacity: ReasonCapacity,
-		stun.CodePeerAddrFamilyMismatch: ReasonFamily,
+	for code, reason := range map[witness.ErrorCode]Reason{
+		witness.CodeForbidden: ReasonForbidden, witness.CodeBadRequest: ReasonRefused, witness.CodeInsufficientCapacity: ReasonCapacity,
+		witness.CodePeerAddrFamilyMismatch: ReasonFamily,
 	} {
 		w := up(t)
-		w.s.refuse[stun.MethodChannelBind] = code
+		w.s.refuse[witness.MethodChannelBind] = code
 		w.bind(peerA)
 		w.run(time.Second)
 		w.expect("channel_lost:" + reason.String())
 		w.c.MarkUsed(w.now, peerA) // is no reason to ask again
 		w.run(10 * time.Minute)
-		if n := w.s.sent[stun.MethodChannelBind]; n != 1 {
+		if n := w.s.sent[witness.MethodChannelBind]; n != 1 {
 			t.Errorf("%d requests", n)
 		}
 		clear(w.s.refuse)
@@ -193,7 +193,7 @@ func TestBindMismatch(t *testing.T) {
 // TestBindUnanswered: the server is well, but this it never answers.
 func TestBindUnanswered(t *testing.T) {
 	w := up(t)
-	w.s.mute[stun.MethodChannelBind] = true
+	w.s.mute[witness.MethodChannelBind] = true
 	w.bind(peerA)
 	for range 10 { // so that it does not count as silent
 		w.run(4 * time.Second)
@@ -318,7 +318,7 @@ func TestPermit(t *testing.T) {
 	if err := w.c.Permit(w.now, netip.Addr{}); !errors.Is(err, ErrPeer) {
 		t.Error(err)
 	}
-	w.s.refuse[stun.MethodCreatePermission] = stun.CodeForbidden
+	w.s.refuse[witness.MethodCreatePermission] = witness.CodeForbidden
 	if err := w.c.Permit(w.now, peerB.Addr()); err != nil {
 		t.Fatal(err)
 	}
@@ -335,7 +335,7 @@ func TestPermit(t *testing.T) {
 	// Of what the server had no room for it may have some now.
 	w.c.Forbid(w.now, peerB.Addr())
 	w.run(PermissionLife)
-	w.s.refuse[stun.MethodCreatePermission] = stun.CodeInsufficientCapacity
+	w.s.refuse[witness.MethodCreatePermission] = witness.CodeInsufficientCapacity
 	for range 2 {
 		w.s.seen, w.events = nil, nil
 		if err := w.c.Permit(w.now, peerB.Addr()); err != nil {

@@ -7,7 +7,7 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pion/stun/v3"
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // Client keeps one allocation on one server up. It belongs to one goroutine, but for Dropped, which any may call. The times that
@@ -24,7 +24,7 @@ type Client struct {
 	inUse, next  Credentials
 	tied         bool // the server does not let the allocation go over to next
 	realm, nonce string
-	key          stun.MessageIntegrity // of inUse and realm; nil: the server has not asked yet
+	key          *stun.Key // of inUse and realm; nil: the server has not asked yet
 
 	// the allocation
 	state           state
@@ -39,7 +39,7 @@ type Client struct {
 
 	// requests
 	allocation, keepalive, silence operation
-	transactions                   map[transactionID]*operation
+	transactions                   map[stun.ID]*operation
 	deadlines                      deadlines
 
 	// channels and permissions
@@ -52,7 +52,7 @@ type Client struct {
 	waiting     []*binding // for a place among maxInFlight
 	inFlight    int
 
-	message stun.Message // reused for decoding
+	message stun.Message // of the datagram that is handled now
 	outputs []Output
 
 	// atomic
@@ -74,7 +74,9 @@ const (
 )
 
 var stateNames = [...]string{
-	"idle", "waiting", "allocating", "confirming", "deleting", "allocated", "refused", "releasing", "released",
+	stateIdle: "idle", stateWaiting: "waiting", stateAllocating: "allocating", stateConfirming: "confirming",
+	stateDeleting: "deleting", stateAllocated: "allocated", stateRefused: "refused", stateReleasing: "releasing",
+	stateReleased: "released",
 }
 
 // New makes a client that does nothing before Start.
@@ -85,7 +87,7 @@ func New(config Config) (*Client, error) {
 	c := &Client{
 		server: config.Server, family: config.Family, lifetime: config.Lifetime.Truncate(time.Second), random: config.Random,
 		inUse: config.Credentials, next: config.Credentials,
-		transactions: make(map[transactionID]*operation),
+		transactions: make(map[stun.ID]*operation),
 		bindings:     make(map[netip.AddrPort]*binding),
 		numbers:      make(map[uint16]*binding),
 		permitted:    make(map[netip.Addr]int),
@@ -164,7 +166,7 @@ func (c *Client) Release(now time.Duration) {
 		c.stop(&c.allocation)
 		c.state = stateReleasing
 		c.allocation.begin()
-		c.request(now, &c.allocation, stun.MethodRefresh)
+		c.request(now, &c.allocation, stun.Refresh)
 	case pending:
 		c.state = stateReleasing // an answer to Allocate is released when it comes
 	default:
@@ -191,7 +193,7 @@ func (c *Client) Probe(now time.Duration) {
 		c.refresh(now)
 	}
 	if !c.keepalive.running {
-		c.request(now, &c.keepalive, stun.MethodBinding)
+		c.request(now, &c.keepalive, stun.Binding)
 	}
 }
 
@@ -232,7 +234,7 @@ func (c *Client) HandleTimeout(now time.Duration) {
 		case op == &c.allocation:
 			c.allocationDue(now)
 		case op == &c.keepalive:
-			c.request(now, op, stun.MethodBinding)
+			c.request(now, op, stun.Binding)
 		default:
 			c.bindingDue(now, op.binding)
 		}

@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pion/stun/v3"
+	witness "github.com/pion/stun/v4"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 func TestAllocate(t *testing.T) {
@@ -29,8 +31,8 @@ func TestAllocate(t *testing.T) {
 	w.run(26 * time.Second)
 	w.asked("Binding")
 	w.run(275 * time.Second)
-	if n := w.s.sent[stun.MethodRefresh]; n != 1 || w.s.sent[stun.MethodBinding] != 12 {
-		t.Errorf("%d refreshes, %d keepalives", n, w.s.sent[stun.MethodBinding])
+	if n := w.s.sent[witness.MethodRefresh]; n != 1 || w.s.sent[witness.MethodBinding] != 12 {
+		t.Errorf("%d refreshes, %d keepalives", n, w.s.sent[witness.MethodBinding])
 	}
 	w.run(time.Hour)
 	w.expect()
@@ -39,7 +41,7 @@ func TestAllocate(t *testing.T) {
 func TestRetransmission(t *testing.T) {
 	w := newWorld(t)
 	var at []time.Duration
-	w.s.drop = func(stun.Method, int) bool { at = append(at, w.now-oneWay-start); return true }
+	w.s.drop = func(witness.Method, int) bool { at = append(at, w.now-oneWay-start); return true }
 	w.c.Start(w.now)
 	w.run(39499 * time.Millisecond)
 	want := []time.Duration{0, 500, 1500, 3500, 7500, 15500, 31500} // RFC 8489, section 6.2.1
@@ -70,7 +72,7 @@ func TestRetransmission(t *testing.T) {
 func TestLoss(t *testing.T) {
 	w := newWorld(t)
 	n := 0
-	w.s.drop = func(stun.Method, int) bool { n++; return n%2 == 1 }
+	w.s.drop = func(witness.Method, int) bool { n++; return n%2 == 1 }
 	w.c.Start(w.now)
 	if err := w.c.Bind(w.now, peerA); err != nil {
 		t.Fatal(err)
@@ -88,8 +90,8 @@ func TestLoss(t *testing.T) {
 func TestLostAnswer(t *testing.T) {
 	w := newWorld(t)
 	lost := false
-	w.s.tamper = func(m *stun.Message) []byte {
-		if m.Type == stun.NewType(stun.MethodAllocate, stun.ClassSuccessResponse) && !lost {
+	w.s.tamper = func(m *witness.Message) []byte {
+		if m.Type == witness.NewType(witness.MethodAllocate, witness.ClassSuccessResponse) && !lost {
 			lost = true
 			return nil
 		}
@@ -129,7 +131,7 @@ func TestStaleForEver(t *testing.T) {
 	w.expect("failed:stale_nonce")
 	w.asked("Allocate Allocate+ Allocate+ Allocate+ Allocate+")
 	w.run(10 * time.Minute)
-	if n := w.s.sent[stun.MethodAllocate]; n > 90 {
+	if n := w.s.sent[witness.MethodAllocate]; n > 90 {
 		t.Errorf("%d requests in 10 minutes", n)
 	}
 	w.s.staleAll = false
@@ -179,7 +181,7 @@ func TestRotation(t *testing.T) {
 	if w.s.allocatedFor != goodLogin.Username {
 		t.Error("the user changed")
 	}
-	if n := w.s.sent[stun.MethodRefresh]; n != 3 { // the newer ones were tried once
+	if n := w.s.sent[witness.MethodRefresh]; n != 3 { // the newer ones were tried once
 		t.Errorf("%d Refresh requests, want 3", n)
 	}
 	w.s.logins = w.s.logins[1:] // the old ones expire
@@ -212,8 +214,8 @@ func TestRenewal(t *testing.T) {
 	}
 	w.run(4 * time.Minute)
 	w.expect()
-	if w.s.sent[stun.MethodAllocate] != 2 { // with and without credentials
-		t.Errorf("%d Allocate requests", w.s.sent[stun.MethodAllocate])
+	if w.s.sent[witness.MethodAllocate] != 2 { // with and without credentials
+		t.Errorf("%d Allocate requests", w.s.sent[witness.MethodAllocate])
 	}
 }
 
@@ -250,7 +252,7 @@ func TestServerPutRight(t *testing.T) {
 	w.s.logins = nil
 	w.c.Probe(w.now)
 	w.run(time.Hour)
-	if n := w.s.sent[stun.MethodAllocate]; n > 20 {
+	if n := w.s.sent[witness.MethodAllocate]; n > 20 {
 		t.Errorf("%d requests in an hour", n)
 	}
 	w.events, w.told = nil, nil
@@ -342,7 +344,7 @@ func TestDeadForLong(t *testing.T) {
 	w.s.dead = true
 	w.run(3 * time.Hour)
 	w.expect("lost:silent")
-	if n := w.s.sent[stun.MethodAllocate]; n > 1000 {
+	if n := w.s.sent[witness.MethodAllocate]; n > 1000 {
 		t.Errorf("%d requests", n)
 	}
 	w.s.dead = false
@@ -368,9 +370,9 @@ func TestConfirmFails(t *testing.T) {
 	w.c.Probe(w.now)
 	w.run(9 * time.Second)
 	w.s.dead = false
-	w.s.refuse[stun.MethodRefresh] = stun.CodeAllocMismatch
+	w.s.refuse[witness.MethodRefresh] = witness.CodeAllocMismatch
 	w.run(4 * time.Second)
-	delete(w.s.refuse, stun.MethodRefresh)
+	delete(w.s.refuse, witness.MethodRefresh)
 	w.run(10 * time.Second)
 	w.expect("lost:silent", "failed:allocation_mismatch", "allocated")
 }
@@ -399,18 +401,18 @@ func TestMappedAddressChanges(t *testing.T) {
 	}
 	// An address that flaps makes no storm.
 	port := uint16(0)
-	w.s.tamper = func(m *stun.Message) []byte {
-		if m.Type.Method == stun.MethodBinding {
+	w.s.tamper = func(m *witness.Message) []byte {
+		if m.Type.Method == witness.MethodBinding {
 			port++
-			m = &stun.Message{TransactionID: m.TransactionID, Type: m.Type}
+			m = &witness.Message{TransactionID: m.TransactionID, Type: m.Type}
 			m.WriteHeader()
-			w.s.address(m, stun.AttrXORMappedAddress, netip.AddrPortFrom(testMapped.Addr(), port))
+			w.s.address(m, witness.AttrXORMappedAddress, netip.AddrPortFrom(testMapped.Addr(), port))
 		}
 		return m.Raw
 	}
-	before := w.s.sent[stun.MethodAllocate]
+	before := w.s.sent[witness.MethodAllocate]
 	w.run(time.Hour)
-	if n := w.s.sent[stun.MethodAllocate] - before; n > 250 {
+	if n := w.s.sent[witness.MethodAllocate] - before; n > 250 {
 		t.Errorf("%d Allocate requests in an hour", n)
 	}
 }
@@ -453,33 +455,33 @@ func TestOtherUsersAllocation(t *testing.T) {
 	}
 	// A server that says 437 whatever we do.
 	w = newWorld(t)
-	w.s.refuse[stun.MethodAllocate] = stun.CodeAllocMismatch
+	w.s.refuse[witness.MethodAllocate] = witness.CodeAllocMismatch
 	w.c.Start(w.now)
 	w.run(10 * time.Minute)
-	if n := w.s.sent[stun.MethodAllocate]; n < 10 || n > 60 {
+	if n := w.s.sent[witness.MethodAllocate]; n < 10 || n > 60 {
 		t.Errorf("%d requests", n)
 	}
 }
 
 func TestRefusals(t *testing.T) {
 	for _, c := range []struct {
-		code   stun.ErrorCode
+		code   witness.ErrorCode
 		reason Reason
 		final  bool
 	}{
-		{stun.CodeForbidden, ReasonForbidden, true},
-		{stun.CodeAddrFamilyNotSupported, ReasonFamily, true},
-		{stun.CodeUnsupportedTransProto, ReasonRefused, true},
-		{stun.CodeBadRequest, ReasonRefused, true},
-		{stun.CodeWrongCredentials, ReasonCredentials, true},
-		{stun.CodeUnknownAttribute, ReasonRefused, true},
-		{stun.CodeAllocQuotaReached, ReasonCapacity, false},
-		{stun.CodeInsufficientCapacity, ReasonCapacity, false},
-		{stun.CodeServerError, ReasonRefused, false},
-		{stun.CodeTryAlternate, ReasonRefused, false},
+		{witness.CodeForbidden, ReasonForbidden, true},
+		{witness.CodeAddrFamilyNotSupported, ReasonFamily, true},
+		{witness.CodeUnsupportedTransProto, ReasonRefused, true},
+		{witness.CodeBadRequest, ReasonRefused, true},
+		{witness.CodeWrongCredentials, ReasonCredentials, true},
+		{witness.CodeUnknownAttribute, ReasonRefused, true},
+		{witness.CodeAllocQuotaReached, ReasonCapacity, false},
+		{witness.CodeInsufficientCapacity, ReasonCapacity, false},
+		{witness.CodeServerError, ReasonRefused, false},
+		{witness.CodeTryAlternate, ReasonRefused, false},
 	} {
 		w := newWorld(t)
-		w.s.refuse[stun.MethodAllocate] = c.code
+		w.s.refuse[witness.MethodAllocate] = c.code
 		w.c.Start(w.now)
 		w.run(500 * time.Millisecond)
 		if want := (Output{Kind: Failed, Reason: c.reason, Code: int(c.code), Final: c.final}); len(w.told) != 1 || fmt.Sprint(w.told[0]) != fmt.Sprint(want) {
@@ -500,18 +502,18 @@ func TestRefusals(t *testing.T) {
 // TestRefreshRefused: an error that passes costs nothing; one that stays costs the allocation when it runs out.
 func TestRefreshRefused(t *testing.T) {
 	w := up(t)
-	w.s.refuse[stun.MethodRefresh] = stun.CodeServerError
+	w.s.refuse[witness.MethodRefresh] = witness.CodeServerError
 	w.run(9 * time.Minute)
 	w.expect()
-	delete(w.s.refuse, stun.MethodRefresh)
+	delete(w.s.refuse, witness.MethodRefresh)
 	w.run(10 * time.Minute)
 	w.expect()
-	w.s.refuse[stun.MethodRefresh] = stun.CodeServerError
+	w.s.refuse[witness.MethodRefresh] = witness.CodeServerError
 	w.run(11 * time.Minute)
 	w.expect("lost:expired", "allocated")
 
 	w = up(t)
-	w.s.mute[stun.MethodRefresh] = true // but keepalives are answered
+	w.s.mute[witness.MethodRefresh] = true // but keepalives are answered
 	w.run(6 * time.Minute)
 	if len(w.events) == 0 || w.events[0] != "lost:silent" {
 		t.Error(w.events)
@@ -531,7 +533,7 @@ func TestShortLifetime(t *testing.T) {
 	w.s.lifetime = time.Second
 	w.c.Start(w.now)
 	w.run(time.Hour)
-	if n := w.s.sent[stun.MethodAllocate]; n > 500 {
+	if n := w.s.sent[witness.MethodAllocate]; n > 500 {
 		t.Errorf("%d requests", n)
 	}
 }
@@ -591,7 +593,7 @@ func TestReleaseVariants(t *testing.T) {
 	}
 
 	w = newWorld(t) // the same, and it is refused
-	w.s.refuse[stun.MethodAllocate] = stun.CodeAllocQuotaReached
+	w.s.refuse[witness.MethodAllocate] = witness.CodeAllocQuotaReached
 	w.c.Start(w.now)
 	w.run(25 * time.Millisecond)
 	w.c.Release(w.now)
@@ -740,7 +742,7 @@ func TestNames(t *testing.T) {
 // TestRefreshUnanswered: Refresh alone is never answered, and the server is not silent otherwise.
 func TestRefreshUnanswered(t *testing.T) {
 	w := up(t)
-	w.s.mute[stun.MethodRefresh] = true
+	w.s.mute[witness.MethodRefresh] = true
 	w.c.Probe(w.now)
 	for i := range 12 {
 		w.run(4 * time.Second)
@@ -749,7 +751,7 @@ func TestRefreshUnanswered(t *testing.T) {
 	if !slices.Contains(w.events, "lost:silent") {
 		t.Error(w.events)
 	}
-	if n := w.s.sent[stun.MethodRefresh]; n < maxSends {
+	if n := w.s.sent[witness.MethodRefresh]; n < maxSends {
 		t.Errorf("%d requests", n)
 	}
 }
@@ -758,8 +760,8 @@ func TestRefreshUnanswered(t *testing.T) {
 func TestDeleteFindsNothing(t *testing.T) {
 	w := newWorld(t)
 	w.s.allocatedFor, w.s.madeFrom, w.s.expires = goodLogin.Username, testMapped, start+testTTL
-	w.s.drop = func(method stun.Method, _ int) bool {
-		if method == stun.MethodRefresh {
+	w.s.drop = func(method witness.Method, _ int) bool {
+		if method == witness.MethodRefresh {
 			w.s.allocatedFor = ""
 		}
 		return false
@@ -790,7 +792,7 @@ func TestNewerCredentialsInTime(t *testing.T) {
 func TestRefusedAtTheEnd(t *testing.T) {
 	w := up(t)
 	w.c.expires, w.s.expires = w.now+oneWay, w.now+2*oneWay
-	w.s.refuse[stun.MethodRefresh] = stun.CodeServerError
+	w.s.refuse[witness.MethodRefresh] = witness.CodeServerError
 	w.c.Probe(w.now)
 	w.run(time.Second)
 	w.expect("lost:expired", "allocated")
@@ -799,18 +801,18 @@ func TestRefusedAtTheEnd(t *testing.T) {
 // TestKeepaliveRefused: a server that wants no Binding requests is alive all the same.
 func TestKeepaliveRefused(t *testing.T) {
 	w := up(t)
-	w.s.tamper = func(m *stun.Message) []byte {
-		if m.Type.Method != stun.MethodBinding {
+	w.s.tamper = func(m *witness.Message) []byte {
+		if m.Type.Method != witness.MethodBinding {
 			return m.Raw
 		}
-		out := &stun.Message{TransactionID: m.TransactionID, Type: stun.BindingError}
+		out := &witness.Message{TransactionID: m.TransactionID, Type: witness.BindingError}
 		out.WriteHeader()
-		must(stun.CodeUnauthorized.AddTo(out))
+		must(witness.CodeUnauthorized.AddTo(out))
 		return out.Raw
 	}
 	w.run(time.Hour)
 	w.expect()
-	if n := w.s.sent[stun.MethodBinding]; n < 140 || n > 144 {
+	if n := w.s.sent[witness.MethodBinding]; n < 140 || n > 144 {
 		t.Errorf("%d keepalives", n)
 	}
 }
@@ -818,11 +820,11 @@ func TestKeepaliveRefused(t *testing.T) {
 // TestLifetimeIsAskedFor: in Allocate and in Refresh.
 func TestLifetimeIsAskedFor(t *testing.T) {
 	c := newTestClient(t, Config{Server: testServer, Credentials: goodLogin, Lifetime: 90*time.Second + time.Millisecond})
-	for _, method := range []stun.Method{stun.MethodAllocate, stun.MethodRefresh} {
-		m := newRequest(method, transactionID{})
-		c.fill(m, &c.allocation)
-		if d, ok := lifetimeOf(m); !ok || d != 90*time.Second {
-			t.Error(method, d, ok)
+	for _, method := range []stun.Method{stun.Allocate, stun.Refresh} {
+		w := stun.Build(nil, stun.Request, method, stun.ID{})
+		c.fill(&w, &c.allocation, method)
+		if v := stun.Find(w.Bytes(), stun.Lifetime); string(v) != "\x00\x00\x00\x5A" {
+			t.Errorf("%#x: a lifetime of %x, want 90 s", method, v)
 		}
 	}
 }

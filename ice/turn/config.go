@@ -8,7 +8,7 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // The timing of a client.
@@ -112,11 +112,11 @@ func (c *Config) check() error {
 	return c.Credentials.check()
 }
 
-// Channel numbers, RFC 8656, section 12: "0x4000 through 0x4FFF: These values are the allowed channel numbers".
+// Channel numbers.
 const (
-	FirstChannel = 0x4000
-	LastChannel  = 0x4FFF
+	FirstChannel = frame.FirstChannel
+	LastChannel  = frame.LastChannel
 )
 
 // MaxPayload is the largest payload of a ChannelData message in one UDP datagram over IPv4, in bytes.
-const MaxPayload = 65535 - 20 - 8 - pipeline.ChannelHeaderSize
+const MaxPayload = 65535 - 20 - 8 - frame.ChannelHeaderSize

@@ -5,7 +5,7 @@
 // The story of an allocation: Start asks for it without credentials, the server answers 401 with a realm and a nonce, and the
 // request is made again with MESSAGE-INTEGRITY. Allocated reports the relayed transport address, which is signaled to peers
 // as a relayed candidate. Bind asks for a channel to one peer; ChannelBound reports its number, and from then on whoever
-// owns the socket frames datagrams as ChannelData by himself (pipeline.PutChannelHeader, pipeline.ParseChannelData). The
+// owns the socket frames datagrams as ChannelData by himself (frame.PutChannelHeader, frame.ParseChannelData). The
 // binding installs the permission too and is refreshed every four minutes, but only while MarkUsed says that somebody needs
 // it. Peers without a channel get Permit and SendIndication.
 //
@@ -16,8 +16,8 @@
 // If the server only was unreachable and still knows the allocation, it is taken up again. Every channel that is held is
 // bound again under its old number.
 //
-// What comes from the network is checked before pion's decoder sees it (check), counted by name when it is dropped (Drop), and
-// never becomes an error or a log line. Nothing here prints a user name, a password, a nonce or a key.
+// What comes from the network is checked once (stun.Message.Parse), counted by name when it is dropped (Drop), and never becomes an
+// error or a log line. Nothing here prints a user name, a password, a nonce or a key.
 //
 // An agent of pion/ice wants to speak TURN by itself. It gets a Facade, which answers it from the shared allocation:
 //

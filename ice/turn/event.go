@@ -3,7 +3,7 @@ package turn
 import (
 	"net/netip"
 
-	"github.com/pion/stun/v3"
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // OutputKind says what an Output asks of the owner of the socket, or tells it.
@@ -23,7 +23,8 @@ const (
 )
 
 var outputNames = [...]string{
-	"send", "allocated", "channel_bound", "channel_lost", "permitted", "permit_lost", "lost", "failed", "released",
+	SendDatagram: "send", Allocated: "allocated", ChannelBound: "channel_bound", ChannelLost: "channel_lost",
+	Permitted: "permitted", PermitLost: "permit_lost", Lost: "lost", Failed: "failed", Released: "released",
 }
 
 // String returns the kind's name as logs show it.
@@ -66,37 +67,39 @@ const (
 )
 
 var reasonNames = [...]string{
-	"none", "silent", "allocation_mismatch", "mapped_address_changed", "expired", "credentials", "stale_nonce", "forbidden",
-	"capacity", "address_family", "refused", "idle",
+	ReasonNone: "none", ReasonSilent: "silent", ReasonMismatch: "allocation_mismatch",
+	ReasonMapped: "mapped_address_changed", ReasonExpired: "expired", ReasonCredentials: "credentials",
+	ReasonStale: "stale_nonce", ReasonForbidden: "forbidden", ReasonCapacity: "capacity", ReasonFamily: "address_family",
+	ReasonRefused: "refused", ReasonIdle: "idle",
 }
 
 // String returns the reason's name as logs and status show it.
 func (r Reason) String() string { return name(reasonNames[:], int(r)) }
 
 // reasonOf names an error code (RFC 8489, section 14.8; RFC 8656, section 19).
-func reasonOf(code stun.ErrorCode) Reason {
+func reasonOf(code int) Reason {
 	switch code {
 	case stun.CodeUnauthorized, stun.CodeWrongCredentials:
 		return ReasonCredentials
 	case stun.CodeForbidden:
 		return ReasonForbidden
-	case stun.CodeAllocMismatch:
+	case stun.CodeMismatch:
 		return ReasonMismatch
 	case stun.CodeStaleNonce:
 		return ReasonStale
-	case stun.CodeAddrFamilyNotSupported, stun.CodePeerAddrFamilyMismatch:
+	case stun.CodeFamily, stun.CodePeerFamily:
 		return ReasonFamily
-	case stun.CodeAllocQuotaReached, stun.CodeInsufficientCapacity:
+	case stun.CodeQuota, stun.CodeInsufficient:
 		return ReasonCapacity
 	}
 	return ReasonRefused
 }
 
 // final tells whether asking again for an allocation cannot help until something is configured otherwise.
-func final(code stun.ErrorCode) bool {
+func final(code int) bool {
 	switch code {
-	case stun.CodeUnauthorized, stun.CodeWrongCredentials, stun.CodeForbidden, stun.CodeAddrFamilyNotSupported,
-		stun.CodeUnsupportedTransProto, stun.CodeUnknownAttribute, stun.CodeBadRequest:
+	case stun.CodeUnauthorized, stun.CodeWrongCredentials, stun.CodeForbidden, stun.CodeFamily,
+		stun.CodeTransport, stun.CodeUnknownAttribute, stun.CodeBadRequest:
 		return true
 	}
 	return false
@@ -116,7 +119,10 @@ const (
 	WhyBinding        // a channel or permission is due for refresh, or ends
 )
 
-var whyNames = [...]string{"nothing", "retransmit", "refresh", "keepalive", "silence", "retry", "binding"}
+var whyNames = [...]string{
+	WhyNothing: "nothing", WhyRetransmit: "retransmit", WhyRefresh: "refresh", WhyKeepalive: "keepalive",
+	WhySilence: "silence", WhyRetry: "retry", WhyBinding: "binding",
+}
 
 // String returns the name as logs show it.
 func (w Why) String() string { return name(whyNames[:], int(w)) }
@@ -150,9 +156,11 @@ const (
 )
 
 var dropNames = [DropCount]string{
-	"none", "stranger", "not_stun", "length", "attribute", "address", "value", "unknown_attribute", "attribute_order",
-	"fingerprint", "integrity", "request", "indication", "unknown_transaction", "incomplete", "channel_length",
-	"unbound_channel", "no_permission",
+	DropNone: "none", DropStranger: "stranger", DropNotSTUN: "not_stun", DropLength: "length",
+	DropAttribute: "attribute", DropAddress: "address", DropValue: "value", DropUnknown: "unknown_attribute",
+	DropOrder: "attribute_order", DropFingerprint: "fingerprint", DropIntegrity: "integrity", DropRequest: "request",
+	DropIndication: "indication", DropTransaction: "unknown_transaction", DropIncomplete: "incomplete",
+	DropChannelLength: "channel_length", DropChannel: "unbound_channel", DropPermission: "no_permission",
 }
 
 // String returns the counter's name.

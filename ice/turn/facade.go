@@ -1,7 +1,6 @@
 package turn
 
 import (
-	"encoding/binary"
 	"errors"
 	"net"
 	"net/netip"
@@ -11,10 +10,9 @@ import (
 	"sync/atomic"
 	"time"
 
-	"github.com/pion/stun/v3"
-
 	"github.com/sluice-vpn/sluice/ice"
-	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // What an agent is told to use as its TURN server. The address is one for documentation (RFC 5737) and never sent to: a Facade
@@ -159,25 +157,20 @@ func (f *Facade) Drop(now time.Duration, c *Client) {
 	f.held, f.permitted = nil, nil
 }
 
-// takes tells whether what a peer sent is for this agent, and may be shown to it, as what came from known.
-func (f *Facade) takes(peer netip.AddrPort, data []byte) (known netip.AddrPort, ok bool) {
+// gateway is where checks of the agent's peers pass; nil before it has written to a server.
+func (f *Facade) gateway() *ice.Relayed {
 	f.mu.Lock()
-	checks := f.checks
-	f.mu.Unlock()
-	if checks == nil {
-		return peer, false
-	}
-	return checks.Receive(peer, data)
+	defer f.mu.Unlock()
+	return f.checks
 }
 
 // Deliver gives the agent what a peer sent; data is borrowed until it returns.
 func (f *Facade) Deliver(peer netip.AddrPort, data []byte) {
-	b := AppendSend(make([]byte, 0, 64+len(data)), transactionID{}, peer, data)
-	if len(b) == 0 {
+	b := indication(stun.DataMethod, stun.ID{}, peer, data)
+	if b == nil {
 		f.lost.Add(1)
 		return
 	}
-	binary.BigEndian.PutUint16(b, stun.NewType(stun.MethodData, stun.ClassIndication).Value())
 	f.push(b)
 }
 
@@ -235,21 +228,20 @@ func (f *Facade) take(p []byte, to net.Addr) (peer netip.AddrPort, payload []byt
 	if err := f.settle(to); err != nil {
 		return peer, nil, nil, err
 	}
-	m, ok := &stun.Message{}, false
+	m, ok := new(stun.Message), false
 	switch {
-	case pipeline.IsChannelData(p):
+	case frame.IsChannelData(p, LastChannel):
 		var number uint16
-		number, payload, ok = pipeline.ParseChannelData(p)
+		number, payload, ok = frame.ParseChannelData(p, LastChannel)
 		peer = f.channels[number]
-	case check(p) != DropNone || stun.Decode(p, m) != nil:
-	case m.Type == stun.NewType(stun.MethodSend, stun.ClassIndication):
-		peer, ok = xorAddressOf(m, stun.AttrXORPeerAddress)
-		var has bool
-		payload, has = valueOf(p, stun.AttrData)
-		ok = ok && has
-	case m.Type.Class == stun.ClassRequest:
+	case m.Parse(p, stun.Server) != stun.DropNone:
+	case m.Class == stun.Request:
 		f.answer(m)
 		return netip.AddrPort{}, nil, nil, nil
+	case m.Method == stun.Send:
+		peer, ok = addressOf(m, stun.XORPeerAddress)
+		payload = m.Get(stun.Data)
+		ok = ok && payload != nil
 	}
 	if !ok || !peer.IsValid() {
 		f.lost.Add(1)
@@ -297,63 +289,56 @@ func (f *Facade) bind(peer netip.AddrPort) {
 
 // bound tells the agent that there is a channel that it wanted. No lock may be held.
 func (f *Facade) bound() {
-	f.mu.Lock()
-	checks := f.checks
-	f.mu.Unlock()
-	if checks != nil {
+	if checks := f.gateway(); checks != nil {
 		checks.Bound()
 	}
 }
 
 // answer answers a request. The agent's client wants to be refused once, to learn a realm and a nonce. mu is held.
 func (f *Facade) answer(m *stun.Message) {
-	out := &stun.Message{TransactionID: m.TransactionID, Type: stun.NewType(m.Type.Method, stun.ClassSuccessResponse)}
-	code := f.judge(m)
+	class, code := stun.Success, f.judge(m)
 	if code != 0 {
-		out.Type.Class = stun.ClassErrorResponse
+		class = stun.Error
 	}
-	out.WriteHeader()
+	w := stun.Build(nil, class, m.Method, m.ID)
 	switch {
+	case code == stun.CodeUnknownAttribute:
+		w.Unknown(m)
 	case code != 0:
-		must(code.AddTo(out))
-		out.Add(stun.AttrRealm, []byte(FacadeUsername))
-		out.Add(stun.AttrNonce, []byte(FacadeUsername))
-	case m.Type.Method == stun.MethodAllocate:
-		out.Add(stun.AttrXORRelayedAddress, appendXORAddress(nil, &out.TransactionID, f.relayed))
-		out.Add(stun.AttrXORMappedAddress, appendXORAddress(nil, &out.TransactionID, f.mapped))
-		addUint32(out, stun.AttrLifetime, seconds(facadeLifetime))
-	case m.Type.Method == stun.MethodRefresh:
-		addUint32(out, stun.AttrLifetime, seconds(facadeLifetime))
-	case m.Type.Method == stun.MethodBinding:
-		out.Add(stun.AttrXORMappedAddress, appendXORAddress(nil, &out.TransactionID, f.mapped))
+		w.Code(code, "")
+		w.Text(stun.Realm, FacadeUsername)
+		w.Text(stun.Nonce, FacadeUsername)
+	case m.Method == stun.Allocate:
+		w.XORAddress(stun.XORRelayedAddress, f.relayed)
+		w.XORAddress(stun.XORMappedAddress, f.mapped)
+		w.Uint32(stun.Lifetime, seconds(facadeLifetime))
+	case m.Method == stun.Refresh:
+		w.Uint32(stun.Lifetime, seconds(facadeLifetime))
+	case m.Method == stun.Binding:
+		w.XORAddress(stun.XORMappedAddress, f.mapped)
 	}
-	f.push(out.Raw)
+	f.push(w.Bytes())
 }
 
 // judge decides on a request, and notes the number of a channel. 0: success.
-func (f *Facade) judge(m *stun.Message) stun.ErrorCode {
-	switch m.Type.Method {
-	case stun.MethodBinding:
+func (f *Facade) judge(m *stun.Message) (code int) {
+	switch {
+	case m.Unknown():
+		return stun.CodeUnknownAttribute
+	case m.Method == stun.Allocate && !m.Has(stun.Integrity):
+		return stun.CodeUnauthorized
+	case m.Method != stun.ChannelBind:
 		return 0
-	case stun.MethodAllocate:
-		if !m.Contains(stun.AttrMessageIntegrity) {
-			return stun.CodeUnauthorized
-		}
-	case stun.MethodRefresh, stun.MethodCreatePermission:
-	case stun.MethodChannelBind:
-		v, err := m.Get(stun.AttrChannelNumber)
-		peer, ok := xorAddressOf(m, stun.AttrXORPeerAddress)
-		if err != nil || !ok {
-			return stun.CodeBadRequest
-		}
-		number := binary.BigEndian.Uint16(v)
-		if _, known := f.channels[number]; !known && len(f.channels) == facadeChannels {
-			return stun.CodeInsufficientCapacity
-		}
-		f.channels[number] = peer
-	default:
+	}
+	number, has := m.Uint32(stun.ChannelNumber)
+	peer, ok := addressOf(m, stun.XORPeerAddress)
+	if !has || !ok {
 		return stun.CodeBadRequest
 	}
+	if _, known := f.channels[uint16(number>>16)]; !known && len(f.channels) == facadeChannels {
+		return stun.CodeInsufficient
+	}
+	f.channels[uint16(number>>16)] = peer
 	return 0
 }
 

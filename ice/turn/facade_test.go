@@ -14,11 +14,12 @@ import (
 	"github.com/pion/ice/v2"
 	"github.com/pion/logging"
 	oldstun "github.com/pion/stun"
-	"github.com/pion/stun/v3"
+	witness "github.com/pion/stun/v4"
 	"github.com/pion/transport/v2"
 	"github.com/pion/transport/v2/stdnet"
 
-	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // facadeNet is the system's network, but that its one packet socket is a Facade.
@@ -208,7 +209,7 @@ func TestFacadeBounds(t *testing.T) {
 	}
 	noise := [][]byte{
 		nil, []byte("x"), channelData(FirstChannel, []byte("unbound")), dataIndication(peerA, []byte("x")),
-		AppendSend(nil, [12]byte{}, netip.AddrPortFrom(peerA.Addr(), 0), []byte("x")),
+		indication(stun.Send, stun.ID{}, netip.AddrPortFrom(peerA.Addr(), 0), []byte("x")),
 	}
 	for _, b := range noise {
 		write(b)
@@ -217,7 +218,7 @@ func TestFacadeBounds(t *testing.T) {
 		t.Errorf("%d lost of %d, woken %d times", n, len(noise), woken)
 	}
 	for i := range facadeQueue + 10 {
-		write(AppendSend(nil, [12]byte{}, netip.AddrPortFrom(peerA.Addr(), uint16(i+1)), []byte("x")))
+		write(indication(stun.Send, stun.ID{}, netip.AddrPortFrom(peerA.Addr(), uint16(i+1)), []byte("x")))
 	}
 	if woken != facadeQueue || f.Lost() != uint64(len(noise)+10) {
 		t.Errorf("woken %d times, %d lost", woken, f.Lost())
@@ -229,14 +230,14 @@ func TestFacadeBounds(t *testing.T) {
 	w.run(time.Second)
 	send := func(want string) {
 		t.Helper()
-		write(AppendSend(nil, [12]byte{}, peerA, []byte("through")))
+		write(indication(stun.Send, stun.ID{}, peerA, []byte("through")))
 		f.Serve(w.now, w.c, func() {})
 		out, ok := w.c.Poll()
 		if !ok || !strings.HasPrefix(string(out.Datagram), want) || !strings.HasSuffix(string(out.Datagram), "through") {
 			t.Errorf("%v %q, want %q", ok, out.Datagram, want)
 		}
 	}
-	write(AppendSend(nil, [12]byte{}, peerA, []byte("even"))) // of a length that is not padded
+	write(indication(stun.Send, stun.ID{}, peerA, []byte("even"))) // of a length that is not padded
 	f.Serve(w.now, w.c, func() {})
 	if out, ok := w.c.Poll(); !ok || string(out.Datagram[:2]) != "\x00\x16" || !strings.HasSuffix(string(out.Datagram), "even") {
 		t.Errorf("%v %q, want a Send indication", ok, out.Datagram)
@@ -244,7 +245,7 @@ func TestFacadeBounds(t *testing.T) {
 	f.bind(peerA)
 	f.Serve(w.now, w.c, func() { t.Error("a channel is there before the answer") })
 	w.run(time.Second)
-	send(string(channelData(FirstChannel, []byte("through"))[:pipeline.ChannelHeaderSize]))
+	send(string(channelData(FirstChannel, []byte("through"))[:frame.ChannelHeaderSize]))
 	known := 0
 	f.bind(peerA)
 	f.Serve(w.now, w.c, func() { known++ })
@@ -279,9 +280,9 @@ func TestFacadeBounds(t *testing.T) {
 // TestFacadeAnswers: the requests of a TURN client, one by one.
 func TestFacadeAnswers(t *testing.T) {
 	f := settledFacade(testRelayed, testMapped, func() {})
-	ask := func(method stun.Method, fill func(m *stun.Message)) *stun.Message {
+	ask := func(method witness.Method, fill func(m *witness.Message)) *witness.Message {
 		t.Helper()
-		request := newRequest(method, transactionID{5})
+		request := newRequest(method, stun.ID{5})
 		if fill != nil {
 			fill(request)
 		}
@@ -289,46 +290,46 @@ func TestFacadeAnswers(t *testing.T) {
 			t.Fatal(err)
 		}
 		b := <-f.down
-		m := &stun.Message{}
-		if check(b) != DropNone || stun.Decode(b, m) != nil || m.Type.Method != method || m.TransactionID != request.TransactionID {
+		m := &witness.Message{}
+		if new(stun.Message).Parse(b, stun.Client) != stun.DropNone || witness.Decode(b, m) != nil || m.Type.Method != method || m.TransactionID != request.TransactionID {
 			t.Fatalf("%x", b)
 		}
 		return m
 	}
-	code := func(m *stun.Message) stun.ErrorCode { c, _ := codeOf(m); return c }
-	sign := func(m *stun.Message) { must(stun.MessageIntegrity("key").AddTo(m)) }
-	bind := func(number uint16) func(m *stun.Message) {
-		return func(m *stun.Message) {
-			addUint32(m, stun.AttrChannelNumber, uint32(number)<<16)
-			m.Add(stun.AttrXORPeerAddress, appendXORAddress(nil, &m.TransactionID, peerA))
+	code := func(m *witness.Message) int { return stun.CodeOf(m.Raw) }
+	sign := func(m *witness.Message) { must(witness.MessageIntegrity("key").AddTo(m)) }
+	bind := func(number uint16) func(m *witness.Message) {
+		return func(m *witness.Message) {
+			addUint32(m, witness.AttrChannelNumber, uint32(number)<<16)
+			m.Add(witness.AttrXORPeerAddress, pionAddressOf(&m.TransactionID, peerA))
 		}
 	}
-	if m := ask(stun.MethodAllocate, nil); code(m) != 401 || text(m, stun.AttrRealm) == "" || text(m, stun.AttrNonce) == "" {
+	if m := ask(witness.MethodAllocate, nil); code(m) != 401 || text(m, witness.AttrRealm) == "" || text(m, witness.AttrNonce) == "" {
 		t.Error(m)
 	}
-	m := ask(stun.MethodAllocate, sign)
-	if a, ok := xorAddressOf(m, stun.AttrXORRelayedAddress); !ok || a != testRelayed {
+	m := ask(witness.MethodAllocate, sign)
+	if a, ok := pionAddress(m, witness.AttrXORRelayedAddress); !ok || a != testRelayed {
 		t.Error(a)
 	}
-	if a, ok := xorAddressOf(ask(stun.MethodBinding, nil), stun.AttrXORMappedAddress); !ok || a != testMapped {
+	if a, ok := pionAddress(ask(witness.MethodBinding, nil), witness.AttrXORMappedAddress); !ok || a != testMapped {
 		t.Error(a)
 	}
-	if d, ok := lifetimeOf(ask(stun.MethodRefresh, nil)); !ok || d != facadeLifetime {
+	if d, ok := pionLifetime(ask(witness.MethodRefresh, nil)); !ok || d != facadeLifetime {
 		t.Error(d)
 	}
-	codes := []stun.ErrorCode{
-		code(ask(stun.MethodCreatePermission, nil)), code(ask(stun.MethodChannelBind, nil)), code(ask(stun.MethodConnect, nil)),
-		code(ask(stun.MethodChannelBind, bind(0x4100))),
+	codes := []int{
+		code(ask(witness.MethodCreatePermission, nil)), code(ask(witness.MethodChannelBind, nil)),
+		code(ask(witness.MethodRefresh, func(m *witness.Message) { m.Add(0x7ABC, nil) })), code(ask(witness.MethodChannelBind, bind(0x4100))),
 	}
-	if !slices.Equal(codes, []stun.ErrorCode{0, 400, 400, 0}) {
-		t.Error(codes)
+	if want := []int{0, 400, 420, 0}; !slices.Equal(codes, want) {
+		t.Errorf("%v, want %v", codes, want)
 	}
 	for i := range uint16(facadeChannels - 1) {
-		if c := code(ask(stun.MethodChannelBind, bind(0x4200+i))); c != 0 {
+		if c := code(ask(witness.MethodChannelBind, bind(0x4200+i))); c != 0 {
 			t.Error(c)
 		}
 	}
-	if c := code(ask(stun.MethodChannelBind, bind(0x4300))); c != stun.CodeInsufficientCapacity {
+	if c := code(ask(witness.MethodChannelBind, bind(0x4300))); c != stun.CodeInsufficient {
 		t.Error(c)
 	}
 	if _, err := f.WriteTo(channelData(0x4100, []byte("x")), nil); err != nil || (<-f.up).peer != peerA {

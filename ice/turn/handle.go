@@ -1,13 +1,11 @@
 package turn
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"time"
 
-	"github.com/pion/stun/v3"
-
-	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // Payload is what a peer sent through the server.
@@ -29,11 +27,11 @@ func (c *Client) Handle(now time.Duration, src netip.AddrPort, data []byte) (p P
 	switch {
 	case src != c.server:
 		drop = DropStranger
-	case len(data) > 0 && data[0]&0xF0 == 0x40:
+	case frame.IsChannelData(data, LastChannel):
 		p, drop = c.channelData(data)
 	default:
-		if drop = check(data); drop == DropNone {
-			p, drop = c.stun(now, data)
+		if drop = dropOf[c.message.Parse(data, stun.Client)]; drop == DropNone {
+			p, drop = c.stun(now)
 		}
 	}
 	if drop != DropNone {
@@ -43,8 +41,15 @@ func (c *Client) Handle(now time.Duration, src netip.AddrPort, data []byte) (p P
 	return p, p.Peer.IsValid()
 }
 
+// dropOf names what the strict check has found.
+var dropOf = [stun.DropCount]Drop{
+	stun.DropNotSTUN: DropNotSTUN, stun.DropLength: DropLength, stun.DropRequest: DropRequest, stun.DropIndication: DropIndication,
+	stun.DropAttribute: DropAttribute, stun.DropOrder: DropOrder, stun.DropUnknown: DropUnknown, stun.DropAddress: DropAddress,
+	stun.DropValue: DropValue, stun.DropFingerprint: DropFingerprint,
+}
+
 func (c *Client) channelData(data []byte) (Payload, Drop) {
-	number, payload, ok := pipeline.ParseChannelData(data)
+	number, payload, ok := frame.ParseChannelData(data, LastChannel)
 	if !ok {
 		return Payload{}, DropChannelLength
 	}
@@ -55,16 +60,10 @@ func (c *Client) channelData(data []byte) (Payload, Drop) {
 	return Payload{Peer: b.peer, Channel: number, Data: payload}, DropNone
 }
 
-// stun takes a STUN message that has passed check.
-func (c *Client) stun(now time.Duration, data []byte) (Payload, Drop) {
-	if stun.Decode(data, &c.message) != nil {
-		return Payload{}, DropAttribute // check is stricter, so this is unreachable until pion changes
-	}
-	switch c.message.Type.Class {
-	case stun.ClassRequest:
-		return Payload{}, DropRequest
-	case stun.ClassIndication:
-		return c.indication(data)
+// stun takes what has passed the check: an answer or a Data indication.
+func (c *Client) stun(now time.Duration) (Payload, Drop) {
+	if c.message.Class == stun.Indication {
+		return c.indication()
 	}
 	return Payload{}, c.response(now)
 }
@@ -72,13 +71,10 @@ func (c *Client) stun(now time.Duration, data []byte) (Payload, Drop) {
 // indication takes a Data indication (RFC 8656, section 11.4): "the client checks that the XOR-PEER-ADDRESS attribute value
 // contains an IP address with which the client believes there is an active permission. If not, the client SHOULD silently
 // discard the Data indication".
-func (c *Client) indication(data []byte) (Payload, Drop) {
-	if c.message.Type.Method != stun.MethodData {
-		return Payload{}, DropIndication
-	}
-	peer, ok := xorAddressOf(&c.message, stun.AttrXORPeerAddress)
-	payload, has := valueOf(data, stun.AttrData) // in the caller's bytes, not in the decoder's copy
-	if !ok || !has {
+func (c *Client) indication() (Payload, Drop) {
+	peer, ok := addressOf(&c.message, stun.XORPeerAddress)
+	payload := c.message.Get(stun.Data)
+	if !ok || payload == nil {
 		return Payload{}, DropIncomplete
 	}
 	if c.permitted[peer.Addr()] == 0 {
@@ -87,30 +83,15 @@ func (c *Client) indication(data []byte) (Payload, Drop) {
 	return Payload{Peer: peer, Data: payload}, DropNone
 }
 
-// valueOf finds the first attribute of a kind in a message that has passed check. The value aliases b.
-func valueOf(b []byte, kind stun.AttrType) (v []byte, ok bool) {
-	for at := stunHeaderSize; at < len(b); {
-		size := int(binary.BigEndian.Uint16(b[at+2:]))
-		if binary.BigEndian.Uint16(b[at:]) == uint16(kind) {
-			return b[at+4 : at+4+size : at+4+size], true
-		}
-		at += 4 + (size+3)&^3
-	}
-	return nil, false
-}
-
 // response takes an answer to one of our requests.
 func (c *Client) response(now time.Duration) Drop {
-	op := c.transactions[c.message.TransactionID]
-	if op == nil || op.method != c.message.Type.Method {
+	op := c.transactions[c.message.ID]
+	if op == nil || op.method != c.message.Method {
 		return DropTransaction
 	}
-	code, isError := stun.ErrorCode(0), c.message.Type.Class == stun.ClassErrorResponse
-	if isError {
-		var ok bool
-		if code, ok = codeOf(&c.message); !ok {
-			return DropIncomplete
-		}
+	code, isError := c.message.Code(), c.message.Class == stun.Error
+	if isError && code == 0 {
+		return DropIncomplete
 	}
 	if !c.authentic(op, code) {
 		return DropIntegrity
@@ -134,32 +115,32 @@ func (c *Client) response(now time.Duration) Drop {
 // Errors must be signed rightly if they are signed at all: RFC 8489, section 9.2.5, has unsigned ones discarded, 401 and 438
 // excepted, but pion/turn signs no error. The transaction ID, 96 random bits, shows that the sender sees our requests, and who
 // does can stop them as well.
-func (c *Client) authentic(op *operation, code stun.ErrorCode) bool {
-	signed := c.message.Contains(stun.AttrMessageIntegrity)
+func (c *Client) authentic(op *operation, code int) bool {
+	signed := c.message.Has(stun.Integrity)
 	switch {
 	case code == stun.CodeUnauthorized || code == stun.CodeStaleNonce:
 		return true
 	case !op.signed:
-		return op.method == stun.MethodBinding || code != 0
+		return op.method == stun.Binding || code != 0
 	case !signed:
 		return code != 0
 	}
-	return op.key.Check(&c.message) == nil
+	return op.key.Authentic(&c.message)
 }
 
 // complete tells whether a success response has what it must.
 func (c *Client) complete(op *operation) bool {
 	switch op.method {
-	case stun.MethodAllocate:
-		relayed, ok := xorAddressOf(&c.message, stun.AttrXORRelayedAddress)
-		_, mapped := xorAddressOf(&c.message, stun.AttrXORMappedAddress)
+	case stun.Allocate:
+		relayed, ok := addressOf(&c.message, stun.XORRelayedAddress)
+		_, mapped := addressOf(&c.message, stun.XORMappedAddress)
 		lifetime, has := lifetimeOf(&c.message)
 		return ok && mapped && has && lifetime > 0 && c.familyFits(relayed.Addr())
-	case stun.MethodRefresh:
+	case stun.Refresh:
 		_, has := lifetimeOf(&c.message)
 		return has || c.state == stateReleasing || c.state == stateDeleting
-	case stun.MethodBinding:
-		_, ok := xorAddressOf(&c.message, stun.AttrXORMappedAddress)
+	case stun.Binding:
+		_, ok := addressOf(&c.message, stun.XORMappedAddress)
 		return ok
 	}
 	return true
@@ -181,12 +162,12 @@ func (c *Client) succeeded(now time.Duration, op *operation) {
 	}
 }
 
-func (c *Client) failed(now time.Duration, op *operation, code stun.ErrorCode) {
+func (c *Client) failed(now time.Duration, op *operation, code int) {
 	if op == &c.keepalive {
 		c.schedule(op, now+KeepaliveEvery, WhyKeepalive) // it lives, and that is what we wanted to know
 		return
 	}
-	if c.state == stateReleasing && op.method == stun.MethodAllocate {
+	if c.state == stateReleasing && op.method == stun.Allocate {
 		c.released() // there is nothing to give back
 		return
 	}

@@ -8,21 +8,20 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pion/stun/v3"
+	witness "github.com/pion/stun/v4"
 
-	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/ice/stun"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 )
 
 // dataIndication is what a server makes of a peer's datagram.
 func dataIndication(peer netip.AddrPort, data []byte) []byte {
-	b := AppendSend(nil, [12]byte{1, 2, 3}, peer, data)
-	binary.BigEndian.PutUint16(b, stun.NewType(stun.MethodData, stun.ClassIndication).Value())
-	return b
+	return indication(stun.DataMethod, stun.ID{1, 2, 3}, peer, data)
 }
 
 func channelData(number uint16, data []byte) []byte {
-	b := make([]byte, pipeline.ChannelHeaderSize, pipeline.ChannelHeaderSize+len(data))
-	pipeline.PutChannelHeader(b, number, uint16(len(data)))
+	b := make([]byte, frame.ChannelHeaderSize, frame.ChannelHeaderSize+len(data))
+	frame.PutChannelHeader(b, number, uint16(len(data)))
 	return append(b, data...)
 }
 
@@ -62,62 +61,65 @@ func TestPayloads(t *testing.T) {
 
 // TestDrops: each kind of hostile datagram is counted under its name and changes nothing.
 func TestDrops(t *testing.T) {
-	request := newRequest(stun.MethodBinding, transactionID{1}).Raw
-	kind := func(method stun.Method, class stun.MessageClass, fill func(m *stun.Message)) []byte {
-		m := &stun.Message{Type: stun.NewType(method, class)}
+	request := newRequest(witness.MethodBinding, stun.ID{1}).Raw
+	kind := func(method witness.Method, class witness.MessageClass, fill func(m *witness.Message)) []byte {
+		m := &witness.Message{Type: witness.NewType(method, class)}
 		m.WriteHeader()
 		if fill != nil {
 			fill(m)
 		}
 		return m.Raw
 	}
-	attribute := func(a stun.AttrType, v ...byte) []byte {
-		return kind(stun.MethodData, stun.ClassIndication, func(m *stun.Message) { m.Add(a, v) })
+	attribute := func(a witness.AttrType, v ...byte) []byte {
+		return kind(witness.MethodData, witness.ClassIndication, func(m *witness.Message) { m.Add(a, v) })
 	}
 	for name, c := range map[string]struct {
 		raw  []byte
 		want Drop
 	}{
-		"empty":             {nil, DropNotSTUN},
-		"noise":             {[]byte("GET / HTTP/1.1\r\n\r\n........"), DropChannelLength},
-		"wireguard":         {append([]byte{4, 0, 0, 0}, make([]byte, 28)...), DropNotSTUN},
-		"no cookie":         {make([]byte, 20), DropNotSTUN},
-		"top bits":          {append([]byte{0x81}, request[1:]...), DropNotSTUN},
-		"trailing":          {append(bytes.Clone(request), 0, 0, 0, 0), DropLength},
-		"odd length":        {append([]byte{0, 1, 0, 2}, append(bytes.Clone(request[4:]), 0, 0)...), DropLength},
-		"value outside":     {append([]byte{0, 1, 0, 4}, append(bytes.Clone(request[4:]), 0, 0x13, 0, 1)...), DropAttribute},
-		"short address":     {attribute(stun.AttrXORMappedAddress), DropAddress},
-		"short v4":          {attribute(stun.AttrXORPeerAddress, 0, 1, 0, 1, 1, 2, 3), DropAddress},
-		"v6 of v4 size":     {attribute(stun.AttrXORRelayedAddress, 0, 2, 0, 1, 1, 2, 3, 4), DropAddress},
-		"unknown family":    {attribute(stun.AttrMappedAddress, 0, 3, 0, 1, 1, 2, 3, 4), DropAddress},
-		"old xor address":   {attribute(oldXORMapped, 0, 1), DropAddress},
-		"alternate server":  {attribute(stun.AttrAlternateServer, 0, 1), DropAddress},
-		"lifetime":          {attribute(stun.AttrLifetime, 1), DropValue},
-		"channel number":    {attribute(stun.AttrChannelNumber, 1, 2, 3, 4, 5), DropValue},
-		"reservation":       {attribute(stun.AttrReservationToken, 1), DropValue},
-		"nonce":             {attribute(stun.AttrNonce), DropValue},
-		"realm":             {attribute(stun.AttrRealm, make([]byte, 764)...), DropValue},
-		"error code":        {attribute(stun.AttrErrorCode, 0, 0, 4), DropValue},
-		"error class 7":     {attribute(stun.AttrErrorCode, 0, 0, 7, 0), DropValue},
-		"error number":      {attribute(stun.AttrErrorCode, 0, 0, 4, 100), DropValue},
-		"integrity":         {attribute(stun.AttrMessageIntegrity, make([]byte, 19)...), DropValue},
-		"fingerprint size":  {attribute(stun.AttrFingerprint, 1, 2), DropValue},
-		"fingerprint":       {attribute(stun.AttrFingerprint, 1, 2, 3, 4), DropFingerprint},
-		"must be known":     {attribute(0x7001, 1), DropUnknown},
-		"after integrity":   {kind(stun.MethodData, stun.ClassIndication, func(m *stun.Message) { m.Add(stun.AttrMessageIntegrity, make([]byte, 20)); m.Add(stun.AttrData, nil) }), DropOrder},
-		"after fingerprint": {kind(stun.MethodData, stun.ClassIndication, func(m *stun.Message) { stun.Fingerprint.AddTo(m); m.Add(stun.AttrData, nil) }), DropOrder},
-		"many attributes": {kind(stun.MethodData, stun.ClassIndication, func(m *stun.Message) {
-			for range maxAttributes + 1 {
-				m.Add(stun.AttrSoftware, nil)
+		"empty":            {nil, DropNotSTUN},
+		"noise":            {[]byte("GET / HTTP/1.1\r\n\r\n........"), DropChannelLength},
+		"wireguard":        {append([]byte{4, 0, 0, 0}, make([]byte, 28)...), DropNotSTUN},
+		"no cookie":        {make([]byte, 20), DropNotSTUN},
+		"top bits":         {append([]byte{0x81}, request[1:]...), DropNotSTUN},
+		"trailing":         {append(bytes.Clone(request), 0, 0, 0, 0), DropLength},
+		"odd length":       {append([]byte{0, 1, 0, 2}, append(bytes.Clone(request[4:]), 0, 0)...), DropLength},
+		"value outside":    {append([]byte{0, 0x17, 0, 4}, append(bytes.Clone(request[4:]), 0, 0x13, 0, 1)...), DropAttribute},
+		"short address":    {attribute(witness.AttrXORMappedAddress), DropAddress},
+		"short v4":         {attribute(witness.AttrXORPeerAddress, 0, 1, 0, 1, 1, 2, 3), DropAddress},
+		"v6 of v4 size":    {attribute(witness.AttrXORRelayedAddress, 0, 2, 0, 1, 1, 2, 3, 4), DropAddress},
+		"unknown family":   {attribute(witness.AttrMappedAddress, 0, 3, 0, 1, 1, 2, 3, 4), DropAddress},
+		"old xor address":  {attribute(0x8020, 0, 1), DropAddress},
+		"alternate server": {attribute(witness.AttrAlternateServer, 0, 1), DropAddress},
+		"lifetime":         {attribute(witness.AttrLifetime, 1), DropValue},
+		"channel number":   {attribute(witness.AttrChannelNumber, 1, 2, 3, 4, 5), DropValue},
+		"reservation":      {attribute(witness.AttrReservationToken, 1), DropValue},
+		"nonce":            {attribute(witness.AttrNonce, make([]byte, 764)...), DropValue},
+		"realm":            {attribute(witness.AttrRealm, make([]byte, 764)...), DropValue},
+		"error code":       {attribute(witness.AttrErrorCode, 0, 0, 4), DropValue},
+		"error class 7":    {attribute(witness.AttrErrorCode, 0, 0, 7, 0), DropValue},
+		"error number":     {attribute(witness.AttrErrorCode, 0, 0, 4, 100), DropValue},
+		"integrity":        {attribute(witness.AttrMessageIntegrity, make([]byte, 19)...), DropValue},
+		"fingerprint size": {attribute(witness.AttrFingerprint, 1, 2), DropValue},
+		"fingerprint":      {attribute(witness.AttrFingerprint, 1, 2, 3, 4), DropFingerprint},
+		"must be known":    {attribute(0x7001, 1), DropUnknown},
+		"after integrity": {kind(witness.MethodData, witness.ClassIndication, func(m *witness.Message) {
+			m.Add(witness.AttrMessageIntegrity, make([]byte, 20))
+			m.Add(witness.AttrData, nil)
+		}), DropOrder},
+		"after fingerprint": {kind(witness.MethodData, witness.ClassIndication, func(m *witness.Message) { witness.Fingerprint.AddTo(m); m.Add(witness.AttrData, nil) }), DropOrder},
+		"many attributes": {kind(witness.MethodData, witness.ClassIndication, func(m *witness.Message) {
+			for range 64 + 1 {
+				m.Add(witness.AttrSoftware, nil)
 			}
 		}), DropAttribute},
 		"request":          {request, DropRequest},
-		"indication":       {kind(stun.MethodBinding, stun.ClassIndication, nil), DropIndication},
-		"no peer":          {attribute(stun.AttrData, 1), DropIncomplete},
-		"no data":          {kind(stun.MethodData, stun.ClassIndication, func(m *stun.Message) { m.Add(stun.AttrXORPeerAddress, appendXORAddress(nil, &m.TransactionID, peerA)) }), DropIncomplete},
+		"indication":       {kind(witness.MethodBinding, witness.ClassIndication, nil), DropIndication},
+		"no peer":          {attribute(witness.AttrData, 1), DropIncomplete},
+		"no data":          {kind(witness.MethodData, witness.ClassIndication, func(m *witness.Message) { m.Add(witness.AttrXORPeerAddress, pionAddressOf(&m.TransactionID, peerA)) }), DropIncomplete},
 		"port 0":           {dataIndication(netip.AddrPortFrom(peerA.Addr(), 0), []byte("x")), DropIncomplete},
 		"not permitted":    {dataIndication(netip.MustParseAddrPort("9.9.9.9:9"), []byte("x")), DropPermission},
-		"never asked":      {kind(stun.MethodAllocate, stun.ClassSuccessResponse, nil), DropTransaction},
+		"never asked":      {kind(witness.MethodAllocate, witness.ClassSuccessResponse, nil), DropTransaction},
 		"channel short":    {[]byte{0x40, 0, 0}, DropChannelLength},
 		"channel too long": {[]byte{0x40, 0, 0, 2, 1}, DropChannelLength},
 		"channel unbound":  {channelData(LastChannel, []byte("x")), DropChannel},
@@ -152,9 +154,9 @@ func capture(t *testing.T) (w *world, answer []byte) {
 	t.Helper()
 	w = newWorld(t)
 	w.c.Start(w.now)
-	w.s.tamper = func(m *stun.Message) []byte {
-		if m.Type == stun.NewType(stun.MethodAllocate, stun.ClassSuccessResponse) {
-			must(stun.Fingerprint.AddTo(m))
+	w.s.tamper = func(m *witness.Message) []byte {
+		if m.Type == witness.NewType(witness.MethodAllocate, witness.ClassSuccessResponse) {
+			must(witness.Fingerprint.AddTo(m))
 			answer = m.Raw
 			return nil
 		}
@@ -168,8 +170,8 @@ func capture(t *testing.T) (w *world, answer []byte) {
 }
 
 // rebuilt is the answer with another class and content, signed with key unless that is nil.
-func rebuilt(w *world, class stun.MessageClass, key stun.MessageIntegrity, fill func(m *stun.Message)) []byte {
-	m := &stun.Message{TransactionID: w.c.allocation.id, Type: stun.NewType(stun.MethodAllocate, class)}
+func rebuilt(w *world, class witness.MessageClass, key witness.MessageIntegrity, fill func(m *witness.Message)) []byte {
+	m := &witness.Message{TransactionID: w.c.allocation.id, Type: witness.NewType(witness.MethodAllocate, class)}
 	m.WriteHeader()
 	fill(m)
 	if key != nil {
@@ -181,19 +183,19 @@ func rebuilt(w *world, class stun.MessageClass, key stun.MessageIntegrity, fill 
 // TestIntegrity: "If the value does not match, or if MESSAGE-INTEGRITY [is] absent, then the response MUST be discarded, as if it
 // had never been received" (after RFC 8489, section 9.2.5).
 func TestIntegrity(t *testing.T) {
-	full := func(s *scripted) func(m *stun.Message) {
-		return func(m *stun.Message) {
-			s.address(m, stun.AttrXORRelayedAddress, testRelayed)
-			s.address(m, stun.AttrXORMappedAddress, testMapped)
-			addUint32(m, stun.AttrLifetime, 600)
+	full := func(s *scripted) func(m *witness.Message) {
+		return func(m *witness.Message) {
+			s.address(m, witness.AttrXORRelayedAddress, testRelayed)
+			s.address(m, witness.AttrXORMappedAddress, testMapped)
+			addUint32(m, witness.AttrLifetime, 600)
 		}
 	}
-	wrong := stun.NewLongTermIntegrity(goodLogin.Username, "example.org", "guessed")
+	wrong := witness.NewLongTermIntegrity(goodLogin.Username, "example.org", "guessed")
 	w, answer := capture(t)
 	for _, raw := range [][]byte{
-		rebuilt(w, stun.ClassSuccessResponse, nil, full(w.s)),
-		rebuilt(w, stun.ClassSuccessResponse, wrong, full(w.s)),
-		rebuilt(w, stun.ClassErrorResponse, wrong, func(m *stun.Message) { must(stun.CodeForbidden.AddTo(m)) }),
+		rebuilt(w, witness.ClassSuccessResponse, nil, full(w.s)),
+		rebuilt(w, witness.ClassSuccessResponse, wrong, full(w.s)),
+		rebuilt(w, witness.ClassErrorResponse, wrong, func(m *witness.Message) { must(witness.CodeForbidden.AddTo(m)) }),
 	} {
 		w.c.Handle(w.now, testServer, raw)
 	}
@@ -201,24 +203,24 @@ func TestIntegrity(t *testing.T) {
 		t.Errorf("%d dropped", n)
 	}
 	for _, spoil := range []int{0, 1, 2} { // each of the attributes that an allocation needs is missing once
-		w.c.Handle(w.now, testServer, rebuilt(w, stun.ClassSuccessResponse, w.c.key, func(m *stun.Message) {
+		w.c.Handle(w.now, testServer, rebuilt(w, witness.ClassSuccessResponse, witness.MessageIntegrity(w.c.key.Secret()), func(m *witness.Message) {
 			if spoil != 0 {
-				w.s.address(m, stun.AttrXORRelayedAddress, testRelayed)
+				w.s.address(m, witness.AttrXORRelayedAddress, testRelayed)
 			}
 			if spoil != 1 {
-				w.s.address(m, stun.AttrXORMappedAddress, testMapped)
+				w.s.address(m, witness.AttrXORMappedAddress, testMapped)
 			}
 			if spoil != 2 {
-				addUint32(m, stun.AttrLifetime, 600)
+				addUint32(m, witness.AttrLifetime, 600)
 			}
 		}))
 	}
-	w.c.Handle(w.now, testServer, rebuilt(w, stun.ClassErrorResponse, w.c.key, func(*stun.Message) {}))
+	w.c.Handle(w.now, testServer, rebuilt(w, witness.ClassErrorResponse, witness.MessageIntegrity(w.c.key.Secret()), func(*witness.Message) {}))
 	if n := w.c.Dropped(DropIncomplete); n != 4 {
 		t.Errorf("%d dropped", n)
 	}
 	other := bytes.Clone(answer)
-	binary.BigEndian.PutUint16(other, stun.NewType(stun.MethodRefresh, stun.ClassSuccessResponse).Value())
+	binary.BigEndian.PutUint16(other, witness.NewType(witness.MethodRefresh, witness.ClassSuccessResponse).Value())
 	other = other[:len(other)-8]
 	binary.BigEndian.PutUint16(other[2:], uint16(len(other)-20))
 	if w.c.Handle(w.now, testServer, other); w.c.Dropped(DropTransaction) != 1 {
@@ -242,15 +244,15 @@ func TestUnsignedSuccess(t *testing.T) {
 	w.s.dead = true
 	w.c.Start(w.now)
 	w.run(100 * time.Millisecond)
-	w.c.Handle(w.now, testServer, rebuilt(w, stun.ClassSuccessResponse, nil, func(m *stun.Message) {
-		w.s.address(m, stun.AttrXORRelayedAddress, testRelayed)
-		w.s.address(m, stun.AttrXORMappedAddress, testMapped)
-		addUint32(m, stun.AttrLifetime, 600)
+	w.c.Handle(w.now, testServer, rebuilt(w, witness.ClassSuccessResponse, nil, func(m *witness.Message) {
+		w.s.address(m, witness.AttrXORRelayedAddress, testRelayed)
+		w.s.address(m, witness.AttrXORMappedAddress, testMapped)
+		addUint32(m, witness.AttrLifetime, 600)
 	}))
 	w.drain()
 	w.expect()
 	// A 401 without a nonce or realm leads nowhere.
-	w.c.Handle(w.now, testServer, rebuilt(w, stun.ClassErrorResponse, nil, func(m *stun.Message) { must(stun.CodeUnauthorized.AddTo(m)) }))
+	w.c.Handle(w.now, testServer, rebuilt(w, witness.ClassErrorResponse, nil, func(m *witness.Message) { must(witness.CodeUnauthorized.AddTo(m)) }))
 	w.drain()
 	w.expect("failed:credentials")
 	if w.c.Dropped(DropIntegrity) != 1 {

@@ -5,6 +5,8 @@ import (
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // live runs a client on a real socket, against a real server. Its clock can be put forward, so no test waits for minutes.
@@ -158,7 +160,7 @@ func (l *live) exchange() {
 		t.Fatal(err)
 	}
 	l.until(Permitted)
-	l.send(AppendSend(nil, [12]byte{9}, at, []byte("indicated")))
+	l.send(indication(stun.Send, stun.ID{9}, at, []byte("indicated")))
 	if data, src := receive(t, peer); data != "indicated" || src != allocated.Relayed {
 		t.Fatalf("%q from %v", data, src)
 	}

@@ -14,7 +14,9 @@ import (
 
 	"github.com/sluice-vpn/sluice/ice"
 	"github.com/sluice-vpn/sluice/ice/relay"
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -59,7 +61,7 @@ func (n *liveNode) pump() {
 			return
 		}
 		s := pipeline.Stray{Data: buffer[:k], Src: netip.AddrPortFrom(src.Addr().Unmap(), src.Port()), Dst: n.only.Addr()}
-		if number, payload, ok := pipeline.ParseChannelData(s.Data); ok && s.Src == n.only {
+		if number, payload, ok := frame.ParseChannelData(s.Data, LastChannel); ok && s.Src == n.only {
 			s.Channel, s.Data = number, payload
 		}
 		if !n.relays.Receive(s) {
@@ -185,7 +187,7 @@ func FuzzRelaysReceive(f *testing.F) {
 	f.Add(uint16(FirstChannel), []byte("noise"))
 	f.Add(uint16(0), channelData(FirstChannel, []byte("noise")))
 	f.Add(uint16(0), dataIndication(peerA, []byte("noise")))
-	f.Add(uint16(FirstChannel), newRequest(1, transactionID{7}).Raw)
+	f.Add(uint16(FirstChannel), newRequest(1, stun.ID{7}).Raw)
 	r, revive := fuzzed(f)
 	f.Fuzz(func(t *testing.T, channel uint16, data []byte) {
 		revive()

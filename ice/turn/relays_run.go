@@ -5,6 +5,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -138,8 +139,24 @@ func (r *Relays) handle(now time.Duration, s *server, channel uint16, data []byt
 	if !ok {
 		return
 	}
-	for _, t := range s.interest[payload.Peer.Addr()] {
-		if known, ok := t.facade.takes(payload.Peer, payload.Data); ok {
+	r.deliver(s.interest[payload.Peer.Addr()], payload)
+}
+
+// deliver gives a peer's payload to the agent that it is for. It is checked once, whoever that is; what is no message is counted by the
+// first.
+func (r *Relays) deliver(tenants []*tenant, payload Payload) {
+	var m stun.Message
+	why := m.Parse(payload.Data, stun.Peer)
+	for _, t := range tenants {
+		gate := t.facade.gateway()
+		if gate == nil {
+			continue
+		}
+		if why != stun.DropNone {
+			gate.Refused(why)
+			break
+		}
+		if known, ok := gate.Receive(payload.Peer, &m); ok {
 			t.facade.Deliver(known, payload.Data)
 			r.counts.Delivered.Add(1)
 			return

@@ -1,12 +1,11 @@
 package turn
 
 import (
-	"encoding/binary"
 	"net/netip"
 	"slices"
 	"time"
 
-	"github.com/pion/stun/v3"
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // server is one TURN server and who uses it.
@@ -167,17 +166,18 @@ type flights struct {
 }
 
 type flight struct {
-	id    transactionID
+	id    stun.ID
 	at    time.Duration
 	known bool
 }
 
 // left notes a request. What is sent again measures nothing, as nobody knows which of the two is answered.
 func (f *flights) left(now time.Duration, b []byte) {
-	if len(b) < stunHeaderSize || b[0] > 1 || b[1]&0x10 != 0 { // ChannelData, indications
+	h, ok := stun.ParseHeader(b)
+	if !ok || h.Class != stun.Request { // ChannelData, indications
 		return
 	}
-	id := transactionID(b[8:stunHeaderSize])
+	id := h.ID
 	for i := range f.list {
 		if f.list[i].id == id {
 			f.list[i].known = false
@@ -190,10 +190,11 @@ func (f *flights) left(now time.Duration, b []byte) {
 
 // landed tells how long the server took.
 func (f *flights) landed(now time.Duration, b []byte) (took time.Duration, ok bool) {
-	if len(b) < stunHeaderSize || binary.BigEndian.Uint32(b[4:]) != magicCookie || !isAnswer(b) {
+	h, ok := stun.ParseHeader(b)
+	if !ok || h.Class != stun.Success && h.Class != stun.Error {
 		return 0, false
 	}
-	id := transactionID(b[8:stunHeaderSize])
+	id := h.ID
 	for i := range f.list {
 		if f.list[i].known && f.list[i].id == id {
 			f.list[i].known = false
@@ -201,10 +202,4 @@ func (f *flights) landed(now time.Duration, b []byte) (took time.Duration, ok bo
 		}
 	}
 	return 0, false
-}
-
-func isAnswer(b []byte) bool {
-	var kind stun.MessageType
-	kind.ReadValue(binary.BigEndian.Uint16(b))
-	return kind.Class == stun.ClassSuccessResponse || kind.Class == stun.ClassErrorResponse
 }

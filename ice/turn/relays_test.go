@@ -13,10 +13,12 @@ import (
 	"testing/synctest"
 	"time"
 
-	"github.com/pion/stun/v3"
+	witness "github.com/pion/stun/v4"
 
 	"github.com/sluice-vpn/sluice/ice"
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -95,7 +97,7 @@ func (a *air) client(s *airServer, at netip.AddrPort) *scripted {
 		c = &scripted{
 			t: a.t, realm: "example.org", logins: []Credentials{goodLogin, otherLogin}, mapped: at, lifetime: testTTL,
 			relayed: netip.AddrPortFrom(s.at.Addr(), uint16(50000+len(s.clients))),
-			refuse:  map[stun.Method]stun.ErrorCode{}, mute: map[stun.Method]bool{}, sent: map[stun.Method]int{},
+			refuse:  map[witness.Method]witness.ErrorCode{}, mute: map[witness.Method]bool{}, sent: map[witness.Method]int{},
 		}
 		s.clients[at] = c
 	}
@@ -121,16 +123,16 @@ func (a *air) toServer(s *airServer, src netip.AddrPort, data []byte) {
 	if s.dead {
 		return
 	}
-	if number, payload, ok := pipeline.ParseChannelData(data); ok {
+	if number, payload, ok := frame.ParseChannelData(data, LastChannel); ok {
 		if peer := c.channels[number]; c.allocatedFor != "" && peer.IsValid() {
 			a.deliver(c.relayed, peer, payload)
 		}
 		return
 	}
-	m := new(stun.Message)
-	if stun.Decode(data, m) == nil && m.Type == stun.NewType(stun.MethodSend, stun.ClassIndication) {
-		peer, _ := xorAddressOf(m, stun.AttrXORPeerAddress)
-		if payload, ok := valueOf(data, stun.AttrData); ok && c.allocatedFor != "" && c.permissions[peer.Addr()] {
+	m := new(witness.Message)
+	if witness.Decode(data, m) == nil && m.Type == witness.NewType(witness.MethodSend, witness.ClassIndication) {
+		peer, _ := pionAddress(m, witness.AttrXORPeerAddress)
+		if payload, err := m.Get(witness.AttrData); err == nil && c.allocatedFor != "" && c.permissions[peer.Addr()] {
 			a.deliver(c.relayed, peer, payload)
 		}
 		return
@@ -223,12 +225,12 @@ func (n *airNode) SendOne(r udp.Run) error {
 func (n *airNode) receive(src netip.AddrPort, data []byte) {
 	s := pipeline.Stray{Data: data, Src: src, Dst: n.at.Addr()}
 	if n.relays != nil && slices.Contains(n.relays.Servers(), src) && !n.raw {
-		if number, payload, ok := pipeline.ParseChannelData(data); ok {
+		if number, payload, ok := frame.ParseChannelData(data, LastChannel); ok {
 			s.Channel, s.Data = number, payload
 		}
 	}
 	switch {
-	case !stun.IsMessage(s.Data) && !n.raw:
+	case !witness.IsMessage(s.Data) && !n.raw:
 		n.got = append(n.got, s)
 	case n.relays != nil && n.relays.Receive(s):
 	default:
@@ -488,7 +490,7 @@ func TestRelaysHold(t *testing.T) {
 		binds := func() int {
 			w.mu.Lock()
 			defer w.mu.Unlock()
-			return c.sent[stun.MethodChannelBind]
+			return c.sent[witness.MethodChannelBind]
 		}
 		refreshed := func(want bool) {
 			t.Helper()
@@ -579,7 +581,7 @@ func TestRelaysMoved(t *testing.T) {
 			c.mapped = netip.MustParseAddrPort("203.0.113.8:41000")
 			c.relayed = netip.AddrPortFrom(s.at.Addr(), 50999)
 			if !again {
-				c.mute[stun.MethodAllocate] = true
+				c.mute[witness.MethodAllocate] = true
 			}
 			w.mu.Unlock()
 			a.relays.Probe()
@@ -789,12 +791,12 @@ func TestRelaysStrangers(t *testing.T) {
 			t.Fatal("not connected")
 		}
 		path := *p.ends[0].Path()
-		short := stun.MustBuild(stun.TransactionID, stun.BindingSuccess)
-		short.Add(stun.AttrXORMappedAddress, []byte{0, 1}) // pion/stun v0.6.1 panics on it
-		request := stun.MustBuild(stun.TransactionID, stun.BindingRequest, stun.NewUsername("nobody:x"), stun.NewShortTermIntegrity("x"), stun.Fingerprint)
+		short := witness.MustBuild(witness.TransactionID, witness.BindingSuccess)
+		short.Add(witness.AttrXORMappedAddress, []byte{0, 1}) // pion/stun v0.6.1 panics on it
+		request := witness.MustBuild(witness.TransactionID, witness.BindingRequest, witness.NewUsername("nobody:x"), witness.NewShortTermIntegrity("x"), witness.Fingerprint)
 		hostile := [][]byte{
-			nil, []byte("noise"), short.Raw, request.Raw, stun.MustBuild(stun.TransactionID, stun.BindingSuccess).Raw,
-			stun.MustBuild(stun.TransactionID, stun.NewType(stun.MethodBinding, stun.ClassIndication), stun.Fingerprint).Raw,
+			nil, []byte("noise"), short.Raw, request.Raw, witness.MustBuild(witness.TransactionID, witness.BindingSuccess).Raw,
+			witness.MustBuild(witness.TransactionID, witness.NewType(witness.MethodBinding, witness.ClassIndication), witness.Fingerprint).Raw,
 		}
 		synctest.Wait()
 		before, bad := a.counter("turn_delivered"), a.counter("drop_turn_no_agent")
@@ -845,13 +847,13 @@ func TestRelaysStrangers(t *testing.T) {
 // TestFlights: a round trip is that of a request sent once, to its first answer.
 func TestFlights(t *testing.T) {
 	var f flights
-	message := func(class stun.MessageClass, id byte) []byte {
-		m := stun.Message{TransactionID: transactionID{id}, Type: stun.NewType(stun.MethodBinding, class)}
+	message := func(class witness.MessageClass, id byte) []byte {
+		m := witness.Message{TransactionID: stun.ID{id}, Type: witness.NewType(witness.MethodBinding, class)}
 		m.WriteHeader()
 		return m.Raw
 	}
-	request := func(id byte) []byte { return message(stun.ClassRequest, id) }
-	answer := func(id byte) []byte { return message(stun.ClassSuccessResponse, id) }
+	request := func(id byte) []byte { return message(witness.ClassRequest, id) }
+	answer := func(id byte) []byte { return message(witness.ClassSuccessResponse, id) }
 	f.left(1, request(1))
 	f.left(2, request(2))
 	f.left(3, request(1))
@@ -868,7 +870,7 @@ func TestFlights(t *testing.T) {
 	}{
 		{"pushed out", answer(2), -1}, {"sent again", answer(1), -1}, {"never sent", answer(3), -1}, {"no answer", request(11), -1},
 		{"short", answer(11)[:10], -1}, {"answered", answer(11), 4}, {"answered again", answer(11), -1},
-		{"refused", message(stun.ClassErrorResponse, 12), 4}, {"the latest", answer(18), 3},
+		{"refused", message(witness.ClassErrorResponse, 12), 4}, {"the latest", answer(18), 3},
 	} {
 		took, ok := f.landed(10, test.b)
 		if ok != (test.want > 0) || ok && took != test.want {

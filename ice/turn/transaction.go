@@ -5,7 +5,7 @@ import (
 	"io"
 	"time"
 
-	"github.com/pion/stun/v3"
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // operation is one thing that is kept up at the server: the allocation, the NAT's mapping, one channel. It has one deadline and
@@ -21,13 +21,13 @@ type operation struct {
 	// the request in flight
 	running bool
 	method  stun.Method
-	id      transactionID
+	id      stun.ID
 	raw     []byte // frozen: retransmissions are the same bytes
 	sends   int
 	signed  bool
-	login   Credentials           // that it was signed with, if it was signed
-	key     stun.MessageIntegrity // likewise
-	nonce   string                // likewise
+	login   Credentials // that it was signed with, if it was signed
+	key     *stun.Key   // likewise
+	nonce   string      // likewise
 
 	stale, denied int // 438 and 401 in a row
 }
@@ -108,19 +108,19 @@ func (c *Client) read(b []byte) {
 func (c *Client) request(now time.Duration, op *operation, method stun.Method) {
 	c.settle(op)
 	c.read(op.id[:])
-	m := newRequest(method, op.id)
-	c.fill(m, op)
+	w := stun.Build(make([]byte, 0, 256), stun.Request, method, op.id)
+	c.fill(&w, op, method)
 	op.login, op.key = c.login(method)
 	op.nonce = c.nonce
-	op.signed = op.key != nil && method != stun.MethodBinding
+	op.signed = op.key != nil && method != stun.Binding
 	if op.signed {
-		m.Add(stun.AttrUsername, []byte(op.login.Username))
-		m.Add(stun.AttrRealm, []byte(c.realm))
-		m.Add(stun.AttrNonce, []byte(op.nonce))
-		must(op.key.AddTo(m))
+		w.Text(stun.Username, op.login.Username)
+		w.Text(stun.Realm, c.realm)
+		w.Text(stun.Nonce, op.nonce)
+		w.Sign(op.key)
 	}
-	must(stun.Fingerprint.AddTo(m))
-	op.running, op.method, op.raw, op.sends = true, method, m.Raw, 0
+	w.Fingerprint()
+	op.running, op.method, op.raw, op.sends = true, method, w.Bytes(), 0
 	c.transactions[op.id] = op
 	if op.binding != nil {
 		c.inFlight++
@@ -128,35 +128,28 @@ func (c *Client) request(now time.Duration, op *operation, method stun.Method) {
 	c.transmit(now, op)
 }
 
-// must: encoding fails on attributes in an order that we do not use.
-func must(err error) {
-	if err != nil {
-		panic("turn: " + err.Error())
-	}
-}
-
 // fill adds the attributes that make the request.
-func (c *Client) fill(m *stun.Message, op *operation) {
-	switch m.Type.Method {
-	case stun.MethodAllocate:
-		addUint32(m, stun.AttrRequestedTransport, udpProtocol<<24)
+func (c *Client) fill(w *stun.Builder, op *operation, method stun.Method) {
+	switch method {
+	case stun.Allocate:
+		w.Uint32(stun.RequestedTransport, udpProtocol<<24)
 		if c.family != FamilyAny {
-			addUint32(m, stun.AttrRequestedAddressFamily, uint32(c.family)<<24)
+			w.Uint32(stun.RequestedFamily, uint32(c.family)<<24)
 		}
 		if c.lifetime > 0 {
-			addUint32(m, stun.AttrLifetime, seconds(c.lifetime))
+			w.Uint32(stun.Lifetime, seconds(c.lifetime))
 		}
-	case stun.MethodRefresh:
+	case stun.Refresh:
 		if c.state == stateReleasing || c.state == stateDeleting {
-			addUint32(m, stun.AttrLifetime, 0)
+			w.Uint32(stun.Lifetime, 0)
 		} else if c.lifetime > 0 {
-			addUint32(m, stun.AttrLifetime, seconds(c.lifetime))
+			w.Uint32(stun.Lifetime, seconds(c.lifetime))
 		}
-	case stun.MethodChannelBind:
-		addUint32(m, stun.AttrChannelNumber, uint32(op.binding.number)<<16)
-		m.Add(stun.AttrXORPeerAddress, appendXORAddress(nil, &m.TransactionID, op.binding.peer))
-	case stun.MethodCreatePermission:
-		m.Add(stun.AttrXORPeerAddress, appendXORAddress(nil, &m.TransactionID, op.binding.peer))
+	case stun.ChannelBind:
+		w.Uint32(stun.ChannelNumber, uint32(op.binding.number)<<16)
+		w.XORAddress(stun.XORPeerAddress, op.binding.peer)
+	case stun.CreatePermission:
+		w.XORAddress(stun.XORPeerAddress, op.binding.peer)
 	}
 }
 
@@ -204,9 +197,9 @@ func (c *Client) retransmit(now time.Duration, op *operation) {
 // authenticate answers a 401 or 438 with the same request, made anew. It returns false if that has no sense: "if the client's
 // request already had credentials, it SHOULD NOT retry with the same ones" (after RFC 8489, section 9.2.5). A server that was
 // restarted may say 401 to an old nonce, so one with a new nonce is believed once.
-func (c *Client) authenticate(now time.Duration, op *operation, code stun.ErrorCode) bool {
-	realm, nonce := c.realm, text(&c.message, stun.AttrNonce)
-	if offered := text(&c.message, stun.AttrRealm); offered != "" {
+func (c *Client) authenticate(now time.Duration, op *operation, code int) bool {
+	realm, nonce := c.realm, string(c.message.Get(stun.Nonce))
+	if offered := string(c.message.Get(stun.Realm)); offered != "" {
 		realm = offered
 	}
 	if nonce == "" || realm == "" {
@@ -221,18 +214,9 @@ func (c *Client) authenticate(now time.Duration, op *operation, code stun.ErrorC
 		return false
 	}
 	if realm != c.realm || c.key == nil {
-		c.key = stun.NewLongTermIntegrity(c.inUse.Username, realm, c.inUse.Password)
+		c.key = stun.LongTerm(c.inUse.Username, realm, c.inUse.Password)
 	}
 	c.realm, c.nonce = realm, nonce
 	c.request(now, op, op.method)
 	return true
-}
-
-// text returns a copy of an attribute's value, or "".
-func text(m *stun.Message, kind stun.AttrType) string {
-	v, err := m.Get(kind)
-	if err != nil {
-		return ""
-	}
-	return string(v)
 }

@@ -9,7 +9,9 @@ import (
 	"testing"
 	"time"
 
-	"github.com/pion/stun/v3"
+	witness "github.com/pion/stun/v4"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 var (
@@ -44,45 +46,45 @@ type scripted struct {
 	expires      time.Duration
 	channels     map[uint16]netip.AddrPort
 	permissions  map[netip.Addr]bool
-	lastAllocate transactionID
+	lastAllocate stun.ID
 
 	// switches
-	dead     bool                                    // answers nothing
-	refuse   map[stun.Method]stun.ErrorCode          // answers this, after authentication
-	mute     map[stun.Method]bool                    // answers nothing to this
-	likePion bool                                    // silent where there is no allocation, 400 to a wrong password, no error is signed
-	tamper   func(m *stun.Message) (raw []byte)      // rewrites the response, or drops it (nil)
-	staleAll bool                                    // every nonce is stale
-	renew    bool                                    // every 401 comes with another nonce
-	ofUser   bool                                    // an allocation is tied to the user only, the part behind the colon
-	drop     func(method stun.Method, sent int) bool // loses the request on its way
+	dead     bool                                       // answers nothing
+	refuse   map[witness.Method]witness.ErrorCode       // answers this, after authentication
+	mute     map[witness.Method]bool                    // answers nothing to this
+	likePion bool                                       // silent where there is no allocation, 400 to a wrong password, no error is signed
+	tamper   func(m *witness.Message) (raw []byte)      // rewrites the response, or drops it (nil)
+	staleAll bool                                       // every nonce is stale
+	renew    bool                                       // every 401 comes with another nonce
+	ofUser   bool                                       // an allocation is tied to the user only, the part behind the colon
+	drop     func(method witness.Method, sent int) bool // loses the request on its way
 
 	seen []string // methods, with what is special of them
-	sent map[stun.Method]int
+	sent map[witness.Method]int
 }
 
 func (s *scripted) nonceText() string { return fmt.Sprintf("nonce-%d", s.nonce) }
 
 // handle answers one request; nil: silence.
 func (s *scripted) handle(now time.Duration, raw []byte) []byte {
-	m := &stun.Message{}
-	if drop := check(raw); drop != DropNone {
+	m := &witness.Message{}
+	if drop := new(stun.Message).Parse(raw, stun.Server); drop != stun.DropNone {
 		s.t.Errorf("we sent what we would drop: %v", drop)
 	}
-	if err := stun.Decode(raw, m); err != nil {
+	if err := witness.Decode(raw, m); err != nil {
 		s.t.Fatal(err)
 	}
-	if err := stun.Fingerprint.Check(m); err != nil {
+	if err := witness.Fingerprint.Check(m); err != nil {
 		s.t.Error("request without a right fingerprint:", err)
 	}
 	method := m.Type.Method
 	s.sent[method]++
-	lifetime, hasLifetime := lifetimeOf(m)
+	lifetime, hasLifetime := pionLifetime(m)
 	note := method.String()
 	if hasLifetime && lifetime == 0 {
 		note += "0"
 	}
-	if m.Contains(stun.AttrMessageIntegrity) {
+	if m.Contains(witness.AttrMessageIntegrity) {
 		note += "+"
 	}
 	s.seen = append(s.seen, note)
@@ -92,82 +94,82 @@ func (s *scripted) handle(now time.Duration, raw []byte) []byte {
 	if s.allocatedFor != "" && now >= s.expires {
 		s.allocatedFor = ""
 	}
-	if method == stun.MethodBinding {
-		return s.answer(m, nil, func(out *stun.Message) { s.address(out, stun.AttrXORMappedAddress, s.mapped) })
+	if method == witness.MethodBinding {
+		return s.answer(m, nil, func(out *witness.Message) { s.address(out, witness.AttrXORMappedAddress, s.mapped) })
 	}
 	login, code := s.authenticate(m)
 	if code != 0 {
 		return s.fail(m, nil, code)
 	}
-	key := stun.NewLongTermIntegrity(login.Username, s.realm, login.Password)
+	key := witness.NewLongTermIntegrity(login.Username, s.realm, login.Password)
 	if code, ok := s.refuse[method]; ok {
 		return s.fail(m, key, code)
 	}
 	return s.serve(now, m, login, key, lifetime, hasLifetime)
 }
 
-func (s *scripted) authenticate(m *stun.Message) (Credentials, stun.ErrorCode) {
-	if !m.Contains(stun.AttrMessageIntegrity) {
-		return Credentials{}, stun.CodeUnauthorized
+func (s *scripted) authenticate(m *witness.Message) (Credentials, witness.ErrorCode) {
+	if !m.Contains(witness.AttrMessageIntegrity) {
+		return Credentials{}, witness.CodeUnauthorized
 	}
-	if s.staleAll || text(m, stun.AttrNonce) != s.nonceText() {
+	if s.staleAll || text(m, witness.AttrNonce) != s.nonceText() {
 		if s.staleAll {
 			s.nonce++
 		}
-		return Credentials{}, stun.CodeStaleNonce
+		return Credentials{}, witness.CodeStaleNonce
 	}
 	for _, l := range s.logins {
-		if l.Username == text(m, stun.AttrUsername) && stun.NewLongTermIntegrity(l.Username, s.realm, l.Password).Check(m) == nil {
+		if l.Username == text(m, witness.AttrUsername) && witness.NewLongTermIntegrity(l.Username, s.realm, l.Password).Check(m) == nil {
 			return l, 0
 		}
 	}
 	if s.likePion {
-		return Credentials{}, stun.CodeBadRequest
+		return Credentials{}, witness.CodeBadRequest
 	}
-	return Credentials{}, stun.CodeUnauthorized
+	return Credentials{}, witness.CodeUnauthorized
 }
 
-func (s *scripted) serve(now time.Duration, m *stun.Message, login Credentials, key stun.MessageIntegrity, lifetime time.Duration, hasLifetime bool) []byte {
+func (s *scripted) serve(now time.Duration, m *witness.Message, login Credentials, key witness.MessageIntegrity, lifetime time.Duration, hasLifetime bool) []byte {
 	here := s.allocatedFor != "" && s.madeFrom == s.mapped
 	method := m.Type.Method
 	granted := s.lifetime
-	if hasLifetime && method == stun.MethodRefresh && lifetime == 0 {
+	if hasLifetime && method == witness.MethodRefresh && lifetime == 0 {
 		granted = 0
 	}
 	switch {
-	case method == stun.MethodAllocate && here && s.lastAllocate != m.TransactionID:
-		return s.fail(m, key, stun.CodeAllocMismatch)
-	case method != stun.MethodAllocate && !here:
+	case method == witness.MethodAllocate && here && s.lastAllocate != m.TransactionID:
+		return s.fail(m, key, witness.CodeAllocMismatch)
+	case method != witness.MethodAllocate && !here:
 		if s.likePion {
 			return nil
 		}
-		return s.fail(m, key, stun.CodeAllocMismatch)
-	case method != stun.MethodAllocate && !s.owns(login):
-		return s.fail(m, key, stun.CodeWrongCredentials)
-	case method == stun.MethodAllocate:
+		return s.fail(m, key, witness.CodeAllocMismatch)
+	case method != witness.MethodAllocate && !s.owns(login):
+		return s.fail(m, key, witness.CodeWrongCredentials)
+	case method == witness.MethodAllocate:
 		s.allocatedFor, s.madeFrom, s.lastAllocate = login.Username, s.mapped, m.TransactionID
 		s.expires, s.channels, s.permissions = now+granted, map[uint16]netip.AddrPort{}, map[netip.Addr]bool{}
-	case method == stun.MethodRefresh:
+	case method == witness.MethodRefresh:
 		s.expires = now + granted
 		if granted == 0 {
 			s.allocatedFor = ""
 		}
-	case method == stun.MethodChannelBind:
+	case method == witness.MethodChannelBind:
 		if code := s.bind(m); code != 0 {
 			return s.fail(m, key, code)
 		}
-	case method == stun.MethodCreatePermission:
-		peer, _ := xorAddressOf(m, stun.AttrXORPeerAddress)
+	case method == witness.MethodCreatePermission:
+		peer, _ := pionAddress(m, witness.AttrXORPeerAddress)
 		s.permissions[peer.Addr()] = true
 	}
-	return s.answer(m, key, func(out *stun.Message) {
+	return s.answer(m, key, func(out *witness.Message) {
 		switch method {
-		case stun.MethodAllocate:
-			s.address(out, stun.AttrXORRelayedAddress, s.relayed)
-			s.address(out, stun.AttrXORMappedAddress, s.mapped)
-			addUint32(out, stun.AttrLifetime, seconds(granted))
-		case stun.MethodRefresh:
-			addUint32(out, stun.AttrLifetime, seconds(granted))
+		case witness.MethodAllocate:
+			s.address(out, witness.AttrXORRelayedAddress, s.relayed)
+			s.address(out, witness.AttrXORMappedAddress, s.mapped)
+			addUint32(out, witness.AttrLifetime, seconds(granted))
+		case witness.MethodRefresh:
+			addUint32(out, witness.AttrLifetime, seconds(granted))
 		}
 	})
 }
@@ -182,17 +184,17 @@ func (s *scripted) owns(login Credentials) bool {
 }
 
 // bind demands what RFC 8656, section 12.2, demands: one peer a number and one number a peer.
-func (s *scripted) bind(m *stun.Message) stun.ErrorCode {
-	v, err := m.Get(stun.AttrChannelNumber)
-	peer, ok := xorAddressOf(m, stun.AttrXORPeerAddress)
+func (s *scripted) bind(m *witness.Message) witness.ErrorCode {
+	v, err := m.Get(witness.AttrChannelNumber)
+	peer, ok := pionAddress(m, witness.AttrXORPeerAddress)
 	if err != nil || !ok {
-		return stun.CodeBadRequest
+		return witness.CodeBadRequest
 	}
 	number := binary.BigEndian.Uint16(v)
 	for n, p := range s.channels {
 		if (n == number) != (p == peer) {
 			s.t.Errorf("channel %#x for %v, but %#x is for %v", number, peer, n, p)
-			return stun.CodeBadRequest
+			return witness.CodeBadRequest
 		}
 	}
 	if number < FirstChannel || number > LastChannel {
@@ -202,32 +204,32 @@ func (s *scripted) bind(m *stun.Message) stun.ErrorCode {
 	return 0
 }
 
-func (s *scripted) address(m *stun.Message, kind stun.AttrType, a netip.AddrPort) {
-	m.Add(kind, appendXORAddress(nil, &m.TransactionID, a))
+func (s *scripted) address(m *witness.Message, kind witness.AttrType, a netip.AddrPort) {
+	m.Add(kind, pionAddressOf(&m.TransactionID, a))
 }
 
-func (s *scripted) answer(to *stun.Message, key stun.MessageIntegrity, fill func(*stun.Message)) []byte {
-	return s.finish(to, stun.ClassSuccessResponse, key, fill)
+func (s *scripted) answer(to *witness.Message, key witness.MessageIntegrity, fill func(*witness.Message)) []byte {
+	return s.finish(to, witness.ClassSuccessResponse, key, fill)
 }
 
-func (s *scripted) fail(to *stun.Message, key stun.MessageIntegrity, code stun.ErrorCode) []byte {
+func (s *scripted) fail(to *witness.Message, key witness.MessageIntegrity, code witness.ErrorCode) []byte {
 	if s.likePion {
 		key = nil
 	}
-	if s.renew && code == stun.CodeUnauthorized {
+	if s.renew && code == witness.CodeUnauthorized {
 		s.nonce++
 	}
-	return s.finish(to, stun.ClassErrorResponse, key, func(m *stun.Message) {
-		(&stun.ErrorCodeAttribute{Code: code, Reason: []byte("no")}).AddTo(m)
-		if code == stun.CodeUnauthorized || code == stun.CodeStaleNonce {
-			m.Add(stun.AttrRealm, []byte(s.realm))
-			m.Add(stun.AttrNonce, []byte(s.nonceText()))
+	return s.finish(to, witness.ClassErrorResponse, key, func(m *witness.Message) {
+		(&witness.ErrorCodeAttribute{Code: code, Reason: []byte("no")}).AddTo(m)
+		if code == witness.CodeUnauthorized || code == witness.CodeStaleNonce {
+			m.Add(witness.AttrRealm, []byte(s.realm))
+			m.Add(witness.AttrNonce, []byte(s.nonceText()))
 		}
 	})
 }
 
-func (s *scripted) finish(to *stun.Message, class stun.MessageClass, key stun.MessageIntegrity, fill func(*stun.Message)) []byte {
-	out := &stun.Message{TransactionID: to.TransactionID, Type: stun.NewType(to.Type.Method, class)}
+func (s *scripted) finish(to *witness.Message, class witness.MessageClass, key witness.MessageIntegrity, fill func(*witness.Message)) []byte {
+	out := &witness.Message{TransactionID: to.TransactionID, Type: witness.NewType(to.Type.Method, class)}
 	out.WriteHeader()
 	fill(out)
 	if key != nil {
@@ -236,7 +238,7 @@ func (s *scripted) finish(to *stun.Message, class stun.MessageClass, key stun.Me
 	if s.tamper != nil {
 		return s.tamper(out)
 	}
-	must(stun.Fingerprint.AddTo(out))
+	must(witness.Fingerprint.AddTo(out))
 	return out.Raw
 }
 
@@ -263,7 +265,7 @@ func newWorld(t *testing.T) *world {
 	t.Helper()
 	s := &scripted{
 		t: t, realm: "example.org", logins: []Credentials{goodLogin}, mapped: testMapped, relayed: testRelayed, lifetime: testTTL,
-		refuse: map[stun.Method]stun.ErrorCode{}, mute: map[stun.Method]bool{}, sent: map[stun.Method]int{},
+		refuse: map[witness.Method]witness.ErrorCode{}, mute: map[witness.Method]bool{}, sent: map[witness.Method]int{},
 	}
 	return &world{t: t, s: s, now: start, c: newTestClient(t, Config{Server: testServer, Credentials: goodLogin})}
 }

@@ -8,7 +8,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/pion/stun/v3"
+	"github.com/pion/stun/v4"
 
 	"github.com/sluice-vpn/sluice/bench/lab"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"

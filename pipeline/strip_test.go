@@ -8,82 +8,10 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/pipeline/frame"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 	"github.com/sluice-vpn/sluice/tun/tuntest"
 )
-
-// "If the ChannelData message is received in a UDP datagram, and if the UDP datagram is too short to contain the claimed length
-// of the ChannelData message [...], then the message is silently discarded" (RFC 8656, section 12.6); padding "MAY be included"
-// (section 12.5).
-func TestParseChannelData(t *testing.T) {
-	cases := []struct {
-		name    string
-		b       []byte
-		channel uint16
-		payload string
-		ok      bool
-	}{
-		{"nothing", nil, 0, "", false},
-		{"first byte alone", []byte{0x40}, 0, "", false},
-		{"one byte short of a header", []byte{0x40, 1, 0}, 0, "", false},
-		{"empty", []byte{0x40, 1, 0, 0}, 0x4001, "", true},
-		{"payload", []byte("\x4f\xff\x00\x03abc"), 0x4FFF, "abc", true},
-		{"padding", []byte("\x40\x00\x00\x03abc\x00"), 0x4000, "abc", true},
-		{"much padding", []byte("\x40\x00\x00\x01abc\x00\x00"), 0x4000, "a", true},
-		{"one byte missing", []byte("\x40\x00\x00\x04abc"), 0, "", false},
-		{"longest length", []byte("\x40\x00\xff\xffabc"), 0, "", false},
-		{"below the channel numbers", []byte("\x3f\xff\x00\x01a"), 0, "", false},
-		{"above them", []byte("\x50\x00\x00\x01a"), 0, "", false},
-		{"STUN", append([]byte{0, 1, 0, 0, 0x21, 0x12, 0xa4, 0x42}, make([]byte, 12)...), 0, "", false},
-		{"WireGuard", append([]byte{4, 0, 0, 0}, make([]byte, 28)...), 0, "", false},
-	}
-	for _, c := range cases {
-		channel, payload, ok := ParseChannelData(c.b)
-		if channel != c.channel || string(payload) != c.payload || ok != c.ok {
-			t.Errorf("%s: %#x, %q, %v", c.name, channel, payload, ok)
-		}
-	}
-}
-
-// Each truncation of a message is refused, and what is put is what is parsed, in place.
-func TestChannelDataTruncated(t *testing.T) {
-	for _, size := range []int{0, 1, 2, 3, 4, 5, 32, 148, 1452} {
-		b := make([]byte, ChannelHeaderSize+size)
-		PutChannelHeader(b, 0x4ABC, uint16(size))
-		if size > 0 {
-			b[ChannelHeaderSize] = 7
-		}
-		channel, payload, ok := ParseChannelData(b)
-		if !ok || channel != 0x4ABC || len(payload) != size || cap(payload) != size || size > 0 && &payload[0] != &b[ChannelHeaderSize] {
-			t.Fatalf("%d bytes: %#x, %d bytes of %d, %v", size, channel, len(payload), cap(payload), ok)
-		}
-		for n := range b {
-			if channel, payload, ok := ParseChannelData(b[:n]); ok {
-				t.Errorf("%d bytes of %d are taken: %#x, %x", n, len(b), channel, payload)
-			}
-		}
-	}
-}
-
-func FuzzParseChannelData(f *testing.F) {
-	f.Add([]byte("\x40\x01\x00\x03abc"))
-	f.Add([]byte("\x40\x01\x00\x02abc"))
-	f.Add([]byte("\x40\x01\x00"))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		channel, payload, ok := ParseChannelData(b)
-		if !ok {
-			if channel != 0 || payload != nil {
-				t.Fatalf("refused, but %#x, %x", channel, payload)
-			}
-			return
-		}
-		again := make([]byte, ChannelHeaderSize, len(b))
-		PutChannelHeader(again, channel, uint16(len(payload)))
-		if again = append(again, payload...); !bytes.HasPrefix(b, again) || channel < 0x4000 || channel > 0x4FFF {
-			t.Fatalf("%x was parsed as %x", b, again)
-		}
-	})
-}
 
 // sieve is the inbound lane of a pipeline that does not run, and what became of the datagrams it was given.
 type sieve struct {
@@ -133,8 +61,8 @@ func (s *sieve) counts() (mail []letter, dropped [dropReasons]uint64, received u
 // What ChannelData is, and what its payload is, is judged by source and first bytes alone.
 func TestStripChannelData(t *testing.T) {
 	frame := func(payload []byte, padding int) []byte {
-		b := make([]byte, ChannelHeaderSize, ChannelHeaderSize+len(payload)+padding)
-		PutChannelHeader(b, 0x4001, uint16(len(payload)))
+		b := make([]byte, frame.ChannelHeaderSize, frame.ChannelHeaderSize+len(payload)+padding)
+		frame.PutChannelHeader(b, 0x4001, uint16(len(payload)))
 		return append(append(b, payload...), make([]byte, padding)...)
 	}
 	message := func(kind byte, length int) []byte {
@@ -263,77 +191,14 @@ func FuzzStripChannelData(f *testing.F) {
 
 // indication makes a Data indication as a TURN server does (RFC 8656, section 11.3), its attributes in that order.
 func indication(peer netip.AddrPort, data []byte) []byte {
-	b := binary.BigEndian.AppendUint16(nil, dataIndication)
-	b = append(b, 0, 0, 0x21, 0x12, 0xA4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
-	ip, family := peer.Addr().AsSlice(), byte(1)
+	b := []byte{0, 0x17, 0, 0, 0x21, 0x12, 0xA4, 0x42, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 0, 0x12, 0, 8}
 	if peer.Addr().Is6() {
-		family = 2
+		b[23] = 20
 	}
-	for i := range ip {
-		ip[i] ^= b[4+i]
-	}
-	b = binary.BigEndian.AppendUint16(b, attrXORPeerAddress)
-	b = binary.BigEndian.AppendUint16(b, uint16(4+len(ip)))
-	b = binary.BigEndian.AppendUint16(append(b, 0, family), peer.Port()^0x2112)
-	b = append(b, ip...)
-	b = binary.BigEndian.AppendUint16(b, attrData)
-	b = binary.BigEndian.AppendUint16(b, uint16(len(data)))
+	b = frame.AppendXORAddress(b, peer, b)
+	b = binary.BigEndian.AppendUint16(append(b, 0, 0x13), uint16(len(data)))
 	b = append(b, data...)
-	for len(b)%4 != 0 {
-		b = append(b, 0)
-	}
-	binary.BigEndian.PutUint16(b[2:], uint16(len(b)-sizeSTUNHeader))
+	b = append(b, make([]byte, -len(b)&3)...)
+	binary.BigEndian.PutUint16(b[2:], uint16(len(b)-frame.HeaderSize))
 	return b
-}
-
-// A Data indication is split into peer and data, in place; what is cut, longer than it says or lacks one of the two is none.
-func TestParseDataIndication(t *testing.T) {
-	for _, peer := range []netip.AddrPort{netip.MustParseAddrPort("192.0.2.7:40000"), netip.MustParseAddrPort("[2001:db8::7]:1")} {
-		for _, size := range []int{0, 1, 2, 3, 4, 32, 1452} {
-			want := bytes.Repeat([]byte{9}, size)
-			b := indication(peer, want)
-			got, data, ok := parseDataIndication(b)
-			if !ok || got != peer || !bytes.Equal(data, want) || cap(data) != size {
-				t.Fatalf("%v, %d bytes: %v, %d bytes of %d, %v", peer, size, got, len(data), cap(data), ok)
-			}
-			for n := range b {
-				if _, _, ok := parseDataIndication(b[:n:n]); ok {
-					t.Fatalf("%d of %d bytes passed", n, len(b))
-				}
-			}
-			if _, _, ok := parseDataIndication(append(b, 0, 0, 0, 0)); ok {
-				t.Error("a message that is longer than it says passed")
-			}
-		}
-	}
-	change := func(at int, to ...byte) []byte {
-		b := indication(netip.MustParseAddrPort("192.0.2.7:40000"), []byte("four"))
-		copy(b[at:], to)
-		return b
-	}
-	for name, b := range map[string][]byte{
-		"a Send indication": change(1, 0x16), "a request": change(1, 1), "another cookie": change(4, 0), "no peer": change(21, 0x13),
-		"no data": change(33, 0x14), "an IPv6 address of 4 bytes": change(25, 2), "an address of 5 bytes": change(23, 9),
-		"data that is longer than the message": change(34, 1),
-	} {
-		if peer, data, ok := parseDataIndication(b); ok {
-			t.Errorf("%s passed: %v, %x", name, peer, data)
-		}
-	}
-	b := indication(netip.MustParseAddrPort("192.0.2.7:40000"), make([]byte, 1000))
-	if n := testing.AllocsPerRun(100, func() { parseDataIndication(b) }); n != 0 {
-		t.Errorf("%v allocations", n)
-	}
-}
-
-// FuzzParseDataIndication: no message makes it read what is not there, and what it returns lies in the message.
-func FuzzParseDataIndication(f *testing.F) {
-	f.Add(indication(netip.MustParseAddrPort("192.0.2.7:40000"), []byte("data")))
-	f.Add(indication(netip.MustParseAddrPort("[2001:db8::7]:40000"), nil))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		peer, data, ok := parseDataIndication(b)
-		if ok && (!peer.IsValid() || len(data) > len(b)-sizeSTUNHeader) {
-			t.Errorf("%v, %d bytes of %d", peer, len(data), len(b))
-		}
-	})
 }
