@@ -18,7 +18,9 @@ const (
 )
 
 func (s State) String() string {
-	return [...]string{"waiting", "checking", "connected", "disconnected", "failed"}[s]
+	return [...]string{
+		StateWaiting: "waiting", StateChecking: "checking", StateConnected: "connected", StateDisconnected: "disconnected", StateFailed: "failed",
+	}[s]
 }
 
 // Event is what is new about one generation of a connection since its last event. News are merged: only the latest state

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/rate"
 	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
@@ -255,21 +256,10 @@ func (m *Mux) expire(a *member, now time.Time) {
 // nominates tells whether a request of pion has USE-CANDIDATE.
 func nominates(b []byte) bool { return stun.Find(b, stun.UseCandidate) != nil }
 
-// bucket is a token bucket.
-type bucket struct {
-	tokens float64
-	at     time.Time
-}
-
-func (b *bucket) fill(rate, burst float64, now time.Time) {
-	b.tokens = min(burst, b.tokens+rate*now.Sub(b.at).Seconds())
-	b.at = now
-}
-
 // buckets bounds checks towards silent addresses over all agents. The zero value is full.
 type buckets struct {
-	global  bucket
-	of      map[netip.AddrPort]*bucket // an address without entry is full
+	global  rate.Bucket
+	of      map[netip.AddrPort]*rate.Bucket // an address without entry is full
 	swept   time.Time
 	peers   map[*Share]time.Time // who has asked lately, and when last
 	counted time.Time            // when those who have not were forgotten
@@ -278,10 +268,9 @@ type buckets struct {
 // take asks to send one check for a peer.
 func (b *buckets) take(s *Share, to netip.AddrPort, now time.Time) dropReason {
 	if b.of == nil {
-		b.of, b.peers, b.global = map[netip.AddrPort]*bucket{}, map[*Share]time.Time{}, bucket{globalBurst, now}
+		b.of, b.peers = map[netip.AddrPort]*rate.Bucket{}, map[*Share]time.Time{}
 	}
-	b.global.fill(globalRate, globalBurst, now)
-	if b.global.tokens < 1+b.kept(s, now) {
+	if b.global.Left(now, globalRate, globalBurst) < 1+b.kept(s, now) {
 		return dropGlobalCap
 	}
 	t := b.of[to]
@@ -289,16 +278,14 @@ func (b *buckets) take(s *Share, to netip.AddrPort, now time.Time) dropReason {
 		if len(b.of) >= maxBuckets && !b.sweep(now) {
 			return dropAddressCap
 		}
-		t = &bucket{maxUnanswered, now}
+		t = new(rate.Bucket)
 		b.of[to] = t
 	}
-	t.fill(addressRate, maxUnanswered, now)
-	if t.tokens < 1 {
+	if !t.Take(now, addressRate, maxUnanswered) {
 		return dropAddressCap
 	}
-	t.tokens--
-	b.global.tokens--
-	s.checks.tokens = max(0, s.checks.tokens-1)
+	b.global.Spend()
+	s.checks.Spend()
 	return dropNone
 }
 
@@ -317,8 +304,8 @@ func (b *buckets) kept(s *Share, now time.Time) (kept float64) {
 	if len(b.peers) == 1 {
 		return 0
 	}
-	rate := sharedRate / float64(len(b.peers))
-	if s.checks.fill(rate, max(rate, quickChecks), now); s.checks.tokens < 1 {
+	fair := sharedRate / float64(len(b.peers))
+	if s.checks.Left(now, fair, max(fair, quickChecks)) < 1 {
 		kept += keptForOthers
 	}
 	if !s.known.Load() {
@@ -330,7 +317,7 @@ func (b *buckets) kept(s *Share, now time.Time) (kept float64) {
 // credit allows one check more to an address from which an authentic request came.
 func (b *buckets) credit(from netip.AddrPort) {
 	if t := b.of[from]; t != nil {
-		t.tokens = min(maxUnanswered, t.tokens+1)
+		t.Give(maxUnanswered)
 	}
 }
 
@@ -344,7 +331,7 @@ func (b *buckets) sweep(now time.Time) bool {
 	}
 	b.swept = now
 	for at, t := range b.of {
-		if t.fill(addressRate, maxUnanswered, now); t.tokens >= maxUnanswered {
+		if t.Left(now, addressRate, maxUnanswered) >= maxUnanswered {
 			delete(b.of, at)
 		}
 	}

@@ -215,12 +215,14 @@ func TestBuckets(t *testing.T) {
 		}
 		if i%1000 == 0 {
 			for _, entry := range b.of {
-				entry.tokens, entry.at = 0, now
+				for entry.Take(now, addressRate, maxUnanswered) {
+				}
 			}
 		}
 	}
 	for _, entry := range b.of {
-		entry.tokens, entry.at = 0, now
+		for entry.Take(now, addressRate, maxUnanswered) {
+		}
 	}
 	now = now.Add(time.Second)
 	if why := b.take(&one, address(60000), now); why != dropAddressCap || len(b.of) != maxBuckets {

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/rate"
 	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
@@ -46,7 +47,7 @@ type roam struct {
 	moved   func(from, to netip.AddrPort) bool
 	trial   *trial                       // nil: none runs
 	refused map[netip.AddrPort]time.Time // not looked at until then
-	budget  bucket                       // of trials
+	budget  rate.Bucket                  // of trials
 }
 
 // trial asks an address whether the peer is there, and the old one whether it is there still. It has a goroutine while it runs.
@@ -98,7 +99,6 @@ func (m *Mux) follow(a *member, local, remote netip.AddrPort, moved func(from, t
 	if c != nil && !a.removed {
 		a.roam = roam{
 			conn: c, base: remote, at: remote, moved: moved, refused: map[netip.AddrPort]time.Time{},
-			budget: bucket{trialBurst, time.Now()},
 		}
 	}
 }
@@ -150,10 +150,9 @@ func (m *Mux) heardFrom(c *conn, from netip.AddrPort, now time.Time) {
 	case r.trial != nil && (r.trial.to == from || !r.trial.answered.IsZero()) || now.Before(r.refused[from]):
 		return
 	}
-	if r.budget.fill(trialRate, trialBurst, now); r.budget.tokens < 1 {
+	if !r.budget.Take(now, trialRate, trialBurst) {
 		return
 	}
-	r.budget.tokens--
 	m.counters.Trials.Add(1)
 	m.begin(a, from, now)
 }

@@ -5,6 +5,8 @@ import (
 	"sync"
 	"sync/atomic"
 	"time"
+
+	"github.com/sluice-vpn/sluice/ice/rate"
 )
 
 // What one peer may have of the allocations that all share. A permission lasts five minutes and a channel ten, whether anybody needs it
@@ -24,7 +26,7 @@ type Share struct {
 	permits  recent[netip.Addr]
 	channels recent[netip.AddrPort]
 
-	checks bucket // guarded by the mux's lock
+	checks rate.Bucket // guarded by the mux's lock
 }
 
 // Known notes that the peer has had a session: it comes before those who have not.

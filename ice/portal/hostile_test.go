@@ -478,31 +478,3 @@ func TestLatest(t *testing.T) {
 		t.Errorf("%d sessions are kept", len(v.older))
 	}
 }
-
-func TestBucket(t *testing.T) {
-	var b bucket
-	now := time.Unix(1_800_000_000, 0)
-	count := func(tries int) (n int) {
-		for range tries {
-			if b.take(now, 2, 5) {
-				n++
-			}
-		}
-		return n
-	}
-	if n := count(100); n != 5 {
-		t.Errorf("%d at once", n)
-	}
-	now = now.Add(time.Second)
-	if n := count(100); n != 2 {
-		t.Errorf("%d after a second", n)
-	}
-	now = now.Add(-time.Hour) // a clock that was set back gives nothing, and takes nothing for long
-	if n := count(100); n != 0 {
-		t.Errorf("%d in the past", n)
-	}
-	now = now.Add(time.Hour)
-	if n := count(100); n != 5 {
-		t.Errorf("%d after an hour", n)
-	}
-}

@@ -9,6 +9,7 @@ import (
 	"github.com/nats-io/nats.go"
 
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/rate"
 	"github.com/sluice-vpn/sluice/ice/signal"
 )
 
@@ -42,7 +43,7 @@ type visitor struct {
 	session string   // the connection whose requests count
 	older   []string // displaced ones, the latest last
 
-	requests, changes bucket
+	requests, changes rate.Bucket
 	limited           int // requests that were dropped
 }
 
@@ -53,23 +54,6 @@ type hold struct {
 	session string
 	reply   *nats.Msg
 	until   time.Time
-}
-
-// bucket is a token bucket; the zero value is full.
-type bucket struct {
-	spent float64
-	at    time.Time
-}
-
-// take reports whether one more may pass.
-func (b *bucket) take(now time.Time, perSecond, atOnce float64) bool {
-	b.spent = max(0, b.spent-perSecond*max(0, now.Sub(b.at).Seconds()))
-	b.at = now
-	if b.spent+1 > atOnce {
-		return false
-	}
-	b.spent++
-	return true
 }
 
 // latest reports whether session is the newest of the node's, which has that many connections. Two programs with one token
@@ -125,7 +109,7 @@ func (p *Portal) admit(name, session string, now time.Time) (displaced, ok bool)
 	p.mu.Lock()
 	v := p.visitor(name)
 	v.asked, v.left = now, time.Time{}
-	if !v.requests.take(now, requestsPerSecond, requestsAtOnce) {
+	if !v.requests.Take(now, requestsPerSecond, requestsAtOnce) {
 		v.refused = "it asks too often"
 		p.warn(v, now, "node asks too often", "node", name)
 		v.limited++
@@ -172,7 +156,7 @@ func (p *Portal) warn(v *visitor, now time.Time, text string, attrs ...any) {
 func (p *Portal) mayChange(name string, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.visitor(name).changes.take(now, changesPerSecond, changesAtOnce)
+	return p.visitor(name).changes.Take(now, changesPerSecond, changesAtOnce)
 }
 
 // visit notes what a node is told.

@@ -33,7 +33,7 @@ func (p *Portal) tellWho(m *nats.Msg, note func(*visitor)) (name string, told bo
 	}
 	p.mu.Lock()
 	v := p.visitor(name)
-	ok = v.requests.take(time.Now(), requestsPerSecond, requestsAtOnce)
+	ok = v.requests.Take(time.Now(), requestsPerSecond, requestsAtOnce)
 	if ok {
 		note(v)
 	}

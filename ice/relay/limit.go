@@ -44,14 +44,19 @@ func (l *limiter) allow(source netip.Addr, now int64) bool {
 		bits = 64
 	}
 	prefix, _ := source.Prefix(bits)
-	bucket := &l.full[maphash.Comparable(l.seed, prefix)%limiterBuckets]
+	return spend(&l.full[maphash.Comparable(l.seed, prefix)%limiterBuckets], l.interval, l.burst, now)
+}
+
+// spend reports whether something that takes cost of a bucket's time may happen at now, and then takes it. full is when what has happened
+// would have ended at the long-run rate; burst is how far that may be ahead of now. All are ns on one clock.
+func spend(full *atomic.Int64, cost, burst, now int64) bool {
 	for {
-		full := bucket.Load()
-		next := max(full, now) + l.interval
-		if next-now > l.burst {
+		before := full.Load()
+		next := max(before, now) + cost
+		if next-now > burst {
 			return false
 		}
-		if bucket.CompareAndSwap(full, next) {
+		if full.CompareAndSwap(before, next) {
 			return true
 		}
 	}

@@ -82,14 +82,5 @@ type meter struct {
 func (m *meter) allow(n, perSecond int, now int64) bool {
 	cost := int64(float64(n) / float64(perSecond) * float64(time.Second))
 	burst := int64(max(float64(perSecond)/4, leastBurst) / float64(perSecond) * float64(time.Second))
-	for {
-		full := m.full.Load()
-		next := max(full, now) + cost
-		if next-now > burst {
-			return false
-		}
-		if m.full.CompareAndSwap(full, next) {
-			return true
-		}
-	}
+	return spend(&m.full, cost, burst, now)
 }
