@@ -77,7 +77,9 @@ const (
 	SeriesExpired                   // the handshake lifetime ended without a session: see Expired, drop staged packets
 )
 
-var outputNames = [...]string{"send_message", "send_keepalive", "session_up", "retired", "handshake_expired"}
+var outputNames = [...]string{
+	SendMessage: "send_message", SendKeepalive: "send_keepalive", SessionUp: "session_up", Retired: "retired", SeriesExpired: "handshake_expired",
+}
 
 // String returns the kind's name as logs show it.
 func (k OutputKind) String() string {

@@ -31,7 +31,7 @@ const (
 	Symmetric
 )
 
-var natNames = [...]string{"none", "cone", "restricted", "symmetric"}
+var natNames = [...]string{NoNAT: "none", Cone: "cone", Restricted: "restricted", Symmetric: "symmetric"}
 
 func (n NAT) String() string { return natNames[n] }
 

@@ -33,7 +33,9 @@ const (
 )
 
 // String returns the kind's name in the Prometheus text format.
-func (k Kind) String() string { return [...]string{"counter", "gauge", "histogram"}[k] }
+func (k Kind) String() string {
+	return [...]string{Total: "counter", Gauge: "gauge", Buckets: "histogram"}[k]
+}
 
 // Family is a metric family: series that differ in the values of their labels only.
 type Family struct {

@@ -4,13 +4,10 @@ import (
 	"archive/tar"
 	"bytes"
 	"compress/gzip"
-	"context"
 	"encoding/base64"
 	"encoding/hex"
 	"encoding/json"
 	"io"
-	"net"
-	"net/http"
 	"os"
 	"path"
 	"path/filepath"
@@ -19,6 +16,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/bench/lab"
 	nodes "github.com/sluice-vpn/sluice/cmd/internal/member"
+	"github.com/sluice-vpn/sluice/cmd/internal/status"
 	"github.com/sluice-vpn/sluice/ice/edge"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 )
@@ -41,10 +39,7 @@ func (m *member) secrets() map[string][]byte {
 // findsKeys has the node look for its private and preshared keys in a text.
 func (m *member) findsKeys(text string) nodes.SecretsFound {
 	m.t.Helper()
-	client := http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return new(net.Dialer).DialContext(ctx, "unix", m.socket)
-	}}}
-	r, err := client.Post("http://node/test/secrets", "application/octet-stream", strings.NewReader(text))
+	r, err := status.Client(m.socket, 0).Post("http://node/test/secrets", "application/octet-stream", strings.NewReader(text))
 	if err != nil {
 		m.t.Fatal(err)
 	}

@@ -8,8 +8,6 @@ import (
 	"flag"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -411,13 +409,7 @@ func (m *member) sessionsLost() []line {
 // hook asks for a test hook of a node.
 func (m *member) hook(path string) {
 	m.t.Helper()
-	client := http.Client{Timeout: 10 * time.Second, Transport: &http.Transport{
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", m.socket)
-		},
-	}}
-	defer client.CloseIdleConnections()
-	r, err := client.Post("http://node"+path, "", nil)
+	r, err := status.Client(m.socket, 10*time.Second).Post("http://node"+path, "", nil)
 	if err != nil {
 		m.t.Fatal(err)
 	}

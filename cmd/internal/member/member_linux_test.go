@@ -9,7 +9,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/http"
 	"net/netip"
 	"os"
 	"path/filepath"
@@ -562,13 +561,7 @@ func TestClientDoesNotForward(t *testing.T) {
 // post sends a request to the status socket.
 func (n *testNode) post(t *testing.T, path string) int {
 	t.Helper()
-	client := &http.Client{Transport: &http.Transport{
-		DisableKeepAlives: true,
-		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-			return new(net.Dialer).DialContext(ctx, "unix", n.socket)
-		},
-	}}
-	answer, err := client.Post("http://node"+path, "", nil)
+	answer, err := status.Client(n.socket, 0).Post("http://node"+path, "", nil)
 	must(t, err)
 	defer answer.Body.Close()
 	io.Copy(io.Discard, answer.Body)

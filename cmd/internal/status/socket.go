@@ -47,12 +47,15 @@ type Node struct {
 }
 
 // NewNode returns the node behind a socket, which is not asked yet.
-func NewNode(path string) *Node {
+func NewNode(path string) *Node { return &Node{path, Client(path, 10*time.Second)} }
+
+// Client speaks HTTP over a node's socket, whatever host a URL names. It keeps no connection open. A limit of 0 is none.
+func Client(path string, limit time.Duration) *http.Client {
 	transport := &http.Transport{
 		DialContext:       func(ctx context.Context, _, _ string) (net.Conn, error) { return dial(ctx, path) },
 		DisableKeepAlives: true,
 	}
-	return &Node{path, &http.Client{Transport: transport, Timeout: 10 * time.Second}}
+	return &http.Client{Transport: transport, Timeout: limit}
 }
 
 // Path is the path of the socket.
