@@ -56,8 +56,8 @@ type Connection struct {
 	current    *agent // whose path is in use; nil before, at rest and after it failed
 	next       *agent // is connecting
 	path       *pipeline.Path
-	paths      uint32 // how many there were
-	foundBy    uint32 // the generation that selected path
+	paths      pipeline.PathNumber // how many there were
+	foundBy    uint32              // the generation that selected path
 	closing    map[uint32]*agent
 	localType  string
 	remoteType string
@@ -347,7 +347,7 @@ func (c *Connection) moved(a *agent, way func(to netip.AddrPort) (pipeline.Path,
 // publish tells of a path that an agent has selected. The lock is held.
 func (c *Connection) publish(a *agent, path pipeline.Path) {
 	c.paths++
-	c.foundBy, path.Generation = a.generation, c.paths
+	c.foundBy, path.Number = a.generation, c.paths
 	c.path = &path
 	a.postNews()
 }

@@ -23,8 +23,8 @@ func TestConnect(t *testing.T) {
 			t.Errorf("connecting took %v at 50 ms round trip", took)
 		}
 		pa, pb := l.a.Path(), l.b.Path()
-		want := pipeline.Path{Src: pa.Src, Dst: netip.AddrPortFrom(pb.Src, b.pair.V4.LocalPort()), Fixed: true, Generation: pa.Generation}
-		if *pa != want || pb.Dst != netip.AddrPortFrom(pa.Src, a.pair.V4.LocalPort()) || pa.Generation == 0 {
+		want := pipeline.Path{Src: pa.Src, Dst: netip.AddrPortFrom(pb.Src, b.pair.V4.LocalPort()), Fixed: true, Number: pa.Number}
+		if *pa != want || pb.Dst != netip.AddrPortFrom(pa.Src, a.pair.V4.LocalPort()) || pa.Number == 0 {
 			t.Errorf("paths %+v, %+v", *pa, *pb)
 		}
 		synctest.Wait()
@@ -82,7 +82,7 @@ func TestRelayTakenForPeer(t *testing.T) {
 				add()
 			}
 			path := l.a.Path()
-			if !path.Relayed || path.Dst != at || (path.Generation > first.Generation) == before || l.a.remoteType != "relay" {
+			if !path.Relayed || path.Dst != at || (path.Number > first.Number) == before || l.a.remoteType != "relay" {
 				t.Errorf("known before %v: %+v, %s", before, path, l.a.remoteType)
 			}
 		})
@@ -114,7 +114,7 @@ func TestRestartBeside(t *testing.T) {
 				t.Fatalf("%d and %d agents after the move", n, k)
 			}
 		}
-		if l.a.Path().Generation <= firstA.Generation || l.b.Path().Generation <= firstB.Generation {
+		if l.a.Path().Number <= firstA.Number || l.b.Path().Number <= firstB.Number {
 			t.Error("the path's generation did not grow")
 		}
 		if _, err := l.a.Restart(4); !errors.Is(err, ErrGeneration) {

@@ -66,7 +66,7 @@ func TestRebind(t *testing.T) {
 		world(t, func(t *testing.T, _ *udptest.Network, a, b *node) {
 			r := newRoaming(t, a, b, controls)
 			defer r.close()
-			began := r.conn.Path().Generation
+			began := r.conn.Path().Number
 			for n := range 100 { // more than an agent may know addresses
 				r.far.beyond.rebind(r.inner, r.outer(n), false)
 				r.data(r.outer(n))
@@ -76,7 +76,7 @@ func TestRebind(t *testing.T) {
 				r.idle(5 * time.Second)
 			}
 			r.idle(30 * time.Second)
-			if path := r.conn.Path(); path == nil || path.Dst != r.outer(99) || !path.Fixed || path.Relayed || path.Generation != began+100 {
+			if path := r.conn.Path(); path == nil || path.Dst != r.outer(99) || !path.Fixed || path.Relayed || path.Number != began+100 {
 				t.Errorf("b controls %v: path %+v after 100 moves from generation %d", controls, path, began)
 			}
 			for _, n := range []*node{a, b} {

@@ -115,7 +115,7 @@ func TestKeypairComesWithItsPath(t *testing.T) {
 	var moving sync.WaitGroup
 	moving.Go(func() {
 		for i := range uint32(moves) {
-			p.path.Store(&Path{Generation: i})
+			p.path.Store(&Path{Number: PathNumber(i)})
 			p.confirmed.Store(&crypto.Keypair{LocalIndex: i})
 		}
 	})
@@ -124,7 +124,7 @@ func TestKeypairComesWithItsPath(t *testing.T) {
 		if kp == nil {
 			continue
 		}
-		if last = kp.LocalIndex; path == nil || path.Generation < last {
+		if last = kp.LocalIndex; path == nil || uint32(path.Number) < last {
 			t.Errorf("session %d with path %+v", last, path)
 			break
 		}

@@ -26,8 +26,8 @@ type Path struct {
 	Relayed bool
 	// Fixed: authenticated datagrams from elsewhere do not move the path (the selected pair owns the endpoint).
 	Fixed bool
-	// Generation counts the paths of a connection, so that what was decided for an older one can be told apart. 0 for a plain peer.
-	Generation uint32
+	// Number counts the paths of a connection, so that what was decided for an older one can be told apart. 0 for a plain peer.
+	Number PathNumber
 }
 
 // sourceState is what control knows of a path's Src.
@@ -74,3 +74,6 @@ type Stray struct {
 	Dst     netip.Addr
 	IfIndex int
 }
+
+// PathNumber numbers the paths of a connection, from 1.
+type PathNumber uint32

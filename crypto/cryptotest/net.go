@@ -116,6 +116,9 @@ func (n *Net) nextEvent() (at time.Duration, step func()) {
 		at, step = n.flight[0].at, n.deliver
 	}
 	for _, node := range n.nodes {
+		if node.Asleep {
+			continue
+		}
 		for _, r := range node.remotes {
 			t, _ := r.Peer.NextTimeout(r.Activity)
 			if t != 0 && (step == nil || t < at) {
@@ -130,7 +133,7 @@ func (n *Net) deliver() {
 	d := n.flight[0].Datagram
 	n.flight = n.flight[1:]
 	for _, node := range n.nodes {
-		if node.Addr == d.To {
+		if node.Addr == d.To && !node.Asleep {
 			node.Receive(d.From, slices.Clone(d.Bytes))
 		}
 	}

@@ -18,6 +18,12 @@ type Node struct {
 	Verdicts map[crypto.Reason]int
 	// Dropped counts transport packets that were not accepted.
 	Dropped int
+	// Verdict is told what became of each handshake message, before it is answered; nil: nobody is.
+	Verdict func(from netip.AddrPort, v crypto.Verdict)
+	// Home, if set, says where a peer is that was heard from an address; nil: there.
+	Home func(r *Remote, from netip.AddrPort) netip.AddrPort
+	// Asleep: the node neither hears nor acts, as in suspend.
+	Asleep bool
 
 	net     *Net
 	remotes []*Remote
@@ -126,6 +132,19 @@ func (r *Remote) Send(payload []byte) {
 	r.flush()
 }
 
+// Stage is Send where somebody else sees to the session.
+func (r *Remote) Stage(payload []byte) { r.staged = append(r.staged, payload) }
+
+// Purge drops what is staged.
+func (r *Remote) Purge() { r.staged = nil }
+
+func (node *Node) home(r *Remote, from netip.AddrPort) netip.AddrPort {
+	if node.Home == nil {
+		return from
+	}
+	return node.Home(r, from)
+}
+
 // Want asks for a session without a packet.
 func (r *Remote) Want() {
 	r.Peer.Want(r.node.net.now)
@@ -191,6 +210,9 @@ func (node *Node) Receive(from netip.AddrPort, msg []byte) {
 	}
 	v := node.Local.Handle(node.net.now, crypto.Source{Addr: from}, msg, nil)
 	node.Verdicts[v.Reason]++
+	if node.Verdict != nil {
+		node.Verdict(from, v)
+	}
 	if v.Reply != nil {
 		node.net.Send(node.Addr, from, v.Reply)
 	}
@@ -199,7 +221,7 @@ func (node *Node) Receive(from netip.AddrPort, msg []byte) {
 	}
 	r := v.Peer.Owner().(*Remote)
 	if v.Roam {
-		r.Endpoint = from
+		r.Endpoint = node.home(r, from)
 		r.stampReceived(false)
 	}
 	r.Drain()
@@ -220,7 +242,7 @@ func (node *Node) receiveTransport(from netip.AddrPort, msg []byte) bool {
 		return false
 	}
 	r := k.Owner().(*Remote)
-	r.Endpoint = from
+	r.Endpoint = node.home(r, from)
 	payload := body[:len(body)-aead.Overhead]
 	r.stampReceived(len(payload) > 0)
 	if len(payload) > 0 {

@@ -7,6 +7,7 @@ import (
 
 	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/turn"
+	"github.com/sluice-vpn/sluice/pipeline"
 )
 
 // This file finds out why ICE may find nothing: a network that lets no UDP through says nothing, and neither does one at the other end.
@@ -24,9 +25,20 @@ type passage struct {
 	silent   bool // no relay has answered for blockedAfter
 }
 
+// obstacle is what links were told of it.
+type obstacle struct {
+	cause    link.CloseCause
+	relaysUp int
+}
+
+// facts has links go by other facts from now on.
+func (e *Edge) facts(f func(*link.Facts)) {
+	_ = e.pipeline.Load().Edit(func(*pipeline.Edit) error { f(&e.links.Facts); return nil }) // fails when it has ended
+}
+
 // listen begins to watch whether UDP gets through: relays were named, the network has changed, or the last relay is gone.
 func (e *Edge) listen() {
-	e.passage.since, e.passage.received, e.passage.found, e.passage.silent = time.Now(), e.relays.Received(), false, false
+	e.passage.since, e.passage.received, e.passage.found, e.passage.silent = e.now, e.relays.Received(), false, false
 	if len(e.relays.Servers()) == 0 {
 		e.passage.since = time.Time{}
 	}
@@ -49,19 +61,10 @@ func (e *Edge) followPassage(now time.Time) (again time.Time) {
 		e.tellPassage(cause)
 		e.warnOfRelays(now, e.relays.Status())
 	}
-	up := len(e.relays.URLs()) > 0
-	for _, a := range e.attempts {
-		cause := cause
-		switch {
-		case a.path != nil:
-			cause = link.CauseNone
-		case cause == link.CauseNone && up && a.peerUnseen():
-			cause = link.CausePeerUDPBlocked
-		}
-		if cause != a.obstacle {
-			a.obstacle = cause
-			a.handle.Obstacle(cause)
-		}
+	up := len(e.relays.URLs())
+	if now := (obstacle{cause, up}); now != e.told {
+		e.told = now
+		e.facts(func(f *link.Facts) { f.Obstacle, f.RelaysUp = cause, up })
 	}
 	return again
 }
@@ -98,12 +101,4 @@ func (e *Edge) tellPassage(cause link.CloseCause) {
 		servers = append(servers, text)
 	}
 	e.log.Warn(cause.String(), "relays", strings.Join(servers, ", "))
-}
-
-// peerUnseen reports whether the peer has named all its addresses and none of them is one that a relay has seen, or has given it.
-func (a *attempt) peerUnseen() bool {
-	g := a.agents[a.newest]
-	return g != nil && g.remoteEnd && len(g.seen) > 0 && !slices.ContainsFunc(g.seen, func(candidate string) bool {
-		return strings.Contains(candidate, " typ srflx") || strings.Contains(candidate, " typ relay")
-	})
 }

@@ -65,7 +65,9 @@ type Config struct {
 	Watch bool
 	// Program names the program and its version to the portal.
 	Program string
-	Logger  *slog.Logger // nil discards
+	// Now reads the clock, monotonic and wall; nil is the system's. It is read once for each input.
+	Now    func() time.Time
+	Logger *slog.Logger // nil discards
 }
 
 // Edge is the connectivity edge of one node. Make it with New, give Stray and Connector to the pipeline's Config, then Run it
@@ -86,10 +88,11 @@ type Edge struct {
 
 	pipeline atomic.Pointer[pipeline.Pipeline]
 	receiver atomic.Pointer[turn.Relays]         // relays, for other goroutines; nil before Run
+	silent   atomic.Bool                         // the portal has not answered the latest question of follow
 	given    atomic.Pointer[map[netip.Addr]bool] // tunnel addresses, as the portal has given them
 
 	mu           sync.Mutex // a leaf; guards what follows
-	requests     []link.Request
+	wanted       []link.Task
 	lostRelays   []netip.AddrPort
 	movedRelays  []netip.AddrPort
 	relaysChange bool
@@ -101,34 +104,33 @@ type Edge struct {
 	tasks   sync.WaitGroup
 
 	// owned by Run's goroutine
-	ctx         context.Context
-	relays      *turn.Relays
-	relaysUp    map[netip.AddrPort]bool      // as logged
-	relaysTold  map[netip.AddrPort]time.Time // when it was logged that one has no allocation for us
-	relaysUntil time.Time                    // attempts wait for a first relay until then
-	held        []*peer                      // whose attempts do
-	passage     passage
-	peers       map[string]*peer
-	pins        map[string]protocol.Identity // of peers that were met, by name
-	judged      map[string]*judgement        // of the peers in view, by name
-	attempts    map[*ice.Connection]*attempt
-	named       map[attemptName]*attempt // the same
-	generations *signal.Generations
-	view        protocol.Sync // as applied
-	host        protocol.Sync // what Apply was called with, without what does not matter to a host
-	applied     time.Time     // when view was
-	routes      []RouteStatus // of the view
-	synced      time.Time     // the latest answer
-	leaseEnds   time.Duration // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
-	questions   []func(error) // what waits for the portal's next answer, see askForAll
-	asks        bucket        // of that
-	askAt       time.Time     // when it has room again; zero: not known to have none
-	strangers   bucket        // questions to the portal because of nodes that we do not know
-	syncError   error
-	portalWrong string    // as logged; "": nothing is
-	portalSince time.Time // when syncError became an error, or none
-	applyError  error
-	lastRefused string
+	ctx          context.Context
+	now          time.Time // of the input that is handled
+	relays       *turn.Relays
+	relaysUp     map[netip.AddrPort]bool      // as logged
+	relaysTold   map[netip.AddrPort]time.Time // when it was logged that one has no allocation for us
+	passage      passage
+	told         obstacle
+	peers        map[string]*peer
+	pins         map[string]protocol.Identity // of peers that were met, by name
+	judged       map[string]*judgement        // of the peers in view, by name
+	finders      map[uint64]*finder           // of attempts, by their serial number
+	byConnection map[*ice.Connection]*finder  // the same
+	view         protocol.Sync                // as applied
+	host         protocol.Sync                // what Apply was called with, without what does not matter to a host
+	applied      time.Time                    // when view was
+	routes       []RouteStatus                // of the view
+	synced       time.Time                    // the latest answer
+	leaseEnds    time.Duration                // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
+	questions    []func(error)                // what waits for the portal's next answer, see askForAll
+	asks         link.Bucket                  // of that
+	askAt        time.Duration                // when it has room again; 0: not known to have none
+	strangers    link.Bucket                  // questions to the portal because of nodes that we do not know
+	syncError    error
+	portalWrong  string    // as logged; "": nothing is
+	portalSince  time.Time // when syncError became an error, or none
+	applyError   error
+	lastRefused  string
 	// refusalsTold are the routes of which it was logged that they are refused.
 	refusalsTold map[RouteStatus]bool
 	skew         time.Duration // the portal's clock minus ours
@@ -151,22 +153,27 @@ func New(cfg Config) (*Edge, error) {
 	if cfg.Logger == nil {
 		cfg.Logger = slog.New(slog.DiscardHandler)
 	}
+	if cfg.Now == nil {
+		cfg.Now = systemTime
+	}
 	key, err := crypto.GeneratePrivateKey(rand.Reader)
 	if err != nil {
 		return nil, fmt.Errorf("edge: %w", err)
 	}
 	e := &Edge{
-		config: cfg, log: cfg.Logger, key: key, signed: protocol.SignKey(cfg.Identity, cfg.Name, protocol.Key(key.Public())), started: time.Now(), mailbox: ice.NewMailbox(),
+		config: cfg, log: cfg.Logger, key: key, signed: protocol.SignKey(cfg.Identity, cfg.Name, protocol.Key(key.Public())), started: cfg.Now(), mailbox: ice.NewMailbox(),
 		wake: make(chan struct{}, 1), posts: make(chan func()), changes: make(chan struct{}, 1), ended: make(chan struct{}),
 		byes: make(chan struct{}, maxByes), relaysUp: make(map[netip.AddrPort]bool), relaysTold: make(map[netip.AddrPort]time.Time),
-		peers: make(map[string]*peer), attempts: make(map[*ice.Connection]*attempt),
-		named: make(map[attemptName]*attempt), generations: signal.NewGenerations(), refusalsTold: make(map[RouteStatus]bool),
-		pins: cfg.Pins,
+		peers: make(map[string]*peer), finders: make(map[uint64]*finder), byConnection: make(map[*ice.Connection]*finder),
+		refusalsTold: make(map[RouteStatus]bool),
+		pins:         cfg.Pins,
 	}
 	if e.pins == nil {
 		e.pins = make(map[string]protocol.Identity)
 	}
-	e.links = link.New(link.Config{Edge: e.request, Logger: cfg.Logger})
+	e.links = link.New(link.Config{
+		Name: cfg.Name, Client: cfg.Role == protocol.Client, Task: e.want, Signaling: e.signaling, Reachable: e.reachable, Logger: cfg.Logger,
+	})
 	mux := ice.MuxConfig{Sender: sockets{e}, Addresses: cfg.Addresses, Tunnel: e.inTunnel, Loopback: cfg.Loopback}
 	if cfg.Addresses == nil {
 		e.uplinks, err = ice.NewUplinks(func(name string) bool { return name == cfg.Interface }, cfg.Mark)
@@ -246,10 +253,10 @@ func (e *Edge) Stray(s pipeline.Stray) {
 // Connector is for pipeline.Config.Connector.
 func (e *Edge) Connector() pipeline.Connector { return e.links }
 
-// request takes what a link asks, on control's goroutine: it never blocks. What waits is bounded by what links ask for each peer.
-func (e *Edge) request(r link.Request) {
+// want takes what a link wants, on control's goroutine: it never blocks. What waits is bounded by what links want for each peer.
+func (e *Edge) want(t link.Task) {
 	e.mu.Lock()
-	e.requests = append(e.requests, r)
+	e.wanted = append(e.wanted, t)
 	e.mu.Unlock()
 	e.rouse()
 }
@@ -312,7 +319,8 @@ func (e *Edge) Run(ctx context.Context, p *pipeline.Pipeline) error {
 		Sender: sockets{e}, Changed: e.noteRelays, Lost: e.noteLostRelay, Moved: e.noteMovedRelay, Clock: p.Now,
 	})
 	e.receiver.Store(e.relays)
-	e.clock, e.awake = p.Now(), time.Now()
+	e.now = e.config.Now()
+	e.clock, e.awake = p.Now(), e.now
 	e.timer = time.NewTimer(time.Hour)
 	defer e.timer.Stop()
 	e.tasks.Go(func() { e.follow(ctx) })
@@ -329,6 +337,7 @@ func (e *Edge) loop(ctx context.Context, changed <-chan struct{}) {
 			return
 		case <-e.wake:
 		case <-e.mailbox.Wake():
+			e.now = e.config.Now()
 			for event, ok := e.mailbox.Poll(); ok; event, ok = e.mailbox.Poll() {
 				e.handleEvent(event)
 			}
@@ -336,19 +345,24 @@ func (e *Edge) loop(ctx context.Context, changed <-chan struct{}) {
 			if !ok {
 				return
 			}
+			e.now = e.config.Now()
 			e.handleMessage(msg)
 		case f := <-e.posts:
+			e.now = e.config.Now()
 			f()
 		case <-changed:
+			e.now = e.config.Now()
 			e.networkChanged("the system says so")
 		case <-e.changes:
+			e.now = e.config.Now()
 			e.networkChanged("asked to")
 		case <-e.timer.C:
 		}
+		e.now = e.config.Now()
 		e.noticeSleep()
 		e.obey()
 		e.followRelays()
-		e.timer.Reset(e.handleTimeouts(time.Now()))
+		e.timer.Reset(e.handleTimeouts(e.now))
 	}
 }
 
@@ -369,22 +383,18 @@ const (
 
 // close ends all connections, tells the peers, and waits for what the edge started.
 func (e *Edge) close() error {
-	for _, p := range e.peers {
-		if p.attempt != nil {
-			p.attempt.handle.Close(link.CloseShutdown)
-		}
-	}
+	e.tellAll(func(_ time.Duration, l *link.Link) { l.Close(link.CloseShutdown) })
 	ctx, cancel := context.WithTimeout(context.Background(), closeWait)
 	defer cancel()
 	var byes sync.WaitGroup
-	for _, r := range e.take() {
-		if r.Kind == link.RequestBye {
-			byes.Go(func() { e.sendBye(ctx, closeWait, r.Peer, r.Bye) })
+	for _, t := range e.take() {
+		if t.Kind == link.TaskBye {
+			byes.Go(func() { e.sendBye(ctx, closeWait, &t) })
 		}
 	}
 	byes.Wait()
-	for connection := range e.attempts {
-		_ = connection.Close()
+	for _, f := range e.finders {
+		_ = f.connection.Close()
 	}
 	e.tasks.Wait()
 	err := errors.Join(e.prober.Close(), e.relays.Close(), e.mux.Close())
@@ -394,11 +404,11 @@ func (e *Edge) close() error {
 	return err
 }
 
-// take empties the mailbox of requests.
-func (e *Edge) take() []link.Request {
+// take empties the mailbox of tasks.
+func (e *Edge) take() []link.Task {
 	e.mu.Lock()
 	defer e.mu.Unlock()
-	list := e.requests
-	e.requests = nil
+	list := e.wanted
+	e.wanted = nil
 	return list
 }

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
@@ -93,9 +94,7 @@ func (e *Edge) noteJudgement(old, j *judgement) {
 		rand.Read(j.instead[:]) // never fails
 		e.log.Error("no session with the peer", "reason", j.distrust.String(), "cause", j.explain(), "peer", j.offered.Name,
 			"identity", j.offered.Identity.Fingerprint(), "pinned", j.pinned.Fingerprint())
-		if p := e.peers[j.offered.Name]; p != nil && p.attempt != nil {
-			p.attempt.handle.Close(j.distrust)
-		}
+		e.tell(j.offered.Name, func(_ time.Duration, l *link.Link) { l.Distrust(j.distrust) })
 	}
 }
 

@@ -21,12 +21,7 @@ var crossing = signal.Faults{Reorder: 1, Delay: 40 * time.Millisecond}
 // end ends the attempts of two nodes with each other at one moment.
 func end(a, b *node, reason link.CloseReason) {
 	for _, side := range [][2]*node{{a, b}, {b, a}} {
-		side[0].owner(func(e *Edge) {
-			if k := e.peers[side[1].name].attempt; k != nil {
-				k.handle.Close(reason)
-			}
-			e.obey()
-		})
+		side[0].end(side[1].name, reason)
 	}
 }
 
@@ -41,11 +36,9 @@ func TestGlare(t *testing.T) {
 		c.pipeline.Want("gate")
 		time.Sleep(20 * time.Millisecond)
 		for _, side := range [][2]*node{{c, g}, {g, c}} {
-			side[0].owner(func(e *Edge) {
-				if a := e.peers[side[1].name].attempt; a == nil || a.generation != 2 || a.run != 0 {
-					t.Errorf("%s has not begun by itself: %+v", side[0].name, a)
-				}
-			})
+			if s := side[0].link(side[1].name); s.Phase != link.PhaseCandidates || s.Attempt != 2 {
+				t.Errorf("%s has not begun by itself: %+v", side[0].name, s)
+			}
 		}
 		w.await(5*time.Second, "connected again", func() bool { return up(c, g) })
 		if n, k := c.generation("gate"), g.generation("laptop"); n != 2 || k != 2 {
@@ -69,11 +62,7 @@ func TestGlareOfGenerations(t *testing.T) {
 				end(c, g, link.CloseReplaced)
 				for _, n := range []*node{g, c} {
 					if n.name == ahead {
-						n.owner(func(e *Edge) {
-							for range 5 {
-								e.generations.Next(map[string]string{"laptop": "gate", "gate": "laptop"}[ahead])
-							}
-						})
+						n.skip(map[string]string{"laptop": "gate", "gate": "laptop"}[ahead], 5)
 					}
 				}
 				g.pipeline.Want("laptop")
@@ -94,18 +83,16 @@ func TestReplaced(t *testing.T) {
 		g := w.node("gate", protocol.Gateway)
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
-		g.owner(func(e *Edge) {
-			p := e.peers["laptop"]
-			e.beginAs(p, uint32(e.generations.Next("laptop")), 0)
-		})
+		g.end("laptop", link.CloseReplaced) // without a bye
+		g.pipeline.Want("laptop")
 		took := w.await(5*time.Second, "connected again", func() bool { return c.generation("gate") == 2 && up(c, g) })
 		if took > time.Second {
 			t.Error("connected after", took)
 		}
 		for _, n := range []*node{c, g} {
 			n.owner(func(e *Edge) {
-				if len(e.attempts) != 1 || len(e.named) != 1 {
-					t.Errorf("%s keeps %d attempts, %d names", n.name, len(e.attempts), len(e.named))
+				if len(e.finders) != 1 || len(e.byConnection) != 1 {
+					t.Errorf("%s keeps %d finders, %d connections", n.name, len(e.finders), len(e.byConnection))
 				}
 			})
 		}
@@ -122,7 +109,7 @@ func TestBye(t *testing.T) {
 		g := w.node("gate", protocol.Gateway)
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
-		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(link.CloseICEDisconnected) })
+		g.end("laptop", link.CloseICEDisconnected)
 		w.await(time.Second, "closed", func() bool { return c.connection("gate").LastClose != nil })
 		s := c.connection("gate").LastClose
 		if s.Reason != "peer_closed" || s.PeerReports == nil || s.PeerReports.Reason != "ice_disconnected" {
@@ -142,7 +129,7 @@ func TestLostBye(t *testing.T) {
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
 		w.signaling.SetDown(errAway)
-		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(link.CloseICEDisconnected) })
+		g.end("laptop", link.CloseICEDisconnected)
 		time.Sleep(100 * time.Millisecond)
 		w.signaling.SetDown(nil)
 		if c.connection("gate").State != "up" {
@@ -167,7 +154,7 @@ func TestLostAnswer(t *testing.T) {
 		}
 		g := w.node("gate", protocol.Gateway)
 		c := w.node("laptop", protocol.Client)
-		w.await(repeatAfter+time.Second, "connected", func() bool { return up(c, g) })
+		w.await(time.Second+time.Second, "connected", func() bool { return up(c, g) })
 		if lost.Load() < 2 {
 			t.Errorf("%d answers", lost.Load())
 		}
@@ -182,14 +169,6 @@ func TestManyAgents(t *testing.T) {
 		c := w.node("laptop", protocol.Client)
 		w.await(time.Minute, "connected", func() bool { return up(c, g) })
 		before := c.connection("gate")
-		newest := func(n *node, peer string) (number uint32) {
-			n.owner(func(e *Edge) {
-				if a := e.peers[peer].attempt; a != nil {
-					number = a.newest
-				}
-			})
-			return number
-		}
 		for i := range 12 {
 			if i%3 != 0 {
 				c.edge.NetworkChanged()
@@ -204,18 +183,14 @@ func TestManyAgents(t *testing.T) {
 		if after.Generation != before.Generation || !after.LastHandshake.Equal(before.LastHandshake) {
 			t.Errorf("another session: %+v", after)
 		}
-		if a, b := newest(c, "gate"), newest(g, "laptop"); a < 8 || a != b {
+		if a, b := c.link("gate").Newest, g.link("laptop").Newest; a < 8 || a != b {
 			t.Errorf("agents %d and %d", a, b)
 		}
 		time.Sleep(15 * time.Second)
 		for _, n := range []*node{c, g} {
-			n.owner(func(e *Edge) {
-				for _, a := range e.attempts {
-					if len(a.agents) > 1 || len(a.pending) > 0 {
-						t.Errorf("%s keeps %d agents, %d messages", n.name, len(a.agents), len(a.pending))
-					}
-				}
-			})
+			if s := n.link(map[*node]string{c: "gate", g: "laptop"}[n]); s.Agents > 1 || s.Waiting > 0 {
+				t.Errorf("%s keeps %d agents, %d messages", n.name, s.Agents, s.Waiting)
+			}
 		}
 	})
 }
@@ -276,7 +251,7 @@ func TestEnds(t *testing.T) {
 				t.Errorf("Status: %v", err)
 			}
 			c.edge.NetworkChanged()
-			c.edge.request(link.Request{})
+			c.edge.want(link.Task{})
 			c.edge.Stray(pipeline.Stray{Data: []byte("late")})
 		})
 	}

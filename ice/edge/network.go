@@ -25,7 +25,7 @@ const (
 
 // noticeSleep looks for other paths when the host has slept: NATs and relays have forgotten us meanwhile.
 func (e *Edge) noticeSleep() {
-	clock, awake := e.pipeline.Load().Now(), time.Now()
+	clock, awake := e.pipeline.Load().Now(), e.now
 	slept := clock - e.clock - awake.Sub(e.awake)
 	e.clock, e.awake = clock, awake
 	if slept > sleepLeast {
@@ -36,7 +36,7 @@ func (e *Edge) noticeSleep() {
 // probeRelays asks the relays whether our allocations are there still. One that has restarted would be noticed when they are
 // refreshed, minutes later.
 func (e *Edge) probeRelays() {
-	if now := time.Now(); now.Sub(e.relaysAsked) >= probeGap {
+	if now := e.now; now.Sub(e.relaysAsked) >= probeGap {
 		e.relaysAsked = now
 		e.relays.Probe()
 	}
@@ -44,7 +44,7 @@ func (e *Edge) probeRelays() {
 
 // networkChanged has every connection look for another path beside the one in use.
 func (e *Edge) networkChanged(why string) {
-	e.log.Info("the network has changed: looking for other paths", "why", why, "connections", len(e.attempts))
+	e.log.Info("the network has changed: looking for other paths", "why", why, "connections", len(e.finders))
 	if e.config.CheckPortal != nil {
 		e.config.CheckPortal()
 	}
@@ -52,9 +52,7 @@ func (e *Edge) networkChanged(why string) {
 	e.prober.Reset()
 	e.relays.Probe()
 	e.listen()
-	for _, a := range e.attempts {
-		a.handle.WantAgent()
-	}
+	e.tellAll(func(now time.Duration, l *link.Link) { l.HandleNetwork(now) })
 }
 
 // noteLostRelay is called by the relays' goroutine.
@@ -92,36 +90,24 @@ func (e *Edge) followRelays() {
 	lost, moved, changed := e.lostRelays, e.movedRelays, e.relaysChange
 	e.lostRelays, e.movedRelays, e.relaysChange = nil, nil, false
 	e.mu.Unlock()
-	for _, a := range e.attempts {
-		for _, g := range a.agents {
-			g.relays = max(0, g.relays-len(lost))
-		}
-		if a.path != nil && a.path.Channel != 0 && slices.Contains(lost, a.path.Dst) {
-			a.handle.WantAgent()
-		}
-		if a.path != nil && a.path.Channel != 0 && slices.Contains(moved, a.path.Dst) {
-			a.connection.Check()
-			a.handle.WantAgent()
-		}
-	}
-	if !changed {
+	if !changed && len(lost)+len(moved) == 0 {
 		return
 	}
-	e.logRelays()
 	up := len(e.relays.URLs())
-	if up == 0 {
-		if len(lost) > 0 {
+	if changed {
+		e.logRelays()
+		if up == 0 && len(lost) > 0 {
 			e.listen()
 		}
-		return
 	}
-	e.relaysUntil = time.Time{}
-	e.resume()
-	for _, a := range e.attempts {
-		if a.lacksRelay(up) {
-			a.handle.WantAgent()
+	e.facts(func(f *link.Facts) {
+		if f.RelaysUp = up; up > 0 {
+			f.RelaysUntil = 0
 		}
-	}
+	})
+	e.tellAll(func(now time.Duration, l *link.Link) {
+		l.HandleRelays(now, link.RelayNews{Lost: lost, Moved: moved, Changed: changed && up > 0})
+	})
 }
 
 // logRelays tells which allocations came up or are gone.
@@ -130,7 +116,7 @@ func (e *Edge) logRelays() {
 	maps.DeleteFunc(e.relaysUp, func(server netip.AddrPort, _ bool) bool {
 		return !slices.ContainsFunc(list, func(r turn.RelayStatus) bool { return r.Server == server })
 	})
-	e.warnOfRelays(time.Now(), list)
+	e.warnOfRelays(e.now, list)
 	for _, r := range list {
 		up := r.Relayed.IsValid()
 		switch {
@@ -176,21 +162,4 @@ func (e *Edge) warnOfRelays(now time.Time, list []turn.RelayStatus) {
 		e.log.Warn("the relay is of no use", "relay", r.Name, "server", r.Server, "trouble", trouble)
 	}
 	maps.DeleteFunc(e.relaysTold, func(_ netip.AddrPort, told time.Time) bool { return now.Sub(told) >= relayWarnEvery })
-}
-
-// awaitsRelay reports whether an attempt had better wait for a first relay.
-func (e *Edge) awaitsRelay() bool {
-	return time.Now().Before(e.relaysUntil) && len(e.relays.URLs()) == 0
-}
-
-// resume begins the attempts that have waited for a relay.
-func (e *Edge) resume() {
-	held := e.held
-	e.held = nil
-	for _, p := range held {
-		if e.peers[p.Name] == p && p.beginning {
-			p.beginning = false
-			e.begin(p, p.askError)
-		}
-	}
 }

@@ -13,6 +13,7 @@ import (
 	"github.com/pion/logging"
 	"github.com/pion/turn/v5"
 
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
@@ -186,7 +187,7 @@ func TestIdleRelayedThenDirect(t *testing.T) {
 			t.Fatalf("status %+v", s)
 		}
 		w.direct(true)
-		w.await(upgradeEvery*9/8+upgradeFirst, "direct", func() bool {
+		w.await(link.UpgradeEvery*9/8+15*time.Second, "direct", func() bool {
 			return c.connection("gate").Via == "direct" && g.connection("laptop").Via == "direct"
 		})
 		w.await(time.Minute, "idle again", idle)

@@ -70,7 +70,7 @@ func listenV4(cfg udp.Config) ([]udp.Pair, error) {
 }
 
 // startScale starts a node. Only a gateway uses relays: the clients have one address, which one credential each may not share.
-func startScale(bus *signal.Bus, name string, role protocol.Role, note func(link.Request)) (*scaleNode, error) {
+func startScale(bus *signal.Bus, name string, role protocol.Role, note func(link.Task)) (*scaleNode, error) {
 	n := &scaleNode{bus: bus, device: tuntest.New(tuntest.Config{}), ran: make(chan error, 2)}
 	var err error
 	n.edge, err = New(Config{
@@ -87,9 +87,13 @@ func startScale(bus *signal.Bus, name string, role protocol.Role, note func(link
 	if err != nil {
 		return nil, err
 	}
+	n.edge.links = link.New(link.Config{
+		Name: name, Client: role == protocol.Client, Task: func(t link.Task) { note(t); n.edge.want(t) },
+		Signaling: n.edge.signaling, Reachable: n.edge.reachable,
+	})
 	n.pipeline, err = pipeline.New(pipeline.Config{
 		Device: n.device, Listen: listenV4, Stray: n.edge.Stray,
-		Connector: link.New(link.Config{Edge: func(r link.Request) { note(r); n.edge.request(r) }}),
+		Connector: n.edge.Connector(),
 	})
 	if err != nil {
 		return nil, err
@@ -131,15 +135,15 @@ func TestScaleGateway(t *testing.T) {
 		t.Fatal(err)
 	}
 	var mu sync.Mutex
-	up := map[attemptName]bool{}
-	n, err := startScale(bus, token.Name, protocol.Gateway, func(r link.Request) {
+	up := map[uint64]bool{}
+	n, err := startScale(bus, token.Name, protocol.Gateway, func(r link.Task) {
 		mu.Lock()
 		defer mu.Unlock()
 		switch r.Kind {
-		case link.RequestUp:
-			up[attemptName{r.Peer, r.Generation}] = true
-		case link.RequestClosed:
-			delete(up, attemptName{r.Peer, r.Generation})
+		case link.TaskUp:
+			up[r.Serial] = true
+		case link.TaskClosed:
+			delete(up, r.Serial)
 		}
 	})
 	if err != nil {
@@ -176,10 +180,8 @@ func TestScaleGateway(t *testing.T) {
 
 // count is what of the figures the edge knows, on its goroutine.
 func (f *figures) count(e *Edge) {
-	f.Peers, f.Attempts = len(e.peers), len(e.attempts)
-	for _, a := range e.attempts {
-		f.Agents += len(a.agents)
-	}
+	f.Peers, f.Attempts = len(e.peers), len(e.finders)
+	e.tellAll(func(now time.Duration, l *link.Link) { f.Agents += l.Status(now).Agents })
 	for _, c := range e.relays.Counters() {
 		if c.Name == "turn_agents" {
 			f.TURNAgents = int(c.Value)

@@ -163,7 +163,7 @@ func (w *scaleWorld) come(first bool) {
 	signIn, before := time.Since(begin), w.gateway.question("figures")
 	w.clients = make([]*scaleNode, scaleClients)
 	w.each(func(i int) (err error) {
-		w.clients[i], err = startScale(buses[i], w.tokens[i].Name, protocol.Client, func(link.Request) {})
+		w.clients[i], err = startScale(buses[i], w.tokens[i].Name, protocol.Client, func(link.Task) {})
 		return err
 	})
 	connect := w.gateway.await(2*time.Minute, "all connected", func(f figures) bool { return f.Up == scaleClients })

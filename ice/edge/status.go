@@ -166,7 +166,7 @@ func (e *Edge) status() Status {
 	if e.applyError != nil {
 		s.Problem = strings.ReplaceAll(e.applyError.Error(), "\n", "; ")
 	}
-	now := time.Now()
+	now := e.now
 	byName := make(map[string]pipeline.PeerStatus)
 	if of, err := e.pipeline.Load().Status(); err == nil {
 		s.ListenPort, s.Lost = of.ListenPort, make(map[string]uint64, len(of.Lost))
@@ -178,11 +178,15 @@ func (e *Edge) status() Status {
 			byName[p.Name] = p
 		}
 	}
-	links := make(map[string]*link.ConnectionStatus)
-	_ = e.pipeline.Load().TellAll(func(now time.Duration, name string, l pipeline.Link) { links[name] = link.StatusOf(now, l) })
+	links := make(map[string]link.Status)
+	_ = e.pipeline.Load().TellAll(func(now time.Duration, name string, l pipeline.Link) { links[name] = l.(*link.Link).Status(now) })
 	for name, p := range e.peers {
-		c := e.connectionStatus(now, p, byName[name], links[name])
-		c.Explanation = c.explain(p.absent, s.Portal.Up)
+		k, ok := links[name]
+		if !ok { // it is gone from the pipeline
+			k.Phase = link.PhaseClosed
+		}
+		c := e.connectionStatus(now, p, byName[name], &k)
+		c.Explanation = c.explain(k.Absent, s.Portal.Up)
 		if c.Distrust != "" {
 			c.Explanation = "no session: " + e.judged[name].explain()
 		}
@@ -234,15 +238,12 @@ func (e *Edge) portalStatus() PortalStatus {
 }
 
 // connectionStatus describes one peer; of and k are what the pipeline and its link say about it.
-func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus, k *link.ConnectionStatus) ConnectionStatus {
+func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus, k *link.Status) ConnectionStatus {
 	s := ConnectionStatus{
 		Peer: p.Name, Role: p.Role, PublicKey: crypto.PublicKey(p.PublicKey).Encode(), AllowedIPs: p.AllowedIPs, Online: p.Online,
 		State: "none", LastHandshake: of.LastHandshake, RxBytes: of.RxBytes, TxBytes: of.TxBytes,
 	}
-	if k == nil {
-		k = &link.ConnectionStatus{Phase: link.PhaseClosed}
-	}
-	s.Generation, s.NextAttemptS = k.Generation, k.NextAttempt.Seconds()
+	s.Generation, s.NextAttemptS = uint32(k.Attempt), k.NextAttempt.Seconds()
 	switch {
 	case k.Phase < link.PhaseClosing:
 		s.State = k.Phase.String()
@@ -252,15 +253,13 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus, 
 	if k.Up > 0 {
 		s.Since = now.Add(-k.Up)
 	}
-	if of.Path != nil && p.attempt != nil {
-		e.pathStatus(&s, p.attempt, of.Path)
+	if of.Path != nil && k.Phase < link.PhaseClosing {
+		e.pathStatus(&s, k, of.Path)
 	}
 	if k.Closed != nil {
 		s.LastClose = closeStatus(k)
 	}
-	if p.attempt != nil {
-		s.Obstacle = p.attempt.obstacle.String()
-	}
+	s.Obstacle = k.Obstacle.String()
 	if j := e.judged[p.Name]; j != nil {
 		s.Identity, s.Pinned = j.offered.Identity.Fingerprint(), j.pinned.Fingerprint()
 		if j.distrust != link.CloseUnspecified {
@@ -270,9 +269,9 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus, 
 	return s
 }
 
-func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) {
-	s.Via, s.Endpoint, s.Local, s.Remote = "direct", path.Dst, a.local, a.remote
-	if a.relayed() {
+func (e *Edge) pathStatus(s *ConnectionStatus, k *link.Status, path *pipeline.Path) {
+	s.Via, s.Endpoint, s.Local, s.Remote = "direct", path.Dst, k.Local, k.Remote
+	if k.Relayed {
 		s.Via = "relay"
 	}
 	if path.Channel != 0 {
@@ -283,14 +282,16 @@ func (e *Edge) pathStatus(s *ConnectionStatus, a *attempt, path *pipeline.Path) 
 			}
 		}
 	}
-	_, rtt := a.connection.LastSeen()
-	s.RTTS = rtt.Seconds()
-	for _, trip := range a.connection.Trips() {
-		s.History = append(s.History, RoundTrip{trip.At, trip.Took.Seconds()})
+	if f := e.finders[k.Serial]; f != nil {
+		_, rtt := f.connection.LastSeen()
+		s.RTTS = rtt.Seconds()
+		for _, trip := range f.connection.Trips() {
+			s.History = append(s.History, RoundTrip{trip.At, trip.Took.Seconds()})
+		}
 	}
 }
 
-func closeStatus(k *link.ConnectionStatus) *CloseStatus {
+func closeStatus(k *link.Status) *CloseStatus {
 	c := &CloseStatus{
 		At: k.ClosedAt, Reason: k.Closed.Reason.String(), Cause: k.Closed.Cause.String(), LastedS: k.Closed.Lasted.Seconds(),
 	}
@@ -374,7 +375,7 @@ func (s *ConnectionStatus) explainPath() string {
 		text = "a session is up"
 	}
 	if s.Via == "relay" {
-		text += fmt.Sprintf(", since no direct pair of addresses has worked; tries again every %.0f min", upgradeEvery.Minutes())
+		text += fmt.Sprintf(", since no direct pair of addresses has worked; tries again every %.0f min", link.UpgradeEvery.Minutes())
 	}
 	if idle {
 		text += "; idle: keepalives hold the path"

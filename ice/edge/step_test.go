@@ -94,7 +94,7 @@ func TestOfferOfTheDead(t *testing.T) {
 		w.await(time.Second, "known", func() bool { return g.connection("laptop").Peer != "" })
 		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 1})
 		w.await(time.Second, "begun", func() bool { return len(m.heard(signal.Answer)) > 0 })
-		g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(link.CloseKeysChanged) })
+		g.end("laptop", link.CloseKeysChanged)
 		w.await(time.Second, "a bye", func() bool { return len(m.heard(signal.Bye)) == 1 })
 		m.say("gate", signal.Message{Kind: signal.Offer, Generation: 1})
 		if byes := m.heard(signal.Bye); len(byes) != 2 || byes[1].Reason != "keys_changed" {
@@ -168,8 +168,8 @@ func TestSleep(t *testing.T) {
 			w.carries(c, g)
 			time.Sleep(3 * time.Second)
 			c.slept.Add(int64(time.Hour))
-			g.owner(func(e *Edge) { e.peers["laptop"].attempt.handle.Close(link.CloseReplaced) }) // c was not there for the bye
-			_ = server.server.Close()                                                             // nor to refresh its allocation
+			g.end("laptop", link.CloseReplaced) // c was not there for the bye
+			_ = server.server.Close()           // nor to refresh its allocation
 			w.relayNamed("north", 1)
 			c.device.InjectData(ipPacket(inner(c.number), inner(g.number), "awake"))
 			took := w.await(time.Minute, "connected again", func() bool { return up(c, g) && g.generation("laptop") > 1 })
@@ -191,12 +191,8 @@ func TestStartsCross(t *testing.T) {
 			c := w.node("laptop", protocol.Client)
 			w.await(5*time.Second, "connected", func() bool { return up(c, g) })
 			c.crash()
-			g.owner(func(e *Edge) {
-				for range 5 {
-					e.generations.Next("laptop")
-				}
-				e.peers["laptop"].attempt.handle.Close(link.CloseReplaced)
-			})
+			g.skip("laptop", 5)
+			g.end("laptop", link.CloseReplaced)
 			go func() {
 				time.Sleep(wait)
 				g.pipeline.Want("laptop")

@@ -35,41 +35,14 @@ const (
 // peer is what the edge knows of another node. Owned by the edge's goroutine.
 type peer struct {
 	protocol.Peer
-	attempt   *attempt        // the one under way or in use, nil if none
-	last      ended           // the latest that is over
-	beginning bool            // an attempt is being prepared
-	wished    bool            // by control
-	waiting   []signalMessage // came meanwhile
-	absent    bool            // the portal said so at the last message
-	askError  error           // of the question to the portal, while the attempt waits for a relay
-	announced protocol.Key    // not the portal's, and logged
-	offers    bucket          // of new attempts
-	replies   bucket          // to messages that belong to no attempt
-	share     ice.Share
-}
-
-// ended is what is kept of an attempt that is over: so that the peer's bye finds it, and a late offer does not begin it again.
-type ended struct {
-	handle *link.Attempt // nil: there was none
-	run    uint64
-	closed link.Closed
-}
-
-// is reports whether the attempt has the generation of a message.
-func (l ended) is(msg signalMessage) bool {
-	return l.handle != nil && l.closed.Generation == uint32(msg.Generation)
-}
-
-// was reports whether a message is about the attempt.
-func (l ended) was(msg signalMessage) bool {
-	return l.run == msg.Run && l.is(msg)
+	share ice.Share
 }
 
 // follow asks the portal again and again for what has changed.
 func (e *Edge) follow(ctx context.Context) {
 	retry, known := syncRetry, uint64(0)
 	for ctx.Err() == nil {
-		asked := time.Now()
+		asked := e.config.Now()
 		answer, err := e.ask(ctx, known, syncTimeout)
 		if ctx.Err() != nil {
 			return
@@ -103,8 +76,8 @@ func (e *Edge) follow(ctx context.Context) {
 
 // pause waits before the next question, no longer than until the portal is back.
 func (e *Edge) pause(ctx context.Context, wait time.Duration) {
-	for end, down := time.Now().Add(wait), !e.signaling(); ctx.Err() == nil; {
-		left := time.Until(end)
+	for end, down := e.config.Now().Add(wait), !e.signaling(); ctx.Err() == nil; {
+		left := end.Sub(e.config.Now())
 		if left <= 0 || down && e.signaling() {
 			return
 		}
@@ -122,7 +95,7 @@ func (e *Edge) pause(ctx context.Context, wait time.Duration) {
 func (e *Edge) notePortal(err error) {
 	was := e.syncError
 	if (was == nil) != (err == nil) || e.portalSince.IsZero() {
-		e.portalSince = time.Now()
+		e.portalSince = e.now
 	}
 	wrong := "the portal does not answer"
 	if errors.Is(err, protocol.ErrAnswer) {
@@ -139,15 +112,16 @@ func (e *Edge) notePortal(err error) {
 		e.log.Info("the portal answers again")
 	}
 	e.syncError = err
+	e.silent.Store(err != nil)
 }
 
 // signaling reports whether messages may reach peers, as far as is known. Any goroutine.
 func (e *Edge) signaling() bool { return e.config.PortalState == nil || e.config.PortalState().Up }
 
 // reachable reports whether it makes sense to want peers. While it does not, no wish fails, so that no back-off grows, and
-// all comes back with the portal.
+// all comes back with the portal. Any goroutine.
 func (e *Edge) reachable() bool {
-	return e.signaling() && (e.config.PortalState != nil || e.syncError == nil)
+	return e.signaling() && (e.config.PortalState != nil || !e.silent.Load())
 }
 
 // ask is one request to the portal. Any goroutine.
@@ -166,7 +140,7 @@ func (e *Edge) askForAll() {
 	told := e.questions
 	e.questions = nil
 	e.tasks.Go(func() {
-		asked := time.Now()
+		asked := e.config.Now()
 		answer, err := e.ask(e.ctx, 0, freshTimeout)
 		e.post(func() {
 			if err == nil {
@@ -184,7 +158,7 @@ func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
 	if asked.Before(e.applied) && s.Revision != e.view.Revision {
 		return // it may be older than the view, since revisions have no order; follow asks again
 	}
-	e.synced = time.Now()
+	e.synced = e.now
 	e.noteClock(s.Time)
 	if s.Refused != e.lastRefused {
 		e.lastRefused = s.Refused
@@ -271,7 +245,7 @@ func (e *Edge) apply(s protocol.Sync) {
 	}); err != nil {
 		return // it has ended
 	}
-	e.view, e.applied = s, time.Now()
+	e.view, e.applied = s, e.now
 	if host := forHost(used); e.config.Apply != nil && (e.applyError != nil || !reflect.DeepEqual(host, e.host)) {
 		err := e.config.Apply(used)
 		if err != nil && (e.applyError == nil || e.applyError.Error() != err.Error()) {
@@ -298,7 +272,7 @@ const socketWait = time.Second
 // awaitSockets waits until the pipeline has sockets, which it opens when the interface comes up: what is sent before that is
 // lost.
 func (e *Edge) awaitSockets() {
-	for begin := time.Now(); e.pipeline.Load().LocalPort() == 0 && time.Since(begin) < socketWait; {
+	for begin := e.config.Now(); e.pipeline.Load().LocalPort() == 0 && e.config.Now().Sub(begin) < socketWait; {
 		select {
 		case <-time.After(time.Millisecond):
 		case <-e.ctx.Done():
@@ -333,13 +307,23 @@ func (e *Edge) applyRelays(relays []protocol.Relay) {
 	e.prober.SetServers(now)
 	switch {
 	case len(now) == 0:
-		e.relaysUntil = time.Time{}
+		e.waitForRelays(0)
 	case !slices.Equal(before, now):
-		e.relaysUntil = time.Now().Add(relayPatience)
+		e.waitForRelays(relayPatience)
 	}
 	if !slices.Equal(before, now) {
 		e.listen()
 	}
+}
+
+// waitForRelays has attempts wait for a first relay for so long.
+func (e *Edge) waitForRelays(patience time.Duration) {
+	until := time.Duration(0)
+	if patience > 0 {
+		until = e.pipeline.Load().Now() + patience
+	}
+	e.facts(func(f *link.Facts) { f.RelaysUntil = until })
+	e.tellAll(func(now time.Duration, l *link.Link) { l.HandleRelays(now, link.RelayNews{}) })
 }
 
 // admit is which of the peers that the portal lists are taken: those with a name and a key of their own. A node could report
@@ -386,7 +370,7 @@ func (e *Edge) edit(edit *pipeline.Edit, list []protocol.Peer) {
 	for name := range e.peers {
 		if !stay[name] {
 			e.removePeer(edit, name)
-			e.generations.Forget(name)
+			e.links.Generations.Forget(name)
 		}
 	}
 	for _, next := range list {
@@ -430,22 +414,22 @@ func (e *Edge) editPeer(edit *pipeline.Edit, p *peer, next protocol.Peer) {
 			pe.AddAllowedIP(prefix)
 		}
 	}
-	if next.Online && !p.Online {
-		p.absent = false
+	back := next.Online && !p.Online
+	p.Peer = next
+	if l := e.links.Of(next.Name); l != nil {
+		l.HandlePeer(link.Peer{
+			PublicKey: next.PublicKey, Client: next.Role == protocol.Client, Wanted: e.wants(p), Distrust: e.distrust(next.Name),
+		}, back)
+	}
+	if back {
 		pe.Retry()
 	}
-	p.Peer = next
 }
 
 // wantPeers has a client connect to the gateways that are there.
 func (e *Edge) wantPeers() {
-	if !e.reachable() {
-		return
-	}
-	for name, p := range e.peers {
-		if e.wants(p) && p.attempt == nil && !p.beginning {
-			e.pipeline.Load().Want(name)
-		}
+	if e.reachable() {
+		e.tellAll(func(now time.Duration, l *link.Link) { l.HandlePortal(now) })
 	}
 }
 

@@ -224,7 +224,7 @@ func TestSlowPortal(t *testing.T) {
 		c := w.node("laptop", protocol.Client)
 		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
 		w.portal.set(func() { w.portal.slow = time.Minute })
-		c.owner(func(e *Edge) { e.peers["gate"].attempt.handle.Close(link.CloseICETimeout) })
+		c.end("gate", link.CloseICETimeout)
 		took := w.await(10*time.Second, "connected again", func() bool {
 			return c.generation("gate") == 2 && up(c, g)
 		})
@@ -232,6 +232,51 @@ func TestSlowPortal(t *testing.T) {
 			t.Error("connected after", took)
 		}
 		w.portal.set(func() { w.portal.slow = 0 })
+	})
+}
+
+// While the portal keeps each question for 20 s, control waits for nobody: those who have a session go on, others begin with what is
+// known, and it answers at once.
+func TestPortalHoldsQuestions(t *testing.T) {
+	run(t, signal.Faults{}, func(w *world) {
+		g := w.node("gate", protocol.Gateway)
+		c := w.node("laptop", protocol.Client)
+		w.await(5*time.Second, "connected", func() bool { return up(c, g) })
+		var others []*node
+		for _, name := range []string{"ann", "bob", "cyd"} {
+			others = append(others, w.node(name, protocol.Client))
+		}
+		w.await(5*time.Second, "all connected", func() bool {
+			return up(others[0], g) && up(others[1], g) && up(others[2], g)
+		})
+		w.portal.set(func() { w.portal.slow = 20 * time.Second })
+		for _, o := range others {
+			end(o, g, link.CloseReplaced) // without a bye
+		}
+		begin, slowest := time.Now(), time.Duration(0)
+		for time.Since(begin) < 20*time.Second { // load, and questions without end
+			g.pipeline.Want("ann")
+			c.device.InjectData(ipPacket(inner(c.number), inner(g.number), "load"))
+			g.device.Take()
+			asked := time.Now()
+			_ = g.status()
+			slowest = max(slowest, time.Since(asked))
+			if s := c.connection("gate"); s.State != "up" {
+				t.Fatalf("after %v: %+v", time.Since(begin), s)
+			}
+			for _, o := range others {
+				o.pipeline.Want("gate")
+			}
+			time.Sleep(100 * time.Millisecond)
+		}
+		if slowest != 0 { // of virtual time
+			t.Errorf("control answered after %v", slowest)
+		}
+		for _, o := range others {
+			if !up(o, g) {
+				t.Errorf("%s is not connected: %+v", o.name, o.connection("gate"))
+			}
+		}
 	})
 }
 

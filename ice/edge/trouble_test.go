@@ -155,11 +155,7 @@ func (r *trouble) happen() {
 		func() {
 			reason := []link.CloseReason{link.CloseICEDisconnected, link.CloseReplaced, link.CloseShutdown}[r.random.IntN(3)]
 			r.note("%s ends its connection with %s: %v", g.name, c.name, reason)
-			g.owner(func(e *Edge) {
-				if p := e.peers[c.name]; p != nil && p.attempt != nil {
-					p.attempt.handle.Close(reason)
-				}
-			})
+			g.end(c.name, reason)
 		},
 	}
 	choices[r.random.IntN(len(choices))]()
@@ -261,13 +257,12 @@ func (r *trouble) wantNothingLeft(n *node) {
 		}
 	}
 	n.owner(func(e *Edge) {
-		if len(e.attempts) > len(e.peers) || len(e.named) != len(e.attempts) || len(e.held) != 0 {
-			r.t.Errorf("%s keeps %d attempts, %d names, %d held", n.name, len(e.attempts), len(e.named), len(e.held))
+		if len(e.finders) > len(e.peers) || len(e.byConnection) != len(e.finders) {
+			r.t.Errorf("%s keeps %d finders, %d connections", n.name, len(e.finders), len(e.byConnection))
 		}
-		for _, a := range e.attempts {
-			if a.peer.attempt != a || len(a.agents) > 0 || len(a.pending) > 0 || len(a.peer.waiting) > 0 {
-				r.t.Errorf("%s keeps with %s an old attempt, %d agents, %d and %d messages", n.name, a.peer.Name, len(a.agents),
-					len(a.pending), len(a.peer.waiting))
+		for peer := range e.peers {
+			if s := n.link(peer); s.Agents > 0 || s.Waiting > 0 {
+				r.t.Errorf("%s keeps with %s %d agents, %d messages", n.name, peer, s.Agents, s.Waiting)
 			}
 		}
 	})

@@ -19,6 +19,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -441,18 +442,27 @@ func (w *world) await(limit time.Duration, what string, f func() bool) time.Dura
 // generation is that of n's newest attempt with a peer.
 func (n *node) generation(peer string) uint64 { return uint64(n.connection(peer).Generation) }
 
-// agent is the number of the newest agent of n's that has found a path to the peer, 0 if there is none.
-func (n *node) agent(peer string) (number uint32) {
-	n.owner(func(e *Edge) {
-		if a := e.peers[peer].attempt; a != nil {
-			for _, g := range a.agents {
-				if g.settled {
-					number = max(number, g.number)
-				}
-			}
+// agent is the number of the agent that has found the path to the peer, 0 if there is none.
+func (n *node) agent(peer string) link.AgentNumber { return n.link(peer).Agent }
+
+// link is what n's link to a peer says.
+func (n *node) link(peer string) (s link.Status) {
+	n.edge.tell(peer, func(now time.Duration, l *link.Link) { s = l.Status(now) })
+	return s
+}
+
+// end has n end its connection with a peer.
+func (n *node) end(peer string, reason link.CloseReason) {
+	n.edge.tell(peer, func(_ time.Duration, l *link.Link) { l.Close(reason) })
+}
+
+// skip has n leave out so many numbers of attempts with a peer.
+func (n *node) skip(peer string, numbers int) {
+	n.edge.tell(peer, func(time.Duration, *link.Link) {
+		for range numbers {
+			n.edge.links.Generations.Next(peer)
 		}
 	})
-	return number
 }
 
 // up reports whether both nodes say that they are connected.

@@ -35,18 +35,18 @@ const (
 )
 
 // state is the link's as status and counters name it.
-func (l *link) state() string {
+func (l *Link) state() string {
 	switch {
 	case l.alive():
 		return l.connection.phase.String()
-	case l.asked != 0 || l.backoff.wanted:
+	case l.asking.since != 0 || l.backoff.wanted:
 		return stateWaiting
 	}
 	return stateNone
 }
 
 // via is the way of the peer's path.
-func (l *link) via() string {
+func (l *Link) via() string {
 	switch {
 	case l.view.Path == nil:
 		return viaNone

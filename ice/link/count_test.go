@@ -11,7 +11,7 @@ func TestCountersAreBounded(t *testing.T) {
 	few := len(New(Config{}).Counters())
 	c := New(Config{})
 	for i := range 10_000 {
-		c.Link(fmt.Sprint(i)).(*link).backoff.wanted = i%10 == 0
+		c.Link(fmt.Sprint(i)).(*Link).backoff.wanted = i%10 == 0
 	}
 	begin := time.Now()
 	list := c.Counters()

@@ -2,21 +2,28 @@ package link
 
 import "time"
 
-// This file is what a connection does while no data passes, and its keepalives: they confirm a new session, and hold a path that
-// no agent holds.
+// This file is what a connection does while no data passes.
+
+const (
+	// idleAfter is how long no data must pass for the agent to be closed. Keepalives of both sides then keep the path open, and
+	// show each of them that it is: two that are missed are a reason to look for another.
+	idleAfter     = 20 * time.Second
+	idleKeepalive = 25 * time.Second
+	idleSuspect   = 2*idleKeepalive + 10*time.Second
+)
+
+// idle is since when nothing passes.
+type idle struct{ since time.Duration }
 
 // followData closes the agent when no data has passed for a while, and wants one when some has or the peer's keepalives do not
 // come.
 func (c *connection) followData() {
 	switch {
-	case c.phase == PhaseIdle && (c.view.LastData > c.idleSince || c.now >= c.authenticated+idleSuspect):
+	case c.phase == PhaseIdle && (c.view().LastData > c.idle.since || c.now >= c.authenticated+idleSuspect):
 		c.phase = PhaseUp
 		c.retryAgent()
 	case c.mayIdle() && c.now >= c.idleAt():
-		if c.current.number != 0 {
-			c.closeAgent(c.current.number)
-			c.current = agent{}
-		}
+		c.closeAgent(&c.current)
 		c.becomeIdle()
 	}
 }
@@ -24,51 +31,21 @@ func (c *connection) followData() {
 func (c *connection) mayIdle() bool { return c.phase == PhaseUp && c.second.number == 0 && !c.wanted }
 
 func (c *connection) idleAt() time.Duration {
-	return max(c.view.LastData, c.current.selected, c.upSince) + idleAfter
+	return max(c.view().LastData, c.current.selected, c.upSince) + idleAfter
 }
 
 // becomeIdle is idle mode, without an agent. A keepalive leaves at once, so that the peer, whose agent goes quiet, sees that we
 // live.
 func (c *connection) becomeIdle() {
-	c.phase, c.idleSince = PhaseIdle, c.now
+	c.phase, c.idle.since = PhaseIdle, c.now
 	c.sendKeepalive()
 }
 
-// followConfirm ends the repeated confirming: something came in the new session, or the responder waits no longer.
-func (c *connection) followConfirm() {
-	if c.confirmUntil == 0 {
-		return
-	}
-	a := &c.view.Activity
-	heard := a.LastDataReceived > c.view.Created || a.LastReceived > c.view.Created && a.LastReceived != c.handshakeAt
-	if heard || c.now >= c.confirmUntil || c.phase != PhaseUp {
-		c.confirmUntil = 0
-	}
-}
-
-// keepaliveAt is when the next keepalive is due: soon while a first session is to be confirmed, and while no agent holds the
-// path so often that no NAT forgets it. What comes from the peer does not count, as some NATs keep a mapping only for what
-// leaves (RFC 4787, section 4.3). Not ok: none is.
-func (c *connection) keepaliveAt() (at time.Duration, ok bool) {
-	interval := idleKeepalive
+func (c *connection) idleDeadlines(s *schedule) {
 	switch {
-	case c.phase != PhaseUp && c.phase != PhaseIdle:
-		return 0, false
-	case c.confirmUntil != 0:
-		interval = confirmKeepalive
-	case c.current.number != 0:
-		return 0, false
+	case c.mayIdle():
+		s.set(deadlineIdle, c.idleAt())
+	case c.phase == PhaseIdle:
+		s.set(deadlineIdleSuspect, c.authenticated+idleSuspect)
 	}
-	return max(c.view.Activity.LastSent, c.keepaliveSent) + interval, true
-}
-
-func (c *connection) followKeepalive() {
-	if at, ok := c.keepaliveAt(); ok && c.now >= at {
-		c.sendKeepalive()
-	}
-}
-
-func (c *connection) sendKeepalive() {
-	c.keepaliveSent = c.now
-	c.emit(connectionOutput{kind: connectionKeepalive})
 }

@@ -17,35 +17,35 @@ const (
 	busyFor = 5 * time.Second
 )
 
-// asking is the latest check that was asked for because the path was quiet.
-type asking struct {
+// quiet is the latest check that was asked for because the path was quiet.
+type quiet struct {
 	at    time.Duration
 	heard time.Duration // lastHeard then
 	data  time.Duration // and when data had last passed
 }
 
 // quietAt is when the pair is to be checked unless something is heard, or when to look again whether there is reason to. One silence
-// is asked about once, and after data that is over only once. Not ok: there is no use in it.
-func (c *connection) quietAt() (at time.Duration, ok bool) {
+// is asked about once, and after data that is over only once. 0: there is no use in it.
+func (c *connection) quietAt() (at time.Duration, name deadline) {
 	switch {
 	case c.phase != PhaseHandshake && c.phase != PhaseUp, c.current.selected == 0, c.parting():
-		return 0, false
-	case c.lastHeard() == c.asking.heard, c.phase == PhaseUp && (!c.busy() || c.view.LastData <= c.asking.data):
-		return c.now + lookAgain, true
+		return 0, deadlineQuiet
+	case c.lastHeard() == c.quiet.heard, c.phase == PhaseUp && (!c.busy() || c.view().LastData <= c.quiet.data):
+		return c.now + lookAgain, deadlineLook
 	}
-	return c.lastHeard() + quietAfter, true
+	return c.lastHeard() + quietAfter, deadlineQuiet
 }
 
 // followQuiet has the pair checked.
 func (c *connection) followQuiet() {
-	if at, ok := c.quietAt(); ok && c.now >= at {
-		c.asking = asking{c.now, c.lastHeard(), c.view.LastData}
-		c.emit(connectionOutput{kind: connectionCheckAgent, agent: c.current.number})
+	if at, _ := c.quietAt(); at != 0 && c.now >= at {
+		c.quiet = quiet{c.now, c.lastHeard(), c.view().LastData}
+		c.link.task(Task{Kind: TaskCheck, Agent: c.current.number})
 	}
 }
 
 // busy reports whether data flows, or tries to. A peer that is idle has no agent, so its silence means nothing.
-func (c *connection) busy() bool { return c.view.LastData != 0 && c.now < c.view.LastData+busyFor }
+func (c *connection) busy() bool { return c.view().LastData != 0 && c.now < c.view().LastData+busyFor }
 
 // suspect reports whether a handshake or data may be failing because the path is lost.
 func (c *connection) suspect() bool {
@@ -55,10 +55,15 @@ func (c *connection) suspect() bool {
 
 // suspectAt is when the path may be lost, unless something is heard. Not ok: the pair was not checked since something was.
 func (c *connection) suspectAt() (at time.Duration, ok bool) {
-	return c.asking.at + suspectAfter, c.asking.at != 0 && c.asking.heard == c.lastHeard()
+	return c.quiet.at + suspectAfter, c.quiet.at != 0 && c.quiet.heard == c.lastHeard()
 }
 
 // lastHeard is when the path last showed that it works, be it by STUN or by WireGuard.
 func (c *connection) lastHeard() time.Duration {
-	return max(c.view.lastSTUN, c.current.selected, c.authenticated)
+	return max(c.lastSTUN(), c.current.selected, c.authenticated)
+}
+
+func (c *connection) quietDeadlines(s *schedule) {
+	at, name := c.quietAt()
+	s.set(name, at)
 }

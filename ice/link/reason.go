@@ -108,7 +108,7 @@ const (
 	CauseWeAreLoaded               // initiations were refused for our load
 	CauseDamaged                   // messages came, but none that opens
 	CauseSilence                   // nothing came
-	// What the edge knows of ICE, see Attempt.Obstacle.
+	// What the edge knows of ICE, see Facts.
 	CauseUDPBlocked       // nothing comes back over UDP, from no relay and no peer
 	CausePeerUDPBlocked   // the peer names no address that a relay has seen, although relays are there
 	CauseRelayCredentials // no relay is up, and one refuses our credentials
@@ -261,9 +261,9 @@ func reportedCause(own, peer HandshakeCounters) CloseCause {
 
 // Bye is what the side that closes a connection tells the other through signaling.
 type Bye struct {
-	Generation uint32            `json:"gen"`
-	Reason     CloseReason       `json:"reason"`
-	Counters   HandshakeCounters `json:"counters"`
+	Attempt  AttemptNumber     `json:"gen"`
+	Reason   CloseReason       `json:"reason"`
+	Counters HandshakeCounters `json:"counters"`
 }
 
 // LogValue shows the bye in one group.
@@ -302,14 +302,14 @@ func (c *HandshakeCounters) each(f func(name string, value uint32)) {
 
 // Closed is how a connection ended.
 type Closed struct {
-	Generation uint32
-	Reason     CloseReason
-	Cause      CloseCause
-	Phase      Phase         // in which it ended
-	Lasted     time.Duration // since the attempt began
-	Up         time.Duration // since it first had a session, 0 if it never had one
-	Waited     time.Duration // since the handshake's deadline was set, if it ended in PhaseHandshake
-	Counters   HandshakeCounters
+	Attempt  AttemptNumber
+	Reason   CloseReason
+	Cause    CloseCause
+	Phase    Phase         // in which it ended
+	Lasted   time.Duration // since the attempt began
+	Up       time.Duration // since it first had a session, 0 if it never had one
+	Waited   time.Duration // since the handshake's deadline was set, if it ended in PhaseHandshake
+	Counters HandshakeCounters
 	// PeerReports is the peer's bye, nil if none came. Frozen.
 	PeerReports *Bye
 }
@@ -321,7 +321,7 @@ func (c *Closed) failed() bool {
 
 // Bye is what the peer is to be told of the close. Not ok: it knows.
 func (c *Closed) Bye() (b Bye, ok bool) {
-	return Bye{Generation: c.Generation, Reason: c.Reason, Counters: c.Counters}, c.Reason.farewell()
+	return Bye{Attempt: c.Attempt, Reason: c.Reason, Counters: c.Counters}, c.Reason.farewell()
 }
 
 // LogAttrs describes the close for one line of the log.

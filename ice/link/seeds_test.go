@@ -1,0 +1,6 @@
+//go:build !soak
+
+package link
+
+// seeds is how many TestTrouble runs.
+const seeds = 20
