@@ -6,10 +6,10 @@ import (
 	"errors"
 	"net"
 	"os"
-	"syscall"
 	"time"
 
 	"github.com/sluice-vpn/sluice/ice/signal"
+	"github.com/sluice-vpn/sluice/pipeline/errno"
 )
 
 // portal tries TCP and TLS to one portal, and whether its machine is reached by port 443, which networks leave open that close all else.
@@ -55,10 +55,9 @@ func (c *Config) connect(ctx context.Context, address string) (net.Conn, State, 
 	switch {
 	case err == nil:
 		return conn, Works, nil
-	case errors.Is(err, syscall.ECONNREFUSED), errors.Is(err, syscall.ECONNRESET):
+	case errno.Refused(err):
 		return nil, Refused, err
-	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errors.Is(err, syscall.ETIMEDOUT),
-		errors.Is(err, syscall.EHOSTUNREACH), errors.Is(err, syscall.ECONNABORTED):
+	case errors.Is(err, os.ErrDeadlineExceeded), errors.Is(err, context.DeadlineExceeded), errno.Unreached(err):
 		return nil, Blocked, err
 	}
 	return nil, Failed, err

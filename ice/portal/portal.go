@@ -14,7 +14,6 @@ import (
 	"strconv"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -24,6 +23,7 @@ import (
 	"github.com/sluice-vpn/sluice/ice/secretfile"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/ice/signal/broker"
+	"github.com/sluice-vpn/sluice/pipeline/errno"
 )
 
 // DefaultPort is the TCP port for nodes.
@@ -283,7 +283,7 @@ func (p *Portal) waitForRelay() error {
 	for p.relay != nil && !p.relay.Ready() {
 		select {
 		case err := <-p.failed:
-			if errors.Is(err, syscall.EADDRINUSE) {
+			if errno.InUse(err) {
 				err = fmt.Errorf("%w; stop what has the port, or give another one with -relay-listen", err)
 			}
 			return err

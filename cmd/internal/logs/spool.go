@@ -10,6 +10,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline/errno"
 )
 
 const (
@@ -148,7 +150,7 @@ func (s *spool) put(line []byte) bool {
 		switch {
 		case err == nil:
 			return true
-		case errors.Is(err, syscall.EPIPE) || errors.Is(err, fs.ErrClosed) || errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EBADF):
+		case errno.BrokenPipe(err) || errors.Is(err, fs.ErrClosed) || errors.Is(err, syscall.EIO) || errors.Is(err, syscall.EBADF):
 			return false
 		}
 		// The line must not stand in the file by half: the program may end before there is room, and another one go on there.

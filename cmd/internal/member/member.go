@@ -19,7 +19,6 @@ import (
 	"strings"
 	"sync"
 	"sync/atomic"
-	"syscall"
 	"time"
 
 	"github.com/sluice-vpn/sluice/cmd/internal/environment"
@@ -30,6 +29,7 @@ import (
 	"github.com/sluice-vpn/sluice/ice/edge"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/pipeline"
+	"github.com/sluice-vpn/sluice/pipeline/errno"
 	"github.com/sluice-vpn/sluice/tun"
 	"github.com/sluice-vpn/sluice/tun/host"
 	"github.com/sluice-vpn/sluice/tun/netstack"
@@ -224,7 +224,7 @@ func (n *node) live(ctx context.Context) error {
 		switch {
 		case err == nil:
 			err = fmt.Errorf("interface %s is gone", n.options.Interface)
-		case errors.Is(err, syscall.EADDRINUSE):
+		case errno.InUse(err):
 			err = fmt.Errorf("%w; stop what has the port, or choose another one with -port", err)
 		}
 	case err = <-edged:

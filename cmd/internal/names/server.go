@@ -9,6 +9,8 @@ import (
 	"sync"
 	"syscall"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline/errno"
 )
 
 // dnsPort is where clients look for a name server by themselves.
@@ -31,7 +33,7 @@ func listen(own []netip.Addr, anyPort bool, view func() *view) (*server, error) 
 	var failed error
 	for _, a := range own {
 		conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, dnsPort)))
-		if anyPort && (errors.Is(err, syscall.EACCES) || errors.Is(err, syscall.EADDRINUSE)) {
+		if anyPort && (errors.Is(err, syscall.EACCES) || errno.InUse(err)) {
 			conn, err = net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(a, 0)))
 		}
 		if err != nil {

@@ -10,7 +10,6 @@ package ops
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"net"
@@ -18,7 +17,6 @@ import (
 	"net/http/pprof"
 	"strconv"
 	"strings"
-	"syscall"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -26,6 +24,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus/promhttp"
 
 	"github.com/sluice-vpn/sluice/pipeline/count"
+	"github.com/sluice-vpn/sluice/pipeline/errno"
 )
 
 // Check is one thing that has to be there. Err is nil if it is, else one line that says why not.
@@ -74,7 +73,7 @@ func Listen(at string) (net.Listener, error) {
 	}
 	l, err := net.Listen("tcp", at)
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
+	case errno.InUse(err):
 		return nil, fmt.Errorf("-ops %s: another program has this port; choose another one", at)
 	case err != nil:
 		return nil, fmt.Errorf("-ops %s: %w", at, err)

@@ -21,6 +21,8 @@ import (
 	"sync/atomic"
 	"syscall"
 	"time"
+
+	"github.com/sluice-vpn/sluice/pipeline/errno"
 )
 
 // Conn is a connection of which either direction may end before the other.
@@ -170,7 +172,7 @@ func (s *Server) Forward(flag string, f Forward) (net.Addr, error) {
 func (s *Server) listen(flag, at string, serve func(Conn)) (net.Addr, error) {
 	l, err := net.Listen("tcp", at)
 	switch {
-	case errors.Is(err, syscall.EADDRINUSE):
+	case errno.InUse(err):
 		return nil, fmt.Errorf("%s %s: another program has this port; choose another one", flag, at)
 	case err != nil:
 		return nil, fmt.Errorf("%s %s: %w", flag, at, err)
