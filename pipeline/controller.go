@@ -443,13 +443,13 @@ func (c *controller) setPrivateKey(now time.Duration, k *crypto.PrivateKey) {
 	}
 }
 
-// status describes all peers, in the order they were added.
-func (c *controller) status() []PeerStatus {
+// status describes all peers as of now, in the order they were added.
+func (c *controller) status(now time.Duration) []PeerStatus {
 	list := make([]PeerStatus, 0, len(c.peers))
 	for _, p := range c.peers {
 		s := PeerStatus{
 			PublicKey: p.key, PresharedKey: p.core.PresharedKey(), PersistentKeepalive: p.keepalive,
-			LastHandshake: p.core.LastHandshake(), RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load(),
+			LastHandshake: p.core.LastHandshake(), RxBytes: p.rxBytes.Load(), TxBytes: p.txBytes.Load(), Drops: p.drops.read(now),
 		}
 		if path := p.path.Load(); path != nil {
 			s.Endpoint, s.Path = path.Dst, path

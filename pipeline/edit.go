@@ -222,6 +222,7 @@ type PeerStatus struct {
 	LastHandshake       time.Time      // zero: never
 	RxBytes, TxBytes    uint64         // UDP payload, handshakes and keepalives included
 	AllowedIPs          []netip.Prefix // sorted
+	Drops               PeerDrops
 }
 
 // Wipe overwrites the secrets.
@@ -237,7 +238,7 @@ func (p *Pipeline) Status() (*Status, error) {
 	s := new(Status)
 	err := p.call(func() {
 		secret.Do(func() {
-			s.PrivateKey, s.Peers = p.local.PrivateKey(), p.control.controller.status()
+			s.PrivateKey, s.Peers = p.local.PrivateKey(), p.control.controller.status(p.clock())
 		})
 		s.ListenPort, s.Mark, s.Lost = p.control.port(), p.control.udp.Mark, losses(p.control.laneCounters().List())
 	})

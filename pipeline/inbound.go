@@ -159,7 +159,7 @@ func (in *inbound) lookUp(now time.Duration, message int, b []byte, via hop) {
 			return
 		}
 		if !kp.Acceptable(now) {
-			in.shard.discard(dropExpiredKeypair)
+			in.expired(now, kp)
 			return
 		}
 		in.lastKey, in.lastIn = kp, index
@@ -282,10 +282,27 @@ func (in *inbound) window(p *peer, kp *crypto.Keypair, run []aead.Packet, first 
 	}
 	p.inbound.mu.Unlock()
 	if unauthentic+replayed > 0 {
-		in.shard.stats.drop(dropUnauthentic, unauthentic)
-		in.shard.stats.drop(dropReplayed, replayed)
+		in.refused(p, unauthentic, replayed)
 	}
 	return authentic, data
+}
+
+// expired counts a packet of a session that is too old. It stands apart, as refused does, so that what carries packets stays small.
+//
+//go:noinline
+func (in *inbound) expired(now time.Duration, kp *crypto.Keypair) {
+	in.shard.discard(dropExpiredKeypair)
+	kp.Owner().(*peer).drops.note(now, dropExpiredKeypair, 1, nil)
+}
+
+// refused counts packets that came by a session of p; of those that are not authentic nobody can tell whether they came from p.
+//
+//go:noinline
+func (in *inbound) refused(p *peer, unauthentic, replayed int) {
+	in.shard.stats.drop(dropUnauthentic, unauthentic)
+	in.shard.stats.drop(dropReplayed, replayed)
+	p.drops.note(in.shard.now, dropUnauthentic, unauthentic, nil)
+	p.drops.note(in.shard.now, dropReplayed, replayed, nil)
 }
 
 // accept checks one decrypted packet as the kernel's wg_packet_consume_data_done does and coalesces it.
@@ -338,9 +355,12 @@ func (in *inbound) accept(p *peer, m *udp.Datagrams, b []byte) {
 	in.delivered++
 }
 
-// drop counts a packet of p that goes no further.
+// drop counts a packet of p that goes no further. It stands apart, as expired does.
+//
+//go:noinline
 func (in *inbound) drop(why dropReason, p *peer, b []byte) {
 	in.shard.stats.drop(why, 1)
+	p.drops.note(in.shard.now, why, 1, b)
 	if in.shard.taking.tap != nil {
 		in.shard.capture(true, p, b, tun.Offload{}, why)
 	}

@@ -116,6 +116,7 @@ func (c *controller) replaceKey(now time.Duration, p *peer, key crypto.PublicKey
 		next.title.Store(p.title.Swap(nil))
 		c.named[*next.title.Load()] = next
 		c.effects.inherit(p, next)
+		next.drops.inherit(&p.drops)
 		c.setReach(p, ReachNone)
 	} else {
 		next.path.Store(p.path.Load())

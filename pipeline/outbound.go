@@ -235,9 +235,14 @@ func (o *outbound) stage(p *peer, sp *tun.Superpacket) {
 	if o.shard.taking.tap != nil {
 		before = slices.Clone(lane.packets)
 	}
+	oldest := sp.Data
+	if len(lane.packets) > 0 {
+		oldest = lane.packets[0].Data // which gives way first
+	}
 	dropped, grown := lane.push(sp)
 	o.shard.staged += grown
 	o.shard.stats.drop(dropStagedFull, dropped)
+	p.drops.note(o.shard.now, dropStagedFull, dropped, oldest)
 	for i := range max(0, len(before)+1-len(lane.packets)) { // the oldest have given way
 		if i < len(before) {
 			o.shard.capture(false, p, before[i].Data, before[i].Offload, dropStagedFull)
@@ -245,9 +250,15 @@ func (o *outbound) stage(p *peer, sp *tun.Superpacket) {
 	}
 }
 
-// drop counts a packet that goes no further, of p or nobody.
+// drop counts a packet that goes no further, of p or nobody. It stands apart, so that what carries packets stays small.
+//
+//go:noinline
 func (o *outbound) drop(why dropReason, p *peer, sp *tun.Superpacket) {
-	o.shard.stats.drop(why, segmentCount(sp))
+	n := segmentCount(sp)
+	o.shard.stats.drop(why, n)
+	if p != nil {
+		p.drops.note(o.shard.now, why, n, sp.Data)
+	}
 	if o.shard.taking.tap != nil {
 		o.shard.capture(false, p, sp.Data, sp.Offload, why)
 	}

@@ -12,7 +12,7 @@ import (
 
 // peer is one peer as control and the lanes share it.
 //
-// Frozen: key, core, outbound. Owned by control: allowedIPs, deadline, keepalive. Atomic: path, title, stamps, signals.
+// Frozen: key, core, outbound. Owned by control: allowedIPs, deadline, keepalive. Atomic: path, title, stamps, drops, signals.
 type peer struct {
 	key  crypto.PublicKey
 	core *crypto.Peer // owned by control, but for Sending
@@ -43,6 +43,8 @@ type peer struct {
 	keepalive  uint16 // seconds
 	link       Link   // of a named peer, else nil
 	deadline   deadline
+
+	drops peerDrops // last, since it is seldom touched
 }
 
 // sending returns the keypair to send with now, nil if there is none. That is a responder's new one from its first valid

@@ -89,8 +89,11 @@ func (q *sendQueue) abandon(s *shard, why dropReason) {
 	}
 	for i := q.sent; i < len(q.runs); i++ {
 		r := &q.runs[i]
-		s.stats.drop(why, (len(r.Data)+r.SegmentSize-1)/r.SegmentSize)
-		q.owners[i].peer.stamps.refused(q.owners[i].at)
+		n := (len(r.Data) + r.SegmentSize - 1) / r.SegmentSize
+		s.stats.drop(why, n)
+		p := q.owners[i].peer
+		p.drops.note(s.now, why, n, nil)
+		p.stamps.refused(q.owners[i].at)
 	}
 	q.reset()
 }

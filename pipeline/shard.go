@@ -221,6 +221,7 @@ func (s *shard) inherit(p, heir *peer) {
 	dropped, bytes := heir.outbound[s.id].inherit(&p.outbound[s.id].staged)
 	s.staged -= bytes
 	s.stats.drop(dropStagedFull, dropped)
+	heir.drops.note(s.now, dropStagedFull, dropped, nil)
 }
 
 // purge drops what is staged for the peer.
@@ -231,9 +232,14 @@ func (s *shard) purge(p *peer) {
 			s.capture(false, p, sp.Data, sp.Offload, dropStagedExpired)
 		}
 	}
+	var last []byte
+	if packets := p.outbound[s.id].packets; len(packets) > 0 {
+		last = packets[len(packets)-1].Data
+	}
 	segments, bytes := p.outbound[s.id].clear()
 	s.staged -= bytes
 	s.stats.drop(dropStagedExpired, segments)
+	p.drops.note(s.now, dropStagedExpired, segments, last)
 }
 
 // mail puts a handshake message into control's mailbox.

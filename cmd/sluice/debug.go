@@ -150,6 +150,9 @@ func (c *collector) know(s *edge.Status) {
 	for i := range s.Connections {
 		c.names = append(c.names, s.Connections[i].Peer)
 		c.inner = append(c.inner, s.Connections[i].AllowedIPs...)
+		if d := s.Connections[i].LastDrop; d != nil && d.Src.IsValid() {
+			c.inner = append(c.inner, netip.PrefixFrom(d.Src.Addr(), d.Src.Addr().BitLen()), netip.PrefixFrom(d.Dst.Addr(), d.Dst.Addr().BitLen()))
+		}
 	}
 	for i := range s.Routes {
 		c.inner = append(c.inner, s.Routes[i].Prefix)

@@ -109,10 +109,23 @@ type ConnectionStatus struct {
 	RxBytes       uint64    `json:"rx_bytes"`
 	TxBytes       uint64    `json:"tx_bytes"`
 	NextAttemptS  float64   `json:"next_attempt_s,omitempty"`
+	// Drops are packets of the peer that went no further, where it is known whose they are, by the counter's name; those of 0 left out. LastDrop
+	// is the latest.
+	Drops    map[string]uint64 `json:"drops,omitempty"`
+	LastDrop *DropStatus       `json:"last_drop,omitempty"`
 	// Obstacle is why ICE may find nothing, as far as it is known.
 	Obstacle    string       `json:"obstacle,omitempty"`
 	LastClose   *CloseStatus `json:"last_close,omitempty"`
 	Explanation string       `json:"explanation"` // one sentence
+}
+
+// DropStatus is the latest packet of a peer that was dropped: when, by which counter, and whose it was in the tunnel, where that is known.
+type DropStatus struct {
+	At       time.Time      `json:"at"`
+	Name     string         `json:"name"`               // of the counter
+	Protocol uint8          `json:"protocol,omitempty"` // IANA's number
+	Src      netip.AddrPort `json:"src,omitzero"`       // ports are 0 where there are none
+	Dst      netip.AddrPort `json:"dst,omitzero"`
 }
 
 // RoundTrip is one round trip of a STUN check.
@@ -242,6 +255,10 @@ func (e *Edge) connectionStatus(now time.Time, p *peer, of pipeline.PeerStatus, 
 	s := ConnectionStatus{
 		Peer: p.Name, Role: p.Role, PublicKey: crypto.PublicKey(p.PublicKey).Encode(), AllowedIPs: p.AllowedIPs, Online: p.Online,
 		State: "none", LastHandshake: of.LastHandshake, RxBytes: of.RxBytes, TxBytes: of.TxBytes,
+		Drops: of.Drops.Counts,
+	}
+	if d := &of.Drops; d.Last != "" {
+		s.LastDrop = &DropStatus{At: now.Add(-d.Ago), Name: d.Last, Protocol: d.Flow.Protocol, Src: d.Flow.Src, Dst: d.Flow.Dst}
 	}
 	s.Generation, s.NextAttemptS = uint32(k.Attempt), k.NextAttempt.Seconds()
 	switch {

@@ -69,4 +69,9 @@ func TestWhy(t *testing.T) {
 	if text, w = v.why(c, "gate"); w.Verdict != status.VerdictNotConnected || w.Connection.LastClose == nil || !strings.Contains(text, "last close ") {
 		t.Errorf("a peer that is gone: %+v\n%s", w, text)
 	}
+	defer knock(t, c.site.Node, w.Address)()
+	await(t, patience, "packets to the peer are dropped", func() bool { d := c.connection("gate").LastDrop; return d != nil && d.Dst.Addr() == w.Address })
+	if text, w = v.why(c, "gate"); len(w.Connection.Drops) == 0 || !strings.Contains(oneLine(text), "last dropped of gate:") || !strings.Contains(oneLine(text), "UDP "+c.overlay().String()) {
+		t.Errorf("packets to a peer that is gone: %+v\n%s", w.Connection, text)
+	}
 }

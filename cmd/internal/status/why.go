@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"fmt"
 	"io"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -202,6 +201,7 @@ func (v View) WriteWhy(out io.Writer, w *Why) error {
 	}
 	w.writeConnection(&b, v)
 	w.writeMTU(&b, v)
+	w.writePeerDrops(&b, v)
 	w.writeDrops(&b, v)
 	if w.Problem != "" {
 		v.say(&b, "", "PROBLEM: %s", w.Problem)
@@ -290,26 +290,5 @@ func (w *Why) writeMTU(b *strings.Builder, v View) {
 			m.Tunnel, m.Overhead, m.Outer, m.Outer-m.Overhead)
 	default:
 		v.say(b, "", "MTU: %d in the tunnel, %d with the outer headers; the way to the peer takes %d", m.Tunnel, m.Tunnel+m.Overhead, m.Outer)
-	}
-}
-
-// writeDrops lists what was dropped, what is new first, then the most.
-func (w *Why) writeDrops(b *strings.Builder, v View) {
-	names := slices.SortedFunc(maps.Keys(w.Drops), func(x, y string) int {
-		return cmp.Or(cmp.Compare(w.New[y], w.New[x]), cmp.Compare(w.Drops[y], w.Drops[x]), cmp.Compare(x, y))
-	})
-	for _, name := range names {
-		recent := ""
-		if w.New[name] > 0 {
-			recent = fmt.Sprintf(", %d within the last %s", w.New[name], Span(seconds(w.NewS)))
-		}
-		where := dropWhy[name]
-		if where == "" {
-			where = "were lost " + lostWhere[name]
-		}
-		v.say(b, "", "dropped: %d packets %s (%s)%s", w.Drops[name], strings.TrimSpace(where), name, recent)
-	}
-	if len(names) == 0 {
-		v.say(b, "", "dropped: nothing, of no peer")
 	}
 }

@@ -4,8 +4,10 @@ import (
 	"net/netip"
 	"os"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/sluice-vpn/sluice/ice/edge"
 )
@@ -16,6 +18,15 @@ func TestExplain(t *testing.T) {
 	fresh := edge.Status{Name: "laptop", Interface: "sluice0", Portal: edge.PortalStatus{Why: "connection refused"}}
 	distrust := busy
 	distrust.Connections = append([]edge.ConnectionStatus{{Peer: "alice", State: "none", Distrust: "identity_changed"}}, busy.Connections[1:]...)
+	busy.Connections = slices.Clone(busy.Connections)
+	busy.Connections[0].Drops = map[string]uint64{"drop_staged_full": 3, "drop_replayed": 40}
+	busy.Connections[0].LastDrop = &edge.DropStatus{At: noon.Add(-3 * time.Second), Name: "drop_staged_full", Protocol: 17,
+		Src: netip.MustParseAddrPort("[fd00:1234:5678:9abc:def0:1234:5678:9abc]:50000"), Dst: netip.MustParseAddrPort("[fd00:2021:1111::2]:53")}
+	busy.Connections[2].Drops = map[string]uint64{"drop_staged_expired": 7}
+	busy.Connections[2].LastDrop = &edge.DropStatus{At: noon.Add(-90 * time.Second), Name: "drop_staged_expired", Protocol: 1,
+		Src: netip.MustParseAddrPort("10.0.0.1:0"), Dst: netip.MustParseAddrPort("10.0.0.2:0")}
+	busy.Connections[1].Drops = map[string]uint64{"drop_unauthentic": 1}
+	busy.Connections[1].LastDrop = &edge.DropStatus{At: noon, Name: "drop_unauthentic"}
 	tunnel := KernelRoute{Interface: "sluice0", Source: netip.MustParseAddr("100.64.0.1"), Table: 51888}
 	for name, tt := range map[string]struct {
 		status  edge.Status
