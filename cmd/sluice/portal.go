@@ -39,7 +39,8 @@ func portalCommand() *cli.Command {
 		Name:  "portal",
 		Usage: "run the portal: sign-in, signaling and a relay for gateways and clients",
 		UsageText: "sluice portal -public ADDRESS [options]\n" +
-			"sluice portal node add, list, set, routes, token or remove (see sluice portal node -h)",
+			"sluice portal node add, list, set, routes, token or remove (see sluice portal node -h)\n" +
+			"sluice portal backup FILE, sluice portal restore FILE",
 		Description: "One process and one folder. Nodes reach it by TCP (TLS) for sign-in and signaling and by UDP for STUN and TURN; both\n" +
 			"ports must be open to them. Its first start makes one gateway and one client and prints the lines that start them, with\n" +
 			"their tokens where it writes to a terminal or a file." + configText,
@@ -71,7 +72,7 @@ func portalCommand() *cli.Command {
 			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: " + logs.Levels},
 		),
 		DisableSliceFlagSeparator: true, // -relay has a comma of its own
-		Commands:                  []*cli.Command{portalNodeCommand()},
+		Commands:                  []*cli.Command{portalNodeCommand(), portalBackupCommand(), portalRestoreCommand()},
 		Action:                    runPortal,
 	}
 }

@@ -83,6 +83,10 @@ func openDesk(folder string, p *portal.Portal) (io.Closer, error) {
 	mux.HandleFunc("DELETE /nodes/{name}", func(w http.ResponseWriter, r *http.Request) {
 		reply(w, "", p.RemoveNode(r.Context(), r.PathValue("name")))
 	})
+	mux.HandleFunc("GET /backup", func(w http.ResponseWriter, _ *http.Request) {
+		text, err := p.Backup()
+		reply(w, json.RawMessage(text), err)
+	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go server.Serve(listener) // ends with Close, which removes the socket
 	return server, nil

@@ -11,7 +11,8 @@
 // node, and the portal's own settings. Changes are written there first and only then take effect. Of tokens only hashes of
 // what nodes sign in with are kept, so nobody who reads the folder signs in as a node, or has its identity (protocol.Identity).
 // A store that has failed, on a full disk for example, is opened anew as soon as the disk takes data, and gets what it lacks;
-// until then nodes that change nothing are served, and /readyz says why the others are not. One process uses the folder at a time. A state that is not whole is an error at the start, and never an empty portal.
+// until then nodes that change nothing are served, and /readyz says why the others are not. Backup is all of it as one document, of
+// which Restore makes a folder. One process uses the folder at a time. A state that is not whole is an error at the start, and never an empty portal.
 //
 // Requests of nodes are bounded: one of each node waits, and who asks or changes too often is dropped or told to wait, and in
 // the end disconnected. Where two programs use one token, the one that connected last is served and the other is told.
