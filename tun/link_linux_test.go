@@ -80,6 +80,27 @@ func TestLinuxReadDropped(t *testing.T) {
 	})
 }
 
+// To watch the interface costs no packet: what the kernel has dropped stays 0, with offloads and without.
+func TestLinuxWatchDropsNothing(t *testing.T) {
+	for _, plain := range []bool{false, true} {
+		inNewNamespace(t, func() {
+			d := mustOpen(t, Options{Name: "watch0", NoOffload: plain})
+			quietIPv6(t, "watch0")
+			for range 10 {
+				if d.monitor.gone() {
+					t.Error("the device is gone")
+				}
+			}
+			link, err := netlink.LinkByName("watch0")
+			must(t, err)
+			if s := link.Attrs().Statistics; s.RxDropped != 0 || s.RxErrors != 0 {
+				t.Errorf("without offloads %v: %d packets dropped and %d errors, want none", plain, s.RxDropped, s.RxErrors)
+			}
+			must(t, d.Close())
+		})
+	}
+}
+
 // A larger MTU than a datagram carries is refused by Open, and set back where somebody else sets it.
 func TestLinuxMaxMTU(t *testing.T) {
 	inNewNamespace(t, func() {

@@ -33,7 +33,6 @@ type monitor struct {
 	namespace uint64 // inode of the device's; 0 while not known
 	news, ask routeSocket
 	up        bool
-	refused   bool // the latest write of nothing met EIO
 	drops     dropCount
 
 	done chan struct{}
@@ -102,12 +101,29 @@ func (m *monitor) wait() {
 	m.news.drain()
 }
 
-// gone asks by a write of nothing, which changes nothing: EBADFD once the device is deleted, else EINVAL (tun_get_user)
-// or, on older kernels while it is down, EIO.
+// gone tells whether the device is deleted.
 func (m *monitor) gone() bool {
-	_, err := unix.Write(m.fd, nil)
-	m.refused = errors.Is(err, unix.EIO)
+	_, err := m.name()
 	return errors.Is(err, unix.EBADFD)
+}
+
+// name is the interface's. The error is EBADFD once the device is deleted (__tun_chr_ioctl).
+func (m *monitor) name() (string, error) {
+	request, err := unix.NewIfreq("")
+	if err == nil {
+		err = unix.IoctlIfreq(m.fd, unix.TUNGETIFF, request)
+	}
+	if err != nil {
+		return "", err
+	}
+	return request.Name(), nil
+}
+
+// refused asks by a write of nothing whether the device is down, which older kernels say (EIO). Without a virtio-net header the kernel
+// counts it as a packet that it has dropped (tun_get_user), so it is for who is blind only, and sees no such counts.
+func (m *monitor) refused() bool {
+	_, err := unix.Write(m.fd, nil)
+	return errors.Is(err, unix.EIO)
 }
 
 // look compares the interface's state with what was told last, and tells.
@@ -120,7 +136,7 @@ func (m *monitor) look() {
 			post(m.device.events, EventMTU)
 		}
 	case !errors.Is(err, unix.ENODEV): // which says that it is being renamed or on its way elsewhere
-		up = !m.refused
+		up = !m.refused()
 	}
 	if up == m.up {
 		return
@@ -140,14 +156,11 @@ func (m *monitor) query() (link, error) {
 		return link{}, err
 	}
 	defer leave()
-	request, err := unix.NewIfreq("")
-	if err == nil {
-		err = unix.IoctlIfreq(m.fd, unix.TUNGETIFF, request)
-	}
+	name, err := m.name()
 	if err != nil {
 		return link{}, err
 	}
-	l, err := m.ask.link(request.Name(), at)
+	l, err := m.ask.link(name, at)
 	if err != nil {
 		return link{}, err
 	}
