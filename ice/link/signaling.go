@@ -90,7 +90,7 @@ func (c *connection) feed(now time.Duration, msg signal.Message) {
 	case a != nil && a.ready:
 		c.connect(now, a, msg)
 		return
-	case a == nil && number <= c.newest: // ours is closed
+	case (a == nil || a.failed) && number <= c.newest: // ours is closed, or could not be made
 		if msg.Kind == signal.Offer && number > c.met && !c.checking() {
 			c.met = number
 			c.wantAgent(now) // the peer's waits for one that we gave up before it came
