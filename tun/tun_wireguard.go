@@ -65,8 +65,8 @@ func open(o Options) (Device, error) {
 	if errors.Is(err, os.ErrPermission) {
 		return nil, fmt.Errorf("tun: %w: cannot make interface %q; run as administrator or root: %w", ErrPermission, o.Name, err)
 	}
-	if errors.Is(err, os.ErrNotExist) {
-		return nil, fmt.Errorf("tun: %w: %w", ErrNoDriver, err)
+	if err = explain(err); errors.Is(err, ErrNoDriver) {
+		return nil, err
 	}
 	if err != nil {
 		return nil, fmt.Errorf("tun: make interface %q: %w", o.Name, err)

@@ -8,8 +8,8 @@
 // changes of configuration, in the same place where the name was given; a device that has been moved to another namespace
 // belongs to whoever moved it. Adding what is there already and deleting what is not there are no errors.
 //
-// Only Linux is implemented (over rtnetlink and nftables' netlink, without the programs ip and nft). Elsewhere every function
-// returns [ErrUnsupported].
+// Linux is implemented (over rtnetlink and nftables' netlink, without the programs ip and nft), and of Windows what a client needs: addresses
+// and routes of its interface, and what surrounds the machine. What a system has not returns [ErrUnsupported].
 package host
 
 import (

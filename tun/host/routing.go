@@ -93,6 +93,10 @@ func (c RoutingConfig) withDefaults() RoutingConfig {
 	return c
 }
 
+// Marks tells whether there are marks, so that the program's own packets can be kept out of the tunnel where a route leads into it that
+// they would take.
+const Marks = marks
+
 // MarkControl sets the mark on sockets; it is for net.Dialer.Control and net.ListenConfig.Control. Where there are no marks
 // it does nothing, and for mark 0 it is nil.
 func MarkControl(mark uint32) func(network, address string, c syscall.RawConn) error {

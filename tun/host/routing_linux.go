@@ -230,6 +230,8 @@ func tableRoutes(family, table int) ([]tableRoute, error) {
 	return routes, err
 }
 
+const marks = true
+
 func setMark(c syscall.RawConn, mark uint32) error {
 	var err error
 	controlErr := c.Control(func(fd uintptr) { err = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(mark)) })

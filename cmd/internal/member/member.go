@@ -99,6 +99,8 @@ func (o Options) withDefaults() Options {
 	switch {
 	case o.Userspace != nil: // nothing is routed into the tunnel that a mark would have to keep out
 		o.Mark, o.Names = 0, names.Off
+	case !host.Marks: // see chooser.refuses
+		o.Mark = 0
 	case o.Mark == 0:
 		o.Mark = host.DefaultMark
 	}

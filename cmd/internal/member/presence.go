@@ -52,8 +52,11 @@ type presence struct {
 // Run runs a gateway or a client until ctx ends, a signal comes, or something fails. Without a token, and when the portal does not take it
 // (any more), it waits for one. Errors are one line that says what to do.
 func Run(ctx context.Context, o Options) error {
-	if runtime.GOOS != "linux" && o.Userspace == nil {
+	if o.Userspace == nil && !(runtime.GOOS == "linux" || runtime.GOOS == "windows" && o.Role == protocol.Client) {
 		return fmt.Errorf("a %s needs Linux for its routes; on this system there is sluice client -userspace, and sluice-wg", o.Role)
+	}
+	if o.FailClosed && runtime.GOOS == "windows" && o.Userspace == nil {
+		return errors.New("a machine cannot be kept from leaving the tunnel on Windows yet; start without -fail-closed")
 	}
 	o = o.withDefaults()
 	s := environment.Read(o.Getenv)

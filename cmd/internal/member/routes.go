@@ -27,6 +27,7 @@ type surroundings struct {
 // chooser decides about routes. Frozen but for here, which each decision has anew.
 type chooser struct {
 	policy  RoutePolicy
+	unkept  bool           // nothing keeps the program's own datagrams out of the tunnel
 	offered []netip.Prefix // by this node
 	overlay []netip.Prefix
 	here    surroundings
@@ -35,7 +36,7 @@ type chooser struct {
 // choose decides about all routes of an answer: see edge.Config.Choose.
 func (o *Options) choose(answer protocol.Sync) []edge.RouteStatus {
 	routes := edge.RoutesIn(answer)
-	c := chooser{policy: o.RoutePolicy, offered: o.Routes, overlay: answer.Overlay}
+	c := chooser{policy: o.RoutePolicy, unkept: o.Userspace == nil && !host.Marks, offered: o.Routes, overlay: answer.Overlay}
 	var err error
 	if o.Userspace == nil { // else no route takes a network away from this machine
 		if c.here.networks, err = host.Networks(o.Interface); err == nil {
@@ -64,6 +65,9 @@ func (c *chooser) refuses(p netip.Prefix) string {
 	}
 	if c.policy.NoDefault && protocol.Broad(p) {
 		return "-no-default-route"
+	}
+	if c.unkept && protocol.Broad(p) {
+		return "on this system the tunnel's own datagrams would go into it"
 	}
 	if p.Bits() == 0 && slices.Contains(c.policy.Keep, p) {
 		return fmt.Sprintf("-keep %v", p)

@@ -108,3 +108,13 @@ func TestLacking(t *testing.T) {
 		}
 	}
 }
+
+// TestUnkept: where no mark keeps the tunnel's own datagrams out of it, nothing is taken that they would go into for certain.
+func TestUnkept(t *testing.T) {
+	c := chooser{overlay: protocol.DefaultOverlay(), unkept: true, policy: RoutePolicy{Accepted: []netip.Prefix{netip.MustParsePrefix("0.0.0.0/0")}}}
+	for text, want := range map[string]bool{"0.0.0.0/0": true, "::/0": true, "0.0.0.0/1": true, "10.0.0.0/8": false, "100.64.0.1/32": false, "198.51.100.0/24": false} {
+		if got := c.refuses(netip.MustParsePrefix(text)); (got != "") != want {
+			t.Errorf("%s: refused %q, want %v", text, got, want)
+		}
+	}
+}

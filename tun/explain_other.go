@@ -1,0 +1,17 @@
+//go:build darwin || freebsd || openbsd || (linux && sluice_portable)
+
+package tun
+
+import (
+	"errors"
+	"fmt"
+	"os"
+)
+
+// explain says what a device that cannot be made wants.
+func explain(err error) error {
+	if errors.Is(err, os.ErrNotExist) {
+		return fmt.Errorf("tun: %w: %w", ErrNoDriver, err)
+	}
+	return err
+}
