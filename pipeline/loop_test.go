@@ -47,7 +47,7 @@ func cutIPv4(packet []byte, id uint32, n int) (first, rest []byte) {
 	binary.BigEndian.PutUint16(first[6:], 0x2000)
 	binary.BigEndian.PutUint16(rest[6:], uint16(n/8))
 	for _, f := range []ip.IPv4{first, rest} {
-		f.SetID(uint16(id))
+		binary.BigEndian.PutUint16(f[4:], uint16(id))
 		f.SetTotalLen(len(f))
 		f.SetChecksum()
 	}

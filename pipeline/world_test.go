@@ -232,7 +232,7 @@ func datagram(src, dst netip.Addr, number, size int) []byte {
 	}
 	writeIPHeader(b, src, dst, ip.ProtocolUDP)
 	if src.Is4() {
-		ip.IPv4(b).SetID(uint16(number))
+		binary.BigEndian.PutUint16(b[4:], uint16(number))
 		ip.IPv4(b).SetChecksum()
 	}
 	binary.BigEndian.PutUint16(u[6:], ^ip.Sum(u, ip.PseudoSum(b, ip.ProtocolUDP, len(u))))
@@ -266,7 +266,7 @@ func superpacket(src, dst netip.Addr, seq uint32, payload, size int) (tuntest.Pa
 	tcp := ip.TCP(b[header:])
 	binary.BigEndian.PutUint16(tcp[0:], 1000)
 	binary.BigEndian.PutUint16(tcp[2:], 2000)
-	tcp.SetSeq(seq)
+	binary.BigEndian.PutUint32(tcp[4:], seq)
 	tcp[12] = 5 << 4
 	tcp.SetFlags(ip.TCPAck)
 	for i := range payload {

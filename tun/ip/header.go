@@ -95,34 +95,14 @@ func Addresses(p []byte) []byte {
 // IPv4 is a view of an IPv4 packet, trimmed to its total length.
 type IPv4 []byte
 
-// ParseIPv4 checks version and lengths and returns the packet trimmed to its total length.
-func ParseIPv4(p []byte) (IPv4, bool) {
-	n, ok := Length(p)
-	if !ok || p[0]>>4 != 4 {
-		return nil, false
-	}
-	return IPv4(p[:n]), true
-}
-
 // The fields of RFC 791, section 3.1. FragmentOffset is in bytes.
 
 func (h IPv4) HeaderLen() int      { return int(h[0]&15) * 4 }
-func (h IPv4) TOS() uint8          { return h[1] }
-func (h IPv4) TotalLen() int       { return int(binary.BigEndian.Uint16(h[2:4])) }
 func (h IPv4) ID() uint16          { return binary.BigEndian.Uint16(h[4:6]) }
 func (h IPv4) DontFragment() bool  { return h[6]&0x40 != 0 }
 func (h IPv4) MoreFragments() bool { return h[6]&0x20 != 0 }
 func (h IPv4) FragmentOffset() int { return int(binary.BigEndian.Uint16(h[6:8])&0x1fff) * 8 }
-func (h IPv4) TTL() uint8          { return h[8] }
 func (h IPv4) Protocol() uint8     { return h[9] }
-func (h IPv4) Checksum() uint16    { return binary.BigEndian.Uint16(h[10:12]) }
-func (h IPv4) Source() netip.Addr  { return netip.AddrFrom4([4]byte(h[12:16])) }
-
-// Destination is the destination address.
-func (h IPv4) Destination() netip.Addr { return netip.AddrFrom4([4]byte(h[16:20])) }
-
-// Payload is what follows the header and its options, borrowed.
-func (h IPv4) Payload() []byte { return h[h.HeaderLen():] }
 
 // ChecksumOK says whether the header's checksum is right.
 func (h IPv4) ChecksumOK() bool {
@@ -140,12 +120,6 @@ func (h IPv4) ChecksumOK() bool {
 // SetTotalLen changes the total length and leaves the checksum alone.
 func (h IPv4) SetTotalLen(n int) { binary.BigEndian.PutUint16(h[2:4], uint16(n)) }
 
-// SetID changes the identification and leaves the checksum alone.
-func (h IPv4) SetID(id uint16) { binary.BigEndian.PutUint16(h[4:6], id) }
-
-// SetTOS changes the type of service and leaves the checksum alone.
-func (h IPv4) SetTOS(tos uint8) { h[1] = tos }
-
 // SetChecksum computes the header's checksum and stores it.
 func (h IPv4) SetChecksum() {
 	h[10], h[11] = 0, 0
@@ -155,39 +129,13 @@ func (h IPv4) SetChecksum() {
 // IPv6 is a view of an IPv6 packet, trimmed to its payload length.
 type IPv6 []byte
 
-// ParseIPv6 checks version and lengths and returns the packet trimmed to its length. Extension headers are not looked
-// at; see [FindTransport].
-func ParseIPv6(p []byte) (IPv6, bool) {
-	n, ok := Length(p)
-	if !ok || p[0]>>4 != 6 {
-		return nil, false
-	}
-	return IPv6(p[:n]), true
-}
-
 // The fields of RFC 8200, section 3.
-
-func (h IPv6) TrafficClass() uint8 { return h[0]<<4 | h[1]>>4 }
-func (h IPv6) FlowLabel() uint32   { return binary.BigEndian.Uint32(h[0:4]) & 0xfffff }
-func (h IPv6) PayloadLen() int     { return int(binary.BigEndian.Uint16(h[4:6])) }
-func (h IPv6) NextHeader() uint8   { return h[6] }
-func (h IPv6) HopLimit() uint8     { return h[7] }
-func (h IPv6) Source() netip.Addr  { return netip.AddrFrom16([16]byte(h[8:24])) }
-
-// Destination is the destination address.
-func (h IPv6) Destination() netip.Addr { return netip.AddrFrom16([16]byte(h[24:40])) }
 
 // Payload is what follows the fixed header, extension headers included, borrowed.
 func (h IPv6) Payload() []byte { return h[IPv6HeaderLen:] }
 
 // SetPayloadLen changes the payload length.
 func (h IPv6) SetPayloadLen(n int) { binary.BigEndian.PutUint16(h[4:6], uint16(n)) }
-
-// SetTrafficClass changes the traffic class.
-func (h IPv6) SetTrafficClass(c uint8) {
-	h[0] = h[0]&0xf0 | c>>4
-	h[1] = h[1]&0x0f | c<<4
-}
 
 // TCP is a view of a TCP header and what follows it.
 type TCP []byte
@@ -203,22 +151,11 @@ func ParseTCP(b []byte) (TCP, bool) {
 
 // The fields of RFC 9293, section 3.1.
 
-func (h TCP) SourcePort() uint16      { return binary.BigEndian.Uint16(h[0:2]) }
-func (h TCP) DestinationPort() uint16 { return binary.BigEndian.Uint16(h[2:4]) }
-func (h TCP) Seq() uint32             { return binary.BigEndian.Uint32(h[4:8]) }
-func (h TCP) Ack() uint32             { return binary.BigEndian.Uint32(h[8:12]) }
-func (h TCP) HeaderLen() int          { return int(h[12]>>4) * 4 }
-func (h TCP) Flags() uint8            { return h[13] }
-func (h TCP) Window() uint16          { return binary.BigEndian.Uint16(h[14:16]) }
-func (h TCP) Checksum() uint16        { return binary.BigEndian.Uint16(h[16:18]) }
-func (h TCP) Options() []byte         { return h[TCPHeaderLen:h.HeaderLen()] }
-func (h TCP) Payload() []byte         { return h[h.HeaderLen():] }
+func (h TCP) HeaderLen() int { return int(h[12]>>4) * 4 }
+func (h TCP) Flags() uint8   { return h[13] }
 
 // SetChecksum stores c, which is complete (inverted) or a pseudo-header sum.
 func (h TCP) SetChecksum(c uint16) { binary.BigEndian.PutUint16(h[16:18], c) }
-
-// SetSeq changes the sequence number.
-func (h TCP) SetSeq(n uint32) { binary.BigEndian.PutUint32(h[4:8], n) }
 
 // SetFlags changes the flags.
 func (h TCP) SetFlags(f uint8) { h[13] = f }
@@ -242,9 +179,7 @@ func ParseUDP(b []byte) (UDP, bool) {
 
 func (h UDP) SourcePort() uint16      { return binary.BigEndian.Uint16(h[0:2]) }
 func (h UDP) DestinationPort() uint16 { return binary.BigEndian.Uint16(h[2:4]) }
-func (h UDP) Len() int                { return int(binary.BigEndian.Uint16(h[4:6])) }
 func (h UDP) Checksum() uint16        { return binary.BigEndian.Uint16(h[6:8]) }
-func (h UDP) Payload() []byte         { return h[UDPHeaderLen:] }
 
 // SetLen changes the length field.
 func (h UDP) SetLen(n int) { binary.BigEndian.PutUint16(h[4:6], uint16(n)) }

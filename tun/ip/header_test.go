@@ -49,48 +49,38 @@ func tcp(network gopacket.NetworkLayer) *layers.TCP {
 func TestViews4(t *testing.T) {
 	n := ipv4(layers.IPProtocolTCP)
 	p := serialize(t, n, tcp(n), gopacket.Payload("payload"))
-	h, ok := ParseIPv4(append(p, 0, 0, 0))
-	if !ok || len(h) != len(p) || h.TotalLen() != len(p) {
-		t.Fatalf("ParseIPv4: %v, %d bytes", ok, len(h))
-	}
-	if h.HeaderLen() != 20 || h.TOS() != 0xb9 || h.ID() != 0x1234 || !h.DontFragment() || h.MoreFragments() ||
-		h.FragmentOffset() != 0 || h.TTL() != 61 || h.Protocol() != ProtocolTCP || !h.ChecksumOK() {
+	h := IPv4(p)
+	if h.HeaderLen() != 20 || h.ID() != 0x1234 || !h.DontFragment() || h.MoreFragments() || h.FragmentOffset() != 0 || h.Protocol() != ProtocolTCP ||
+		!h.ChecksumOK() {
 		t.Errorf("wrong field: %x", h[:20])
 	}
-	if h.Source() != netip.MustParseAddr("192.0.2.1") || h.Destination() != netip.MustParseAddr("198.51.100.2") {
-		t.Errorf("addresses %v, %v", h.Source(), h.Destination())
+	if Source(p) != netip.MustParseAddr("192.0.2.1") || Destination(p) != netip.MustParseAddr("198.51.100.2") || !bytes.Equal(Addresses(p), p[12:20]) {
+		t.Errorf("addresses %v, %v, %x", Source(p), Destination(p), Addresses(p))
 	}
-	if Source(p) != h.Source() || Destination(p) != h.Destination() || !bytes.Equal(Addresses(p), p[12:20]) {
-		t.Error("functions differ from methods")
-	}
-	checkTCP(t, p, h.Payload())
-	sum := h.Checksum()
+	checkTCP(t, p, p[20:])
 	h.SetTotalLen(30)
-	h.SetID(5)
-	h.SetTOS(0)
-	h.SetChecksum()
-	if h.TotalLen() != 30 || h.ID() != 5 || h.TOS() != 0 || !h.ChecksumOK() || h.Checksum() == sum {
-		t.Error("a Set method")
+	if h.ChecksumOK() {
+		t.Error("a changed length is not seen")
+	}
+	if h.SetChecksum(); p[3] != 30 || !h.ChecksumOK() {
+		t.Errorf("a Set method: %x", h[:20])
 	}
 }
 
 func checkTCP(t *testing.T, packet, body []byte) {
 	t.Helper()
 	h, ok := ParseTCP(body)
-	if !ok || h.SourcePort() != 1234 || h.DestinationPort() != 443 || h.Seq() != 0xdeadbeef || h.Ack() != 0xcafebabe ||
-		h.HeaderLen() != 24 || h.Flags() != TCPSyn|TCPEce || h.Window() != 777 || string(h.Payload()) != "payload" ||
-		!bytes.Equal(h.Options(), []byte{254, 4, 1, 2}) {
+	if !ok || h.HeaderLen() != 24 || h.Flags() != TCPSyn|TCPEce {
 		t.Errorf("TCP: %v %x", ok, body)
 	}
 	if Sum(body, PseudoSum(packet, ProtocolTCP, len(body))) != 0xffff {
 		t.Error("TCP checksum of gopacket does not verify")
 	}
 	again := TCP(bytes.Clone(h))
-	again.SetSeq(1)
 	again.SetFlags(TCPAck)
 	again.SetChecksum(0x1234)
-	if again.Seq() != 1 || again.Flags() != TCPAck || again.Checksum() != 0x1234 {
-		t.Error("a Set method")
+	if again.Flags() != TCPAck || again[16] != 0x12 || again[17] != 0x34 {
+		t.Errorf("a Set method: %x", again)
 	}
 }
 
@@ -118,23 +108,12 @@ func TestChecksumOK(t *testing.T) {
 func TestViews6(t *testing.T) {
 	n := ipv6(layers.IPProtocolTCP)
 	p := serialize(t, n, tcp(n), gopacket.Payload("payload"))
-	h, ok := ParseIPv6(append(p, 0, 0, 0))
-	if !ok || len(h) != len(p) || h.PayloadLen() != len(p)-40 {
-		t.Fatalf("ParseIPv6: %v, %d bytes", ok, len(h))
-	}
-	if h.TrafficClass() != 0xb9 || h.FlowLabel() != 0xabcde || h.NextHeader() != ProtocolTCP || h.HopLimit() != 61 {
-		t.Errorf("wrong field: %x", h[:40])
-	}
-	if h.Source() != netip.MustParseAddr("2001:db8::1") || h.Destination() != netip.MustParseAddr("2001:db8:1::2") {
-		t.Errorf("addresses %v, %v", h.Source(), h.Destination())
-	}
-	if Source(p) != h.Source() || Destination(p) != h.Destination() || !bytes.Equal(Addresses(p), p[8:40]) {
-		t.Error("functions differ from methods")
+	h := IPv6(p)
+	if Source(p) != netip.MustParseAddr("2001:db8::1") || Destination(p) != netip.MustParseAddr("2001:db8:1::2") || !bytes.Equal(Addresses(p), p[8:40]) {
+		t.Errorf("addresses %v, %v, %x", Source(p), Destination(p), Addresses(p))
 	}
 	checkTCP(t, p, h.Payload())
-	h.SetPayloadLen(9)
-	h.SetTrafficClass(0x5a)
-	if h.PayloadLen() != 9 || h.TrafficClass() != 0x5a || h.FlowLabel() != 0xabcde || Version(h) != 6 {
+	if h.SetPayloadLen(9); p[4] != 0 || p[5] != 9 || Version(h) != 6 {
 		t.Errorf("a Set method: %x", h[:8])
 	}
 }
@@ -145,7 +124,7 @@ func TestViewUDP(t *testing.T) {
 	u.SetNetworkLayerForChecksum(n)
 	p := serialize(t, n, u, gopacket.Payload("abc"))
 	h, ok := ParseUDP(append(bytes.Clone(p[20:]), 9, 9))
-	if !ok || len(h) != 11 || h.Len() != 11 || h.SourcePort() != 53 || h.DestinationPort() != 5353 || string(h.Payload()) != "abc" {
+	if !ok || len(h) != 11 || h.SourcePort() != 53 || h.DestinationPort() != 5353 {
 		t.Errorf("%v %x", ok, h)
 	}
 	if Sum(h, PseudoSum(p, ProtocolUDP, len(h))) != 0xffff {
@@ -153,8 +132,8 @@ func TestViewUDP(t *testing.T) {
 	}
 	h.SetLen(8)
 	h.SetChecksum(7)
-	if h.Len() != 8 || h.Checksum() != 7 {
-		t.Error("a Set method")
+	if h[5] != 8 || h.Checksum() != 7 {
+		t.Errorf("a Set method: %x", h)
 	}
 	for n := range 11 {
 		if _, ok := ParseUDP(p[20 : 20+n]); ok {
@@ -195,11 +174,6 @@ func TestLength(t *testing.T) {
 		n, ok := Length(c.p)
 		if ok != c.ok || ok && n != c.n {
 			t.Errorf("%x: %d, %v, want %d, %v", c.p, n, ok, c.n, c.ok)
-		}
-		_, ok4 := ParseIPv4(c.p)
-		_, ok6 := ParseIPv6(c.p)
-		if ok4 != (c.ok && Version(c.p) == 4) || ok6 != (c.ok && Version(c.p) == 6) {
-			t.Errorf("%x: ParseIPv4 %v, ParseIPv6 %v", c.p, ok4, ok6)
 		}
 	}
 }

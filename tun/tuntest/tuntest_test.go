@@ -2,6 +2,7 @@ package tuntest
 
 import (
 	"bytes"
+	"encoding/binary"
 	"errors"
 	"testing"
 	"testing/synctest"
@@ -73,7 +74,7 @@ func TestWrite(t *testing.T) {
 	c := tun.NewCoalescer(d.Capabilities())
 	packets := [][]byte{packet("aaa"), packet("bbb"), packet("c")}
 	for i, p := range packets {
-		ip.IPv4(p).SetID(uint16(i)) // as cutting numbers them
+		binary.BigEndian.PutUint16(p[4:], uint16(i)) // as cutting numbers them
 		ip.IPv4(p).SetChecksum()
 		c.Add(bytes.Clone(p))
 	}
