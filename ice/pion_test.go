@@ -2,7 +2,6 @@ package ice
 
 import (
 	"encoding/binary"
-	"net"
 	"net/netip"
 	"slices"
 	"testing"
@@ -15,8 +14,6 @@ import (
 )
 
 const testPassword = "abcdefghijklmnopqrstuvwxyz"
-
-var testKey = stun.ShortTerm(testPassword)
 
 // pionCheck is a check as pion sends it.
 func pionCheck(t testing.TB, ufrag, password string, more ...witness.Setter) []byte {
@@ -64,30 +61,6 @@ func sealed(b []byte) []byte {
 	return w.Bytes()
 }
 
-// FuzzPion: what passes the check does not panic pion's decoder nor any of its readers, and pion reads what we read.
-func FuzzPion(f *testing.F) {
-	f.Add(pionCheck(f, "ufrag", testPassword, pion.UseCandidate()))
-	f.Add(pionAnswer(f, stun.ID{1}, netip.MustParseAddrPort("192.0.2.1:7")))
-	f.Add(pionAnswer(f, stun.ID{1}, netip.MustParseAddrPort("[2001:db8::1]:7")))
-	f.Add(build(0x0101, attribute(stun.XORMappedAddress, "")))
-	f.Add(build(0x0101, attribute(stun.XORMappedOld, "\x00\x01\x11\x22abcd")))
-	f.Add(build(0x0101, attribute(stun.Integrity, ""), attribute(stun.Integrity, "")))
-	f.Add(build(0x0111, attribute(stun.ErrorCode, "\x00\x00\x04\x57Role Conflict"), attribute(stun.UnknownAttributes, "\x00\x01")))
-	f.Fuzz(func(t *testing.T, b []byte) {
-		for _, b := range [][]byte{b, sealed(append(build(0x0101), b...))} { // the second gets deeper
-			var ours stun.Message
-			if ours.Parse(b, stun.Peer) != stun.DropNone {
-				continue
-			}
-			m := witness.Message{Raw: exact(b)}
-			if err := m.Decode(); err != nil {
-				t.Fatalf("passed, but pion says %v", err)
-			}
-			readAll(t, &m, &ours)
-		}
-	})
-}
-
 // exact copies without room behind the end, as pion does, so that reading too far panics.
 func exact(b []byte) []byte {
 	c := make([]byte, len(b))
@@ -108,47 +81,4 @@ func TestPionPanics(t *testing.T) {
 		}
 	}()
 	_ = new(witness.XORMappedAddress).GetFrom(&m)
-}
-
-// readAll reads a message with everything that pion has.
-func readAll(t *testing.T, m *witness.Message, ours *stun.Message) {
-	_ = m.String()
-	theirs := witness.MessageIntegrity(testPassword).Check(m) == nil
-	if theirs != testKey.Authentic(ours) {
-		t.Fatalf("pion takes the integrity for %v", theirs)
-	}
-	if ours.Has(stun.Fingerprint) && witness.Fingerprint.Check(m) != nil {
-		t.Fatal("pion refuses the fingerprint")
-	}
-	var (
-		mapped   witness.MappedAddress
-		xor      witness.XORMappedAddress
-		username witness.Username
-		control  pion.AttrControl
-		priority pion.PriorityAttr
-		code     witness.ErrorCodeAttribute
-		unknown  witness.UnknownAttributes
-		software witness.Software
-		realm    witness.Realm
-		nonce    witness.Nonce
-		other    witness.OtherAddress
-		server   witness.AlternateServer
-		origin   witness.ResponseOrigin
-	)
-	getters := []witness.Getter{&mapped, &username, &control, &priority, &code, &unknown, &software, &realm, &nonce, &other, &server, &origin}
-	for _, g := range getters {
-		_ = g.GetFrom(m)
-	}
-	for _, kind := range []witness.AttrType{witness.AttrXORPeerAddress, witness.AttrXORRelayedAddress} {
-		_ = new(witness.XORMappedAddress).GetFromAs(m, kind)
-	}
-	if mapped := ours.Mapped(); xor.GetFrom(m) == nil && ours.Has(stun.XORMappedAddress) {
-		// pion takes the draft's for the same attribute, and then the first of both.
-		if !ours.Has(stun.XORMappedOld) && !net.IP(mapped.Addr().AsSlice()).Equal(xor.IP) {
-			t.Fatalf("pion reads %v, we %v", xor.IP, mapped)
-		}
-	}
-	if string(ours.Get(stun.Username)) != string(username) {
-		t.Fatalf("pion reads user %q, we %q", username, ours.Get(stun.Username))
-	}
 }

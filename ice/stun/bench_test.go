@@ -48,39 +48,15 @@ func BenchmarkParse(b *testing.B) {
 	}
 }
 
-func BenchmarkOldParse(b *testing.B) {
-	list := samples()
-	for p, f := range [...]func(){
-		Client: func() { turnCheck(list[Client]) }, Peer: func() { agentValidate(list[Peer]) }, Server: func() { relayCheckMessage(list[Server]) },
-	} {
-		b.Run(policyNames[p], func(b *testing.B) {
-			b.ReportAllocs()
-			for b.Loop() {
-				f()
-			}
-		})
-	}
-}
-
 func BenchmarkAuthentic(b *testing.B) {
 	data := samples()[Peer]
-	b.Run("key", func(b *testing.B) {
-		b.ReportAllocs()
-		var m Message
-		for b.Loop() {
-			if m.Parse(data, Peer) != DropNone || !benchKey.Authentic(&m) {
-				b.Fatal("dropped")
-			}
+	b.ReportAllocs()
+	var m Message
+	for b.Loop() {
+		if m.Parse(data, Peer) != DropNone || !benchKey.Authentic(&m) {
+			b.Fatal("dropped")
 		}
-	})
-	b.Run("old", func(b *testing.B) {
-		b.ReportAllocs()
-		for b.Loop() {
-			if m, _ := agentValidate(data); !m.authentic(string(benchKey.secret)) {
-				b.Fatal("dropped")
-			}
-		}
-	})
+	}
 }
 
 func addr(s string) netip.AddrPort { return netip.MustParseAddrPort(s) }
