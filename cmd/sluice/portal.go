@@ -54,6 +54,14 @@ func portalCommand() *cli.Command {
 				Local: true, Name: "relay-listen", Value: fmt.Sprintf(":%d", relay.DefaultPort),
 				Usage: "`ADDRESS` for STUN and TURN, UDP; none: no relay here",
 			},
+			&cli.IntFlag{
+				Local: true, Name: "relay-other-port", Value: relay.DefaultPort + 1,
+				Usage: "a second UDP port for STUN alone, by which sluice netcheck tells what NATs let in; 0: none",
+			},
+			&cli.StringSliceFlag{
+				Local: true, Name: "relay-other-address",
+				Usage: "likewise, a second `ADDRESS` of this machine, which no NAT translates; at most one of IPv4 and IPv6",
+			},
 			&cli.StringSliceFlag{Local: true, Name: "relay-allow", Usage: "let the relay reach peers in `NETWORK` although it is private"},
 			&cli.StringSliceFlag{Local: true, Name: "relay-deny", Usage: "keep the relay from reaching peers in `NETWORK`, whatever -relay-allow says"},
 			&cli.IntFlag{
@@ -105,6 +113,9 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger, resolve resolver) (port
 		return cfg, err
 	}
 	if cfg.Relay.DeniedPeers, err = networks(cmd, "relay-deny"); err != nil {
+		return cfg, err
+	}
+	if err = relayOther(cmd, &cfg.Relay); err != nil {
 		return cfg, err
 	}
 	rate := cmd.Int("relay-rate")
@@ -205,6 +216,28 @@ func relayListen(text, host string, public []netip.Addr) (list []netip.AddrPort,
 		list = append(list, at)
 	}
 	return list, nil
+}
+
+// relayOther reads where else the relay answers STUN.
+func relayOther(cmd *cli.Command, r *relay.Config) error {
+	port := cmd.Int("relay-other-port")
+	if port < 0 || port > 65535 {
+		return usageError{fmt.Sprintf("-relay-other-port %d: use 1 to 65535, or 0 for none", port)}
+	}
+	r.OtherPort = uint16(port)
+	for _, at := range r.Listen {
+		if port > 0 && int(at.Port()) == port {
+			return usageError{fmt.Sprintf("-relay-other-port %d is the port of -relay-listen; use another, or 0 for none", port)}
+		}
+	}
+	for _, text := range cmd.StringSlice("relay-other-address") {
+		a, err := netip.ParseAddr(text)
+		if err != nil || port == 0 {
+			return usageError{fmt.Sprintf("-relay-other-address %q: use an address of this machine, with -relay-other-port", text)}
+		}
+		r.OtherAddrs = append(r.OtherAddrs, a.Unmap())
+	}
+	return nil
 }
 
 // otherRelay reads NAME=ADDRESS:PORT,FILE.

@@ -64,6 +64,9 @@ func (g *gate) answer(h stun.Header, p []byte) {
 	switch {
 	case h.Class == stun.Success && r.Method == stun.Binding:
 		g.server.stats.answers[answerBinding].Add(1)
+		if m := g.server.mirrors[g]; m != nil {
+			p = m.withOther(g.work.out[:0], p, r)
+		}
 	case h.Class == stun.Success:
 		g.server.stats.answers[answerSuccess].Add(1)
 		g.noteLifetime(p)

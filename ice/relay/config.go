@@ -24,6 +24,12 @@ type Config struct {
 	PublicAddrs []netip.Addr
 	// OnlyPublic: a family without one of PublicAddrs has no relayed addresses.
 	OnlyPublic bool
+	// OtherPort is a second port for Binding requests, from which such are answered, too, on request (RFC 5780): by that clients find out
+	// what the NATs before them let in. It is at the addresses of Listen, and only for STUN. 0: none.
+	OtherPort uint16
+	// OtherAddrs are second addresses of this machine for the same, at most one of a family, which no NAT translates. Listen must be
+	// unspecified for that family.
+	OtherAddrs []netip.Addr
 	// MinPort and MaxPort bound the ports of relayed addresses, both included. 0 and 0: 49152 to 65535 (RFC 8656 section 7.2).
 	MinPort, MaxPort uint16
 	// Realm is the realm of the credentials, at most 20 bytes, so that the first answer to a client stays within three times
@@ -122,8 +128,14 @@ func (cfg *Config) check() error {
 			return fmt.Errorf("relay: Config.Listen: %v is no address to listen on", a)
 		}
 	}
-	if err := checkPublic(cfg.PublicAddrs); err != nil {
+	if err := checkPublic("PublicAddrs", cfg.PublicAddrs); err != nil {
 		return err
+	}
+	if err := checkPublic("OtherAddrs", cfg.OtherAddrs); err != nil {
+		return err
+	}
+	if len(cfg.OtherAddrs) > 0 && cfg.OtherPort == 0 {
+		return errors.New("relay: Config.OtherAddrs needs Config.OtherPort")
 	}
 	for _, p := range append(cfg.DeniedPeers[:len(cfg.DeniedPeers):len(cfg.DeniedPeers)], cfg.AllowedPeers...) {
 		if !p.IsValid() {
@@ -133,14 +145,15 @@ func (cfg *Config) check() error {
 	return nil
 }
 
-func checkPublic(list []netip.Addr) error {
+// checkPublic checks addresses of hosts, at most one of a family; field is of Config.
+func checkPublic(field string, list []netip.Addr) error {
 	families := map[bool]bool{}
 	for _, a := range list {
 		if !a.IsValid() || a.Is4In6() || a.IsUnspecified() || a.IsMulticast() || a.Zone() != "" {
-			return fmt.Errorf("relay: Config.PublicAddrs: %v is no address of a host", a)
+			return fmt.Errorf("relay: Config.%s: %v is no address of a host", field, a)
 		}
 		if families[a.Is4()] {
-			return errors.New("relay: Config.PublicAddrs has two addresses of one family")
+			return fmt.Errorf("relay: Config.%s has two addresses of one family", field)
 		}
 		families[a.Is4()] = true
 	}

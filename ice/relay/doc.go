@@ -24,6 +24,9 @@
 // ChannelData, which is nearly all traffic, does not enter pion: gate and allocation relay it themselves, as UDP_GRO and
 // UDP_SEGMENT runs where the kernel has them.
 //
+// Binding requests are also answered at and from another port, and another address if there is one, for clients that look at their NATs
+// (reflect.go).
+//
 // # Who may be reached
 //
 // An open relay is a way into the network it stands in. So a peer must be a public unicast address (peers.go) unless the

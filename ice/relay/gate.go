@@ -104,7 +104,9 @@ func (g *gate) next() (one []byte, pass bool) {
 	g.now = request{src: g.left.src, local: g.left.local, size: len(one)}
 	switch why := g.now.Parse(one, stun.Server); {
 	case why == stun.DropNone:
-		g.now.active = g.admit(&g.now)
+		if g.now.active = g.admit(&g.now); g.now.active && g.reflected() { // pion knows nothing of that
+			g.now = request{}
+		}
 	case why == stun.DropMethod:
 		g.server.stats.drop(dropMethod)
 	case one[0]&0xC0 != 0:

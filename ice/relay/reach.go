@@ -16,7 +16,7 @@ type reach struct {
 // SetPublicAddrs changes Config.PublicAddrs of a server that is ready. Allocations that there are keep the address that their
 // clients were told: whoever still reaches it is not cut off, and the others make new ones.
 func (s *Server) SetPublicAddrs(addrs []netip.Addr) error {
-	if err := checkPublic(addrs); err != nil {
+	if err := checkPublic("PublicAddrs", addrs); err != nil {
 		return err
 	}
 	s.reach.Store(s.newReach(addrs))
@@ -79,11 +79,19 @@ func (s *Server) newPolicy(public map[bool]netip.Addr) peerPolicy {
 		}
 	}
 	for _, g := range s.gates {
-		p.listening[g.sock.local] = true
-		p.ports[g.sock.local.Port()] = true
-		for a := range p.own {
-			p.listening[netip.AddrPortFrom(a, g.sock.local.Port())] = true
-		}
+		p.listens(g.sock.local)
+	}
+	for _, m := range s.mirrors {
+		p.listens(m.sock.local)
 	}
 	return p
+}
+
+// listens notes a port of the relay's own, at every address of its own.
+func (p *peerPolicy) listens(at netip.AddrPort) {
+	p.listening[at] = true
+	p.ports[at.Port()] = true
+	for a := range p.own {
+		p.listening[netip.AddrPortFrom(a, at.Port())] = true
+	}
 }

@@ -27,6 +27,8 @@ type Server struct {
 	// frozen when ready
 	offloads offloads
 	gates    []*gate
+	mirrors  map[*gate]*mirror   // the other ports; those of some gates may be missing
+	others   map[bool]netip.Addr // Config.OtherAddrs, by whether they are IPv4
 
 	// atomic
 	stats stats
@@ -120,6 +122,10 @@ func (s *Server) serve(ctx context.Context) error {
 		}()
 		s.cfg.Logger.Info("relay: listening", "address", g.sock.local, "receive_buffer", g.sock.granted)
 	}
+	for _, m := range s.mirrors {
+		m.begun = true
+		go m.serve()
+	}
 	s.ready.Store(true)
 	select {
 	case <-ctx.Done():
@@ -135,6 +141,12 @@ func (s *Server) serve(ctx context.Context) error {
 func (s *Server) shut() {
 	for _, g := range s.gates {
 		g.Close()
+	}
+	for _, m := range s.mirrors {
+		m.sock.conn.Close()
+		if m.begun {
+			<-m.ended
+		}
 	}
 	for _, g := range s.gates {
 		if g.turn != nil {
@@ -198,6 +210,9 @@ func (s *Server) open() error {
 	}
 	if len(s.gates) == 0 {
 		return errors.New("relay: the machine has neither IPv4 nor IPv6")
+	}
+	if err := s.openMirrors(); err != nil {
+		return err
 	}
 	reach := s.newReach(s.cfg.PublicAddrs)
 	if !reach.public[true].IsValid() && !reach.public[false].IsValid() {
