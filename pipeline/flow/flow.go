@@ -21,9 +21,9 @@ const (
 	buckets = 8192
 )
 
-// An entry is a tag of 40 bits, a stage of 3, and the second of its last use, of 21 bits; 0: none.
+// An entry is a tag of 36 bits, a stage of 3, and the second of its last use, of 25 bits, which is more than a year; 0: none.
 const (
-	secondBits = 21
+	secondBits = 25
 	stageBits  = 3
 	secondMask = 1<<secondBits - 1
 	stageMask  = 1<<stageBits - 1

@@ -120,6 +120,7 @@ func stories(s sides) map[string][]line {
 			{8*86400 + 200, false, s.tcpOut(ack), false}, {8*86400 + 321, true, s.tcpBack(ack), false},
 		},
 		"a connection that nobody uses": {{0, false, s.tcpOut(syn), false}, {0, false, s.tcpOut(ack), false}, {5*86400 - 1, true, s.tcpBack(ack), true}, {11 * 86400, true, s.tcpBack(ack), false}},
+		"a connection of last month":    {{0, false, s.tcpOut(syn), false}, {0, false, s.tcpOut(ack), false}, {1<<21 + 60, true, s.tcpBack(ack), false}},
 		"a connection that is refused":  {{0, false, s.tcpOut(syn), false}, {1, true, s.tcpBack(rst | ack), true}, {122, true, s.tcpBack(ack), false}},
 		"a connection that we end":      {{0, false, s.tcpOut(ack), false}, {1, false, s.tcpOut(ack | fin), false}, {100, true, s.tcpBack(ack), true}, {221, true, s.tcpBack(ack), false}},
 		"a connection once more":        {{0, false, s.tcpOut(ack | fin), false}, {0, false, s.tcpOut(syn), false}, {0, false, s.tcpOut(ack), false}, {500, true, s.tcpBack(ack), true}},
@@ -134,7 +135,7 @@ func stories(s sides) map[string][]line {
 		"a late answer, asked anew": {{0, false, s.udpOut(), false}, {31, true, s.udpBack(), false}, {31, false, s.udpOut(), false}, {31, true, s.udpBack(), true}},
 		"an echo": {
 			{0, false, s.icmpOut(request, 7, nil), false}, {1, true, s.icmpBack(reply, 7, nil), true}, {1, true, s.icmpBack(reply, 8, nil), false},
-			{1, true, s.icmpBack(request, 7, nil), false}, {2, true, s.icmpBack(reply, 7, nil), true}, {30, true, s.icmpBack(reply, 7, nil), false},
+			{1, true, s.icmpBack(request, 7, nil), false}, {1, true, s.icmpBack(9, 7, nil), false}, {2, true, s.icmpBack(reply, 7, nil), true}, {30, true, s.icmpBack(reply, 7, nil), false},
 		},
 		"an answer is no question": {{0, false, s.icmpOut(reply, 7, nil), false}, {0, true, s.icmpBack(request, 7, nil), false}},
 		"errors": {

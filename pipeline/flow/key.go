@@ -119,9 +119,12 @@ func (s *segment) icmp(b []byte, ours bool) {
 			s.kind = failure
 			return
 		}
-		asked--
-		if !v6 && b[0] == echoReply {
+		switch asked--; {
+		case v6:
+		case b[0] == echoReply:
 			asked = echoRequest
+		case asked == echoRequest: // a router's advertisement (RFC 1256), which answers no echo
+			return
 		}
 	}
 	if isQuery(asked, v6) {
