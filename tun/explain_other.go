@@ -8,6 +8,9 @@ import (
 	"os"
 )
 
+// upAtOnce: the device tells when it is up.
+const upAtOnce = false
+
 // explain says what a device that cannot be made wants.
 func explain(err error) error {
 	if errors.Is(err, os.ErrNotExist) {

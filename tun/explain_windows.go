@@ -11,6 +11,9 @@ import (
 	"golang.org/x/sys/windows"
 )
 
+// upAtOnce: Wintun tells of no state; its interface is up while somebody has it open.
+const upAtOnce = true
+
 // explain says what a device that cannot be made wants: wintun.dll is looked for beside the program and in System32.
 func explain(err error) error {
 	folder := "the folder of the program"

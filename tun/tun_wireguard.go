@@ -93,6 +93,9 @@ func newPortable(device wgtun.Device, name string, mtu int) *portableDevice {
 	}
 	d.mtu.Store(int32(mtu))
 	d.views = []Queue{d}
+	if upAtOnce {
+		post(d.events, EventUp)
+	}
 	d.pumps.Add(2)
 	go d.pump()
 	go d.watch()

@@ -124,9 +124,18 @@ func TestPortableWrite(t *testing.T) {
 	}
 }
 
+// newStated is a device without the event that it begins with where its system tells of no state.
+func newStated(system *pipe) *portableDevice {
+	d := newPortable(system, "given", 1300)
+	if upAtOnce {
+		<-d.Events()
+	}
+	return d
+}
+
 func TestPortableState(t *testing.T) {
 	system := newPipe()
-	d := newPortable(system, "given", 1300)
+	d := newStated(system)
 	system.events <- wgtun.EventUp
 	system.events <- wgtun.EventDown
 	for _, want := range []Event{EventUp, EventDown} {
@@ -152,7 +161,7 @@ func TestPortableState(t *testing.T) {
 
 func TestPortableGone(t *testing.T) {
 	system := newPipe()
-	d := newPortable(system, "given", 1300)
+	d := newStated(system)
 	system.Close()
 	if got := <-d.Events(); got != EventGone {
 		t.Errorf("event %d, want EventGone", got)
