@@ -39,11 +39,13 @@ func gatewayCommand() *cli.Command {
 		Usage: "let clients reach the networks behind this machine",
 		Description: "Signs in at the portal, makes the interface, forwards what comes through the tunnel to the networks that it offers" +
 			"\n(and to no others), and hides it behind this machine's own addresses (masquerade), so that nothing there needs a" +
-			"\nroute back. What a firewall of this machine drops on the way is told by sluice status.\n\n" +
+			"\nroute back. What a firewall of this machine drops on the way is told by sluice status. With -userspace it makes no interface, forwards" +
+			"\nnothing and needs no rights: it dials for its peers, TCP and UDP only.\n\n" +
 			"   sluice gateway -token-file /etc/sluice/token -routes 10.0.0.0/24,fd09::/64" + memberText + "." + configText,
 		Flags: append(memberFlags(),
 			&cli.StringFlag{Name: "routes", Usage: "`PREFIXES` to offer, with commas between; the portal says who may use them"},
 			&cli.StringFlag{Name: "dns", Usage: "`ADDRESSES` of name servers, with commas between, that clients use while their default route leads here"},
+			&cli.BoolFlag{Name: "userspace", Usage: "make no interface, and need no rights: what comes through the tunnel is dialed from here, TCP and UDP only"},
 			&cli.BoolFlag{Name: "no-masquerade", Usage: "keep the tunnel's addresses: the networks behind need routes back"},
 		),
 		Before: noArguments,

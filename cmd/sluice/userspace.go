@@ -12,7 +12,7 @@ import (
 )
 
 // needInterface are flags that say what to do with an interface.
-var needInterface = []string{"fail-closed", "release", "table", "mark", "keep", "names", "names-file"}
+var needInterface = []string{"fail-closed", "release", "table", "mark", "keep", "names", "names-file", "no-masquerade"}
 
 // userspaceOptions are those of -userspace, nil without it.
 func userspaceOptions(cmd *cli.Command) (*member.Userspace, error) {
@@ -50,7 +50,7 @@ func userspaceOptions(cmd *cli.Command) (*member.Userspace, error) {
 		}
 		u.Forwards = append(u.Forwards, f)
 	}
-	if u.SOCKS5 == "" && u.HTTPProxy == "" && len(u.Forwards) == 0 {
+	if cmd.Name != "gateway" && u.SOCKS5 == "" && u.HTTPProxy == "" && len(u.Forwards) == 0 {
 		return nil, usageError{"-userspace makes no interface: say with -socks5 1080, -http-proxy 8080 or -forward 8080=10.0.0.7:80 how programs reach the tunnel"}
 	}
 	return u, nil

@@ -12,11 +12,13 @@ package netstack
 import (
 	"errors"
 	"fmt"
+	"io"
 	"net/netip"
 	"slices"
 	"sync"
 	"sync/atomic"
 
+	"gvisor.dev/gvisor/pkg/log"
 	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/network/ipv4"
@@ -58,6 +60,7 @@ type Stack struct {
 	events chan tun.Event
 
 	closed atomic.Bool
+	own    atomic.Pointer[[]netip.Addr] // addresses, frozen
 
 	mu        sync.Mutex
 	addresses []netip.Addr // guarded by mu
@@ -76,10 +79,11 @@ func New(c Config) (*Stack, error) {
 		return nil, err
 	}
 	s := &Stack{name: c.Name, mtu: c.MTU, queue: q, queues: []tun.Queue{q}, events: make(chan tun.Event, 1)}
+	silence()
+	// Without HandleLocal, since with it a stack that forwards takes all sources for its own and drops their packets.
 	s.stack = stack.New(stack.Options{
 		NetworkProtocols:   []stack.NetworkProtocolFactory{ipv4.NewProtocol, ipv6.NewProtocol},
 		TransportProtocols: []stack.TransportProtocolFactory{tcp.NewProtocol, udp.NewProtocol, icmp.NewProtocol4, icmp.NewProtocol6},
-		HandleLocal:        true,
 	})
 	if err := s.tune(); err != nil {
 		return nil, err
@@ -90,6 +94,9 @@ func New(c Config) (*Stack, error) {
 	s.events <- tun.EventUp
 	return s, nil
 }
+
+// silence keeps the stack from writing to standard error, which has our log in a form of its own: what it drops, it counts.
+var silence = sync.OnceFunc(func() { log.SetTarget(log.GoogleEmitter{Writer: &log.Writer{Next: io.Discard}}) })
 
 // tune sets what the stack has another default of.
 func (s *Stack) tune() error {
@@ -139,6 +146,7 @@ func (s *Stack) SetAddresses(prefixes []netip.Prefix) error {
 		}
 	}
 	s.addresses = wanted
+	s.own.Store(&wanted)
 	s.stack.SetRouteTable(routes)
 	return failed
 }

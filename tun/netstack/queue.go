@@ -1,7 +1,9 @@
 package netstack
 
 import (
+	"net/netip"
 	"sync"
+	"sync/atomic"
 
 	"gvisor.dev/gvisor/pkg/buffer"
 	"gvisor.dev/gvisor/pkg/tcpip"
@@ -29,6 +31,8 @@ type queue struct {
 	offload bool
 	bell    *bell
 	stats   tun.QueueStats
+	// foreign: echo requests to others than these addresses are dropped; nil: nothing is forwarded.
+	foreign atomic.Pointer[atomic.Pointer[[]netip.Addr]]
 
 	// Owned.
 	taken [mostTaken]*stack.PacketBuffer
@@ -207,6 +211,12 @@ func (q *queue) deliver(to stack.NetworkDispatcher, view *buffer.View) bool {
 		q.stats.WriteRefused.Add(1)
 		view.Release()
 		return false
+	}
+	if own := q.foreign.Load(); own != nil {
+		if list := own.Load(); list != nil && isForeignEcho(packet, *list) {
+			view.Release()
+			return true // as by a firewall
+		}
 	}
 	protocol := ipv4.ProtocolNumber
 	if packet[0]>>4 == 6 {

@@ -58,7 +58,7 @@ func TestGatewayNameServer(t *testing.T) {
 	go answerAll(server, netip.MustParseAddr("192.0.2.80"))
 	g := v.add("gate", "gateway", gs, "-names", "off", "-routes", "0.0.0.0/0", "-dns", "10.9.0.53")
 	c := v.add("laptop", "client", cs, "-names", "serve")
-	u := v.userspace("box", v.site("box-site", lab.Cone), "-socks5", "1080")
+	u := v.userspace("box", "client", v.site("box-site", lab.Cone), "-socks5", "1080")
 	c.awaitConnection(patience, "gate", "connected", isUp("direct"))
 	c.awaitLog("peers have names", 1)
 	if got := v.resolves(c, "www.example.org"); got != "" {

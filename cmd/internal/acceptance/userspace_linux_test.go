@@ -97,7 +97,7 @@ func TestUserspace(t *testing.T) {
 	go web.Serve(l)
 	defer web.Close()
 
-	c := v.userspace("laptop", cs, "-socks5", "127.0.0.1:1080", "-http-proxy", "8118", "-forward", "8008=10.9.0.7:8080", "-ops", "9090")
+	c := v.userspace("laptop", "client", cs, "-socks5", "127.0.0.1:1080", "-http-proxy", "8118", "-forward", "8008=10.9.0.7:8080", "-ops", "9090")
 	c.awaitConnection(patience, "gate", "connected or idle", func(e edge.ConnectionStatus) bool { return e.State != "" })
 	here := insideOf{cs.Node}
 	socks, err := proxy.SOCKS5("tcp", "127.0.0.1:1080", nil, here)
@@ -140,14 +140,102 @@ func TestUserspace(t *testing.T) {
 	}
 }
 
-// userspace starts a client without rights and without an interface.
-func (v *vpn) userspace(name string, site *lab.Site, args ...string) *member {
+// TestUserspaceGateway: a gateway with no rights, on a machine without a TUN device, leads clients to its approved network and to nothing else.
+func TestUserspaceGateway(t *testing.T) {
+	t.Parallel()
+	if _, err := exec.LookPath("setpriv"); err != nil {
+		t.Skip("SKIPPED: no gateway runs without rights: setpriv is not installed")
+	}
+	v := newVPN(t)
+	gs, cs := v.site("gate-site", lab.Restricted), v.site("client-site", lab.Cone)
+	behind := exec.Command("ip", "address", "add", "10.9.0.7/24", "dev", "lo")
+	err := gs.Node.Start(behind)
+	if err == nil {
+		err = behind.Wait()
+	}
+	var l net.Listener
+	var udp net.PacketConn
+	if err == nil {
+		err = gs.Node.Run(func() (err error) {
+			if l, err = net.Listen("tcp", ":8080"); err == nil {
+				udp, err = net.ListenPacket("udp", ":8080")
+			}
+			return err
+		})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer udp.Close()
+	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.Copy(w, fetchedBytes()) })}
+	go web.Serve(l)
+	defer web.Close()
+	go func() {
+		buffer := make([]byte, 1500)
+		for {
+			n, from, err := udp.ReadFrom(buffer)
+			if err != nil {
+				return
+			}
+			udp.WriteTo(buffer[:n], from)
+		}
+	}()
+	g := v.userspace("gate", "gateway", gs, "-routes", "10.9.0.0/24,198.51.100.0/24")
+	c := v.add("laptop", "client", cs)
+	c.awaitConnection(patience, "gate", "known", func(e edge.ConnectionStatus) bool { return e.State != "" })
+	here := insideOf{cs.Node}
+	client := &http.Client{Transport: &http.Transport{DialContext: here.DialContext}, Timeout: patience}
+	defer client.CloseIdleConnections()
+	await(t, patience, "the network behind the gateway is routed", func() bool {
+		for _, r := range c.status().Routes {
+			if r.Prefix.String() == "10.9.0.0/24" {
+				return true
+			}
+		}
+		return false
+	})
+	fetch(t, "behind the gateway", client, "10.9.0.7:8080")
+	conn, err := here.Dial("udp", "10.9.0.7:8080")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer conn.Close()
+	await(t, patience, "a datagram comes back", func() bool {
+		conn.Write([]byte("hello"))
+		conn.SetReadDeadline(time.Now().Add(time.Second))
+		answer := make([]byte, 10)
+		n, err := conn.Read(answer)
+		return err == nil && string(answer[:n]) == "hello"
+	})
+	for _, to := range []string{"10.9.0.7:81", g.overlay().String() + ":8080"} { // nobody listens; the machine itself is none of the networks
+		begin := time.Now()
+		conn, err := here.Dial("tcp", to)
+		if err == nil {
+			conn.Close()
+		}
+		if err == nil || !strings.Contains(err.Error(), "refused") || time.Since(begin) > 30*time.Second {
+			t.Errorf("%s: %v after %v, want that it is refused", to, err, time.Since(begin))
+		}
+	}
+	if out, err := v.run(cs.Node, "ping", "-socket", c.socket, "-count", "2", "gate"); err != nil {
+		t.Errorf("ping of the gateway: %v, %s", err, out)
+	}
+	if out, err := exec.Command("nsenter", "--target", fmt.Sprint(c.cmd.Process.Pid), "--net", "ping", "-c", "1", "-W", "1", "10.9.0.7").CombinedOutput(); err == nil {
+		t.Errorf("the gateway answers an echo in the place of others: %s", out)
+	}
+	if notes := strings.Join(g.status().Notes, " "); !strings.Contains(notes, "dialed from here") || !strings.Contains(notes, "198.51.100.0/24 is offered to nobody") {
+		t.Errorf("the gateway's notes are %q", notes)
+	}
+}
+
+// userspace starts a node without rights and without an interface.
+func (v *vpn) userspace(name, role string, site *lab.Site, args ...string) *member {
 	v.t.Helper()
 	path, err := program()
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	token, err := v.run(v.internet.Hub, "portal", "node", "add", "-state", filepath.Join(v.dir, "state"), "-role", "client", name)
+	token, err := v.run(v.internet.Hub, "portal", "node", "add", "-state", filepath.Join(v.dir, "state"), "-role", role, name)
 	if err != nil {
 		v.t.Fatal(err)
 	}
@@ -176,7 +264,7 @@ func (v *vpn) userspace(name string, site *lab.Site, args ...string) *member {
 	v.under = []string{"unshare", "--mount", "sh", "-ec", fmt.Sprintf(withoutRights, other), "sh"}
 	defer func() { v.under = nil }()
 	m := &member{sluice: &sluice{name: name}, site: site, socket: in("sock"), stats: in("stats")}
-	m.args = append([]string{"client", "-userspace", "-token-file", in("token"), "-socket", m.socket, "-pins", in("pins"), "-log-dir", in("logs")}, args...)
+	m.args = append([]string{role, "-userspace", "-token-file", in("token"), "-socket", m.socket, "-pins", in("pins"), "-log-dir", in("logs")}, args...)
 	v.launch(m)
 	return m
 }

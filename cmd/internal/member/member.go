@@ -135,6 +135,7 @@ type node struct {
 	signIn   func() *edge.SignInStatus
 	resumed  bool                  // owned by the edge's goroutine, which applies answers
 	stack    *netstack.Stack       // nil: there is an interface
+	dialOut  *dialOut              // of a gateway with a stack
 	reach    atomic.Pointer[reach] // with a stack; nil: the portal has not answered
 	notes    []string              // of the status, whatever happens
 	// failed ends the node with an error that trying again does not mend, or a *signOut.
@@ -190,7 +191,13 @@ func (n *node) open() (tun.Device, error) {
 		return tun.Open(tun.Options{Name: o.Interface, MTU: o.MTU, MaxMTU: pipeline.MaxMTU, Queues: n.settings.Queues, NoOffload: n.settings.NoGSO})
 	}
 	s, err := netstack.New(netstack.Config{Name: o.Interface, MTU: o.MTU, NoOffload: n.settings.NoGSO})
+	if err != nil {
+		return nil, err
+	}
 	n.stack, n.machine.stack = s, s
+	if o.Role == protocol.Gateway {
+		err = n.startDialOut(s)
+	}
 	return s, err
 }
 
@@ -245,6 +252,9 @@ func (n *node) live(ctx context.Context) error {
 	n.pins.write()
 	endKeeper()
 	<-n.keeper.ended
+	if n.dialOut != nil {
+		n.dialOut.close()
+	}
 	err = errors.Join(err, n.machine.Close())
 	n.settings.WriteStats(n, n.logger)
 	halt()
@@ -305,6 +315,9 @@ func (n *node) apply(answer protocol.Sync) error {
 		own, zone := zoneOf(answer)
 		resolvers := resolversOf(answer)
 		n.names.Set(own, zone, resolvers)
+		if n.dialOut != nil {
+			n.dialOut.set(answer.Offers.Approved())
+		}
 		n.reach.Store(&reach{own: own, zone: zone, routes: routesOf(answer), resolvers: resolvers})
 	}
 	return err

@@ -64,6 +64,10 @@ func (p *presence) listen() (*proxy.Server, error) {
 		s.Close()
 		return nil, err
 	}
+	if p.options.Role == protocol.Gateway {
+		p.notes = append(p.notes, "there is no interface: what comes through the tunnel is dialed from here, TCP and UDP only, with this machine's addresses")
+		return s, nil
+	}
 	p.notes = append(p.notes, "there is no interface; programs reach the tunnel by: "+strings.Join(ways, ", "))
 	return s, nil
 }

@@ -13,6 +13,27 @@ const (
 
 var largeBuffers = sync.Pool{New: func() any { return new([largeBuffer]byte) }}
 
+// Carry is join for a client that was not accepted here. There may be as many as there are others; false: there is no room, and both are closed.
+func (s *Server) Carry(client, there Conn) bool {
+	select {
+	case s.rooms <- struct{}{}:
+	default:
+		client.Close()
+		there.Close()
+		s.tellFull()
+		return false
+	}
+	defer func() { <-s.rooms }()
+	if !s.hold(client) {
+		client.Close()
+		there.Close()
+		return false
+	}
+	defer s.release(client)
+	s.join(client, client, there)
+	return true
+}
+
 // join carries bytes between a client and the other side, which it closes, until both directions have ended or one has failed. What the
 // client says is read from its reader, which may have something already.
 func (s *Server) join(client Conn, said io.Reader, there Conn) {

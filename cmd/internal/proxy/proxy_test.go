@@ -225,7 +225,8 @@ func TestHTTP(t *testing.T) {
 		}
 		c.SetDeadline(time.Now().Add(10 * time.Second))
 		fmt.Fprintf(c, "CONNECT %s HTTP/1.1\r\nHost: %[1]s\r\n\r\n", to)
-		line, _ := bufio.NewReaderSize(io.LimitReader(c, int64(len("HTTP/1.1 200 Connection established\r\n\r\n"))), 16).ReadString('\n')
+		// Nothing comes behind the empty line before the client says something.
+		line, _ := bufio.NewReader(c).ReadString('\n')
 		if strings.Contains(line, " 200 ") {
 			return c, line
 		}
@@ -241,8 +242,6 @@ func TestHTTP(t *testing.T) {
 	if c == nil {
 		t.Fatalf("CONNECT: %q", line)
 	}
-	rest := make([]byte, 2)
-	io.ReadFull(c, rest) // of the empty line
 	exchange(t, c, 1<<20)
 	r, err := http.Get("http://" + server + "/")
 	if err != nil {

@@ -1,0 +1,129 @@
+package member
+
+import (
+	"context"
+	"errors"
+	"net"
+	"net/netip"
+	"sync/atomic"
+	"time"
+
+	"github.com/sluice-vpn/sluice/cmd/internal/proxy"
+	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/tun/netstack"
+)
+
+// This file is a gateway without an interface: what comes through the tunnel for the networks that it offers is dialed from here, so that it
+// needs neither forwarding nor rights. TCP and UDP go that way, and nothing else.
+
+const (
+	// dialOutLimit is how long a host behind the gateway may take to answer.
+	dialOutLimit = 10 * time.Second
+	// mostFlows are UDP flows at once, flowLimit how long one is kept that is silent in both directions (RFC 4787, section 4.3).
+	mostFlows = 1024
+	flowLimit = 2 * time.Minute
+)
+
+// dialOut dials for peers.
+type dialOut struct {
+	approved atomic.Pointer[[]netip.Prefix] // what the portal lets peers reach; nil: nothing yet
+	proxies  *proxy.Server
+	flows    chan struct{} // a place for each UDP flow
+	ctx      context.Context
+	end      context.CancelFunc
+}
+
+// startDialOut has a stack's peers reach the networks behind this machine.
+func (n *node) startDialOut(s *netstack.Stack) error {
+	d := &dialOut{flows: make(chan struct{}, mostFlows), proxies: proxy.New(proxy.Config{Logger: n.logger})}
+	d.ctx, d.end = context.WithCancel(context.Background())
+	n.dialOut = d
+	return s.Forward(netstack.Forwarder{TCP: d.tcp, UDP: d.udp})
+}
+
+func (d *dialOut) close() {
+	d.end()
+	d.proxies.Close()
+}
+
+// set says what the portal lets peers reach.
+func (d *dialOut) set(approved []netip.Prefix) { d.approved.Store(&approved) }
+
+// allows tells whether peers reach an address: one in an approved network, and none that means something on this machine or its link only.
+func (d *dialOut) allows(to netip.AddrPort) bool {
+	a, approved := to.Addr().Unmap(), d.approved.Load()
+	if approved == nil || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+		return false
+	}
+	return protocol.Within(*approved, netip.PrefixFrom(a, a.BitLen()))
+}
+
+// tcp connects first, so that who asks is told by a refusal that the host refuses.
+func (d *dialOut) tcp(to netip.AddrPort, accept func() (netstack.Conn, error)) {
+	if !d.allows(to) {
+		return
+	}
+	ctx, stop := context.WithTimeout(d.ctx, dialOutLimit)
+	there, err := new(net.Dialer).DialContext(ctx, "tcp", to.String())
+	stop()
+	if err != nil {
+		return
+	}
+	client, err := accept()
+	if err != nil {
+		there.Close()
+		return
+	}
+	go d.proxies.Carry(client, there.(*net.TCPConn))
+}
+
+func (d *dialOut) udp(to netip.AddrPort) func(net.Conn) {
+	if !d.allows(to) {
+		return nil
+	}
+	select {
+	case d.flows <- struct{}{}:
+	default:
+		return nil
+	}
+	return func(client net.Conn) {
+		defer func() { <-d.flows }()
+		if client == nil {
+			return
+		}
+		defer client.Close()
+		there, err := net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(to))
+		if err != nil {
+			return
+		}
+		defer there.Close()
+		stop := context.AfterFunc(d.ctx, func() { client.Close(); there.Close() })
+		defer stop()
+		var active atomic.Int64 // nanoseconds since 1970, when a datagram was carried last
+		back := make(chan struct{})
+		go func() { defer close(back); carryDatagrams(client, there, &active); client.Close() }()
+		carryDatagrams(there, client, &active)
+		there.Close()
+		<-back
+	}
+}
+
+// carryDatagrams copies one direction until both were silent for flowLimit, or something fails: the next datagram begins another flow.
+func carryDatagrams(to, from net.Conn, active *atomic.Int64) {
+	buffer := make([]byte, 64<<10)
+	for {
+		from.SetReadDeadline(time.Now().Add(flowLimit))
+		n, err := from.Read(buffer)
+		var silent net.Error
+		if errors.As(err, &silent) && silent.Timeout() && time.Since(time.Unix(0, active.Load())) < flowLimit {
+			continue
+		}
+		if err != nil {
+			return
+		}
+		active.Store(time.Now().UnixNano())
+		if _, err := to.Write(buffer[:n]); err != nil {
+			return
+		}
+	}
+}
