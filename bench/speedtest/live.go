@@ -248,14 +248,26 @@ func (r *Result) fillLive(c Case, a, b *outcome) {
 	}
 }
 
-// sampleLive makes samples of marks: each end has the same number of them, at the same times of its own clock.
+// sampleLive makes samples of marks: each end has the same number of them, at the same times of its own clock. An end that was too busy
+// takes several at once afterwards; between those there is no rate, so a sample goes on until both have half of an interval.
 func (r *Result) sampleLive(c Case, a, b *outcome) {
-	for i := 1; i < min(len(a.Marks), len(b.Marks)); i++ {
+	n := min(len(a.Marks), len(b.Marks))
+	if n < 2 {
+		return
+	}
+	first, last := a.window()
+	least := (last.AtS - first.AtS) / float64(2*(n-1))
+	before := 0
+	for i := 1; i < n; i++ {
+		if a.Marks[i].AtS-a.Marks[before].AtS < least || b.Marks[i].AtS-b.Marks[before].AtS < least {
+			continue
+		}
 		s := Sample{AtS: a.Marks[i].AtS - a.Marks[0].AtS}
-		s.GbitPerS = 8e-9 * (rate(b.Marks[i-1], b.Marks[i], bytesIn) + rate(a.Marks[i-1], a.Marks[i], bytesIn))
+		s.GbitPerS = 8e-9 * (rate(b.Marks[before], b.Marks[i], bytesIn) + rate(a.Marks[before], a.Marks[i], bytesIn))
 		if c.kind == loadUDP {
-			s.KPPS = 1e-3 * rate(b.Marks[i-1], b.Marks[i], packetsIn)
+			s.KPPS = 1e-3 * rate(b.Marks[before], b.Marks[i], packetsIn)
 		}
 		r.Samples = append(r.Samples, s)
+		before = i
 	}
 }

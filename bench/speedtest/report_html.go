@@ -100,6 +100,9 @@ func (r *Report) chart(c Case, classes map[string]string) (pageChart, bool) {
 		}
 		line := chartLine{name: fmt.Sprintf("%s, round %d", one.Impl, one.Round), class: classes[one.Impl]}
 		for _, s := range one.Samples {
+			if c.kind == loadRTT && s.RTTS == 0 {
+				continue // no probe was sent in it, or none was answered: that is no round trip of 0
+			}
 			line.points = append(line.points, [2]float64{s.AtS, value(s)})
 		}
 		lines = append(lines, line)
