@@ -16,6 +16,8 @@ import (
 	"slices"
 	"time"
 
+	"github.com/nats-io/nats.go"
+
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/secretfile"
 	"github.com/sluice-vpn/sluice/ice/signal/broker"
@@ -159,18 +161,11 @@ func fill(ctx context.Context, folder string, values map[string]json.RawMessage)
 	if err := os.MkdirAll(path, 0o700); err != nil {
 		return err
 	}
-	server, err := broker.Start(broker.Config{
-		Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0), Store: path, MaxPayload: protocol.MaxAnswer,
-		Authenticate: func(string) (string, []string, error) { return "", nil, errors.New("the portal is being restored") },
-	})
+	server, conn, err := offline(path)
 	if err != nil {
 		return err
 	}
 	defer server.Close()
-	conn, err := server.Connect()
-	if err != nil {
-		return err
-	}
 	defer conn.Close()
 	ctx, cancel := context.WithTimeout(ctx, loadTime)
 	defer cancel()
@@ -188,4 +183,20 @@ func fill(ctx context.Context, folder string, values map[string]json.RawMessage)
 	}
 	s.writeMark(ctx)
 	return nil
+}
+
+// offline opens a store for this process only. The caller closes the connection, and then the server.
+func offline(folder string) (*broker.Broker, *nats.Conn, error) {
+	server, err := broker.Start(broker.Config{
+		Listen: netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), 0), Store: folder, MaxPayload: protocol.MaxAnswer,
+		Authenticate: func(string) (string, []string, error) { return "", nil, errors.New("the portal is not started yet") },
+	})
+	if err != nil {
+		return nil, nil, err
+	}
+	conn, err := server.Connect()
+	if err != nil {
+		return nil, nil, errors.Join(err, server.Close())
+	}
+	return server, conn, nil
 }

@@ -124,11 +124,17 @@ func (s *state) adopt(e entry) {
 		}
 		s.note(name, old, r)
 		s.nodes[name] = r
+	case e.key == keyProbe:
+		s.revisions[e.key] = e.revision
+		return
 	default:
 		return
 	}
 	if e.value != nil {
 		s.revisions[e.key] = e.revision
+	}
+	if !isNode {
+		return
 	}
 	s.publishUsers()
 	if offering(old) || offering(s.nodes[name]) {

@@ -14,6 +14,10 @@
 // until then nodes that change nothing are served, and /readyz says why the others are not. Backup is all of it as one document, of
 // which Restore makes a folder. One process uses the folder at a time. A state that is not whole is an error at the start, and never an empty portal.
 //
+// Several portals may be one cluster (Cluster): their brokers pass messages on to one another, and the bucket is at three of them. Every
+// change is then a compare-and-set, every portal follows the bucket and answers from memory, and what is known goes on where no majority
+// is there to take changes. Who is signed in where they tell one another without the bucket (presence).
+//
 // Requests of nodes are bounded: one of each node waits, and who asks or changes too often is dropped or told to wait, and in
 // the end disconnected. Where two programs use one token, the one that connected last is served and the other is told.
 //

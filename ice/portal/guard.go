@@ -13,6 +13,8 @@ import (
 const (
 	// guardEvery is how often the disk is tried; guardAgain the same while something is wrong.
 	guardEvery, guardAgain = 10 * time.Second, time.Second
+	// reachEvery is how often a member of a cluster looks whether it hears of all changes.
+	reachEvery = 2 * time.Second
 	// mendTime is how long opening the store anew and comparing it may take. The state is locked meanwhile.
 	mendTime = 20 * time.Second
 )
@@ -23,6 +25,9 @@ func (p *Portal) guard(ctx context.Context) {
 	for {
 		p.note(p.tend(ctx))
 		pause := guardEvery
+		if p.config.Cluster != nil {
+			pause = reachEvery
+		}
 		if p.Trouble() != nil {
 			pause = guardAgain
 		}
@@ -38,6 +43,9 @@ func (p *Portal) guard(ctx context.Context) {
 // tend tries the disk, and mends the store if it has failed.
 func (p *Portal) tend(ctx context.Context) error {
 	storeGone, err := p.inspect()
+	if p.config.Cluster != nil {
+		return errors.Join(err, p.state.reach(ctx))
+	}
 	if err != nil || !storeGone && p.state.failing() == nil {
 		return err
 	}
@@ -65,7 +73,7 @@ func (p *Portal) inspect() (storeGone bool, err error) {
 	if err := os.WriteFile(probe, make([]byte, probeSize), 0o600); err != nil {
 		return false, fmt.Errorf("the state folder takes no data: %w", err)
 	}
-	_, err = os.Stat(filepath.Join(folder, storeName, "jetstream"))
+	_, err = os.Stat(filepath.Join(p.storeFolder(), "jetstream"))
 	return errors.Is(err, os.ErrNotExist), nil
 }
 

@@ -95,6 +95,7 @@ type NodeStatus struct {
 	PublicKey   string          `json:"public_key,omitempty"`
 	Identity    string          `json:"identity,omitempty"` // its fingerprint
 	Connections int             `json:"connections"`
+	Portals     []string        `json:"portals,omitempty"` // the other portals of a cluster where it is connected
 }
 
 // Nodes lists all nodes by name.
@@ -125,6 +126,9 @@ func (p *Portal) Nodes() []NodeStatus {
 			if v.online { // also while it connects anew, as all do to which a node was added
 				s.Online, s.Since = true, v.since.UTC()
 			}
+		}
+		if s.Portals = p.at(r.Name); len(s.Portals) > 0 {
+			s.Online = true
 		}
 		p.mu.Unlock()
 		list = append(list, s)

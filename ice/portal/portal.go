@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
-	"strconv"
 	"sync"
 	"sync/atomic"
 	"time"
@@ -48,6 +47,8 @@ type Config struct {
 	Overlay []netip.Prefix
 	// Resolve finds the addresses of names, Public and those of Relays, again and again; nil: they stay what they are.
 	Resolve func(ctx context.Context, host string) ([]netip.Addr, error)
+	// Cluster makes the portal a member of one; nil: it is alone.
+	Cluster *Cluster
 	Logger  *slog.Logger // nil discards
 }
 
@@ -68,6 +69,7 @@ type Portal struct {
 	fingerprint signal.Fingerprint
 	broker      *broker.Broker
 	conn        *nats.Conn
+	storeConn   *nats.Conn
 	state       *state
 	relay       *relay.Server // nil: none
 
@@ -76,6 +78,7 @@ type Portal struct {
 	failed chan error
 
 	news     chan struct{}         // of one slot: an answer may be another one now
+	arrivals chan struct{}         // of one slot: a node has come or gone
 	broken   atomic.Bool           // a part has failed
 	opened   os.FileInfo           // the folder, to be known again
 	trouble  atomic.Pointer[error] // what guard found
@@ -85,6 +88,8 @@ type Portal struct {
 	mu       sync.Mutex
 	visitors map[string]*visitor     // by node
 	addrs    map[string][]netip.Addr // by host that nodes are told of; the lists are frozen
+	siblings map[string]*presence    // the other portals of a cluster, by name; frozen
+	topRank  uint64                  // the highest of any session; see elsewhere
 
 	mute map[string]bool // owned by follow: names of which it was told that they do not resolve
 }
@@ -102,7 +107,7 @@ func Start(cfg Config) (_ *Portal, err error) {
 	}
 	p := &Portal{
 		config: cfg, log: cfg.Logger, failed: make(chan error, 1), news: make(chan struct{}, 1), visitors: map[string]*visitor{},
-		cancel: func() {}, addrs: cfg.knownAddrs(), mute: map[string]bool{},
+		cancel: func() {}, addrs: cfg.knownAddrs(), mute: map[string]bool{}, siblings: map[string]*presence{}, arrivals: make(chan struct{}, 1),
 	}
 	defer func() {
 		if err != nil {
@@ -145,6 +150,11 @@ func (cfg *Config) Check() error {
 	if !protocol.ValidAddress(net.JoinHostPort(cfg.Public, "1")) {
 		return fmt.Errorf("portal: %q is no host name or address; give one without a port, such as 203.0.113.7", cfg.Public)
 	}
+	if cfg.Cluster != nil {
+		if err := cfg.Cluster.check(); err != nil {
+			return err
+		}
+	}
 	if err := checkOverlay(cfg.Overlay); err != nil {
 		return fmt.Errorf("portal: the network of tunnel addresses: %w", err)
 	}
@@ -162,9 +172,13 @@ func (cfg *Config) Check() error {
 
 // open starts the broker and loads the state from its store. Nodes that sign in meanwhile wait.
 func (p *Portal) open(certificate tls.Certificate, fresh bool) (err error) {
-	store := filepath.Join(p.config.Folder, storeName)
+	store := p.storeFolder()
 	if err := os.MkdirAll(store, 0o700); err != nil {
 		return err
+	}
+	var cluster *broker.Cluster
+	if p.config.Cluster != nil {
+		cluster = p.config.Cluster.broker(certificate)
 	}
 	loaded := make(chan struct{})
 	defer close(loaded)
@@ -177,7 +191,7 @@ func (p *Portal) open(certificate tls.Certificate, fresh bool) (err error) {
 			}
 			return p.state.authenticate(token)
 		},
-		Store: store, MaxPayload: protocol.MaxAnswer + 1024, MaxPending: 4 * protocol.MaxAnswer, Log: p.log,
+		Store: store, Cluster: cluster, MaxPayload: protocol.MaxAnswer + 1024, MaxPending: 4 * protocol.MaxAnswer, Log: p.log,
 		MaxConnections: 2 * protocol.MaxPeers, // as many as nodes, and then those of strangers and those that have died unnoticed
 	})
 	if err != nil {
@@ -207,11 +221,10 @@ func (p *Portal) load(fresh bool) error {
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), loadTime)
 	defer cancel()
-	kv, err := p.bucket(ctx)
-	if err != nil {
+	if p.storeConn, err = p.broker.Connect(); err != nil {
 		return err
 	}
-	s, err := loadState(ctx, kv, filepath.Join(p.config.Folder, markName), fresh)
+	s, err := p.loadStored(ctx, fresh)
 	if err != nil {
 		return err
 	}
@@ -229,8 +242,32 @@ func (p *Portal) load(fresh bool) error {
 	return s.settle(ctx, p.config.Overlay)
 }
 
+// loadStored loads the state of the folder, or of the cluster.
+func (p *Portal) loadStored(ctx context.Context, fresh bool) (*state, error) {
+	if p.config.Cluster != nil {
+		return p.loadShared(ctx, fresh)
+	}
+	if _, err := os.Stat(filepath.Join(p.config.Folder, clusterStoreName)); err == nil {
+		return nil, errors.New("the folder is that of a member of a cluster, and what it held before is out of date;" +
+			" start it as that member, or restore a backup into another folder")
+	}
+	kv, err := p.bucket(ctx)
+	if err != nil {
+		return nil, err
+	}
+	return loadState(ctx, kv, filepath.Join(p.config.Folder, markName), fresh)
+}
+
+// storeFolder is where the broker stores.
+func (p *Portal) storeFolder() string {
+	if p.config.Cluster != nil {
+		return filepath.Join(p.config.Folder, clusterStoreName)
+	}
+	return filepath.Join(p.config.Folder, storeName)
+}
+
 // bucket opens the bucket in the broker's store, and makes it if there is none.
-func (p *Portal) bucket(ctx context.Context) (store, error) { return openBucket(ctx, p.conn, 1) }
+func (p *Portal) bucket(ctx context.Context) (store, error) { return openBucket(ctx, p.storeConn, 1) }
 
 // loadTime is how long a large state may take on a slow machine.
 const loadTime = 2 * time.Minute
@@ -263,6 +300,13 @@ func (p *Portal) serve() error {
 		if _, err := p.conn.QueueSubscribe(signal.PortalSubject("*", verb), "portal", handle); err != nil {
 			return err
 		}
+	}
+	if p.config.Cluster != nil {
+		if _, err := p.conn.Subscribe(presenceSubject, p.hear); err != nil {
+			return err
+		}
+		p.tasks.Go(func() { p.followStore(ctx) })
+		p.tasks.Go(func() { p.tellOthers(ctx) })
 	}
 	p.tasks.Go(func() { p.watch(ctx) })
 	p.tasks.Go(func() { p.guard(ctx) })
@@ -322,8 +366,10 @@ func (p *Portal) Wait(ctx context.Context) error {
 func (p *Portal) Close() error {
 	p.cancel()
 	p.tasks.Wait()
-	if p.conn != nil {
-		p.conn.Close()
+	for _, conn := range []*nats.Conn{p.conn, p.storeConn} {
+		if conn != nil {
+			conn.Close()
+		}
 	}
 	var err error
 	if p.broker != nil {
@@ -340,6 +386,9 @@ func (p *Portal) Addr() netip.AddrPort { return p.broker.Addr() }
 
 // token makes a node's token.
 func (p *Portal) token(name string, secret [32]byte) protocol.Token {
-	at := net.JoinHostPort(p.config.Public, strconv.Itoa(int(p.Addr().Port())))
-	return protocol.Token{Name: name, Portals: []string{at}, Fingerprint: p.fingerprint, Secret: secret}
+	t := protocol.Token{Name: name, Portals: []string{p.public()}, Fingerprint: p.fingerprint, Secret: secret}
+	for _, other := range p.others() {
+		t.Portals = append(t.Portals, other.Public) // mostMembers is less than a token has room for
+	}
+	return t
 }

@@ -64,6 +64,7 @@ type settings struct {
 type state struct {
 	mark   string        // the file of writeMark; "": none
 	broke  chan struct{} // of one slot: a write has failed
+	stuck  chan struct{} // of one slot: what others write does not come
 	shared bool          // other portals write too, and the memory follows the store
 	log    *slog.Logger
 	act    func([]effect) // is told of what has changed, without the lock
@@ -74,8 +75,10 @@ type state struct {
 	kv         store
 	revision   uint64            // all up to here is in memory
 	revisions  map[string]uint64 // of what is in memory, by key
+	reached    uint64            // revision when reach looked last
 	progressed chan struct{}     // closed and replaced when take has moved revision
 	effects    []effect          // that act was not told of yet
+	members    map[string]string // of the cluster: which folder is whose, by key; see claim
 	settings   settings
 	nodes      map[string]*record         // records are frozen and replaced as a whole
 	offers     map[string]protocol.Offers // by gateway; frozen and replaced

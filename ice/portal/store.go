@@ -49,11 +49,16 @@ type kvStore struct {
 	kv jetstream.KeyValue
 }
 
-// openBucket opens the bucket, and makes it if there is none.
+// openBucket opens the bucket, and makes it if there is none. One of several replicas is made only while so many members are there.
 func openBucket(ctx context.Context, conn *nats.Conn, replicas int) (*kvStore, error) {
 	js, err := jetstream.New(conn)
 	if err != nil {
 		return nil, err
+	}
+	if replicas > 1 {
+		if kv, err := js.KeyValue(ctx, bucketName); err == nil {
+			return &kvStore{js, kv}, nil
+		}
 	}
 	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucketName, History: 1, MaxBytes: maxBucket, Replicas: replicas})
 	if err != nil {

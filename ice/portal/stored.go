@@ -54,8 +54,8 @@ func loadState(ctx context.Context, kv store, mark string, fresh bool) (*state, 
 // newState is an empty one.
 func newState(kv store, mark string) *state {
 	return &state{
-		kv: kv, mark: mark, broke: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler), act: func([]effect) {},
-		nodes: map[string]*record{}, revisions: map[string]uint64{}, progressed: make(chan struct{}),
+		kv: kv, mark: mark, broke: make(chan struct{}, 1), stuck: make(chan struct{}, 1), log: slog.New(slog.DiscardHandler), act: func([]effect) {},
+		nodes: map[string]*record{}, members: map[string]string{}, revisions: map[string]uint64{}, progressed: make(chan struct{}),
 	}
 }
 
@@ -137,6 +137,12 @@ func (s *state) load(key string, value []byte) error {
 			}
 		}
 		s.nodes[r.Name] = r
+	case strings.HasPrefix(key, prefixMember):
+		var id string
+		if err := json.Unmarshal(value, &id); err != nil {
+			return err
+		}
+		s.members[key] = id
 	}
 	return nil
 }
@@ -178,6 +184,8 @@ func (s *state) settleLocked(ctx context.Context, overlay []netip.Prefix) error 
 	switch was := s.settings.overlay(); {
 	case len(overlay) == 0 || slices.Equal(completeOverlay(overlay), was):
 		return nil
+	case s.shared: // the other portals have it in use
+		return fmt.Errorf("the network is %v, and cannot be another one in a cluster", was)
 	case len(s.nodes) > 0:
 		return fmt.Errorf("the network is %v, and cannot be another one while there are nodes (%d); remove them all first"+
 			" (sluice portal node remove), or begin with another folder", was, len(s.nodes))

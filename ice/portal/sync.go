@@ -7,6 +7,8 @@ import (
 	"encoding/json"
 	"errors"
 	"net/netip"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/nats-io/nats.go"
@@ -126,6 +128,7 @@ func (p *Portal) watch(ctx context.Context) {
 			return
 		case now := <-ticker.C:
 			if p.look(now) {
+				p.arrived()
 				p.changed()
 			}
 			p.tell(func(h *hold) bool { return now.After(h.until) })
@@ -186,7 +189,10 @@ func (p *Portal) relays(now time.Time, user string, via netip.Addr) (list []prot
 		list = append(list, protocol.Relay{Name: name, Addrs: addrs, Username: username, Password: password, Expires: expiry.Unix()})
 	}
 	if p.relay != nil {
-		add("portal", p.state.settings.RelaySecret, p.relayAddrs(via))
+		add(p.relayName(), p.state.settings.RelaySecret, p.relayAddrs(via))
+	}
+	for _, other := range p.others() {
+		add(other.Member, p.state.settings.RelaySecret, other.Relay)
 	}
 	for _, r := range p.config.Relays {
 		addrs := r.Addrs
@@ -198,7 +204,18 @@ func (p *Portal) relays(now time.Time, user string, via netip.Addr) (list []prot
 		}
 		add(r.Name, r.Secret, addrs)
 	}
-	return list
+	if p.config.Cluster != nil { // the same at all portals
+		slices.SortFunc(list, func(a, b protocol.Relay) int { return strings.Compare(a.Name, b.Name) })
+	}
+	return list[:min(len(list), protocol.MaxRelays)]
+}
+
+// relayName is what nodes call our own relay.
+func (p *Portal) relayName() string {
+	if p.config.Cluster != nil {
+		return p.config.Cluster.Self
+	}
+	return "portal"
 }
 
 // respond sends an answer. A node that does not hear it asks again.

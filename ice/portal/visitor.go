@@ -40,7 +40,9 @@ type visitor struct {
 	left      time.Time // when its token was taken from its machine; zero once it asks again
 	held      *hold     // a request that waits for news
 
+	rank    uint64   // of session, among those of all portals
 	session string   // the connection whose requests count
+	ranked  string   // the session that rank is of
 	older   []string // displaced ones, the latest last
 
 	requests, changes rate.Bucket
@@ -121,6 +123,12 @@ func (p *Portal) admit(name, session string, now time.Time) (displaced, ok bool)
 		return false, false
 	}
 	displaced = !v.latest(session, connections)
+	if v.ranked != v.session { // a new one comes after all that were heard of
+		p.topRank++
+		v.rank, v.ranked = p.topRank, v.session
+		p.arrived()
+	}
+	displaced = displaced || p.elsewhere(name, v.rank)
 	if displaced {
 		p.warn(v, now, "two programs use the token of one node", "node", name, "connections", connections)
 	}
@@ -260,7 +268,7 @@ func (p *Portal) isOnline(name string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	v := p.visitors[name]
-	return v != nil && v.online
+	return v != nil && v.online || len(p.at(name)) > 0
 }
 
 // refuse is an answer that says only what is wrong.

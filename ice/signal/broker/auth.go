@@ -20,10 +20,13 @@ type authenticator struct {
 	// Frozen.
 	callback func(token string) (name string, allowed []string, err error)
 	own      string // the portal's own token, known to this process only
+	system   string // the same for the server's own account, by which a cluster is changed
 	log      *serverLog
 	signedIn func(from string)    // is told of each connection that is accepted
 	alive    func(id uint64) bool // whether the server still has this connection
 	end      func(id uint64) error
+
+	systemAccount func() *server.Account
 
 	// mu is held for reading while a connection is authenticated, so that Kick, which holds it for writing, misses none.
 	// Lock order: mu, then table.
@@ -34,7 +37,7 @@ type authenticator struct {
 
 func newAuthenticator(callback func(string) (string, []string, error), log *serverLog, signedIn func(string)) *authenticator {
 	return &authenticator{
-		callback: callback, own: rand.Text() + rand.Text(), log: log, signedIn: signedIn, names: map[string]map[uint64]Client{},
+		callback: callback, own: rand.Text() + rand.Text(), system: rand.Text() + rand.Text(), log: log, signedIn: signedIn, names: map[string]map[uint64]Client{},
 	}
 }
 
@@ -51,6 +54,10 @@ func (a *authenticator) Check(c server.ClientAuthentication) bool {
 	token := c.GetOpts().Token
 	if subtle.ConstantTimeCompare([]byte(token), []byte(a.own)) == 1 {
 		c.RegisterUser(&server.User{Username: "$portal"})
+		return true
+	}
+	if subtle.ConstantTimeCompare([]byte(token), []byte(a.system)) == 1 {
+		c.RegisterUser(&server.User{Username: "$system", Account: a.systemAccount()})
 		return true
 	}
 	a.mu.RLock()

@@ -48,6 +48,8 @@ type Config struct {
 	// MaxSubscriptions limits the subscriptions of one connection; 0 means 8, where a node (signal.Bus) has 3. A message that fits all
 	// of a node's goes out as often as it has them on all of its connections together.
 	MaxSubscriptions int
+	// Cluster makes the server a member of one, with Store; nil: it is alone.
+	Cluster *Cluster
 	// Log receives the server's warnings and errors and who was refused, a few lines a second at most; nil drops them.
 	Log *slog.Logger
 }
@@ -71,6 +73,13 @@ func Start(cfg Config) (*Broker, error) {
 	if !cfg.Listen.IsValid() {
 		return nil, errors.New("broker: no address to listen on")
 	}
+	if cfg.Cluster != nil {
+		own := *cfg.Cluster
+		cfg.Cluster = &own
+		if err := errors.Join(own.settle(), own.seed(cfg.Store)); err != nil {
+			return nil, fmt.Errorf("broker: %w", err)
+		}
+	}
 	log := &serverLog{to: cfg.Log, now: time.Now, starting: true}
 	door, err := listen(&cfg, log) // before the store is opened
 	if err != nil {
@@ -86,9 +95,13 @@ func Start(cfg Config) (*Broker, error) {
 	door.server = srv
 	auth.alive = func(id uint64) bool { return srv.GetClient(id) != nil }
 	auth.end = srv.DisconnectClientByID
+	auth.systemAccount = srv.SystemAccount
 	srv.SetLoggerV2(log, false, false, false)
 	b := &Broker{server: srv, door: door, auth: auth, store: storeOf(o)}
 	srv.Start()
+	if cfg.Cluster != nil {
+		startRoutes(srv)
+	}
 	if err := log.started(); err != nil {
 		b.Close()
 		return nil, fmt.Errorf("broker: %w", err)
@@ -120,6 +133,9 @@ func options(cfg *Config, auth *authenticator) *server.Options {
 	if cfg.TLS != nil {
 		// What comes in has left TLS behind. The server says with it that there is TLS, as nodes want to hear.
 		o.TLSConfig, o.TLSTimeout = cfg.TLS, 5
+	}
+	if cfg.Cluster != nil {
+		cfg.Cluster.apply(o)
 	}
 	if cfg.Store != "" {
 		o.JetStream, o.StoreDir = true, cfg.Store
