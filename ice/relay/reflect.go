@@ -88,13 +88,10 @@ func (m *mirror) take(r received) {
 	}
 }
 
-// changeOf is what a request asks to be changed, 0 for nothing. Nobody has looked at the attribute's length yet.
+// changeOf is what a request asks to be changed, 0 for nothing.
 func changeOf(m *stun.Message) uint32 {
-	v := m.Get(stun.ChangeRequest)
-	if len(v) != 4 {
-		return 0
-	}
-	return binary.BigEndian.Uint32(v) & (changeAddress | changePort)
+	v, _ := m.Uint32(stun.ChangeRequest)
+	return v & (changeAddress | changePort)
 }
 
 // reflected answers the present request if it is one that asks for an answer from elsewhere.

@@ -85,6 +85,7 @@ func (a Attr) slot() int {
 
 var shapes = [slots]shape{
 	MappedAddress:      {address: true, known: all},
+	ChangeRequest:      {4, 4, 1, false, server}, // RFC 5780, section 7.2
 	SourceAddress:      {address: true, known: client},
 	ChangedAddress:     {address: true, known: client},
 	Username:           {0, maxUsername, 1, false, all},

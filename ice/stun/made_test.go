@@ -42,7 +42,7 @@ var kinds = func() (list [4][]Attr) {
 	for p := range Policy(3) {
 		list[p] = append(list[p], 0xC057)
 	}
-	list[3] = append(list[3], Integrity, IntegritySHA256, Fingerprint, ChangeRequest, 0x001D, 0x0026, 0x7ABC, 0xC057, 0x8001, 0xFFFF)
+	list[3] = append(list[3], Integrity, IntegritySHA256, Fingerprint, 0x001D, 0x0026, 0x7ABC, 0xC057, 0x8001, 0xFFFF)
 	return list
 }()
 
