@@ -27,7 +27,9 @@ const (
 	// asksPerSecond is how many questions peers may cause, beside a burst: the portal drops what a node asks more than 20 times a second,
 	// and its connections in the end.
 	asksPerSecond = 4
-	maxPeers      = 4096
+	// burst is how many things that peers cause may happen at once.
+	burst    = 5
+	maxPeers = 4096
 	// clockSkew is from when on a difference between our clock and the portal's is worth a warning.
 	clockSkew = time.Hour
 )
