@@ -89,6 +89,7 @@ type Edge struct {
 
 	pipeline atomic.Pointer[pipeline.Pipeline]
 	receiver atomic.Pointer[turn.Relays]         // relays, for other goroutines; nil before Run
+	asked    atomic.Uint64                       // questions to the portal, by number
 	silent   atomic.Bool                         // the portal has not answered the latest question of follow
 	given    atomic.Pointer[map[netip.Addr]bool] // tunnel addresses, as the portal has given them
 
@@ -120,7 +121,8 @@ type Edge struct {
 	ways        map[uint64]way        // of attempts that have a path, by their serial number
 	view        protocol.Sync         // as applied
 	host        protocol.Sync         // what Apply was called with, without what does not matter to a host
-	applied     time.Time             // when view was
+	applied     bool                  // there is a view
+	overtaken   uint64                // questions up to that number may be answered by an older view
 	routes      []RouteStatus         // of the view
 	synced      time.Time             // the latest answer
 	leaseEnds   time.Duration         // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
