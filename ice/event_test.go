@@ -8,18 +8,19 @@ import (
 
 // An agent whose news were taken is not kept by the mailbox: it may be closed, and holds secrets and queues.
 func TestMailboxKeepsNothing(t *testing.T) {
-	b := NewMailbox()
-	var agents []weak.Pointer[Agent]
-	for range 3 {
-		a := &Agent{config: AgentConfig{Mailbox: b}}
+	b, c := NewMailbox(), &Connection{}
+	c.config.Mailbox = b
+	var agents []weak.Pointer[agent]
+	for generation := range uint32(3) {
+		a := &agent{connection: c, generation: generation}
 		agents = append(agents, weak.Make(a))
-		a.mu.Lock()
+		c.mu.Lock()
 		a.postNews()
 		a.postNews() // it is there already
-		a.mu.Unlock()
+		c.mu.Unlock()
 	}
-	for i := range 3 {
-		if e, ok := b.Poll(); !ok || e.Agent != agents[i].Value() {
+	for generation := range uint32(3) {
+		if e, ok := b.Poll(); !ok || e.Generation != generation || e.Connection != c {
 			t.Fatalf("event %+v, %v", e, ok)
 		}
 	}

@@ -6,7 +6,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"io/fs"
 	"os"
 	"strings"
 
@@ -79,14 +78,10 @@ func pubkeyCommand() *cli.Command {
 func printSecret(cmd *cli.Command, secret string) error {
 	root := cmd.Root()
 	if f, ok := root.Writer.(*os.File); ok {
-		if st, err := f.Stat(); err == nil && worldReadable(st) {
-			fmt.Fprintln(root.ErrWriter, "sluice: warning: the secret goes to a file that everybody may read; use umask 077")
+		if st, err := f.Stat(); err == nil && everybodyReads(f, st) {
+			fmt.Fprintln(root.ErrWriter, "sluice: warning: the secret goes to a file that everybody may read; "+maskText)
 		}
 	}
 	_, err := fmt.Fprintln(root.Writer, secret)
 	return err
-}
-
-func worldReadable(st fs.FileInfo) bool {
-	return st.Mode().IsRegular() && st.Mode().Perm()&0o007 != 0
 }

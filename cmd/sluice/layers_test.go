@@ -49,7 +49,7 @@ var layers = map[string][]string{
 	"cmd/internal/version":     {},
 	"cmd/internal/environment": {"cmd/internal/logs", "pipeline", "pipeline/count", "tun", "crypto/aead"},
 	"cmd/internal/node":        {"cmd/internal/environment", "cmd/internal/version", "pipeline", "pipeline/uapi", "tun", "crypto/aead"},
-	"cmd/internal/service":     {},
+	"cmd/internal/service":     {"ice/secretfile"},
 	"cmd/internal/tune":        {},
 	"cmd/internal/status":      {"cmd/internal/doctor", "cmd/internal/tune", "ice/edge", "ice/netcheck"},
 	"cmd/internal/doctor":      {"pipeline/udp", "tun"},
@@ -63,8 +63,7 @@ var layers = map[string][]string{
 	"cmd/sluice":       {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
 	"ice/stun":         {"pipeline/frame"},
 	"ice/edge":         {"ice/...", "pipeline", "pipeline/count", "pipeline/udp", "crypto"},
-	"ice/link":         {"ice/rate", "ice/signal", "pipeline", "pipeline/count", "crypto"},
-	"ice/turn":         {"ice", "ice/rate", "ice/stun", "pipeline/count", "pipeline/frame", "pipeline/udp"},
+	"ice/link":         {"ice/signal", "pipeline", "pipeline/count", "crypto"},
 	"ice/...":          {"ice/...", "pipeline", "pipeline/count", "pipeline/errno", "pipeline/frame", "pipeline/udp"},
 }
 

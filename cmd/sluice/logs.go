@@ -19,10 +19,9 @@ func logsCommand() *cli.Command {
 		Name:  "logs",
 		Usage: "print the log of this machine's gateway or client",
 		Description: "Client and gateway keep their log in a folder, a file for each start, 100 MB in all:\n\n" +
-			"   root, as a service    /var/log/sluice\n" +
-			"   a user, also by sudo  $XDG_CACHE_HOME/sluice/data/logs, else $HOME/.cache/sluice/data/logs\n\n" +
+			logsText +
 			"Lines are printed as by cat *.log | jq -r '\"\\(.time) \\(.severity) \\(.message)\"', those of several\n" +
-			"programs in the order of time; root sees those of services too. The file latest leads to the newest.",
+			"programs in the order of time; " + logsRootText + ". The file latest leads to the newest.",
 		Flags: []cli.Flag{
 			&cli.BoolFlag{Name: "f", Usage: "go on with the lines that come"},
 			&cli.StringFlag{Name: "level", Usage: "only lines of `LEVEL` and above: debug, info, warning or error"},

@@ -105,6 +105,7 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 			speedtestCommand(), genkeyCommand(), pubkeyCommand(), genpskCommand(), versionCommand(), nodeCommand(), manCommand(),
 		},
 	}
+	root.Commands = append(root.Commands, systemCommands()...)
 	cli.HelpPrinter = printHelp
 	plain(root)
 	return root

@@ -18,21 +18,6 @@ import (
 	"github.com/sluice-vpn/sluice/tun/host"
 )
 
-// memberText is what gateway and client have in common.
-const memberText = `
-
-The token comes from the first of these that there is: -token-file FILE (- is standard input), the variable SLUICE_TOKEN,
-the systemd credential sluice-token, and what sluice sign-in has stored in the state folder; never from an argument, which
-every user of the machine can read. A file that others can read is refused: chmod 600. The stored one is followed within a
-second: without one (any more) the program waits in signed-out state, as it does when the portal refuses a token; see
-sluice status.
-
-It runs in the foreground until SIGTERM or SIGINT, then puts addresses, routes and firewall back as they were. SIGHUP
-says that the network has changed, so it goes on when its terminal closes. SIGUSR1 writes counters to the file named by SLUICE_STATS. The other switches
-of sluice-wg in the environment (SLUICE_NO_GSO, SLUICE_QUEUES, ...) count here as well. See it with sluice status.
-
-It needs root, or the capability CAP_NET_ADMIN and write access to /run/sluice`
-
 func gatewayCommand() *cli.Command {
 	return &cli.Command{
 		Name:  "gateway",
@@ -62,13 +47,11 @@ func clientCommand() *cli.Command {
 			"\nnothing else leads past the tunnel then, not even the family that there is no default route for. Routes that could take" +
 			"\nthese networks away, or lead elsewhere than to a network, are refused (-accept-routes). Nobody opens connections to this machine by the" +
 			"\ntunnel (-accept-incoming). Name servers stay as they are, but for NAME.sluice (-names)." +
-			"\n\nWhile there is no tunnel, traffic leaves in the clear, unless -fail-closed keeps it in until -release.\n\n" +
-			"   sluice client -token-file /etc/sluice/token" + memberText + `; with -userspace none of that.
+			clearText + memberText + `; with -userspace none of that.
 
 With -userspace there is no interface and nothing of the machine is changed: programs reach the tunnel by a SOCKS5 server (-socks5), an HTTP
 proxy (-http-proxy) or forwarded ports (-forward), and what is not routed through the tunnel is refused there. NAME.sluice leads to nodes;
-other names are asked for as this machine does. Its status socket is in $XDG_RUNTIME_DIR/sluice, or ~/.cache/sluice, where /run/sluice cannot be
-written.
+other names are asked for as this machine does.` + userSocketText + `
 
    sluice client -token-file client.token -userspace -socks5 1080
    curl -x socks5h://127.0.0.1:1080 http://gate.sluice/` + configText,
@@ -102,10 +85,10 @@ func memberFlags() []cli.Flag {
 		&cli.StringFlag{Name: "keep", Usage: "`NETWORKS`, with commas between, that stay outside of the tunnel where a link leads to them; ::/0 (0.0.0.0/0) has" +
 			" all IPv6 (IPv4) go past it"},
 		&cli.BoolFlag{Name: "no-default-route", Usage: "refuse 0.0.0.0/0 and ::/0, and what is as good as one: shorter than /8, of IPv6 than /16"},
-		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: /run/sluice/INTERFACE.sock)"},
+		&cli.StringFlag{Name: "socket", Usage: "`PATH` of the status socket (default: " + socketText + ")"},
 		&cli.StringFlag{Name: "pins", Usage: "keep the identities of peers in `FILE` (default: pins-NAME.json in the state folder)"},
 		&cli.StringFlag{Name: "names", Usage: "lead NAME.sluice to the tunnel addresses of nodes, by `MODE`: resolved has systemd-resolved ask here, auto does" +
-			" where it runs, hosts keeps a hosts file, serve only answers at this node's own address, off does nothing", Value: names.Auto},
+			" where it runs, hosts keeps a hosts file, serve only answers at this node's own address, off does nothing", Value: namesMode},
 		&cli.StringFlag{Name: "names-file", Usage: "the hosts file is `FILE`", Value: names.HostsFile},
 		&cli.StringFlag{Name: "ops", Usage: opsUsage},
 		&cli.StringFlag{Name: "log-dir", Usage: "keep the log in the folder `DIR` too, or nowhere: none (default: see sluice logs -h)"},
@@ -135,8 +118,8 @@ func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error 
 		return member.Release(ctx, o)
 	}
 	if o.Token, o.TokenSource, err = member.ReadToken(cmd.String("token-file"), cmd.Root().Reader); err == nil {
-		o.Log = openLog(cmd)
-		if err = member.Run(ctx, o); err != nil {
+		o.Log = openLog(cmd, role)
+		if err = managed(ctx, cmd, func(ctx context.Context) error { return member.Run(ctx, o) }); err != nil {
 			o.Log.File().Error(oneLine(err))
 		}
 	}
@@ -144,7 +127,7 @@ func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error 
 }
 
 // openLog begins the log of a client or gateway, with which build it is.
-func openLog(cmd *cli.Command) *logs.Log {
+func openLog(cmd *cli.Command, role protocol.Role) *logs.Log {
 	f, ok := cmd.Root().ErrWriter.(*os.File)
 	if !ok {
 		f = os.Stderr
@@ -158,7 +141,7 @@ func openLog(cmd *cli.Command) *logs.Log {
 	if err != nil {
 		log.Warn("LOG_LEVEL is not understood, and counts as info", "error", err)
 	}
-	log.Info("version", "program", "sluice "+cmd.Name, "version", version.String(), "commit", version.Commit())
+	log.Info("version", "program", "sluice "+string(role), "version", version.String(), "commit", version.Commit())
 	return log
 }
 

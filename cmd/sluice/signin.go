@@ -17,8 +17,7 @@ import (
 
 // stateFlag is the state folder of a client or gateway.
 func stateFlag() cli.Flag {
-	return &cli.StringFlag{Name: "state", Usage: "`FOLDER` of the token and of the identities of peers (default: STATE_DIRECTORY, else " +
-		"/var/lib/sluice for root, of a gateway /var/lib/sluice-gateway where there is one, ~/.local/state/sluice for others)"}
+	return &cli.StringFlag{Name: "state", Usage: "`FOLDER` of the token and of the identities of peers (default: " + stateText + ")"}
 }
 
 func markFlag() cli.Flag {

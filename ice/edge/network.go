@@ -44,13 +44,7 @@ func (e *Edge) probeRelays() {
 
 // networkChanged has every connection look for another path beside the one in use.
 func (e *Edge) networkChanged(why string) {
-	connections := 0
-	e.tellAll(func(now time.Duration, l *link.Link) {
-		if l.Status(now).Phase < link.PhaseClosing {
-			connections++
-		}
-	})
-	e.log.Info("the network has changed: looking for other paths", "why", why, "connections", connections)
+	e.log.Info("the network has changed: looking for other paths", "why", why, "connections", len(e.finders))
 	if e.config.CheckPortal != nil {
 		e.config.CheckPortal()
 	}

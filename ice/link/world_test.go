@@ -103,7 +103,6 @@ type finder struct {
 }
 
 type fakeAgent struct {
-	finder    *finder
 	number    AgentNumber
 	ufrag     string
 	peerUfrag string

@@ -40,7 +40,19 @@ func newWine(v *vpn, ns *lab.Namespace) *wine {
 		v.t.Fatal(err)
 	}
 	w := &wine{v: v, ns: ns, program: program, command: command, folder: filepath.Join(v.dir, "Größe und Maß")}
+	// One program stays, and with it the service manager, which else would end after each of ours.
+	stays := exec.Command(command, "cmd.exe", "/c", "pause")
+	stays.Env = w.environ()
+	hold, err := stays.StdinPipe()
+	if err == nil {
+		err = ns.Start(stays)
+	}
+	if err != nil {
+		v.t.Fatal(err)
+	}
 	v.t.Cleanup(func() {
+		defer stays.Wait()
+		defer hold.Close()
 		end := exec.Command("wineserver", "-k", "-w")
 		end.Env = w.environ()
 		_ = end.Run() // there is none any more if all is well
@@ -49,9 +61,6 @@ func newWine(v *vpn, ns *lab.Namespace) *wine {
 }
 
 func (w *wine) environ() []string { return append(os.Environ(), "WINEPREFIX="+w.folder) }
-
-// path is a file of this machine as Windows names it.
-func (w *wine) path(name string) string { return "Z:" + strings.ReplaceAll(name, "/", `\`) }
 
 // run runs sluice.exe to its end.
 func (w *wine) run(stdin string, args ...string) (stdout string, err error) {
@@ -65,20 +74,27 @@ func (w *wine) run(stdin string, args ...string) (stdout string, err error) {
 	return out.String(), err
 }
 
-// client starts a client without an interface that is signed in at the portal.
-func (w *wine) client(name string, site *lab.Site, args ...string) *member {
-	v := w.v
-	v.t.Helper()
-	token, err := v.run(v.internet.Hub, "portal", "node", "add", "-state", filepath.Join(v.dir, "state"), "-role", "client", name)
+// token is that of a new client.
+func (w *wine) token(name string) string {
+	w.v.t.Helper()
+	token, err := w.v.run(w.v.internet.Hub, "portal", "node", "add", "-state", filepath.Join(w.v.dir, "state"), "-role", "client", name)
 	if err != nil {
-		v.t.Fatal(err)
+		w.v.t.Fatal(err)
 	}
-	if out, err := w.run(token, "sign-in"); err != nil || !strings.Contains(out, "signed in as "+name) {
-		v.t.Fatalf("sluice.exe sign-in: %v: %s", err, out)
+	return token
+}
+
+// says runs sluice.exe, which is to succeed, or not, with some words.
+func (w *wine) says(want, stdin string, succeeds bool, args ...string) {
+	w.v.t.Helper()
+	if out, err := w.run(stdin, args...); (err == nil) != succeeds || !strings.Contains(strings.Join(strings.Fields(out), " "), want) {
+		w.v.t.Errorf("sluice.exe %v: %v, want %q in\n%s", args, err, want, out)
 	}
-	v.under = []string{"env", "WINEPREFIX=" + w.folder, "sh", "-c", `wine=$1 program=$2; shift 3; exec "$wine" "$program" "$@"`, "sh", w.command, w.program}
-	defer func() { v.under = nil }()
-	m := &member{sluice: &sluice{name: name}, site: site, stats: filepath.Join(v.dir, name+".stats")}
+}
+
+// member is a client without an interface.
+func (w *wine) member(name string, site *lab.Site) *member {
+	m := &member{sluice: &sluice{t: w.v.t, name: name}, site: site, stats: filepath.Join(w.v.dir, name+".stats")}
 	m.ask = func() (s edge.Status) {
 		out, err := w.run("", "status", "-json", "-interface", "userspace")
 		if err != nil || json.Unmarshal([]byte(out), &s) != nil {
@@ -86,10 +102,74 @@ func (w *wine) client(name string, site *lab.Site, args ...string) *member {
 		}
 		return s
 	}
+	return m
+}
+
+// client starts a client that is signed in at the portal.
+func (w *wine) client(name string, site *lab.Site, args ...string) *member {
+	v := w.v
+	v.t.Helper()
+	w.says("signed in as "+name, w.token(name), true, "sign-in")
+	v.under = []string{"env", "WINEPREFIX=" + w.folder, "sh", "-c", `wine=$1 program=$2; shift 3; exec "$wine" "$program" "$@"`, "sh", w.command, w.program}
+	defer func() { v.under = nil }()
+	m := w.member(name, site)
 	m.args = append([]string{"client", "-userspace"}, args...)
 	v.launch(m)
 	v.t.Cleanup(m.kill) // a signal of this system is no end in order there
 	return m
+}
+
+// web serves what fetch gets, on a site.
+func (v *vpn) web(site *lab.Site) {
+	v.t.Helper()
+	var l net.Listener
+	if err := site.Node.Run(func() (err error) { l, err = net.Listen("tcp", ":8080"); return err }); err != nil {
+		v.t.Fatal(err)
+	}
+	server := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.Copy(w, fetchedBytes()) })}
+	go server.Serve(l)
+	v.t.Cleanup(func() { server.Close() })
+}
+
+// bySOCKS goes by port 1080 of a site.
+func (v *vpn) bySOCKS(site *lab.Site) *http.Client {
+	v.t.Helper()
+	socks, err := proxy.SOCKS5("tcp", "127.0.0.1:1080", nil, insideOf{site.Node})
+	if err != nil {
+		v.t.Fatal(err)
+	}
+	client := &http.Client{Transport: &http.Transport{Dial: socks.Dial}, Timeout: patience}
+	v.t.Cleanup(client.CloseIdleConnections)
+	return client
+}
+
+// TestWineService: the service manager starts a client that has no token yet, which follows what sign-in stores, and stops it in order.
+func TestWineService(t *testing.T) {
+	t.Parallel()
+	v := newVPN(t)
+	gs, cs := v.site("gate-site", lab.Restricted), v.site("client-site", lab.Cone)
+	w := newWine(v, cs.Node)
+	g := v.add("gate", "gateway", gs)
+	v.web(gs)
+	w.says("the service is not installed; sluice service install does that", "", false, "service", "start")
+	w.says("installed as SluiceClient", "", true, "service", "install", "--", "-userspace", "-socks5", "127.0.0.1:1080")
+	w.says("installed already", "", false, "service", "install")
+	await(t, patience, "the service starts", func() bool { // its manager may be busy with the others
+		out, err := w.run("", "service", "start")
+		return err == nil && strings.Contains(out, "started")
+	})
+	await(t, patience, "it tells that it is signed out", func() bool {
+		out, err := w.run("", "status", "-interface", "userspace")
+		return err == nil && strings.Contains(out, "signed out")
+	})
+	w.says("signed in as laptop", w.token("laptop"), true, "sign-in")
+	w.member("laptop", cs).awaitConnection(patience, "gate", "connected", isUp(""))
+	fetch(t, "SOCKS5, by a service", v.bySOCKS(cs), "gate.sluice:8080")
+	w.says("stopped", "", true, "service", "stop")
+	g.awaitLog("connection closed", 1, "peer=laptop", "reason=peer_closed")
+	w.says("no node is running there", "", false, "status", "-interface", "userspace")
+	w.says("laptop on userspace has ended", "", true, "logs")
+	w.says("removed", "", true, "service", "remove")
 }
 
 // TestWine: a whole client of Windows signs in with what sign-in has stored, connects by ICE through NATs to a gateway of Linux, and
@@ -101,23 +181,11 @@ func TestWine(t *testing.T) {
 	gs, cs := v.site("gate-site", lab.Restricted), v.site("client-site", lab.Cone)
 	w := newWine(v, cs.Node)
 	g := v.add("gate", "gateway", gs)
-	var l net.Listener
-	if err := gs.Node.Run(func() (err error) { l, err = net.Listen("tcp", ":8080"); return err }); err != nil {
-		t.Fatal(err)
-	}
-	web := &http.Server{Handler: http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) { io.Copy(w, fetchedBytes()) })}
-	go web.Serve(l)
-	defer web.Close()
-
+	v.web(gs)
 	c := w.client("laptop", cs, "-socks5", "127.0.0.1:1080")
 	c.awaitLog("node is up", 1)
 	c.awaitConnection(patience, "gate", "connected", isUp(""))
-	socks, err := proxy.SOCKS5("tcp", "127.0.0.1:1080", nil, insideOf{cs.Node})
-	if err != nil {
-		t.Fatal(err)
-	}
-	client := &http.Client{Transport: &http.Transport{Dial: socks.Dial}, Timeout: patience}
-	defer client.CloseIdleConnections()
+	client := v.bySOCKS(cs)
 	for range 6 { // 100 MB and more
 		fetch(t, "SOCKS5, a node's name", client, "gate.sluice:8080")
 	}
