@@ -26,11 +26,17 @@ const (
 
 // dialOut dials for peers.
 type dialOut struct {
-	approved atomic.Pointer[[]netip.Prefix] // what the portal lets peers reach; nil: nothing yet
-	proxies  *proxy.Server
-	flows    chan struct{} // a place for each UDP flow
-	ctx      context.Context
-	end      context.CancelFunc
+	reach   atomic.Pointer[dialOutReach] // nil: nothing yet
+	proxies *proxy.Server
+	flows   chan struct{} // a place for each UDP flow
+	ctx     context.Context
+	end     context.CancelFunc
+}
+
+// dialOutReach is what the portal says of where peers may be led, frozen.
+type dialOutReach struct {
+	approved []netip.Prefix // networks that peers may reach
+	overlay  []netip.Prefix // tunnel addresses, which nobody on this machine's networks has, whatever is approved
 }
 
 // startDialOut has a stack's peers reach the networks behind this machine.
@@ -46,16 +52,18 @@ func (d *dialOut) close() {
 	d.proxies.Close()
 }
 
-// set says what the portal lets peers reach.
-func (d *dialOut) set(approved []netip.Prefix) { d.approved.Store(&approved) }
+// set says where peers may be led.
+func (d *dialOut) set(r dialOutReach) { d.reach.Store(&r) }
 
-// allows tells whether peers reach an address: one in an approved network, and none that means something on this machine or its link only.
+// allows tells whether peers reach an address: one in an approved network, and none that means something on this machine, its link or in
+// the tunnel only.
 func (d *dialOut) allows(to netip.AddrPort) bool {
-	a, approved := to.Addr().Unmap(), d.approved.Load()
-	if approved == nil || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+	a, r := to.Addr().Unmap(), d.reach.Load()
+	if r == nil || a.IsLoopback() || a.IsUnspecified() || a.IsMulticast() || a.IsLinkLocalUnicast() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 		return false
 	}
-	return protocol.Within(*approved, netip.PrefixFrom(a, a.BitLen()))
+	single := netip.PrefixFrom(a, a.BitLen())
+	return protocol.Within(r.approved, single) && !protocol.Within(r.overlay, single)
 }
 
 // tcp connects first, so that who asks is told by a refusal that the host refuses.

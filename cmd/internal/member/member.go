@@ -316,7 +316,7 @@ func (n *node) apply(answer protocol.Sync) error {
 		resolvers := resolversOf(answer)
 		n.names.Set(own, zone, resolvers)
 		if n.dialOut != nil {
-			n.dialOut.set(answer.Offers.Approved())
+			n.dialOut.set(dialOutReach{answer.Offers.Approved(), answer.Overlay})
 		}
 		n.reach.Store(&reach{own: own, zone: zone, routes: routesOf(answer), resolvers: resolvers})
 	}
