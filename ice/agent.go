@@ -2,8 +2,10 @@ package ice
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -12,6 +14,16 @@ import (
 	"github.com/pion/transport/v2"
 
 	"github.com/sluice-vpn/sluice/pipeline"
+)
+
+// Errors that callers branch on.
+var (
+	// ErrClosed: the agent or the mux was closed.
+	ErrClosed = errors.New("ice: closed")
+	// ErrTooMany: the mux has as many agents as it can serve.
+	ErrTooMany = errors.New("ice: too many agents")
+	// ErrCredentials: the peer's credentials are of a form that RFC 8839 does not allow, or came twice.
+	ErrCredentials = errors.New("ice: credentials refused")
 )
 
 // The timers of an agent. Connecting must be quick, and the whole ICE timeout shorter than WireGuard's handshake
@@ -39,53 +51,84 @@ type Relay interface {
 	URLs() []*stun.URI
 	// Net is what the TURN client of one pion agent runs in. All that the agent sends to peers and gets from them passes the gate.
 	Net(gate *Gate) transport.Net
-	// Path is how a peer's address is reached from a relayed address, ok false if it is not: Dst, Src and Channel.
-	Path(relayed, remote netip.AddrPort) (p pipeline.Path, ok bool)
+	// Channel is how a peer's address is reached from a relayed address, ok false if it is not.
+	Channel(relayed, remote netip.AddrPort) (server netip.AddrPort, channel uint16, ok bool)
 }
 
-// agent is one generation of a connection: a pion agent on the mux. What stands under "guarded" is guarded by the
-// connection's lock.
-type agent struct {
+// AgentConfig describes an Agent. Mux and Mailbox are required.
+type AgentConfig struct {
+	Mux     *Mux
+	Mailbox *Mailbox
+	// Prober finds server-reflexive candidates; nil does without.
+	Prober *Prober
+	// Relay gives relayed candidates; nil does without.
+	Relay Relay
+	// Share is what the peer has used of what all peers share, kept from one agent for it to the next; nil: nobody else is there.
+	Share *Share
+	// Controlling is the role (RFC 8445, section 6.1.1). The two sides must differ, so it cannot depend on what either may
+	// get wrong, as keys.
+	Controlling bool
+	// Heard is called for each authentic STUN message to an agent that has selected a pair, by any goroutine and under locks: it may
+	// only note the time. Nil is allowed.
+	Heard func()
+}
+
+// Agent is a pion agent on the mux, which looks for a path to one peer. Whoever wants to move to another path has a second one beside it.
+//
+// Its methods may be called by any goroutine but not from within the Relay or Sender. They do not wait for the network; Close waits for
+// goroutines to end, which takes no longer than the Sender blocks.
+type Agent struct {
 	// frozen
-	connection *Connection
-	generation uint32
-	local      Credentials
-	member     *member
-	pion       *ice.Agent
-	ended      context.Context // ends when the agent is to be closed
-	end        context.CancelFunc
-	settled    context.Context // ends when its start is over, well or not
-	settle     context.CancelFunc
-	gone       chan struct{} // closed when it is closed and no goroutine is left
+	config  AgentConfig
+	local   Credentials
+	member  *member
+	pion    *ice.Agent
+	ended   context.Context // ends when the agent is to be closed
+	end     context.CancelFunc
+	settled context.Context // ends when its start is over, well or not
+	settle  context.CancelFunc
 
-	inUse atomic.Bool // it selected the connection's path
+	inUse atomic.Bool // it has selected a pair and is not closed
 
-	// guarded
-	started  bool
-	dead     bool
-	remotes  int                     // candidates of the peer
-	relayed  map[netip.AddrPort]bool // those that are a relay's; nil: none
-	news     Event
-	queued   bool
-	unbound  [2]ice.Candidate // the selected pair, while it waits for a channel of its relay
-	gathered bool             // host candidates are complete
-	mapped   bool             // server-reflexive ones are
+	mu         sync.Mutex // before Mailbox.mu and Mux.mu; guards what follows
+	started    bool
+	dead       bool                    // it is to be closed
+	closed     bool                    // by Close: no event follows
+	remotes    int                     // candidates of the peer
+	relayed    map[netip.AddrPort]bool // those that are a relay's; nil: none
+	news       Event
+	queued     bool
+	unbound    [2]ice.Candidate // the selected pair, while it waits for a channel of its relay
+	gathered   bool             // host candidates are complete
+	mapped     bool             // server-reflexive ones are
+	path       *pipeline.Path   // frozen; nil: none
+	paths      pipeline.PathNumber
+	localType  string
+	remoteType string
+
+	tasks sync.WaitGroup // what starts or closes it
 }
 
-// newAgent makes an agent that gathers. The caller closes it.
-func newAgent(c *Connection, generation uint32) (*agent, error) {
-	a := &agent{connection: c, generation: generation, local: newCredentials(), gone: make(chan struct{})}
+// NewAgent makes an agent that gathers: candidates follow as events. The caller closes it.
+func NewAgent(cfg AgentConfig) (*Agent, error) {
+	if cfg.Heard == nil {
+		cfg.Heard = func() {}
+	}
+	if cfg.Share == nil {
+		cfg.Share = new(Share)
+	}
+	a := &Agent{config: cfg, local: newCredentials(), mapped: cfg.Prober == nil}
 	heard := func() {
 		if a.inUse.Load() {
-			c.config.Heard()
+			cfg.Heard()
 		}
 	}
 	var err error
-	if a.member, err = c.config.Mux.add(a.local.Ufrag, a.local.Password, c.config.Share, heard, a.onBound); err != nil {
+	if a.member, err = cfg.Mux.add(a.local.Ufrag, a.local.Password, cfg.Share, heard, a.onBound); err != nil {
 		return nil, err
 	}
 	if a.pion, err = ice.NewAgent(a.pionConfig()); err != nil {
-		c.config.Mux.RemoveConnByUfrag(a.local.Ufrag)
+		cfg.Mux.RemoveConnByUfrag(a.local.Ufrag)
 		return nil, fmt.Errorf("ice: new agent: %w", err)
 	}
 	a.ended, a.end = context.WithCancel(context.Background())
@@ -94,196 +137,159 @@ func newAgent(c *Connection, generation uint32) (*agent, error) {
 	_ = a.pion.OnCandidate(a.onCandidate)
 	_ = a.pion.OnConnectionStateChange(a.onState)
 	_ = a.pion.OnSelectedCandidatePairChange(a.onSelected)
+	if err := a.pion.GatherCandidates(); err != nil {
+		_ = a.Close()
+		return nil, err
+	}
+	if cfg.Prober != nil {
+		a.tasks.Go(func() { cfg.Prober.serve(a) })
+	}
 	return a, nil
 }
 
-func (a *agent) pionConfig() *ice.AgentConfig {
-	now, relayed := time.Duration(0), relayWait
-	check, keepalive, disconnected, failed := checkInterval, keepaliveInterval, disconnectedTimeout, failedTimeout
-	requests := uint16(maxBindingRequests)
-	cfg := &ice.AgentConfig{
-		LocalUfrag: a.local.Ufrag, LocalPwd: a.local.Password,
-		MulticastDNSMode:    ice.MulticastDNSModeDisabled,
-		NetworkTypes:        []ice.NetworkType{ice.NetworkTypeUDP4, ice.NetworkTypeUDP6},
-		CandidateTypes:      []ice.CandidateType{ice.CandidateTypeHost},
-		UDPMux:              a.connection.config.Mux,
-		Net:                 NoNet{},
-		LoggerFactory:       silent{},
-		DisableActiveTCP:    true,
-		CheckInterval:       &check,
-		KeepaliveInterval:   &keepalive,
-		DisconnectedTimeout: &disconnected, FailedTimeout: &failed,
-		MaxBindingRequests:    &requests,
-		HostAcceptanceMinWait: &now, SrflxAcceptanceMinWait: &now, PrflxAcceptanceMinWait: &now,
-		RelayAcceptanceMinWait: &relayed,
-		IncludeLoopback:        a.connection.config.Mux.rules.loopback,
+// Credentials are those to signal.
+func (a *Agent) Credentials() Credentials { return a.local }
+
+// Connect starts the checks with the peer's credentials, as soon as fewer than 16 others are starting.
+func (a *Agent) Connect(remote Credentials) error {
+	if !remote.valid() {
+		return ErrCredentials
 	}
-	if relay := a.connection.config.Relay; relay != nil {
-		if urls := relay.URLs(); len(urls) > 0 {
-			cfg.Urls, cfg.Net = urls, relay.Net(&Gate{a.connection.config.Mux, a.member})
-			cfg.CandidateTypes = append(cfg.CandidateTypes, ice.CandidateTypeRelay)
-		}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.dead:
+		return ErrClosed
+	case a.started:
+		return ErrCredentials
 	}
-	return cfg
+	a.started = true
+	a.config.Mux.introduce(a.member, remote, a.config.Controlling)
+	candidates := a.remotes
+	a.tasks.Go(func() { a.start(remote, candidates) })
+	return nil
 }
 
-// start waits for its turn and lets pion send checks. Connecting has a goroutine only as long as it waits.
-func (a *agent) start(remote Credentials, candidates int) {
-	mux := a.connection.config.Mux
-	select {
-	case mux.starts <- struct{}{}:
-	case <-a.ended.Done():
+// AddCandidate gives the agent a candidate of the peer, as text. It may come before Connect, and after a pair was selected: candidates
+// trickle in late. Errors: ErrCandidate, which leaves the agent as it is, ErrClosed.
+func (a *Agent) AddCandidate(text string) error {
+	parsed, err := parseCandidate(text, &a.config.Mux.rules)
+	if err != nil {
+		return err
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	switch {
+	case a.dead:
+		return ErrClosed
+	case a.remotes == MaxCandidates:
+		return ErrCandidate
+	}
+	a.remotes++
+	if at, ok := candidateAddress(parsed); ok && parsed.Type() == ice.CandidateTypeRelay {
+		if a.relayed == nil {
+			a.relayed = make(map[netip.AddrPort]bool)
+		}
+		a.relayed[at] = true
+		if a.path != nil {
+			if path := *a.path; a.nameRelay(&path) {
+				a.publish(path)
+			}
+		}
+	}
+	return a.pion.AddRemoteCandidate(parsed)
+}
+
+// nameRelay corrects a path whose far end is a relay that was taken for the peer, since a check came before its candidate,
+// and tells whether there was something to correct.
+func (a *Agent) nameRelay(path *pipeline.Path) bool {
+	if path.Relayed || !a.relayed[path.Dst] {
+		return false
+	}
+	path.Relayed, a.remoteType = true, ice.CandidateTypeRelay.String()
+	return true
+}
+
+// Path is where the peer is reached, frozen; nil if nowhere, or no more.
+func (a *Agent) Path() *pipeline.Path {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.path
+}
+
+// roundTripFresh is for how long a round trip is told: where it is the peer that checks, none is measured here.
+const roundTripFresh = time.Minute
+
+// LastSeen is when the agent last had an authentic check from the peer or an answer to one of its own, and how long
+// the latest answer took, without the time that the check waited to be sent; 0 if that was long ago. Zero before the first.
+// pion leaves up to three ticks of 2 s between them on a good path.
+func (a *Agent) LastSeen() (at time.Time, roundTrip time.Duration) {
+	mux := a.config.Mux
+	mux.mu.Lock()
+	defer mux.mu.Unlock()
+	if time.Since(a.member.measured) < roundTripFresh {
+		roundTrip = a.member.roundTrip
+	}
+	return a.member.lastSeen, roundTrip
+}
+
+// Check has the pair that the agent has selected checked at once, since nothing is heard over it.
+func (a *Agent) Check() {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.path == nil || a.dead {
 		return
 	}
-	defer func() { <-mux.starts }()
-	a.awaitCandidates(candidates)
-	mux.counters.AgentsStarted.Add(1)
-	at := a.pion.Accept
-	if a.connection.config.Controlling {
-		at = a.pion.Dial
-	}
-	// With a context that has ended already, pion starts and does not wait for the outcome: that comes as an event.
-	over, cancel := context.WithCancel(context.Background())
-	cancel()
-	_, _ = at(over, remote.Ufrag, remote.Password)
-	turn := time.NewTimer(startTime)
-	defer turn.Stop()
-	select {
-	case <-turn.C:
-	case <-a.settled.Done():
-	}
+	mux := a.config.Mux
+	mux.mu.Lock()
+	defer mux.mu.Unlock()
+	mux.askAgain(a.member, time.Now())
 }
 
-// candidateTime is how long pion may take for candidates, which it adds on goroutines of its own.
-const candidateTime = 20 * time.Millisecond
-
-// awaitCandidates waits until pion knows the peer's candidates that came so far. Checks wait in the inbox until pion has started:
-// what it knows by then, it does not take for peer-reflexive.
-func (a *agent) awaitCandidates(n int) {
-	for end := time.Now().Add(candidateTime); time.Now().Before(end); time.Sleep(candidateTime / 20) {
-		if list, err := a.pion.GetRemoteCandidates(); err != nil || len(list) >= n {
-			return
+// Stray notes that WireGuard data of the peer has come authentically from path.Dst to path.Src, or from path.Peer over the relay at
+// path.Dst, although the agent's path leads elsewhere. If the peer answers there and not at the old address any more, the
+// agent follows it, as an event tells.
+func (a *Agent) Stray(path pipeline.Path) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.path == nil || a.dead {
+		return
+	}
+	mux, m := a.config.Mux, a.member
+	mux.mu.Lock()
+	defer mux.mu.Unlock()
+	from, at := path.Dst, m.at(path.Src, path.Dst.Addr().Is4())
+	if path.Peer.IsValid() { // one allocation of ours is on a relay, so it came to the relayed address if the path leads over it
+		from, at = path.Peer, nil
+		if r := m.roam.conn; r != nil && r.over != nil && path.Dst == a.path.Dst {
+			at = r
 		}
 	}
+	if at != nil {
+		mux.heardFrom(at, from, time.Now())
+	}
 }
 
-// close ends the agent and waits for its goroutines. No lock may be held, and not from its own callbacks.
-func (a *agent) close() {
+// Close closes the agent and returns when none of its goroutines is left. No event follows.
+func (a *Agent) Close() error {
+	a.mu.Lock()
+	a.closed, a.path = true, nil
+	a.retire()
+	a.mu.Unlock()
+	a.tasks.Wait()
+	return nil
+}
+
+// retire closes the agent on a goroutine of its own, since pion waits for callbacks that wait for the lock, which is held.
+func (a *Agent) retire() {
+	if a.dead {
+		return
+	}
+	a.dead = true
+	a.inUse.Store(false)
 	a.end()
-	_ = a.pion.GracefulClose() // fails only if it is closed already
-	a.connection.config.Mux.RemoveConnByUfrag(a.local.Ufrag)
-}
-
-// onCandidate is pion's callback: a local candidate, or nil after the last.
-func (a *agent) onCandidate(c ice.Candidate) {
-	k := a.connection
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	if c == nil {
-		a.gathered = true
-	} else {
-		a.news.Candidates = append(a.news.Candidates, c.Marshal())
-	}
-	a.postNews()
-}
-
-// onMapped is the prober's callback: mapped addresses, and whether these are all.
-func (a *agent) onMapped(candidates []string, all bool) {
-	k := a.connection
-	k.mu.Lock()
-	defer k.mu.Unlock()
-	a.news.Candidates = append(a.news.Candidates, candidates...)
-	a.mapped = a.mapped || all
-	a.postNews()
-}
-
-// onState is pion's callback.
-func (a *agent) onState(s ice.ConnectionState) {
-	switch s {
-	case ice.ConnectionStateChecking:
-		a.connection.stateChanged(a, StateChecking)
-	case ice.ConnectionStateConnected:
-		a.settle()
-		a.connection.stateChanged(a, StateConnected)
-	case ice.ConnectionStateDisconnected:
-		a.connection.stateChanged(a, StateDisconnected)
-	case ice.ConnectionStateFailed:
-		a.connection.failed(a)
-	}
-}
-
-// onSelected is pion's callback.
-func (a *agent) onSelected(local, remote ice.Candidate) {
-	k := a.connection
-	from, _ := candidateAddress(local)
-	to, _ := candidateAddress(remote)
-	path, ok := a.path(local, remote)
-	if !ok {
-		a.awaitChannel([2]ice.Candidate{local, remote})
-		k.config.Mux.bind(a.member, from, to)
-		return
-	}
-	a.awaitChannel([2]ice.Candidate{})
-	k.selected(a, path, local.Type().String(), remote.Type().String())
-	way := func(to netip.AddrPort) (pipeline.Path, bool) { return a.way(local, from, to) }
-	k.config.Mux.follow(a.member, from, to, func(old, next netip.AddrPort) bool { return k.moved(a, way, old, next) })
-}
-
-// awaitChannel notes the pair that is selected as soon as its relay has bound a channel, or that none is.
-func (a *agent) awaitChannel(pair [2]ice.Candidate) {
-	a.connection.mu.Lock()
-	defer a.connection.mu.Unlock()
-	a.unbound = pair
-}
-
-// onBound is called when a channel is there that was asked for.
-func (a *agent) onBound() {
-	a.connection.mu.Lock()
-	pair := a.unbound
-	a.connection.mu.Unlock()
-	if pair[0] != nil {
-		a.onSelected(pair[0], pair[1])
-	}
-}
-
-// way is how an address is reached from that of a local candidate.
-func (a *agent) way(local ice.Candidate, from, to netip.AddrPort) (pipeline.Path, bool) {
-	if local.Type() == ice.CandidateTypeRelay {
-		return a.connection.config.Relay.Path(from, to)
-	}
-	return pipeline.Path{Dst: to, Src: from.Addr()}, true
-}
-
-// path translates a candidate pair.
-func (a *agent) path(local, remote ice.Candidate) (pipeline.Path, bool) {
-	from, ok1 := candidateAddress(local)
-	to, ok2 := candidateAddress(remote)
-	if !ok1 || !ok2 {
-		return pipeline.Path{}, false
-	}
-	path, ok := a.way(local, from, to)
-	path.Fixed = true
-	path.Relayed = local.Type() == ice.CandidateTypeRelay || remote.Type() == ice.CandidateTypeRelay
-	return path, ok
-}
-
-// postNews puts the agent into the mailbox if it is not there. The connection's lock is held.
-func (a *agent) postNews() {
-	if !a.queued && !a.dead {
-		a.queued = true
-		a.connection.config.Mailbox.post(a)
-	}
-}
-
-// takeNews empties the agent's news for Poll.
-func (a *agent) takeNews() (Event, bool) {
-	c := a.connection
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	a.queued = false
-	e := a.news
-	a.news.Candidates = nil
-	e.Connection, e.Generation, e.Gathered = c, a.generation, a.gathered && a.mapped
-	e.Path, e.FoundBy, e.Local, e.Remote = c.path, c.foundBy, c.localType, c.remoteType
-	return e, !c.closed && (!a.dead || e.State == StateFailed)
+	a.tasks.Go(func() {
+		_ = a.pion.GracefulClose() // fails only if it is closed already
+		a.config.Mux.RemoveConnByUfrag(a.local.Ufrag)
+	})
 }

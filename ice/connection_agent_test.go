@@ -31,7 +31,7 @@ func TestCloseAgent(t *testing.T) {
 		if n := a.mux.agents(); n != 1 || l.a.inUse() != 1 || l.a.Path() != path {
 			t.Errorf("%d agents, %d in use, path %v", n, l.a.inUse(), l.a.Path())
 		}
-		if err := l.a.Connect(2, Credentials{"abcdefgh", "abcdefghijklmnopqrstuvwxyz"}); err != ErrGeneration {
+		if err := l.a.Connect(2, Credentials{"abcdefgh", "abcdefghijklmnopqrstuvwxyz"}); err != errNumber {
 			t.Errorf("Connect of a closed agent: %v", err)
 		}
 		l.restart(3)
@@ -56,7 +56,7 @@ func TestHeard(t *testing.T) {
 	world(t, func(t *testing.T, network *udptest.Network, a, b *node) {
 		var heard atomic.Int32
 		l := newLink(a, b)
-		l.a = NewConnection(ConnectionConfig{
+		l.a = NewConnection(AgentConfig{
 			Mux: a.mux, Mailbox: a.mailbox, Controlling: true, Heard: func() { heard.Add(1) },
 		})
 		l.restart(1)

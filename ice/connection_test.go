@@ -73,7 +73,7 @@ func TestRelayTakenForPeer(t *testing.T) {
 			if before {
 				add()
 			}
-			l.a.selected(l.a.next, pipeline.Path{Dst: at, Fixed: true}, "host", "prflx")
+			l.a.next.selected(pipeline.Path{Dst: at, Fixed: true}, "host", "prflx")
 			first := *l.a.Path()
 			if first.Relayed != before {
 				t.Errorf("known before %v: %+v", before, first)
@@ -82,8 +82,8 @@ func TestRelayTakenForPeer(t *testing.T) {
 				add()
 			}
 			path := l.a.Path()
-			if !path.Relayed || path.Dst != at || (path.Number > first.Number) == before || l.a.remoteType != "relay" {
-				t.Errorf("known before %v: %+v, %s", before, path, l.a.remoteType)
+			if !path.Relayed || path.Dst != at || (path.Number > first.Number) == before || l.a.current.remoteType != "relay" {
+				t.Errorf("known before %v: %+v, %s", before, path, l.a.current.remoteType)
 			}
 		})
 	}
@@ -97,7 +97,6 @@ func TestRestartBeside(t *testing.T) {
 		if !signal(a, b, l.peers(), 5*time.Second, l.connected) {
 			t.Fatal("not connected")
 		}
-		firstA, firstB := l.a.Path(), l.b.Path()
 		for generation := uint32(2); generation < 5; generation++ {
 			l.restart(generation)
 			moved := func() bool {
@@ -113,15 +112,6 @@ func TestRestartBeside(t *testing.T) {
 			if n, k := a.mux.agents(), b.mux.agents(); n != 1 || k != 1 {
 				t.Fatalf("%d and %d agents after the move", n, k)
 			}
-		}
-		if l.a.Path().Number <= firstA.Number || l.b.Path().Number <= firstB.Number {
-			t.Error("the path's generation did not grow")
-		}
-		if _, err := l.a.Restart(4); !errors.Is(err, ErrGeneration) {
-			t.Errorf("an old generation: %v", err)
-		}
-		if err := l.a.AddCandidate(2, "1 1 udp 1 192.0.2.1 1 typ host"); !errors.Is(err, ErrGeneration) {
-			t.Errorf("a candidate of an old generation: %v", err)
 		}
 		l.close()
 	})
@@ -145,7 +135,8 @@ func TestSecondFails(t *testing.T) {
 		}
 		failed := func() bool {
 			e := a.events[len(a.events)-1]
-			return e.Generation == 3 && e.State == StateFailed
+			_, number := ownerOf(e)
+			return number == 3 && e.State == StateFailed
 		}
 		if !signal(a, b, l.peers(), 20*time.Second, failed) {
 			t.Fatal("the second agent did not fail")
@@ -251,44 +242,39 @@ func TestLoss(t *testing.T) {
 
 func TestMisuse(t *testing.T) {
 	world(t, func(t *testing.T, _ *udptest.Network, a, b *node) {
-		c := a.connection(true)
-		if err := c.Connect(1, Credentials{"abcdefgh", "abcdefghijklmnopqrstuvwxyz"}); !errors.Is(err, ErrGeneration) {
-			t.Errorf("Connect before Restart: %v", err)
+		cfg := AgentConfig{Mux: a.mux, Mailbox: a.mailbox, Controlling: true}
+		agent, err := NewAgent(cfg)
+		if err != nil {
+			t.Fatal(err)
 		}
-		if _, err := c.Restart(0); !errors.Is(err, ErrGeneration) {
-			t.Errorf("generation 0: %v", err)
-		}
-		own, err := c.Restart(1)
-		if err != nil || !own.valid() {
-			t.Fatalf("%+v, %v", own, err)
-		}
+		own := agent.Credentials()
 		for _, bad := range []Credentials{{}, {"abc", own.Password}, {own.Ufrag, "short"}, {"ab:cd", own.Password}, {"ab\x00cd", own.Password}} {
-			if err := c.Connect(1, bad); !errors.Is(err, ErrCredentials) {
-				t.Errorf("%+v: %v", bad, err)
+			if err := agent.Connect(bad); !errors.Is(err, ErrCredentials) {
+				t.Errorf("%+v: %v, want ErrCredentials", bad, err)
 			}
 		}
-		if err := c.Connect(1, own); err != nil {
+		if err := agent.Connect(own); err != nil {
 			t.Error(err)
 		}
-		if err := c.Connect(1, own); !errors.Is(err, ErrCredentials) {
-			t.Errorf("a second Connect: %v", err)
+		if err := agent.Connect(own); !errors.Is(err, ErrCredentials) {
+			t.Errorf("a second Connect: %v, want ErrCredentials", err)
 		}
 		for i := range MaxCandidates + 1 {
-			err := c.AddCandidate(1, "1 1 udp 2130706431 192.0.2.1 "+string(rune('1'+i%9))+"000 typ host")
+			err := agent.AddCandidate("1 1 udp 2130706431 192.0.2.1 " + string(rune('1'+i%9)) + "000 typ host")
 			if want := i == MaxCandidates; errors.Is(err, ErrCandidate) != want {
-				t.Errorf("candidate %d: %v", i, err)
+				t.Errorf("candidate %d: %v, refused: want %v", i, err, want)
 			}
 		}
-		c.Close()
-		if _, err := c.Restart(2); !errors.Is(err, ErrClosed) {
-			t.Errorf("Restart after Close: %v", err)
+		agent.Close()
+		if err := agent.Connect(own); !errors.Is(err, ErrClosed) {
+			t.Errorf("Connect after Close: %v, want ErrClosed", err)
 		}
-		if err := c.AddCandidate(1, "1 1 udp 2130706431 192.0.2.1 1 typ host"); !errors.Is(err, ErrClosed) {
-			t.Errorf("AddCandidate after Close: %v", err)
+		if err := agent.AddCandidate("1 1 udp 2130706431 192.0.2.1 1 typ host"); !errors.Is(err, ErrClosed) {
+			t.Errorf("AddCandidate after Close: %v, want ErrClosed", err)
 		}
 		a.mux.Close()
-		if _, err := a.connection(true).Restart(1); !errors.Is(err, ErrClosed) {
-			t.Errorf("Restart on a closed mux: %v", err)
+		if _, err := NewAgent(cfg); !errors.Is(err, ErrClosed) {
+			t.Errorf("NewAgent on a closed mux: %v, want ErrClosed", err)
 		}
 	})
 }

@@ -23,33 +23,31 @@ func (s State) String() string {
 	}[s]
 }
 
-// Event is what is new about one generation of a connection since its last event. News are merged: only the latest state
-// and path are told, candidates are never left out.
+// Event is what is new about an agent since its last event. News are merged: only the latest state and path are told, candidates are
+// never left out.
 type Event struct {
-	Connection *Connection
-	Generation uint32
+	Agent *Agent
 	// Candidates are new local candidates, as text to be signaled to the peer.
 	Candidates []string
 	// Gathered: no more will come.
 	Gathered bool
 	State    State
-	// Path is where the connection's datagrams go now, nil if nowhere; frozen. FoundBy is the generation that selected it.
-	Path    *pipeline.Path
-	FoundBy uint32
+	// Path is the one that the agent has found, nil: none; frozen. Its Number grows when it is another.
+	Path *pipeline.Path
 	// Local and Remote are the candidate types of the path: host, srflx, prflx or relay.
 	Local, Remote string
 }
 
-// Mailbox takes the news of connections to their owner. Callbacks fill it and never wait; an agent is in it at most
+// Mailbox takes the news of agents to their owner. Callbacks fill it and never wait; an agent is in it at most
 // once, so it is bounded by the number of agents. The zero value is not usable; make it with NewMailbox.
 type Mailbox struct {
 	wake chan struct{}
 
 	mu    sync.Mutex // a leaf
-	queue []*agent
+	queue []*Agent
 }
 
-// NewMailbox makes a Mailbox for any number of connections.
+// NewMailbox makes a Mailbox for any number of agents.
 func NewMailbox() *Mailbox { return &Mailbox{wake: make(chan struct{}, 1)} }
 
 // Wake delivers a value when there is something to Poll after there was nothing.
@@ -74,7 +72,7 @@ func (b *Mailbox) Poll() (e Event, ok bool) {
 }
 
 // post queues an agent that has news; the agent knows whether it is queued.
-func (b *Mailbox) post(a *agent) {
+func (b *Mailbox) post(a *Agent) {
 	b.mu.Lock()
 	b.queue = append(b.queue, a)
 	b.mu.Unlock()

@@ -8,19 +8,18 @@ import (
 
 // An agent whose news were taken is not kept by the mailbox: it may be closed, and holds secrets and queues.
 func TestMailboxKeepsNothing(t *testing.T) {
-	b, c := NewMailbox(), &Connection{}
-	c.config.Mailbox = b
-	var agents []weak.Pointer[agent]
-	for generation := range uint32(3) {
-		a := &agent{connection: c, generation: generation}
+	b := NewMailbox()
+	var agents []weak.Pointer[Agent]
+	for range 3 {
+		a := &Agent{config: AgentConfig{Mailbox: b}}
 		agents = append(agents, weak.Make(a))
-		c.mu.Lock()
+		a.mu.Lock()
 		a.postNews()
 		a.postNews() // it is there already
-		c.mu.Unlock()
+		a.mu.Unlock()
 	}
-	for generation := range uint32(3) {
-		if e, ok := b.Poll(); !ok || e.Generation != generation || e.Connection != c {
+	for i := range 3 {
+		if e, ok := b.Poll(); !ok || e.Agent != agents[i].Value() {
 			t.Fatalf("event %+v, %v", e, ok)
 		}
 	}

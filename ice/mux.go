@@ -322,7 +322,7 @@ func (m *Mux) GetListenAddresses() []net.Addr {
 	return list
 }
 
-// Close forgets all agents and waits for what the mux has under way. The sockets stay open; connections must be closed
+// Close forgets all agents and waits for what the mux has under way. The sockets stay open; agents must be closed
 // before. It is part of ice.UDPMux.
 func (m *Mux) Close() error {
 	m.mu.Lock()

@@ -38,7 +38,7 @@ func lone(t *testing.T, candidates ...string) (*Mux, *sink, *Connection, Credent
 	t.Helper()
 	out := newSink()
 	m := NewMux(MuxConfig{Sender: out, Addresses: func() []netip.Addr { return []netip.Addr{aliceAddr, alice6} }})
-	c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
+	c := NewConnection(AgentConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
 	return m, out, c, start(t, c, 1, candidates...)
 }
 

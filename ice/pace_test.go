@@ -118,7 +118,7 @@ func TestPaceOfAnAddress(t *testing.T) {
 		out := newSink()
 		locals := []netip.Addr{aliceAddr, netip.MustParseAddr("10.0.1.1"), netip.MustParseAddr("10.0.2.1")}
 		m := NewMux(MuxConfig{Sender: out, Addresses: func() []netip.Addr { return locals }})
-		c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
+		c := NewConnection(AgentConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
 		start(t, c, 1, silentCandidate(1))
 		begin := time.Now()
 		total, late := map[netip.Addr]int{}, map[netip.Addr]int{}
@@ -149,7 +149,7 @@ func TestManyAgentsOneVictim(t *testing.T) {
 		m := NewMux(MuxConfig{Sender: out, Addresses: func() []netip.Addr { return []netip.Addr{aliceAddr} }})
 		var all []*Connection
 		for range 8 {
-			c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
+			c := NewConnection(AgentConfig{Mux: m, Mailbox: NewMailbox(), Controlling: true})
 			start(t, c, 1, silentCandidate(1))
 			all = append(all, c)
 		}
@@ -174,7 +174,7 @@ func TestStartsAreQueued(t *testing.T) {
 		m := NewMux(MuxConfig{Sender: newSink(), Addresses: func() []netip.Addr { return []netip.Addr{aliceAddr} }})
 		var all []*Connection
 		for i := range 3 * maxStarting {
-			c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox()})
+			c := NewConnection(AgentConfig{Mux: m, Mailbox: NewMailbox()})
 			start(t, c, 1, silentCandidate(i+1))
 			all = append(all, c)
 		}
@@ -313,7 +313,7 @@ func TestUnsendable(t *testing.T) {
 		m := NewMux(MuxConfig{Sender: pairSender{Pair: udp.Pair{V6: closedSocket{}}}, Addresses: func() []netip.Addr {
 			return []netip.Addr{aliceAddr, alice6}
 		}})
-		c := NewConnection(ConnectionConfig{Mux: m, Mailbox: NewMailbox()})
+		c := NewConnection(AgentConfig{Mux: m, Mailbox: NewMailbox()})
 		start(t, c, 1, silentCandidate(1), "2 1 udp 1 2001:db8::9 7 typ srflx raddr :: rport 9")
 		time.Sleep(time.Second)
 		if drops(m, dropSendFailed) == 0 {

@@ -255,7 +255,7 @@ func (p *Prober) tell() {
 }
 
 // serve gives an agent the candidates that are known and those that come, until a round is over or the agent ends.
-func (p *Prober) serve(a *agent) {
+func (p *Prober) serve(a *Agent) {
 	var told []string
 	for first := true; ; first = false {
 		p.mu.Lock()

@@ -35,16 +35,11 @@ func (t *trips) list(since time.Time) (list []Trip) {
 // tripsTold is how old a round trip may be that Trips tells: of an agent that is asked now and then, those of long ago are another story.
 const tripsTold = 5 * time.Minute
 
-// Trips are the latest round trips of the agent in use, at most 32 and of the last five minutes, the oldest first. As LastSeen has it,
+// Trips are the latest round trips of the agent, at most 32 and of the last five minutes, the oldest first. As LastSeen has it,
 // without the time that a check waited to be sent.
-func (c *Connection) Trips() []Trip {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.current == nil {
-		return nil
-	}
-	mux := c.config.Mux
+func (a *Agent) Trips() []Trip {
+	mux := a.config.Mux
 	mux.mu.Lock()
 	defer mux.mu.Unlock()
-	return c.current.member.trips.list(time.Now().Add(-tripsTold))
+	return a.member.trips.list(time.Now().Add(-tripsTold))
 }

@@ -100,7 +100,7 @@ func (n *node) close() {
 }
 
 func (n *node) connection(controlling bool) *Connection {
-	return NewConnection(ConnectionConfig{Mux: n.mux, Mailbox: n.mailbox, Prober: n.prober, Controlling: controlling})
+	return NewConnection(AgentConfig{Mux: n.mux, Mailbox: n.mailbox, Prober: n.prober, Controlling: controlling})
 }
 
 func (n *node) counter(name string) uint64 {
@@ -154,8 +154,9 @@ func signal(a, b *node, peers map[*Connection]*Connection, limit time.Duration, 
 			for e, ok := n.mailbox.Poll(); ok; e, ok = n.mailbox.Poll() {
 				n.events = append(n.events, e)
 				for _, c := range e.Candidates {
-					if p := peers[e.Connection]; p != nil {
-						_ = p.AddCandidate(e.Generation, c)
+					of, number := ownerOf(e)
+					if p := peers[of]; p != nil {
+						_ = p.AddCandidate(number, c)
 					}
 				}
 			}
@@ -198,14 +199,12 @@ func (n *node) at(a netip.Addr) netip.AddrPort { return netip.AddrPortFrom(a, n.
 // The accessors below take one lock each and call nothing while they hold it: a lock that is taken twice, or two against the
 // order, is a deadlock that a bubble does not see, since who waits for a mutex may go on for all that it knows.
 
-// inUse is the generation of the agent in use, 0 if there is none.
+// inUse is the number of the agent in use, 0 if there is none.
 func (c *Connection) inUse() uint32 {
-	c.mu.Lock()
-	defer c.mu.Unlock()
-	if c.current == nil {
-		return 0
+	if o, ok := owners.Load(c.used()); ok {
+		return o.(owner).number
 	}
-	return c.current.generation
+	return 0
 }
 
 // agents is how many agents the mux serves.

@@ -63,7 +63,8 @@ var layers = map[string][]string{
 	"cmd/sluice":       {"cmd/internal/...", "bench/...", "ice/...", "pipeline/...", "tun/...", "crypto/..."},
 	"ice/stun":         {"pipeline/frame"},
 	"ice/edge":         {"ice/...", "pipeline", "pipeline/count", "pipeline/udp", "crypto"},
-	"ice/link":         {"ice/signal", "pipeline", "pipeline/count", "crypto"},
+	"ice/link":         {"ice/rate", "ice/signal", "pipeline", "pipeline/count", "crypto"},
+	"ice/turn":         {"ice", "ice/rate", "ice/stun", "pipeline/count", "pipeline/frame", "pipeline/udp"},
 	"ice/...":          {"ice/...", "pipeline", "pipeline/count", "pipeline/errno", "pipeline/frame", "pipeline/udp"},
 }
 

@@ -17,6 +17,7 @@ import (
 	"github.com/sluice-vpn/sluice/ice"
 	"github.com/sluice-vpn/sluice/ice/link"
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
+	"github.com/sluice-vpn/sluice/ice/rate"
 	"github.com/sluice-vpn/sluice/ice/signal"
 	"github.com/sluice-vpn/sluice/ice/turn"
 	"github.com/sluice-vpn/sluice/pipeline"
@@ -88,6 +89,7 @@ type Edge struct {
 
 	pipeline atomic.Pointer[pipeline.Pipeline]
 	receiver atomic.Pointer[turn.Relays]         // relays, for other goroutines; nil before Run
+	asked    atomic.Uint64                       // questions to the portal, by number
 	silent   atomic.Bool                         // the portal has not answered the latest question of follow
 	given    atomic.Pointer[map[netip.Addr]bool] // tunnel addresses, as the portal has given them
 
@@ -104,33 +106,35 @@ type Edge struct {
 	tasks   sync.WaitGroup
 
 	// owned by Run's goroutine
-	ctx          context.Context
-	now          time.Time // of the input that is handled
-	relays       *turn.Relays
-	relaysUp     map[netip.AddrPort]bool      // as logged
-	relaysTold   map[netip.AddrPort]time.Time // when it was logged that one has no allocation for us
-	passage      passage
-	told         obstacle
-	peers        map[string]*peer
-	pins         map[string]protocol.Identity // of peers that were met, by name
-	judged       map[string]*judgement        // of the peers in view, by name
-	finders      map[uint64]*finder           // of attempts, by their serial number
-	byConnection map[*ice.Connection]*finder  // the same
-	view         protocol.Sync                // as applied
-	host         protocol.Sync                // what Apply was called with, without what does not matter to a host
-	applied      time.Time                    // when view was
-	routes       []RouteStatus                // of the view
-	synced       time.Time                    // the latest answer
-	leaseEnds    time.Duration                // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
-	questions    []func(error)                // what waits for the portal's next answer, see askForAll
-	asks         link.Bucket                  // of that
-	askAt        time.Duration                // when it has room again; 0: not known to have none
-	strangers    link.Bucket                  // questions to the portal because of nodes that we do not know
-	syncError    error
-	portalWrong  string    // as logged; "": nothing is
-	portalSince  time.Time // when syncError became an error, or none
-	applyError   error
-	lastRefused  string
+	ctx         context.Context
+	now         time.Time // of the input that is handled
+	relays      *turn.Relays
+	relaysUp    map[netip.AddrPort]bool      // as logged
+	relaysTold  map[netip.AddrPort]time.Time // when it was logged that one has no allocation for us
+	passage     passage
+	told        obstacle
+	peers       map[string]*peer
+	pins        map[string]protocol.Identity // of peers that were met, by name
+	judged      map[string]*judgement        // of the peers in view, by name
+	agents      map[agentID]*agent
+	byICE       map[*ice.Agent]*agent // the same
+	ways        map[uint64]way        // of attempts that have a path, by their serial number
+	view        protocol.Sync         // as applied
+	host        protocol.Sync         // what Apply was called with, without what does not matter to a host
+	applied     bool                  // there is a view
+	overtaken   uint64                // questions up to that number may be answered by an older view
+	routes      []RouteStatus         // of the view
+	synced      time.Time             // the latest answer
+	leaseEnds   time.Duration         // by the pipeline's clock: from when on the view may not be acted upon; 0: there is none
+	questions   []func(error)         // what waits for the portal's next answer, see askForAll
+	asks        rate.Bucket           // of that
+	askAt       time.Time             // when it has room again; zero: not known to have none
+	strangers   rate.Bucket           // questions to the portal because of nodes that we do not know
+	syncError   error
+	portalWrong string    // as logged; "": nothing is
+	portalSince time.Time // when syncError became an error, or none
+	applyError  error
+	lastRefused string
 	// refusalsTold are the routes of which it was logged that they are refused.
 	refusalsTold map[RouteStatus]bool
 	skew         time.Duration // the portal's clock minus ours
@@ -164,7 +168,7 @@ func New(cfg Config) (*Edge, error) {
 		config: cfg, log: cfg.Logger, key: key, signed: protocol.SignKey(cfg.Identity, cfg.Name, protocol.Key(key.Public())), started: cfg.Now(), mailbox: ice.NewMailbox(),
 		wake: make(chan struct{}, 1), posts: make(chan func()), changes: make(chan struct{}, 1), ended: make(chan struct{}),
 		byes: make(chan struct{}, maxByes), relaysUp: make(map[netip.AddrPort]bool), relaysTold: make(map[netip.AddrPort]time.Time),
-		peers: make(map[string]*peer), finders: make(map[uint64]*finder), byConnection: make(map[*ice.Connection]*finder),
+		peers: make(map[string]*peer), agents: make(map[agentID]*agent), byICE: make(map[*ice.Agent]*agent), ways: make(map[uint64]way),
 		refusalsTold: make(map[RouteStatus]bool),
 		pins:         cfg.Pins,
 	}
@@ -245,7 +249,7 @@ func (e *Edge) Stray(s pipeline.Stray) {
 	if s.Channel == 0 && e.mux.Probed(s) {
 		return // a relay also answers the prober
 	}
-	if relays := e.receiver.Load(); relays == nil || !relays.Receive(s) {
+	if relays := e.receiver.Load(); relays == nil || !relays.Receive(s.Src, s.Channel, s.Data) {
 		e.mux.Receive(s)
 	}
 }
@@ -393,8 +397,8 @@ func (e *Edge) close() error {
 		}
 	}
 	byes.Wait()
-	for _, f := range e.finders {
-		_ = f.connection.Close()
+	for _, a := range e.agents {
+		_ = a.Close()
 	}
 	e.tasks.Wait()
 	err := errors.Join(e.prober.Close(), e.relays.Close(), e.mux.Close())

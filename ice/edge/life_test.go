@@ -91,8 +91,8 @@ func TestReplaced(t *testing.T) {
 		}
 		for _, n := range []*node{c, g} {
 			n.owner(func(e *Edge) {
-				if len(e.finders) != 1 || len(e.byConnection) != 1 {
-					t.Errorf("%s keeps %d finders, %d connections", n.name, len(e.finders), len(e.byConnection))
+				if len(e.agents) != 1 || len(e.byICE) != 1 || len(e.ways) != 1 {
+					t.Errorf("%s keeps %d agents, %d by ICE's, %d ways", n.name, len(e.agents), len(e.byICE), len(e.ways))
 				}
 			})
 		}

@@ -44,7 +44,13 @@ func (e *Edge) probeRelays() {
 
 // networkChanged has every connection look for another path beside the one in use.
 func (e *Edge) networkChanged(why string) {
-	e.log.Info("the network has changed: looking for other paths", "why", why, "connections", len(e.finders))
+	connections := 0
+	e.tellAll(func(now time.Duration, l *link.Link) {
+		if l.Status(now).Phase < link.PhaseClosing {
+			connections++
+		}
+	})
+	e.log.Info("the network has changed: looking for other paths", "why", why, "connections", connections)
 	if e.config.CheckPortal != nil {
 		e.config.CheckPortal()
 	}

@@ -180,7 +180,7 @@ func TestScaleGateway(t *testing.T) {
 
 // count is what of the figures the edge knows, on its goroutine.
 func (f *figures) count(e *Edge) {
-	f.Peers, f.Attempts = len(e.peers), len(e.finders)
+	f.Peers, f.Attempts = len(e.peers), len(e.ways)
 	e.tellAll(func(now time.Duration, l *link.Link) { f.Agents += l.Status(now).Agents })
 	for _, c := range e.relays.Counters() {
 		if c.Name == "turn_agents" {

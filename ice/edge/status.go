@@ -299,10 +299,10 @@ func (e *Edge) pathStatus(s *ConnectionStatus, k *link.Status, path *pipeline.Pa
 			}
 		}
 	}
-	if f := e.finders[k.Serial]; f != nil {
-		_, rtt := f.connection.LastSeen()
+	if a := e.agents[agentID{k.Serial, k.Agent}]; a != nil {
+		_, rtt := a.LastSeen()
 		s.RTTS = rtt.Seconds()
-		for _, trip := range f.connection.Trips() {
+		for _, trip := range a.Trips() {
 			s.History = append(s.History, RoundTrip{trip.At, trip.Took.Seconds()})
 		}
 	}

@@ -27,7 +27,9 @@ const (
 	// asksPerSecond is how many questions peers may cause, beside a burst: the portal drops what a node asks more than 20 times a second,
 	// and its connections in the end.
 	asksPerSecond = 4
-	maxPeers      = 4096
+	// burst is how many things that peers cause may happen at once.
+	burst    = 5
+	maxPeers = 4096
 	// clockSkew is from when on a difference between our clock and the portal's is worth a warning.
 	clockSkew = time.Hour
 )
@@ -42,7 +44,7 @@ type peer struct {
 func (e *Edge) follow(ctx context.Context) {
 	retry, known := syncRetry, uint64(0)
 	for ctx.Err() == nil {
-		asked := e.config.Now()
+		asked := e.asked.Add(1)
 		answer, err := e.ask(ctx, known, syncTimeout)
 		if ctx.Err() != nil {
 			return
@@ -140,7 +142,7 @@ func (e *Edge) askForAll() {
 	told := e.questions
 	e.questions = nil
 	e.tasks.Go(func() {
-		asked := e.config.Now()
+		asked := e.asked.Add(1)
 		answer, err := e.ask(e.ctx, 0, freshTimeout)
 		e.post(func() {
 			if err == nil {
@@ -153,9 +155,9 @@ func (e *Edge) askForAll() {
 	})
 }
 
-// handleSync takes the portal's answer to a question that was asked then.
-func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
-	if asked.Before(e.applied) && s.Revision != e.view.Revision {
+// handleSync takes the portal's answer to the question of that number.
+func (e *Edge) handleSync(asked uint64, s protocol.Sync) {
+	if asked <= e.overtaken && s.Revision != e.view.Revision {
 		return // it may be older than the view, since revisions have no order; follow asks again
 	}
 	e.synced = e.now
@@ -179,7 +181,7 @@ func (e *Edge) handleSync(asked time.Time, s protocol.Sync) {
 	}
 	was := e.view
 	was.Time = s.Time
-	if e.applyError != nil || e.applied.IsZero() || !reflect.DeepEqual(s, was) {
+	if e.applyError != nil || !e.applied || !reflect.DeepEqual(s, was) {
 		e.apply(s)
 	}
 	e.wantPeers()
@@ -245,7 +247,7 @@ func (e *Edge) apply(s protocol.Sync) {
 	}); err != nil {
 		return // it has ended
 	}
-	e.view, e.applied = s, e.now
+	e.view, e.applied, e.overtaken = s, true, e.asked.Load()
 	if host := forHost(used); e.config.Apply != nil && (e.applyError != nil || !reflect.DeepEqual(host, e.host)) {
 		err := e.config.Apply(used)
 		if err != nil && (e.applyError == nil || e.applyError.Error() != err.Error()) {

@@ -16,33 +16,38 @@ import (
 // byeTimeout is how long a bye may take.
 const byeTimeout = 3 * time.Second
 
-// finder is the ICE half of one attempt: a link.Finder. Owned by the edge's goroutine but for what stands under "any goroutine".
-type finder struct {
-	// frozen; any goroutine
-	connection *ice.Connection
-	heard      *atomic.Int64 // on the pipeline's clock; 0: never
-
-	peer    string
-	serial  uint64
-	path    *pipeline.Path      // as ordered, nil: none
-	found   pipeline.PathNumber // the latest that the connection has told
-	release func()              // lets go of the path's channel
+// agentID names an agent in this program: of which attempt, and which of it.
+type agentID struct {
+	serial uint64
+	number link.AgentNumber
 }
 
-var _ link.Finder = (*finder)(nil)
+// agent is an ICE agent that a link wanted: a link.Agent.
+type agent struct {
+	// frozen
+	*ice.Agent
+	id    agentID
+	peer  string
+	heard *atomic.Int64 // on the pipeline's clock; 0: never
 
-// AddCandidate obeys link.Finder.
-func (f *finder) AddCandidate(agent link.AgentNumber, text string) error {
-	return f.connection.AddCandidate(uint32(agent), text)
+	found pipeline.PathNumber // the latest path that it has told; owned by the edge's goroutine
 }
 
-// Connect obeys link.Finder.
-func (f *finder) Connect(agent link.AgentNumber, ufrag, pwd string) error {
-	return f.connection.Connect(uint32(agent), ice.Credentials{Ufrag: ufrag, Password: pwd})
+var _ link.Agent = (*agent)(nil)
+
+// Connect obeys link.Agent.
+func (a *agent) Connect(ufrag, pwd string) error {
+	return a.Agent.Connect(ice.Credentials{Ufrag: ufrag, Password: pwd})
 }
 
-// LastHeard obeys link.Finder.
-func (f *finder) LastHeard() time.Duration { return time.Duration(f.heard.Load()) }
+// LastHeard obeys link.Agent.
+func (a *agent) LastHeard() time.Duration { return time.Duration(a.heard.Load()) }
+
+// way is where an attempt's datagrams go.
+type way struct {
+	path    *pipeline.Path
+	release func() // lets go of the path's channel
+}
 
 // tell gives the link of a peer an input, on control's goroutine.
 func (e *Edge) tell(peer string, f func(now time.Duration, l *link.Link)) {
@@ -65,119 +70,126 @@ func (e *Edge) obey() {
 
 // perform carries out one task.
 func (e *Edge) perform(t *link.Task) {
-	f := e.finders[t.Serial]
+	id := agentID{t.Serial, t.Agent}
+	a := e.agents[id] // nil: it could not be made
 	switch t.Kind {
 	case link.TaskAsk:
 		e.questions = append(e.questions, func(err error) {
 			e.tell(t.Peer, func(now time.Duration, l *link.Link) { l.HandleAnswer(now, err) })
 		})
 	case link.TaskAgent:
-		e.startAgent(f, t)
+		e.startAgent(t)
+	case link.TaskCloseAgent:
+		e.closeAgent(a, t)
+	case link.TaskCheck:
+		if w, ok := e.ways[t.Serial]; ok && w.path.Channel != 0 {
+			e.probeRelays() // a NAT that maps us anew has cut us off from our relay, too
+		}
+		if a != nil {
+			a.Check()
+		}
+	case link.TaskStray:
+		if a != nil {
+			from := *t.Path
+			if from.Channel != 0 {
+				from.Peer, _ = e.relays.Peer(from.Dst, from.Channel)
+			}
+			a.Stray(from)
+		}
+	case link.TaskPath:
+		e.hold(t.Serial, t.Path)
 	case link.TaskSend:
 		e.send(t)
 	case link.TaskBye:
 		e.tasks.Go(func() { e.sendBye(e.ctx, byeTimeout, t) })
-	default:
-		if f != nil { // no agent of the attempt could be made
-			e.performFor(f, t)
-		}
-	}
-}
-
-// performFor carries out what there is to do with the agents of an attempt.
-func (e *Edge) performFor(f *finder, t *link.Task) {
-	switch t.Kind {
-	case link.TaskCloseAgent:
-		e.tasks.Go(func() {
-			f.connection.CloseAgent(uint32(t.Agent))
-			e.tell(t.Peer, func(_ time.Duration, l *link.Link) { l.HandleAgentGone(t.Serial, t.Agent) })
-		})
-	case link.TaskCheck:
-		if f.path != nil && f.path.Channel != 0 {
-			e.probeRelays() // a NAT that maps us anew has cut us off from our relay, too
-		}
-		f.connection.Check()
-	case link.TaskStray:
-		from := *t.Path
-		if from.Channel != 0 {
-			from.Peer, _ = e.relays.Peer(from.Dst, from.Channel)
-		}
-		f.connection.Stray(from)
-	case link.TaskPath:
-		release := func() {}
-		if t.Path != nil {
-			release = e.relays.Hold(*t.Path)
-		}
-		f.release()
-		f.path, f.release = t.Path, release
 	case link.TaskUp:
 		if p := e.peers[t.Peer]; p != nil {
 			p.share.Known()
 		}
 	case link.TaskClosed:
-		e.finish(f, t.Closed.Reason)
+		e.hold(t.Serial, nil)
+		if r := t.Closed.Reason; r == link.CloseICETimeout || r == link.CloseICEDisconnected {
+			e.prober.Doubt()
+		}
 	}
 }
 
-// finish forgets an attempt that is over.
-func (e *Edge) finish(f *finder, reason link.CloseReason) {
-	f.release()
-	delete(e.finders, f.serial)
-	delete(e.byConnection, f.connection)
-	e.tasks.Go(func() { _ = f.connection.Close() })
-	if reason == link.CloseICETimeout || reason == link.CloseICEDisconnected {
-		e.prober.Doubt()
+// hold keeps the channel of an attempt's path, in the place of the one before; nil: of none.
+func (e *Edge) hold(serial uint64, path *pipeline.Path) {
+	release := func() {}
+	if path != nil {
+		release = e.relays.Hold(path.Dst, path.Channel)
+	}
+	if old, ok := e.ways[serial]; ok {
+		old.release()
+		delete(e.ways, serial)
+	}
+	if path != nil {
+		e.ways[serial] = way{path, release}
 	}
 }
 
 // startAgent starts an ICE agent.
-func (e *Edge) startAgent(f *finder, t *link.Task) {
-	if f == nil {
-		f = e.newFinder(t)
-	}
+func (e *Edge) startAgent(t *link.Task) {
 	e.probeRelays()
 	if t.Agent > 1 {
 		e.prober.Doubt() // the path may be lost because a NAT maps elsewhere now
 	}
-	local, err := f.connection.Restart(uint32(t.Agent))
+	a, err := e.newAgent(t)
+	started := link.Started{Err: err, Relays: len(e.relays.URLs())}
 	if err != nil {
 		e.log.Warn("no ICE agent could be made", "peer", t.Peer, "error", err)
+	} else {
+		own := a.Credentials()
+		started.Agent, started.Ufrag, started.Pwd = a, own.Ufrag, own.Password
 	}
-	started := link.Started{Finder: f, Ufrag: local.Ufrag, Pwd: local.Password, Relays: len(e.relays.URLs()), Err: err}
 	e.tell(t.Peer, func(now time.Duration, l *link.Link) { l.HandleAgent(now, t.Serial, t.Agent, started) })
 }
 
-// newFinder makes what finds the paths of an attempt.
-func (e *Edge) newFinder(t *link.Task) *finder {
-	p := e.pipeline.Load()
-	heard := new(atomic.Int64)
-	share := new(ice.Share)
-	if peer := e.peers[t.Peer]; peer != nil {
-		share = &peer.share
+func (e *Edge) newAgent(t *link.Task) (*agent, error) {
+	now, share := e.pipeline.Load().Now, new(ice.Share)
+	if p := e.peers[t.Peer]; p != nil {
+		share = &p.share
 	}
-	f := &finder{heard: heard, peer: t.Peer, serial: t.Serial, release: func() {}}
-	f.connection = ice.NewConnection(ice.ConnectionConfig{
+	a := &agent{id: agentID{t.Serial, t.Agent}, peer: t.Peer, heard: new(atomic.Int64)}
+	var err error
+	a.Agent, err = ice.NewAgent(ice.AgentConfig{
 		Mux: e.mux, Mailbox: e.mailbox, Prober: e.prober, Relay: e.relays, Share: share, Controlling: t.Controlling,
-		Heard: func() { heard.Store(int64(p.Now())) },
+		Heard: func() { a.heard.Store(int64(now())) },
 	})
-	e.finders[t.Serial], e.byConnection[f.connection] = f, f
-	return f
+	if err == nil {
+		e.agents[a.id], e.byICE[a.Agent] = a, a
+	}
+	return a, err
+}
+
+// closeAgent closes an ICE agent, if there is one.
+func (e *Edge) closeAgent(a *agent, t *link.Task) {
+	if a != nil {
+		delete(e.agents, a.id)
+		delete(e.byICE, a.Agent)
+	}
+	e.tasks.Go(func() {
+		if a != nil {
+			_ = a.Close()
+		}
+		e.tell(t.Peer, func(_ time.Duration, l *link.Link) { l.HandleAgentGone(t.Serial, t.Agent) })
+	})
 }
 
 // handleEvent takes what is new about an ICE agent.
 func (e *Edge) handleEvent(event ice.Event) {
-	f := e.byConnection[event.Connection]
-	if f == nil {
+	a := e.byICE[event.Agent]
+	if a == nil {
 		return
 	}
-	if event.Path != nil && event.Path.Number > f.found {
-		f.found, e.passage.found = event.Path.Number, true
+	if event.Path != nil && event.Path.Number > a.found {
+		a.found, e.passage.found = event.Path.Number, true
 	}
-	e.tell(f.peer, func(now time.Duration, l *link.Link) {
-		l.HandleNews(now, f.serial, link.News{
-			Agent: link.AgentNumber(event.Generation), Candidates: event.Candidates, Gathered: event.Gathered,
-			Selected: event.State == ice.StateConnected, Failed: event.State == ice.StateFailed,
-			Path: event.Path, FoundBy: link.AgentNumber(event.FoundBy), Local: event.Local, Remote: event.Remote,
+	e.tell(a.peer, func(now time.Duration, l *link.Link) {
+		l.HandleNews(now, a.id.serial, link.News{
+			Agent: a.id.number, Candidates: event.Candidates, Gathered: event.Gathered, Selected: event.State == ice.StateConnected,
+			Failed: event.State == ice.StateFailed, Path: event.Path, Local: event.Local, Remote: event.Remote,
 		})
 	})
 }
@@ -218,7 +230,7 @@ func (e *Edge) handleMessage(msg signal.Msg) {
 
 // unknown asks the portal about a node that we do not know of: its offer may be quicker than the portal's news.
 func (e *Edge) unknown(msg signal.Msg) {
-	if msg.Kind != signal.Offer || !e.strangers.Take(e.pipeline.Load().Now(), 1) {
+	if msg.Kind != signal.Offer || !e.strangers.Take(e.now, 1, burst) {
 		return
 	}
 	e.questions = append(e.questions, func(error) {

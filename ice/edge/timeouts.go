@@ -17,15 +17,13 @@ func (e *Edge) handleTimeouts(now time.Time) time.Duration {
 		}
 		return true
 	}
-	if clock := e.pipeline.Load().Now(); len(e.questions) > 0 && clock >= e.askAt {
-		if e.askAt = 0; e.asks.Take(clock, asksPerSecond) {
+	if len(e.questions) > 0 && (e.askAt.IsZero() || at(e.askAt)) {
+		if e.askAt = (time.Time{}); e.asks.Take(now, asksPerSecond, burst) {
 			e.askForAll()
 		} else {
-			e.askAt = clock + time.Second/asksPerSecond
+			e.askAt = now.Add(time.Second / asksPerSecond)
+			at(e.askAt)
 		}
-	}
-	if len(e.questions) > 0 {
-		at(now.Add(e.askAt - e.pipeline.Load().Now()))
 	}
 	at(e.followPassage(now))
 	if left := e.followLease(); left > 0 {

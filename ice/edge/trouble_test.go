@@ -257,8 +257,8 @@ func (r *trouble) wantNothingLeft(n *node) {
 		}
 	}
 	n.owner(func(e *Edge) {
-		if len(e.finders) > len(e.peers) || len(e.byConnection) != len(e.finders) {
-			r.t.Errorf("%s keeps %d finders, %d connections", n.name, len(e.finders), len(e.byConnection))
+		if len(e.agents) != 0 || len(e.byICE) != 0 || len(e.ways) > len(e.peers) {
+			r.t.Errorf("%s keeps %d agents, %d by ICE's, %d ways", n.name, len(e.agents), len(e.byICE), len(e.ways))
 		}
 		for peer := range e.peers {
 			if s := n.link(peer); s.Agents > 0 || s.Waiting > 0 {

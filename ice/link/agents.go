@@ -39,14 +39,15 @@ type agents struct {
 // agent is an ICE agent as the link sees it. Number 0: none.
 type agent struct {
 	number   AgentNumber
-	started  time.Duration // asked for
-	checks   time.Duration // when the peer named its first candidate; 0: not yet
-	selected time.Duration // when the first pair was selected; 0: not yet
-	failed   bool          // it has given up by itself
-	settled  bool          // it has selected a pair or failed
+	started  time.Duration       // asked for
+	checks   time.Duration       // when the peer named its first candidate; 0: not yet
+	selected time.Duration       // when the first pair was selected; 0: not yet
+	found    pipeline.PathNumber // its own number of the path that it has told last
+	failed   bool                // it has given up by itself
+	settled  bool                // it has selected a pair or failed
 
 	// What the peer is told.
-	ready      bool // it is there
+	ice        Agent // nil: it is not there yet
 	ufrag, pwd string
 	candidates []string
 	end        bool          // these are all
@@ -99,7 +100,6 @@ func (l *Link) HandleAgent(now time.Duration, serial uint64, number AgentNumber,
 	if c == nil || c.serial != serial {
 		return
 	}
-	c.finder = s.Finder
 	a := c.agent(number)
 	switch {
 	case a == nil: // it was closed meanwhile
@@ -108,7 +108,7 @@ func (l *Link) HandleAgent(now time.Duration, serial uint64, number AgentNumber,
 		a.failed, a.settled = true, true
 		return
 	}
-	a.ready, a.ufrag, a.pwd, a.relays, a.sendAt = true, s.Ufrag, s.Pwd, s.Relays, now+gatherPause
+	a.ice, a.ufrag, a.pwd, a.relays, a.sendAt = s.Agent, s.Ufrag, s.Pwd, s.Relays, now+gatherPause
 	if msg, ok := c.pending[number]; ok {
 		c.connect(now, a, msg)
 	}
@@ -125,14 +125,16 @@ func (l *Link) HandleNews(now time.Duration, serial uint64, n News) {
 	if c == nil || c.serial != serial {
 		return
 	}
-	if a := c.agent(n.Agent); a != nil {
-		a.note(now, &n)
-		// That it gives up does not shorten any deadline: it is another reason to look for a second path.
-		a.failed = a.failed || n.Failed
+	a := c.agent(n.Agent)
+	if a == nil { // it comes too late and changes nothing
+		return
 	}
-	if n.Path != nil && n.Path.Number > c.found {
-		c.found, c.local, c.remote = n.Path.Number, n.Local, n.Remote
-		c.handlePath(now, n.FoundBy, *n.Path)
+	a.note(now, &n)
+	// That it gives up does not shorten any deadline: it is another reason to look for a second path.
+	a.failed = a.failed || n.Failed
+	if n.Path != nil && n.Path.Number > a.found {
+		a.found, c.local, c.remote = n.Path.Number, n.Local, n.Remote
+		c.handlePath(now, a, *n.Path)
 	}
 }
 
@@ -165,13 +167,8 @@ func (c *connection) noteCandidate(now time.Duration, a *agent) {
 	}
 }
 
-// handlePath notes that an agent has selected a pair, its first or another. What an agent says that is neither the current
-// nor the second one comes too late and changes nothing.
-func (c *connection) handlePath(now time.Duration, number AgentNumber, path pipeline.Path) {
-	a := c.agent(number)
-	if a == nil {
-		return
-	}
+// handlePath notes that an agent has selected a pair, its first or another.
+func (c *connection) handlePath(now time.Duration, a *agent, path pipeline.Path) {
 	a.failed = false
 	if a.selected == 0 {
 		a.selected = now
@@ -343,7 +340,7 @@ func (c *connection) checking() bool {
 // must have none at all: one that may be about to find a path is not given up for a second relay.
 func (c *connection) lacksRelay(up int) bool {
 	return slices.ContainsFunc(c.list(), func(a *agent) bool {
-		return a.ready && !a.settled && a.relays < up && (c.path != nil || a.relays == 0)
+		return a.ice != nil && !a.settled && a.relays < up && (c.path != nil || a.relays == 0)
 	})
 }
 

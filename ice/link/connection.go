@@ -48,10 +48,8 @@ type connection struct {
 	quiet     quiet
 	upgrade   upgrade
 
-	finder        Finder         // nil before the first agent has started
 	path          *pipeline.Path // nil: none
 	paths         pipeline.PathNumber
-	found         pipeline.PathNumber            // the finder's number of the path
 	local, remote string                         // candidate types of the path
 	pending       map[AgentNumber]signal.Message // of the peer's agents that ours do not match yet
 
@@ -68,10 +66,10 @@ func (c *connection) view() *pipeline.View { return &c.link.view }
 
 // lastSTUN is when STUN was last heard by the agent in use.
 func (c *connection) lastSTUN() time.Duration {
-	if c.finder == nil {
+	if c.current.ice == nil {
 		return 0
 	}
-	return c.finder.LastHeard()
+	return c.current.ice.LastHeard()
 }
 
 // relayed reports whether the datagrams take the way over a relay, ours or the peer's.

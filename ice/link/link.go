@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/sluice-vpn/sluice/crypto"
+	"github.com/sluice-vpn/sluice/ice/rate"
 	"github.com/sluice-vpn/sluice/pipeline"
 )
 
@@ -30,10 +31,10 @@ type Link struct {
 	last       ended
 	closed     *Closed // of the latest that ended; nil: none. Frozen.
 	closedAt   time.Time
-	absent     bool     // the portal said so at the last message
-	announced  [32]byte // a key of the peer that is not the portal's, and logged
-	offers     Bucket   // of new attempts
-	replies    Bucket   // to messages that belong to no attempt
+	absent     bool        // the portal said so at the last message
+	announced  [32]byte    // a key of the peer that is not the portal's, and logged
+	offers     rate.Bucket // of new attempts
+	replies    rate.Bucket // to messages that belong to no attempt
 }
 
 // toldPath is what the log has last said of a connection's path.
@@ -180,7 +181,7 @@ func (l *Link) HandleExpired(_ time.Duration, e crypto.HandshakeExpired) {
 // HandleStray obeys pipeline.Link.
 func (l *Link) HandleStray(_ time.Duration, from *pipeline.Path) {
 	if l.alive() {
-		l.task(Task{Kind: TaskStray, Path: from})
+		l.task(Task{Kind: TaskStray, Agent: l.connection.current.number, Path: from})
 	}
 }
 

@@ -32,7 +32,7 @@ const (
 	TaskCheck
 	// TaskPath: the connection's datagrams go to Path from now on, nil: nowhere. A TURN channel in it must be kept.
 	TaskPath
-	// TaskStray: authentic data of the peer came from Path.Dst to Path.Src, or over our relay at Path.Dst from Path.Peer or, if that
+	// TaskStray: agent number Agent is in use, and authentic data of the peer came from Path.Dst to Path.Src, or over our relay at Path.Dst from Path.Peer or, if that
 	// is not set, over Path.Channel; and not from where the connection's path leads. If the peer is there now, it is news of the agent.
 	TaskStray
 	// TaskSend: send Message to the peer, with our public key; then call HandleSent for agent number Agent.
@@ -58,19 +58,19 @@ type Task struct {
 	Closed      Closed
 }
 
-// Finder looks for the paths of one attempt. Its methods are called on the control goroutine and never wait for the network.
-type Finder interface {
-	// AddCandidate gives an agent a candidate of the peer, as text. An error: it is not taken.
-	AddCandidate(agent AgentNumber, text string) error
-	// Connect has an agent check, with the peer's credentials. It comes once for each.
-	Connect(agent AgentNumber, ufrag, pwd string) error
-	// LastHeard is when a valid STUN message was heard for the agent in use, on the pipeline's clock; 0: never.
+// Agent is an ICE agent, or what plays one. Its methods are called on the control goroutine and never wait for the network.
+type Agent interface {
+	// AddCandidate gives it a candidate of the peer, as text. An error: it is not taken.
+	AddCandidate(text string) error
+	// Connect has it check, with the peer's credentials. It comes once.
+	Connect(ufrag, pwd string) error
+	// LastHeard is when a valid STUN message was heard by it, once it has selected a pair, on the pipeline's clock; 0: never.
 	LastHeard() time.Duration
 }
 
 // Started is what came of TaskAgent.
 type Started struct {
-	Finder     Finder // the same for all agents of an attempt
+	Agent      Agent
 	Ufrag, Pwd string
 	Relays     int // that it was made with
 	Err        error
@@ -83,10 +83,9 @@ type News struct {
 	Gathered   bool     // no more will come
 	Selected   bool     // it has selected a pair
 	Failed     bool     // it has given up
-	// Path is where the attempt's datagrams can go now, nil: nowhere, with a number that grows when it changes. FoundBy has selected it;
-	// Local and Remote are the types of its candidates.
+	// Path is the one that it has found, nil: none, with a number that grows when it is another. Local and Remote are the types of its
+	// candidates.
 	Path          *pipeline.Path
-	FoundBy       AgentNumber
 	Local, Remote string
 }
 

@@ -159,9 +159,9 @@ func (n *node) startAgent(r *remote, t *Task) {
 		n.finders = append(n.finders, f)
 		f.tick()
 	}
-	a := &fakeAgent{number: t.Agent, ufrag: fmt.Sprintf("%s%d%d%d", n.name, n.run, t.Serial, t.Agent)}
+	a := &fakeAgent{finder: f, number: t.Agent, ufrag: fmt.Sprintf("%s%d%d%d", n.name, n.run, t.Serial, t.Agent)}
 	f.agents = append(f.agents, a)
-	r.link.HandleAgent(n.w.now(), t.Serial, t.Agent, Started{Finder: f, Ufrag: a.ufrag, Pwd: "abcdefghijklmnopqrstuvwxyz", Relays: n.relays()})
+	r.link.HandleAgent(n.w.now(), t.Serial, t.Agent, Started{Agent: a, Ufrag: a.ufrag, Pwd: "abcdefghijklmnopqrstuvwxyz", Relays: n.relays()})
 	candidates := []string{"host at " + n.name}
 	if n.w.relay {
 		candidates = append(candidates, "relayed typ relay")
@@ -171,24 +171,25 @@ func (n *node) startAgent(r *remote, t *Task) {
 	})
 }
 
-// AddCandidate obeys Finder.
-func (f *finder) AddCandidate(AgentNumber, string) error { return nil }
+// AddCandidate obeys Agent.
+func (a *fakeAgent) AddCandidate(string) error { return nil }
 
-// LastHeard obeys Finder.
-func (f *finder) LastHeard() time.Duration { return f.heard }
-
-// Connect obeys Finder.
-func (f *finder) Connect(agent AgentNumber, ufrag, _ string) error {
-	for _, a := range f.agents {
-		if a.number == agent {
-			a.peerUfrag = ufrag
-			after := controlledICE
-			if f.remote.link.connection.controlling {
-				after = controllerICE
-			}
-			f.meet(a, after)
-		}
+// LastHeard obeys Agent.
+func (a *fakeAgent) LastHeard() time.Duration {
+	if a != a.finder.using {
+		return 0
 	}
+	return a.finder.heard
+}
+
+// Connect obeys Agent.
+func (a *fakeAgent) Connect(ufrag, _ string) error {
+	a.peerUfrag = ufrag
+	after := controlledICE
+	if a.finder.remote.link.connection.controlling {
+		after = controllerICE
+	}
+	a.finder.meet(a, after)
 	return nil
 }
 
@@ -227,7 +228,7 @@ func (f *finder) meet(a *fakeAgent, after time.Duration) {
 			if a.relayed {
 				path.Dst, path.Channel, local = netip.MustParseAddrPort("203.0.113.1:3478"), 0x4000, "relay"
 			}
-			f.remote.link.HandleNews(n.w.now(), f.serial, News{Agent: a.number, Selected: true, Path: path, FoundBy: a.number, Local: local, Remote: "host"})
+			f.remote.link.HandleNews(n.w.now(), f.serial, News{Agent: a.number, Selected: true, Path: path, Local: local, Remote: "host"})
 			f.remote.touch()
 			return
 		}

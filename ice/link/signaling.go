@@ -7,6 +7,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/sluice-vpn/sluice/ice/rate"
 	"github.com/sluice-vpn/sluice/ice/signal"
 )
 
@@ -55,14 +56,14 @@ func (l *Link) HandleMessage(now time.Duration, msg signal.Msg) {
 		l.prepare(now, &msg)
 	case msg.Kind == signal.Answer || msg.Agent > 1 || l.last.was(&msg):
 		l.answerBye(now, &msg)
-	case l.offers.Take(now, 1):
+	case take(&l.offers, now):
 		l.prepare(now, &msg)
 	}
 }
 
 // catchUp answers a peer that cannot know the number of our newest attempt, which is over, with an offer of a greater one.
 func (l *Link) catchUp(now time.Duration) {
-	if !l.alive() && !l.asking.begins && l.offers.Take(now, 1) {
+	if !l.alive() && !l.asking.begins && take(&l.offers, now) {
 		l.asking.wished = true
 		l.prepare(now, nil)
 	}
@@ -70,7 +71,7 @@ func (l *Link) catchUp(now time.Duration) {
 
 // answerBye tells a peer that we do not know the attempt that its message is about; or how it ended, since our bye may have been lost.
 func (l *Link) answerBye(now time.Duration, msg *signal.Msg) {
-	if !l.replies.Take(now, 1) {
+	if !take(&l.replies, now) {
 		return
 	}
 	bye := Bye{Attempt: AttemptNumber(msg.Generation), Reason: CloseUnknown}
@@ -87,7 +88,7 @@ func (c *connection) feed(now time.Duration, msg signal.Message) {
 	number := AgentNumber(msg.Agent)
 	a := c.agent(number)
 	switch {
-	case a != nil && a.ready:
+	case a != nil && a.ice != nil:
 		c.connect(now, a, msg)
 		return
 	case (a == nil || a.failed) && number <= c.newest: // ours is closed, or could not be made
@@ -114,7 +115,7 @@ func (c *connection) connect(now time.Duration, a *agent, msg signal.Message) {
 		return // of an agent that is no more
 	}
 	for _, text := range msg.Candidates {
-		if !slices.Contains(a.seen, text) && c.finder.AddCandidate(a.number, text) == nil {
+		if !slices.Contains(a.seen, text) && a.ice.AddCandidate(text) == nil {
 			a.seen = append(a.seen, text)
 			c.noteCandidate(now, a)
 		}
@@ -122,7 +123,7 @@ func (c *connection) connect(now time.Duration, a *agent, msg signal.Message) {
 	a.peerEnd = a.peerEnd || msg.End
 	switch {
 	case first:
-		if err := c.finder.Connect(a.number, msg.Ufrag, msg.Pwd); err != nil {
+		if err := a.ice.Connect(msg.Ufrag, msg.Pwd); err != nil {
 			c.link.log(slog.LevelDebug, "the peer's credentials are refused", slog.Any("error", err))
 			return
 		}
@@ -213,21 +214,8 @@ func byeOf(msg signal.Message) Bye {
 	return b
 }
 
-// Bucket bounds how often something happens: five times at once, and then so many times a second. The zero value is full.
-type Bucket struct {
-	used float64
-	at   time.Duration
-}
+// burst is how often a peer may cause something at once; after that it may once a second.
+const burst = 5
 
-const bucketSize = 5
-
-// Take reports whether it may happen now, on any clock.
-func (b *Bucket) Take(now time.Duration, perSecond float64) bool {
-	b.used = max(0, b.used-perSecond*(now-b.at).Seconds())
-	b.at = now
-	if b.used > bucketSize-1 {
-		return false
-	}
-	b.used++
-	return true
-}
+// take reports whether a peer may cause something now.
+func take(b *rate.Bucket, now time.Duration) bool { return b.Take(time.Unix(0, int64(now)), 1, burst) }

@@ -3,7 +3,6 @@ package link
 import (
 	"fmt"
 	"testing"
-	"time"
 
 	"github.com/sluice-vpn/sluice/ice/signal"
 )
@@ -34,31 +33,6 @@ func TestByeMessage(t *testing.T) {
 	}
 	if got := byeOf(signal.Message{Generation: 1}); got.Attempt != 1 || got.Counters != (HandshakeCounters{}) {
 		t.Errorf("%+v", got)
-	}
-}
-
-func TestBucket(t *testing.T) {
-	var b Bucket
-	now, taken := time.Hour, 0
-	for range 100 {
-		if b.Take(now, 1) {
-			taken++
-		}
-	}
-	if taken != bucketSize {
-		t.Errorf("%d at once", taken)
-	}
-	for range 1000 {
-		now += 10 * time.Millisecond
-		if b.Take(now, 1) {
-			taken++
-		}
-	}
-	if taken < bucketSize+9 || taken > bucketSize+10 {
-		t.Errorf("%d in 10 s", taken)
-	}
-	if b.Take(now-time.Hour, 1) {
-		t.Error("a clock that goes back fills the bucket")
 	}
 }
 

@@ -83,18 +83,12 @@ func (r *trouble) run() {
 	}
 	r.heal()
 	deadline := r.now() + 3*time.Minute
-	for !r.connected() {
+	for !r.flows() || !r.connected() { // the path of an idle connection may have died unnoticed, which costs the first packets
 		if r.now() > deadline {
 			r.state()
 			r.t.Errorf("not all are connected")
 			return
 		}
-		for _, n := range r.nodes {
-			for _, p := range n.peers {
-				p.send()
-			}
-		}
-		r.world.run(time.Second)
 	}
 	before := r.count("connection attempt")
 	r.world.run(2 * time.Minute)
@@ -212,6 +206,23 @@ func (r *trouble) connected() bool {
 		}
 	}
 	return true
+}
+
+// flows sends a packet each way, and reports whether all have come a second later.
+func (r *trouble) flows() bool {
+	all := true
+	before := map[*remote]int{}
+	for _, n := range r.nodes {
+		for _, p := range n.peers {
+			before[p] = len(p.Received)
+			p.send()
+		}
+	}
+	r.world.run(time.Second)
+	for p, n := range before { // they are only looked at
+		all = all && len(p.Received) > n
+	}
+	return all
 }
 
 // wantNothingLeft fails if an idle node keeps anything that it does not need.

@@ -103,6 +103,7 @@ type finder struct {
 }
 
 type fakeAgent struct {
+	finder    *finder
 	number    AgentNumber
 	ufrag     string
 	peerUfrag string

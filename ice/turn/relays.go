@@ -15,7 +15,6 @@ import (
 	"github.com/pion/transport/v2"
 
 	"github.com/sluice-vpn/sluice/ice"
-	"github.com/sluice-vpn/sluice/pipeline"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -176,17 +175,17 @@ func (r *Relays) Servers() []netip.AddrPort {
 }
 
 // Receive takes a datagram that came from one of the servers: an answer, a Data indication, or the payload of ChannelData
-// (Stray.Channel is not 0). It returns false if Src is none of them. It never blocks; Data is borrowed.
-func (r *Relays) Receive(s pipeline.Stray) bool {
-	if !slices.Contains(*r.known.Load(), s.Src) {
+// (channel is not 0). It returns false if src is none of them. It never blocks; data is borrowed.
+func (r *Relays) Receive(src netip.AddrPort, channel uint16, data []byte) bool {
+	if !slices.Contains(*r.known.Load(), src) {
 		return false
 	}
-	if len(s.Data) > inboxBytes {
+	if len(data) > inboxBytes {
 		r.counts.TooLong.Add(1)
 		return true
 	}
 	a := r.buffers.Get().(*arrived)
-	a.src, a.channel, a.size = s.Src, s.Channel, copy(a.data[:], s.Data)
+	a.src, a.channel, a.size = src, channel, copy(a.data[:], data)
 	select {
 	case r.inbox <- a:
 	default:
@@ -196,7 +195,7 @@ func (r *Relays) Receive(s pipeline.Stray) bool {
 	return true
 }
 
-// URLs, Net and Path make it an ice.Relay. URLs are of the two nearest servers whose allocation is up, the nearest first. They
+// URLs, Net and Channel make it an ice.Relay. URLs are of the two nearest servers whose allocation is up, the nearest first. They
 // name no server but a Facade, and carry no secret.
 func (r *Relays) URLs() []*stun.URI {
 	r.mu.Lock()
@@ -221,18 +220,17 @@ func (r *Relays) URLs() []*stun.URI {
 // Net is what the TURN client of one agent runs in. Without a gate it has no sockets.
 func (r *Relays) Net(gate *ice.Gate) transport.Net { return relayNet{relays: r, gate: gate} }
 
-// Path is how a peer's address is reached from a relayed address: over the channel that was bound to it.
-func (r *Relays) Path(relayed, remote netip.AddrPort) (p pipeline.Path, ok bool) {
+// Channel is how a peer's address is reached from a relayed address: over the channel of the server that was bound to it.
+func (r *Relays) Channel(relayed, remote netip.AddrPort) (server netip.AddrPort, channel uint16, ok bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	for _, s := range r.servers {
 		if s.status.Relayed.IsValid() && (s.status.Relayed == relayed || slices.Contains(s.former, relayed)) {
-			p.Dst = s.addr
-			p.Channel, ok = s.channels[remote]
-			return p, ok
+			channel, ok = s.channels[remote]
+			return s.addr, channel, ok
 		}
 	}
-	return p, false
+	return server, 0, false
 }
 
 // Peer is whose channel of ours it is on the server at that address. ok is false if it is bound to nobody.
@@ -247,18 +245,18 @@ func (r *Relays) Peer(server netip.AddrPort, channel uint16) (peer netip.AddrPor
 	return peer, ok
 }
 
-// Hold keeps the channel of a path bound and refreshed until release is called, whatever becomes of the agent that found it.
-// A path without channel needs no holding; then release does nothing.
-func (r *Relays) Hold(path pipeline.Path) (release func()) {
+// Hold keeps a channel of the server at that address bound and refreshed until release is called, whatever becomes of the agent that wanted it.
+// Channel 0 is none, and needs no holding; then release does nothing.
+func (r *Relays) Hold(at netip.AddrPort, channel uint16) (release func()) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	i := slices.IndexFunc(r.servers, func(s *server) bool { return s.addr == path.Dst })
-	if path.Channel == 0 || i < 0 || r.closed {
+	i := slices.IndexFunc(r.servers, func(s *server) bool { return s.addr == at })
+	if channel == 0 || i < 0 || r.closed {
 		return func() {}
 	}
 	h := hold{server: r.servers[i]}
 	var ok bool
-	if h.peer, ok = h.server.peers[path.Channel]; !ok {
+	if h.peer, ok = h.server.peers[channel]; !ok {
 		return func() {}
 	}
 	r.adjust(h, 1)

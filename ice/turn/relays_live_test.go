@@ -64,7 +64,7 @@ func (n *liveNode) pump() {
 		if number, payload, ok := frame.ParseChannelData(s.Data, LastChannel); ok && s.Src == n.only {
 			s.Channel, s.Data = number, payload
 		}
-		if !n.relays.Receive(s) {
+		if !n.relays.Receive(s.Src, s.Channel, s.Data) {
 			n.mux.Receive(s)
 		}
 	}
@@ -140,8 +140,8 @@ func TestRelaysLive(t *testing.T) {
 	before := goroutinesOf()
 	a, b := newLiveNode(t, server), newLiveNode(t, server)
 	poll(t, func() bool { return len(a.relays.URLs()) == 1 && len(b.relays.URLs()) == 1 })
-	ca := ice.NewConnection(ice.ConnectionConfig{Mux: a.mux, Mailbox: a.mailbox, Relay: a.relays, Controlling: true})
-	cb := ice.NewConnection(ice.ConnectionConfig{Mux: b.mux, Mailbox: b.mailbox, Relay: b.relays})
+	ca := newConnection(ice.AgentConfig{Mux: a.mux, Mailbox: a.mailbox, Relay: a.relays, Controlling: true})
+	cb := newConnection(ice.AgentConfig{Mux: b.mux, Mailbox: b.mailbox, Relay: b.relays})
 	p := newPair(t, 1, a, b, ca, cb)
 	for generation := uint32(2); ; generation++ {
 		if !p.signal(30*time.Second, p.connected) {
@@ -193,7 +193,7 @@ func FuzzRelaysReceive(f *testing.F) {
 		revive()
 		for _, b := range [][]byte{data, channelData(FirstChannel, data), dataIndication(peerA, data)} {
 			before := r.counts.Received.Load() + r.counts.TooLong.Load()
-			if !r.Receive(pipeline.Stray{Src: testServer, Channel: channel, Data: b}) {
+			if !r.Receive(testServer, channel, b) {
 				t.Fatal("not taken")
 			}
 			for r.counts.Received.Load()+r.counts.TooLong.Load() == before {
@@ -217,7 +217,7 @@ func (e *echo) LocalPort() uint16 { return 1000 }
 func (e *echo) SendOne(run udp.Run) error {
 	if r := e.relays(); r != nil && run.Dst == testServer && run.Data[0] == 0 && run.Data[1]&0x10 == 0 { // neither ChannelData nor an indication
 		if answer := e.s.handle(start, slices.Clone(run.Data)); answer != nil {
-			r.Receive(pipeline.Stray{Src: testServer, Data: answer})
+			r.Receive(testServer, 0, answer)
 		}
 	}
 	return nil
@@ -240,7 +240,7 @@ func fuzzed(f *testing.F) (r *Relays, revive func()) {
 		}
 	}
 	wait(func() bool { return len(r.URLs()) == 1 })
-	c := ice.NewConnection(ice.ConnectionConfig{Mux: mux, Mailbox: ice.NewMailbox(), Relay: r})
+	c := newConnection(ice.AgentConfig{Mux: mux, Mailbox: ice.NewMailbox(), Relay: r})
 	f.Cleanup(func() { c.Close(); mux.Close(); r.Close() })
 	generation := uint32(0)
 	agents := func() int {
@@ -266,6 +266,6 @@ func fuzzed(f *testing.F) (r *Relays, revive func()) {
 		for _, t := range tenants {
 			t.facade.bind(peerA)
 		}
-		wait(func() bool { _, ok := r.Path(testRelayed, peerA); return ok })
+		wait(func() bool { _, _, ok := r.Channel(testRelayed, peerA); return ok })
 	}
 }

@@ -232,7 +232,7 @@ func (n *airNode) receive(src netip.AddrPort, data []byte) {
 	switch {
 	case !witness.IsMessage(s.Data) && !n.raw:
 		n.got = append(n.got, s)
-	case n.relays != nil && n.relays.Receive(s):
+	case n.relays != nil && n.relays.Receive(s.Src, s.Channel, s.Data):
 	default:
 		n.mux.Receive(s)
 	}
@@ -251,12 +251,12 @@ func (n *airNode) until(ok func() bool) time.Duration {
 	return time.Since(before)
 }
 
-func (n *airNode) connection(controlling bool) *ice.Connection {
-	c := ice.ConnectionConfig{Mux: n.mux, Mailbox: n.mailbox, Controlling: controlling}
+func (n *airNode) connection(controlling bool) *connection {
+	c := ice.AgentConfig{Mux: n.mux, Mailbox: n.mailbox, Controlling: controlling}
 	if n.relays != nil {
 		c.Relay = n.relays
 	}
-	return ice.NewConnection(c)
+	return newConnection(c)
 }
 
 func (n *airNode) close() {
@@ -269,7 +269,7 @@ func (n *airNode) close() {
 // pair is a connection between two machines, with signaling that carries everything at once.
 type pair struct {
 	nodes [2]mailer
-	ends  [2]*ice.Connection
+	ends  [2]*connection
 	texts []string // candidates
 	types [2][2]string
 }
@@ -278,9 +278,9 @@ type mailer interface{ mail() *ice.Mailbox }
 
 func (n *airNode) mail() *ice.Mailbox { return n.mailbox }
 
-func newPair(t *testing.T, generation uint32, a, b mailer, ca, cb *ice.Connection) *pair {
+func newPair(t *testing.T, generation uint32, a, b mailer, ca, cb *connection) *pair {
 	t.Helper()
-	p := &pair{nodes: [2]mailer{a, b}, ends: [2]*ice.Connection{ca, cb}}
+	p := &pair{nodes: [2]mailer{a, b}, ends: [2]*connection{ca, cb}}
 	p.restart(t, generation)
 	return p
 }
@@ -310,7 +310,8 @@ func (p *pair) signal(limit time.Duration, done func() bool) bool {
 				p.types[i] = [2]string{e.Local, e.Remote}
 				for _, text := range e.Candidates {
 					p.texts = append(p.texts, text)
-					_ = p.ends[1-i].AddCandidate(e.Generation, text)
+					_, number := ownerOf(e)
+					_ = p.ends[1-i].AddCandidate(number, text)
 				}
 			}
 		}
@@ -484,7 +485,7 @@ func TestRelaysHold(t *testing.T) {
 			t.Fatal("not connected")
 		}
 		path := *p.ends[0].Path()
-		first, second := a.relays.Hold(path), a.relays.Hold(path)
+		first, second := a.relays.Hold(path.Dst, path.Channel), a.relays.Hold(path.Dst, path.Channel)
 		p.close(t, 100*time.Millisecond)
 		c := s.clients[a.at]
 		binds := func() int {
@@ -509,12 +510,12 @@ func TestRelaysHold(t *testing.T) {
 		if n := a.held(); n != 0 {
 			t.Errorf("%d things are held", n)
 		}
-		a.relays.Hold(pipeline.Path{Dst: path.Dst})()
-		a.relays.Hold(pipeline.Path{Dst: b.at, Channel: path.Channel})()
-		a.relays.Hold(pipeline.Path{Dst: path.Dst, Channel: path.Channel + 1})()
+		a.relays.Hold(path.Dst, 0)()
+		a.relays.Hold(b.at, path.Channel)()
+		a.relays.Hold(path.Dst, path.Channel+1)()
 		a.close()
 		b.close()
-		a.relays.Hold(path)()
+		a.relays.Hold(path.Dst, path.Channel)()
 		w.stop()
 	})
 }
@@ -574,7 +575,7 @@ func TestRelaysMoved(t *testing.T) {
 				t.Fatal("not connected")
 			}
 			path := *p.ends[0].Path()
-			release := a.relays.Hold(path)
+			release := a.relays.Hold(path.Dst, path.Channel)
 			facades, before := a.facades(s.at), a.relays.Status()[0].Relayed
 			w.mu.Lock()
 			c := s.clients[a.at]
@@ -595,9 +596,9 @@ func TestRelaysMoved(t *testing.T) {
 			moved, lost := len(a.moved), len(a.lost)
 			w.mu.Unlock()
 			if again {
-				old, ok := a.relays.Path(before, b.at)
-				if !open() || moved != 1 || lost != 0 || !ok || old.Channel != path.Channel || old.Dst != path.Dst {
-					t.Errorf("open %v, moved %d, lost %d; path %+v %v, want %+v", open(), moved, lost, old, ok, path)
+				server, channel, ok := a.relays.Channel(before, b.at)
+				if !open() || moved != 1 || lost != 0 || !ok || channel != path.Channel || server != path.Dst {
+					t.Errorf("open %v, moved %d, lost %d; channel of %v %v, want %+v", open(), moved, lost, server, ok, path)
 				}
 			} else if open() || moved != 0 || lost != 1 {
 				t.Errorf("open %v, moved %d, lost %d", open(), moved, lost)
@@ -709,7 +710,7 @@ func TestRelaysCloseDead(t *testing.T) {
 			t.Errorf("Close took %v", took)
 		}
 		p.close(t, 100*time.Millisecond)
-		if a.relays.Receive(pipeline.Stray{Src: s.at, Data: []byte("x")}) || len(a.relays.URLs()) != 0 || a.relays.Status() != nil {
+		if a.relays.Receive(s.at, 0, []byte("x")) || len(a.relays.URLs()) != 0 || a.relays.Status() != nil {
 			t.Error("there is something after Close")
 		}
 		a.relays.SetServers([]RelayServer{at(s)})
@@ -755,7 +756,7 @@ func TestRelaysServers(t *testing.T) {
 		if s := n.relays.Status(); len(s) != 2 || s[1].State == "refused" {
 			t.Errorf("%+v", s)
 		}
-		if n.relays.Receive(pipeline.Stray{Src: s1.at}) {
+		if n.relays.Receive(s1.at, 0, nil) {
 			t.Error("a server that is gone is listened to")
 		}
 		for _, text := range []string{fmt.Sprintf("%v %+v %#v", n.relays, n.relays, n.relays), fmt.Sprintf("%+v", renewed)} {
@@ -804,7 +805,7 @@ func TestRelaysStrangers(t *testing.T) {
 			for _, stray := range []pipeline.Stray{
 				{Src: s.at, Channel: path.Channel, Data: data}, {Src: s.at, Data: channelData(path.Channel, data)}, {Src: s.at, Data: dataIndication(b.at, data)},
 			} {
-				if !a.relays.Receive(stray) {
+				if !a.relays.Receive(stray.Src, stray.Channel, stray.Data) {
 					t.Error("not taken")
 				}
 			}
@@ -821,17 +822,17 @@ func TestRelaysStrangers(t *testing.T) {
 			"drop_turn_request":          {Src: s.at, Data: request.Raw},
 		} {
 			before := a.counter(name)
-			taken := a.relays.Receive(stray)
+			taken := a.relays.Receive(stray.Src, stray.Channel, stray.Data)
 			synctest.Wait()
 			if !taken || a.counter(name) != before+1 {
 				t.Errorf("%s: not counted", name)
 			}
 		}
-		if a.relays.Receive(pipeline.Stray{Src: b.at, Data: request.Raw}) {
+		if a.relays.Receive(b.at, 0, request.Raw) {
 			t.Error("a stranger was taken for a server")
 		}
 		for range inboxSlots + 100 { // the goroutine runs beside, so some more than fit
-			a.relays.Receive(pipeline.Stray{Src: s.at, Data: request.Raw})
+			a.relays.Receive(s.at, 0, request.Raw)
 		}
 		synctest.Wait()
 		if !p.connected() {
@@ -891,7 +892,7 @@ func TestRelaysMany(t *testing.T) {
 		w := newAir(t)
 		s := w.server("192.0.2.10:3478", oneWay)
 		a, b := w.node("10.0.0.1:1000", at(s)), w.node("10.0.0.2:2000", at(s))
-		other := map[*ice.Connection]*ice.Connection{}
+		other := map[*connection]*connection{}
 		var pairs []*pair
 		for range 20 {
 			p := newPair(t, 1, a, b, a.connection(true), b.connection(false))
@@ -902,7 +903,8 @@ func TestRelaysMany(t *testing.T) {
 			for _, n := range []*airNode{a, b} {
 				for e, ok := n.mailbox.Poll(); ok; e, ok = n.mailbox.Poll() {
 					for _, text := range e.Candidates {
-						_ = other[e.Connection].AddCandidate(e.Generation, text)
+						of, number := ownerOf(e)
+						_ = other[of].AddCandidate(number, text)
 					}
 				}
 			}
@@ -919,7 +921,7 @@ func TestRelaysMany(t *testing.T) {
 				if path.Channel == 0 { // then the peer's relayed address is reached directly
 					continue
 				}
-				n.relays.Hold(path)()
+				n.relays.Hold(path.Dst, path.Channel)()
 			}
 			p.close(t, 100*time.Millisecond)
 		}
