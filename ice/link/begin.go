@@ -172,7 +172,7 @@ func (l *Link) beginAs(now time.Duration, number AttemptNumber, run uint64) bool
 		l.connection.advance(now)
 	}
 	l.asking.since, l.backoff.wanted = 0, false
-	controlling := Controls(l.links.config.Client, l.peer.Client, l.links.config.Name, l.name)
+	controlling := controls(l.links.config.Client, l.peer.Client, l.links.config.Name, l.name)
 	l.links.serials++
 	l.connection = &connection{link: l, serial: l.links.serials, number: number, run: run, controlling: controlling, began: now, now: now}
 	l.logConnection(slog.LevelDebug, "connection attempt", slog.Bool("controlling", controlling))
@@ -183,9 +183,9 @@ func (l *Link) beginAs(now time.Duration, number AttemptNumber, run uint64) bool
 	return l.peer.Distrust == CloseUnspecified
 }
 
-// Controls tells whether we control ICE and send the first initiation. A client does towards a node that is none; between
+// controls tells whether we control ICE and send the first initiation. A client does towards a node that is none; between
 // equals it is the one with the smaller name. Keys have no say: they may be what the two sides do not agree on.
-func Controls(client, peerClient bool, name, peerName string) bool {
+func controls(client, peerClient bool, name, peerName string) bool {
 	if client != peerClient {
 		return client
 	}

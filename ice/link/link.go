@@ -285,8 +285,6 @@ type Status struct {
 	Phase         Phase
 	Attempt       AttemptNumber
 	Serial        uint64
-	Controlling   bool
-	Age           time.Duration // since the attempt began
 	Up            time.Duration // since it first had a session, 0: it has not
 	Agent         AgentNumber   // that has selected the path, 0: none, or it is closed
 	Newest        AgentNumber   // the newest there was
@@ -308,7 +306,7 @@ type Status struct {
 func (l *Link) Status(now time.Duration) Status {
 	s := Status{Phase: PhaseClosed, Closed: l.closed, ClosedAt: l.closedAt, Absent: l.absent}
 	if c := l.connection; c != nil {
-		s.Phase, s.Attempt, s.Serial, s.Controlling, s.Age = c.phase, c.number, c.serial, c.controlling, now-c.began
+		s.Phase, s.Attempt, s.Serial = c.phase, c.number, c.serial
 		if s.Newest, s.Waiting = c.newest, len(l.asking.waiting)+len(c.pending); !c.over() {
 			s.Agents = len(c.list())
 			s.Local, s.Remote, s.Relayed, s.Obstacle = c.local, c.remote, c.relayed(), c.obstacle()

@@ -19,7 +19,7 @@ func TestControls(t *testing.T) {
 		{true, false, "z", "a", true}, {false, true, "a", "z", false},
 		{true, true, "a", "b", true}, {true, true, "b", "a", false}, {false, false, "a", "b", true},
 	} {
-		if Controls(c.client, c.peerClient, c.name, c.peer) != c.want || Controls(c.peerClient, c.client, c.peer, c.name) == c.want {
+		if controls(c.client, c.peerClient, c.name, c.peer) != c.want || controls(c.peerClient, c.client, c.peer, c.name) == c.want {
 			t.Errorf("%+v", c)
 		}
 	}

@@ -60,8 +60,7 @@ func TestTroubleIsTheSame(t *testing.T) {
 // trouble is two gateways and three clients, and what happens to them.
 type trouble struct {
 	*world
-	wrong  map[*node]bool // has another key than the portal knows
-	asleep *node
+	wrong map[*node]bool // has another key than the portal knows
 }
 
 func newTrouble(t testing.TB, seed uint64) *trouble {
