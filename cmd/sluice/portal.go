@@ -40,11 +40,12 @@ func portalCommand() *cli.Command {
 		Usage: "run the portal: sign-in, signaling and a relay for gateways and clients",
 		UsageText: "sluice portal -public ADDRESS [options]\n" +
 			"sluice portal node add, list, set, routes, token or remove (see sluice portal node -h)\n" +
+			"sluice portal member list, sluice portal member remove NAME\n" +
 			"sluice portal backup FILE, sluice portal restore FILE",
 		Description: "One process and one folder. Nodes reach it by TCP (TLS) for sign-in and signaling and by UDP for STUN and TURN; both\n" +
 			"ports must be open to them. Its first start makes one gateway and one client and prints the lines that start them, with\n" +
 			"their tokens where it writes to a terminal or a file." + configText,
-		Flags: append(configFlags(),
+		Flags: append(append(configFlags(), clusterFlags()...),
 			&cli.StringFlag{Name: "state", Value: defaultState, Usage: "`FOLDER` of the portal's state"}, // of node too
 			&cli.StringFlag{Local: true, Name: "public", Usage: "`ADDRESS` under which nodes reach this machine (needed)"},
 			&cli.StringFlag{
@@ -80,7 +81,7 @@ func portalCommand() *cli.Command {
 			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: " + logs.Levels},
 		),
 		DisableSliceFlagSeparator: true, // -relay has a comma of its own
-		Commands:                  []*cli.Command{portalNodeCommand(), portalBackupCommand(), portalRestoreCommand()},
+		Commands:                  []*cli.Command{portalNodeCommand(), portalMemberCommand(), portalBackupCommand(), portalRestoreCommand()},
 		Action:                    runPortal,
 	}
 }
@@ -100,6 +101,9 @@ func portalConfig(cmd *cli.Command, logger *slog.Logger, resolve resolver) (port
 	}
 	cfg.Relay.PublicAddrs, cfg.Resolve = addrs, resolve
 	if cfg.Listen, err = listenAddress("-listen", cmd.String("listen"), netip.IPv6Unspecified()); err != nil {
+		return cfg, err
+	}
+	if cfg.Cluster, err = clusterConfig(cmd); err != nil {
 		return cfg, err
 	}
 	if at := cmd.String("relay-listen"); at == "none" {

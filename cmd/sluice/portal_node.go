@@ -87,6 +87,13 @@ func openDesk(folder string, p *portal.Portal) (io.Closer, error) {
 		text, err := p.Backup()
 		reply(w, json.RawMessage(text), err)
 	})
+	mux.HandleFunc("GET /members", func(w http.ResponseWriter, _ *http.Request) {
+		list, trouble, err := p.Members()
+		reply(w, members{list, trouble}, err)
+	})
+	mux.HandleFunc("DELETE /members/{name}", func(w http.ResponseWriter, r *http.Request) {
+		reply(w, "", p.RemoveMember(r.Context(), r.PathValue("name")))
+	})
 	server := &http.Server{Handler: mux, ReadHeaderTimeout: 5 * time.Second}
 	go server.Serve(listener) // ends with Close, which removes the socket
 	return server, nil

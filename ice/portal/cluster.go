@@ -15,6 +15,9 @@ import (
 	"sync"
 	"time"
 
+	"github.com/nats-io/nats.go"
+	"github.com/nats-io/nats.go/jetstream"
+
 	"github.com/sluice-vpn/sluice/ice/portal/protocol"
 	"github.com/sluice-vpn/sluice/ice/secretfile"
 	"github.com/sluice-vpn/sluice/ice/signal"
@@ -83,7 +86,7 @@ func (c *Cluster) broker(certificate tls.Certificate) *broker.Cluster {
 	own := signal.FingerprintOf(certificate.Certificate[0])
 	cfg := own.TLSConfig() // checks the other side, whichever has begun
 	cfg.Certificates, cfg.ClientAuth = []tls.Certificate{certificate}, tls.RequireAnyClientCert
-	b := &broker.Cluster{Name: c.Name, Member: c.Self, Listen: c.Listen, TLS: cfg}
+	b := &broker.Cluster{Name: c.Name, Member: c.Self, Listen: listenable(c.Listen), TLS: cfg}
 	for _, m := range c.Members {
 		if m.Name == c.Self {
 			b.Advertise = m.Address
@@ -97,32 +100,54 @@ func (c *Cluster) broker(certificate tls.Certificate) *broker.Cluster {
 // loadShared waits for a majority of the cluster, and loads the state that it has. The first member brings its folder's if there is
 // none.
 func (p *Portal) loadShared(ctx context.Context, fresh bool) (*state, error) {
-	kv, err := p.joined(ctx)
-	if err != nil {
-		return nil, err
+	first := p.config.Cluster.Members[0].Name
+	if fresh && first != p.config.Cluster.Self {
+		return nil, fmt.Errorf("%s is missing; make the folder of a backup of %s: sluice portal restore FILE", certificateName, first)
 	}
-	if first := p.config.Cluster.Members[0].Name; first == p.config.Cluster.Self {
+	kv, err := p.joined(ctx)
+	for err == nil {
+		var s *state
+		s, err = p.readShared(ctx, kv, fresh)
+		switch {
+		case err == nil && s.settings.RelaySecret != "":
+			return s, nil
+		case err == nil:
+			err = fmt.Errorf("the cluster has no state yet; start %s, which brings it", first)
+		case !unavailable(err):
+			return nil, err
+		}
+		if pause(ctx) == nil {
+			err = nil
+		}
+	}
+	return nil, err
+}
+
+// unavailable reports whether the store may answer later: the members of a cluster agree anew on who leads when one comes or goes.
+func unavailable(err error) bool {
+	var answer *jetstream.APIError
+	var older *nats.APIError // of what follows a bucket
+	return errors.As(err, &answer) && answer.Code == 503 || errors.As(err, &older) && older.Code == 503 || errors.Is(err, context.DeadlineExceeded) || errors.Is(err, nats.ErrTimeout) ||
+		errors.Is(err, nats.ErrNoResponders) || errors.Is(err, jetstream.ErrNoStreamResponse) || errors.Is(err, errConflict)
+}
+
+// readShared reads the state once; one without settings is none.
+func (p *Portal) readShared(ctx context.Context, kv store, fresh bool) (*state, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*readTime)
+	defer cancel()
+	if p.config.Cluster.Members[0].Name == p.config.Cluster.Self {
 		if err := p.bring(ctx, kv, fresh); err != nil {
 			return nil, err
 		}
-	} else if fresh {
-		return nil, fmt.Errorf("%s is missing; make the folder of a backup of %s: sluice portal restore FILE", certificateName, first)
 	}
-	for {
-		s := newState(kv, "")
-		s.shared = true
-		if err := s.read(ctx); err != nil {
-			return nil, err
-		}
-		if s.settings.RelaySecret != "" {
-			s.publishUsers()
-			s.offers, _ = settleGrants(s.nodes, s.settings.overlay())
-			return s, p.claim(ctx, s)
-		}
-		if err := pause(ctx); err != nil {
-			return nil, fmt.Errorf("the cluster has no state yet; start %s, which brings it: %w", p.config.Cluster.Members[0].Name, err)
-		}
+	s := newState(kv, "")
+	s.shared = true
+	if err := s.read(ctx); err != nil || s.settings.RelaySecret == "" {
+		return s, err
 	}
+	s.publishUsers()
+	s.offers, _ = settleGrants(s.nodes, s.settings.overlay())
+	return s, p.claim(ctx, s)
 }
 
 func pause(ctx context.Context) error {

@@ -43,7 +43,7 @@ func startMember(c Cluster, i int, folder string) (*Portal, error) {
 // eventually waits until holds.
 func eventually(t *testing.T, what string, holds func() bool) {
 	t.Helper()
-	for deadline := time.Now().Add(40 * time.Second); !holds(); time.Sleep(20 * time.Millisecond) {
+	for deadline := time.Now().Add(time.Minute); !holds(); time.Sleep(20 * time.Millisecond) {
 		if time.Now().After(deadline) {
 			t.Fatalf("not in time: %s", what)
 		}
@@ -217,6 +217,67 @@ func TestClusterLoses(t *testing.T) {
 			names = append(names, strings.Join(list, " "))
 		}
 		return names[0] == names[1] && strings.Contains(names[0], "after-all after-one")
+	})
+}
+
+// A portal whose folder is lost is replaced by one of another name, and then another one may be lost.
+func TestClusterReplaces(t *testing.T) {
+	t.Parallel()
+	x := newTrio(t)
+	text, err := x.portals[0].Backup()
+	if err != nil {
+		t.Fatal(err)
+	}
+	x.portals[2].Close()
+	if err := x.portals[0].RemoveMember(t.Context(), "two"); err == nil || !strings.Contains(err.Error(), "stop it first") {
+		t.Errorf("a member that is there: %v", err)
+	}
+	empty := filepath.Join(t.TempDir(), "state")
+	if _, err := Restore(t.Context(), empty, text); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := startMember(x.cluster, 2, empty); err == nil || !strings.Contains(err.Error(), "was here before") {
+		t.Fatalf("with another folder under the old name: %v", err)
+	}
+
+	next := x.cluster
+	next.Members = append(slices.Clone(x.cluster.Members[:2]), Member{"four", clusterOf(t).Members[0].Address})
+	for i := range 2 {
+		x.portals[i].Close()
+		if x.portals[i], err = startMember(next, i, x.folders[i]); err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { x.portals[i].Close() })
+	}
+	folder := filepath.Join(t.TempDir(), "state")
+	if _, err := Restore(t.Context(), folder, text); err != nil {
+		t.Fatal(err)
+	}
+	four, err := startMember(next, 2, folder)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer four.Close()
+	eventually(t, "the lost one is removed", func() bool {
+		if err := x.portals[0].RemoveMember(t.Context(), "three"); err != nil {
+			t.Log(err)
+		}
+		list, _, _ := x.portals[0].Members()
+		return len(list) == 3
+	})
+	eventually(t, "a change that the new one has", func() bool {
+		_, err := four.AddNode(t.Context(), NewNode{Name: "more", Role: protocol.Client})
+		return err == nil
+	})
+	eventually(t, "the others have it", func() bool { return len(x.portals[0].Nodes()) == 3 })
+	eventually(t, "the new one has all of the state", func() bool {
+		list, _, _ := x.portals[0].Members()
+		return !slices.ContainsFunc(list, func(m MemberStatus) bool { return !m.Stores })
+	})
+	x.portals[1].Close()
+	eventually(t, "a change without the second", func() bool {
+		_, err := four.AddNode(t.Context(), NewNode{Name: "again", Role: protocol.Client})
+		return err == nil
 	})
 }
 

@@ -128,6 +128,8 @@ func Start(cfg Config) (_ *Portal, err error) {
 	p.fingerprint = signal.FingerprintOf(certificate.Certificate[0])
 	if err := p.open(certificate, made != nil); errors.Is(err, broker.ErrListen) {
 		return nil, fmt.Errorf("portal: %w; stop what has the port, or give another one with -listen", err)
+	} else if errors.Is(err, broker.ErrClusterListen) {
+		return nil, fmt.Errorf("portal: %w; stop what has the port, or give another one with -cluster-listen", err)
 	} else if err != nil {
 		return nil, fmt.Errorf("portal: state in %s: %w", cfg.Folder, err)
 	}

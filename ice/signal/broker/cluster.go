@@ -40,17 +40,15 @@ type Cluster struct {
 	TLS *tls.Config
 }
 
-// settle takes a free port if none is named, and routes. A server that has none will not store anything in a cluster; its own address
+// settle takes a free port if none is named, sees that it can be had, and makes routes. A server that has none will not store anything in a cluster; its own address
 // does for the first member, which finds out that it has met itself.
 func (c *Cluster) settle() error {
-	if c.Listen.Port() == 0 {
-		probe, err := net.Listen("tcp", c.Listen.String())
-		if err != nil {
-			return fmt.Errorf("%w: %w", ErrClusterListen, err)
-		}
-		c.Listen = netip.AddrPortFrom(c.Listen.Addr(), uint16(probe.Addr().(*net.TCPAddr).Port))
-		probe.Close()
+	probe, err := net.Listen("tcp", c.Listen.String())
+	if err != nil {
+		return fmt.Errorf("%w: %w", ErrClusterListen, err)
 	}
+	c.Listen = netip.AddrPortFrom(c.Listen.Addr(), uint16(probe.Addr().(*net.TCPAddr).Port))
+	probe.Close()
 	if len(c.Routes) == 0 {
 		own := c.Advertise
 		if own == "" {
@@ -136,8 +134,9 @@ type ClusterState struct {
 	Peers  []Peer
 }
 
-// ClusterState looks at the cluster.
-func (b *Broker) ClusterState() (state ClusterState) {
+// ClusterState looks at the cluster. The server forgets the name of a member that it has not met since its own start, and keeps a hash
+// of it: known are names that such a one may have.
+func (b *Broker) ClusterState(known ...string) (state ClusterState) {
 	connected := map[string]bool{}
 	if routes, err := b.server.Routez(nil); err == nil {
 		for _, r := range routes.Routes {
@@ -148,6 +147,9 @@ func (b *Broker) ClusterState() (state ClusterState) {
 	if err == nil && jsz.Meta != nil {
 		state.Leader, state.Size = jsz.Meta.Leader, jsz.Meta.Size
 		for _, r := range jsz.Meta.Replicas {
+			if i := slices.IndexFunc(known, func(name string) bool { return peerID(name) == r.Peer }); i >= 0 {
+				r.Name = known[i]
+			}
 			state.Peers = append(state.Peers, Peer{Name: r.Name, Connected: connected[r.Name], Current: r.Current, Silent: r.Active})
 			delete(connected, r.Name)
 		}
