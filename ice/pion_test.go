@@ -54,13 +54,6 @@ func attribute(kind stun.Attr, value string) []byte {
 	return append(b, make([]byte, -len(value)&3)...)
 }
 
-// sealed appends a right FINGERPRINT.
-func sealed(b []byte) []byte {
-	w := stun.Edit(b)
-	w.Fingerprint()
-	return w.Bytes()
-}
-
 // exact copies without room behind the end, as pion does, so that reading too far panics.
 func exact(b []byte) []byte {
 	c := make([]byte, len(b))

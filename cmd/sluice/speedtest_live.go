@@ -50,11 +50,11 @@ func live(cmd *cli.Command) (bool, error) {
 		}
 		return false, nil
 	}
-	forbidden := labOnly
+	forbidden := slices.Clone(labOnly)
 	if serve {
-		forbidden = append(slices.Clone(labOnly), "connect", "duration", "cases", "rounds", "json", "html")
+		forbidden = append(forbidden, "connect", "duration", "cases", "rounds", "json", "html")
 	} else {
-		forbidden = append(slices.Clone(labOnly), "for")
+		forbidden = append(forbidden, "for")
 	}
 	for _, name := range forbidden {
 		if cmd.IsSet(name) {

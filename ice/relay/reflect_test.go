@@ -129,7 +129,7 @@ func TestReflect(t *testing.T) {
 func TestReflectBounds(t *testing.T) {
 	cfg := testConfig()
 	cfg.OtherPort, cfg.BindingsPerSecond = freePort(t), 1
-	s := run(t, cfg)
+	run(t, cfg)
 	a, answered := newAsker(t, loopback4), 0
 	for range 20 {
 		if from, _ := a.ask(netip.AddrPortFrom(loopback4, cfg.OtherPort), padded(changePort), 20*time.Millisecond); from.IsValid() {
@@ -145,7 +145,7 @@ func TestReflectBounds(t *testing.T) {
 	}
 	defer taken.Close()
 	cfg.OtherPort = uint16(taken.LocalAddr().(*net.UDPAddr).Port)
-	if s = run(t, cfg); s.mirrors[s.gates[0]] != nil || !s.Ready() {
+	if s := run(t, cfg); s.mirrors[s.gates[0]] != nil || !s.Ready() {
 		t.Error("a relay whose second port is taken has one, or does not serve")
 	}
 }

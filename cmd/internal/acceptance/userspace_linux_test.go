@@ -104,7 +104,7 @@ func TestUserspace(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	bySOCKS := &http.Client{Transport: &http.Transport{Dial: socks.Dial}, Timeout: patience}
+	bySOCKS := &http.Client{Transport: &http.Transport{DialContext: socks.(proxy.ContextDialer).DialContext}, Timeout: patience}
 	byHTTP := &http.Client{Transport: &http.Transport{Proxy: http.ProxyURL(&url.URL{Scheme: "http", Host: "127.0.0.1:8118"}), DialContext: here.DialContext}, Timeout: patience}
 	byPort := &http.Client{Transport: &http.Transport{DialContext: here.DialContext}, Timeout: patience}
 	for _, client := range []*http.Client{bySOCKS, byHTTP, byPort} {

@@ -138,7 +138,7 @@ func (v *vpn) bySOCKS(site *lab.Site) *http.Client {
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	client := &http.Client{Transport: &http.Transport{Dial: socks.Dial}, Timeout: patience}
+	client := &http.Client{Transport: &http.Transport{DialContext: socks.(proxy.ContextDialer).DialContext}, Timeout: patience}
 	v.t.Cleanup(client.CloseIdleConnections)
 	return client
 }

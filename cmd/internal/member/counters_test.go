@@ -33,9 +33,17 @@ func TestCounterNames(t *testing.T) {
 	if runtime.GOOS != "linux" {
 		t.Skip("SKIPPED: the list is that of Linux; other systems count a part of it")
 	}
-	network := udptest.New(1)
+	e, err := edge.New(edge.Config{
+		Name: "laptop", Role: protocol.Client, Identity: ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), Signaler: new(signal.Memory),
+		Sync:      func(context.Context, protocol.SyncRequest) (protocol.Sync, error) { return protocol.Sync{}, nil },
+		Addresses: func() []netip.Addr { return nil },
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
 	p, err := pipeline.New(pipeline.Config{
-		Device: tuntest.New(tuntest.Config{}), Listen: network.Listen(netip.MustParseAddr("192.0.2.1"), netip.Addr{}), UDP: udp.Config{Port: 51820},
+		Device: tuntest.New(tuntest.Config{}), Listen: udptest.New(1).Listen(netip.MustParseAddr("192.0.2.1"), netip.Addr{}), UDP: udp.Config{Port: 51820},
+		Connector: e.Connector(),
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -43,14 +51,7 @@ func TestCounterNames(t *testing.T) {
 	ctx, cancel := context.WithCancel(context.Background())
 	ran := make(chan error, 1)
 	go func() { ran <- p.Run(ctx) }()
-	member := &node{pipeline: p, portal: &portalLink{counters: func() signal.Counters { return signal.Counters{} }}}
-	if member.edge, err = edge.New(edge.Config{
-		Name: "laptop", Role: protocol.Client, Identity: ed25519.NewKeyFromSeed(make([]byte, ed25519.SeedSize)), Signaler: new(signal.Memory),
-		Sync:      func(context.Context, protocol.SyncRequest) (protocol.Sync, error) { return protocol.Sync{}, nil },
-		Addresses: func() []netip.Addr { return nil },
-	}); err != nil {
-		t.Fatal(err)
-	}
+	member := &node{pipeline: p, edge: e, portal: &portalLink{counters: func() signal.Counters { return signal.Counters{} }}}
 	list := declarations("member", member.Counters())
 	cancel()
 	<-ran
