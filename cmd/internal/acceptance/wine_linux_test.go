@@ -28,18 +28,22 @@ type wine struct {
 	folder  string // of Windows
 }
 
+// needWine skips a test where there is no sluice.exe to run.
+func needWine(t *testing.T) {
+	t.Helper()
+	if os.Getenv("SLUICE_WINE") == "" {
+		t.Skip("SKIPPED: only for the step of .ci/run that runs programs of Windows; SLUICE_WINE names sluice.exe")
+	}
+}
+
 // newWine makes one in a namespace, which its sockets are then in: a server of each folder opens them.
 func newWine(v *vpn, ns *lab.Namespace) *wine {
 	v.t.Helper()
-	program := os.Getenv("SLUICE_WINE")
-	if program == "" {
-		v.t.Skip("SKIPPED: only for the step of .ci/run that runs programs of Windows; SLUICE_WINE names sluice.exe")
-	}
 	command, err := filepath.Abs("../../../.ci/wine")
 	if err != nil {
 		v.t.Fatal(err)
 	}
-	w := &wine{v: v, ns: ns, program: program, command: command, folder: filepath.Join(v.dir, "Größe und Maß")}
+	w := &wine{v: v, ns: ns, program: os.Getenv("SLUICE_WINE"), command: command, folder: filepath.Join(v.dir, "Größe und Maß")}
 	// One program stays, and with it the service manager, which else would end after each of ours.
 	stays := exec.Command(command, "cmd.exe", "/c", "pause")
 	stays.Env = w.environ()
@@ -145,6 +149,7 @@ func (v *vpn) bySOCKS(site *lab.Site) *http.Client {
 
 // TestWineService: the service manager starts a client that has no token yet, which follows what sign-in stores, and stops it in order.
 func TestWineService(t *testing.T) {
+	needWine(t)
 	t.Parallel()
 	v := newVPN(t)
 	gs, cs := v.site("gate-site", lab.Restricted), v.site("client-site", lab.Cone)
@@ -176,6 +181,7 @@ func TestWineService(t *testing.T) {
 // programs reach what is behind that; status, ping, why, logs and log-level ask it by its pipe. When the gateway's key is another one than
 // the client knows, the attempt ends after 15 s with the cause, and the next one works.
 func TestWine(t *testing.T) {
+	needWine(t)
 	t.Parallel()
 	v := newVPN(t)
 	gs, cs := v.site("gate-site", lab.Restricted), v.site("client-site", lab.Cone)
