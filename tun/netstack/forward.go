@@ -26,8 +26,8 @@ type Forwarder struct {
 	// returns.
 	TCP func(to netip.AddrPort, accept func() (Conn, error))
 	// UDP is called for the first datagram to an address and port from another, and must not block. nil: it is dropped, and so is the next. The
-	// function that it returns carries what comes on the connection, on a goroutine of its own, and closes it.
-	UDP func(to netip.AddrPort) func(net.Conn)
+	// function that it returns carries what comes on the connection, nil if there is none, on a goroutine of its own, and closes it.
+	UDP func(from netip.Addr, to netip.AddrPort) func(net.Conn)
 }
 
 // Forward begins to forward. Echo requests to others are dropped then: the stack would answer in their place.
@@ -58,7 +58,9 @@ func (s *Stack) Forward(f Forwarder) error {
 	})
 	s.stack.SetTransportProtocolHandler(tcp.ProtocolNumber, opening.HandlePacket)
 	datagrams := udp.NewForwarder(s.stack, func(r *udp.ForwarderRequest) bool {
-		carry := f.UDP(destination(r.ID()))
+		id := r.ID()
+		from, _ := netip.AddrFromSlice(id.RemoteAddress.AsSlice())
+		carry := f.UDP(from, destination(id))
 		if carry == nil {
 			return true // else the stack would tell that the port is closed
 		}

@@ -28,7 +28,10 @@ func TestForward(t *testing.T) {
 			}
 			go func() { io.Copy(conn, conn); conn.Close() }()
 		},
-		UDP: func(to netip.AddrPort) func(net.Conn) {
+		UDP: func(from netip.Addr, to netip.AddrPort) func(net.Conn) {
+			if from != client4.Addr() {
+				t.Errorf("a datagram is from %v, want %v", from, client4.Addr())
+			}
 			if to != good {
 				return nil
 			}

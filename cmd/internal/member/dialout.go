@@ -5,6 +5,7 @@ import (
 	"errors"
 	"net"
 	"net/netip"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -19,8 +20,10 @@ import (
 const (
 	// dialOutLimit is how long a host behind the gateway may take to answer.
 	dialOutLimit = 10 * time.Second
-	// mostFlows are UDP flows at once, flowLimit how long one is kept that is silent in both directions (RFC 4787, section 4.3).
+	// mostFlows are UDP flows at once, mostOfOne those of one address, so that nobody takes the place of all others; flowLimit is how long
+	// one is kept that is silent in both directions (RFC 4787, section 4.3).
 	mostFlows = 1024
+	mostOfOne = mostFlows / 4
 	flowLimit = 2 * time.Minute
 )
 
@@ -28,9 +31,12 @@ const (
 type dialOut struct {
 	reach   atomic.Pointer[dialOutReach] // nil: nothing yet
 	proxies *proxy.Server
-	flows   chan struct{} // a place for each UDP flow
 	ctx     context.Context
 	end     context.CancelFunc
+
+	mu    sync.Mutex
+	flows map[netip.Addr]int // UDP flows by who began them, none is 0; guarded by mu
+	all   int                // their sum; guarded by mu
 }
 
 // dialOutReach is what the portal says of where peers may be led, frozen.
@@ -41,7 +47,7 @@ type dialOutReach struct {
 
 // startDialOut has a stack's peers reach the networks behind this machine.
 func (n *node) startDialOut(s *netstack.Stack) error {
-	d := &dialOut{flows: make(chan struct{}, mostFlows), proxies: proxy.New(proxy.Config{Logger: n.logger})}
+	d := &dialOut{flows: make(map[netip.Addr]int), proxies: proxy.New(proxy.Config{Logger: n.logger})}
 	d.ctx, d.end = context.WithCancel(context.Background())
 	n.dialOut = d
 	return s.Forward(netstack.Forwarder{TCP: d.tcp, UDP: d.udp})
@@ -85,17 +91,34 @@ func (d *dialOut) tcp(to netip.AddrPort, accept func() (netstack.Conn, error)) {
 	go d.proxies.Carry(client, there.(*net.TCPConn))
 }
 
-func (d *dialOut) udp(to netip.AddrPort) func(net.Conn) {
-	if !d.allows(to) {
-		return nil
+// take finds a place for one more UDP flow of an address; false: there is none.
+func (d *dialOut) take(from netip.Addr) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if d.all == mostFlows || d.flows[from] == mostOfOne {
+		return false
 	}
-	select {
-	case d.flows <- struct{}{}:
-	default:
+	d.all++
+	d.flows[from]++
+	return true
+}
+
+// give gives it back.
+func (d *dialOut) give(from netip.Addr) {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	d.all--
+	if d.flows[from]--; d.flows[from] == 0 {
+		delete(d.flows, from)
+	}
+}
+
+func (d *dialOut) udp(from netip.Addr, to netip.AddrPort) func(net.Conn) {
+	if !d.allows(to) || !d.take(from) {
 		return nil
 	}
 	return func(client net.Conn) {
-		defer func() { <-d.flows }()
+		defer d.give(from)
 		if client == nil {
 			return
 		}

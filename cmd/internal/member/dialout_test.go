@@ -1,6 +1,7 @@
 package member
 
 import (
+	"net"
 	"net/netip"
 	"testing"
 )
@@ -33,5 +34,26 @@ func TestDialOutAllows(t *testing.T) {
 				t.Errorf("%s of %v: reached %v, want %v", to, r.approved, got, want[i])
 			}
 		}
+	}
+}
+
+// One peer that sends datagrams to everybody takes no place that another needs, and places are given back.
+func TestDialOutShares(t *testing.T) {
+	d := dialOut{flows: map[netip.Addr]int{}}
+	d.set(dialOutReach{approved: []netip.Prefix{netip.MustParsePrefix("10.0.0.0/8")}})
+	greedy, modest, to := netip.MustParseAddr("100.64.0.2"), netip.MustParseAddr("100.64.0.3"), netip.MustParseAddrPort("10.0.0.7:53")
+	var ends []func(net.Conn)
+	for carry := d.udp(greedy, to); carry != nil && len(ends) < 2*mostFlows; carry = d.udp(greedy, to) {
+		ends = append(ends, carry)
+	}
+	other := d.udp(modest, to)
+	if other == nil {
+		t.Fatalf("after %d flows of one peer there is none for another", len(ends))
+	}
+	for _, end := range append(ends, other) {
+		end(nil)
+	}
+	if d.udp(greedy, to) == nil || d.all != 1 || len(d.flows) != 1 {
+		t.Errorf("of flows that have ended %d are counted, %v", d.all-1, d.flows)
 	}
 }
