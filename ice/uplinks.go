@@ -64,6 +64,9 @@ type localAddress struct {
 	pointToPoint bool
 	// bridge interfaces join others, for the most part those of containers and virtual machines.
 	bridge bool
+	// loopback: on the loopback interface, where a machine has the addresses that routers lead to it whatever its uplinks are, and those
+	// of services that others have too.
+	loopback bool
 }
 
 // NewUplinks looks at the network namespace of the calling thread. skip names interfaces that are never offered, as the tunnel's own;
@@ -86,7 +89,8 @@ func (u *Uplinks) Close() error {
 
 // Addresses lists the local addresses that may be offered, the best first (RFC 8445, section 5.1.1.1): those from which the machine
 // reaches servers and whatever it has no better route for, then others of the same interfaces, then those of other interfaces,
-// bridges last. Tunnels and dial-up lines are among them only if the way leads there.
+// bridges last. Tunnels and dial-up lines are among them only if the way leads there, those of the loopback interface only if they are
+// the sources of ways.
 func (u *Uplinks) Addresses(servers []netip.Addr) []netip.Addr {
 	u.mu.Lock()
 	defer u.mu.Unlock()
@@ -110,11 +114,11 @@ func (u *Uplinks) All() []netip.Addr {
 	return list
 }
 
-// own are the machine's addresses without those of interfaces that are skipped, and without IPv6 addresses of the link, which mean
-// nothing elsewhere. The lock is held.
+// own are the machine's addresses without those of interfaces that are skipped, and without those that mean nothing elsewhere: IPv6
+// addresses of the link, and 127.0.0.0/8 and ::1. The lock is held.
 func (u *Uplinks) own() []localAddress {
 	return slices.DeleteFunc(u.table.addresses(), func(a localAddress) bool {
-		return u.skip != nil && u.skip(a.name) || a.addr.Is6() && a.addr.IsLinkLocalUnicast()
+		return u.skip != nil && u.skip(a.name) || a.addr.Is6() && a.addr.IsLinkLocalUnicast() || a.addr.IsLoopback()
 	})
 }
 
@@ -127,7 +131,9 @@ func (u *Uplinks) Leads(from, to netip.Addr) bool {
 		clear(u.leads)
 		u.owners = make(map[netip.Addr]int)
 		for _, a := range u.table.addresses() {
-			u.owners[a.addr] = a.link
+			if !a.loopback { // through which nothing leaves
+				u.owners[a.addr] = a.link
+			}
 		}
 		u.until = now.Add(waysLife)
 	}
@@ -156,9 +162,13 @@ func (u *Uplinks) ask(w way) bool {
 func rank(all []localAddress, sources []source) []netip.Addr {
 	of := func(a localAddress) int {
 		same := func(s source) bool { return s.link == a.link && s.addr.Is4() == a.addr.Is4() }
+		// The way's interface need not be the one that has the address: an uplink may have addresses of the link only.
+		first := slices.IndexFunc(sources, func(s source) bool { return s.addr == a.addr })
 		switch {
-		case slices.Contains(sources, a.source):
-			return slices.Index(sources, a.source)
+		case first >= 0:
+			return first
+		case a.loopback:
+			return -1
 		case slices.ContainsFunc(sources, same):
 			return len(sources)
 		case a.pointToPoint:

@@ -57,7 +57,7 @@ func (n *netlinkRoutes) addresses() (list []localAddress) {
 	usable := make(map[int]netlink.Link)
 	for _, l := range links {
 		// IFF_RUNNING: there is a carrier, or the driver does not tell (netdevice(7)).
-		if a := l.Attrs(); a.Flags&net.FlagUp != 0 && a.RawFlags&unix.IFF_RUNNING != 0 && a.Flags&net.FlagLoopback == 0 {
+		if a := l.Attrs(); a.Flags&net.FlagUp != 0 && a.RawFlags&unix.IFF_RUNNING != 0 {
 			usable[a.Index] = l
 		}
 	}
@@ -74,6 +74,7 @@ func (n *netlinkRoutes) addresses() (list []localAddress) {
 			list = append(list, localAddress{
 				source: source{addr.Unmap(), a.LinkIndex}, name: l.Attrs().Name,
 				pointToPoint: l.Attrs().Flags&net.FlagPointToPoint != 0, bridge: l.Type() == "bridge",
+				loopback: l.Attrs().Flags&net.FlagLoopback != 0,
 			})
 		}
 	}

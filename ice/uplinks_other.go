@@ -37,7 +37,7 @@ func (socketRoutes) addresses() (list []localAddress) {
 		return nil
 	}
 	for _, i := range interfaces {
-		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagRunning == 0 || i.Flags&net.FlagLoopback != 0 {
+		if i.Flags&net.FlagUp == 0 || i.Flags&net.FlagRunning == 0 {
 			continue
 		}
 		addrs, err := i.Addrs()
@@ -48,6 +48,7 @@ func (socketRoutes) addresses() (list []localAddress) {
 			if p, err := netip.ParsePrefix(a.String()); err == nil {
 				list = append(list, localAddress{
 					source: source{p.Addr().Unmap(), i.Index}, name: i.Name, pointToPoint: i.Flags&net.FlagPointToPoint != 0,
+					loopback: i.Flags&net.FlagLoopback != 0,
 				})
 			}
 		}
