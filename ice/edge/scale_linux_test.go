@@ -193,10 +193,14 @@ func (w *scaleWorld) each(f func(i int) error) {
 	}
 }
 
-// echo has every client send a packet, again each second until it is back.
+// echo has every client send a packet, again each second until it is back. On a busy machine it may be late; that it got lost is a fault.
 func (w *scaleWorld) echo() time.Duration {
 	w.t.Helper()
 	begin := time.Now()
+	var mu sync.Mutex
+	var last time.Time                // when the last client had its first answer
+	var late int                      // of the clients that repeated
+	const patience = 30 * time.Second // for all answers
 	w.each(func(i int) error {
 		n := w.clients[i]
 		status, err := n.edge.Status(context.Background())
@@ -205,20 +209,40 @@ func (w *scaleWorld) echo() time.Duration {
 		}
 		packet := ipPacket(status.Addresses[0].Addr(), status.Connections[0].AllowedIPs[0].Addr(), "there and back")
 		n.device.Take()
-		for tries := range 30 {
-			n.device.InjectData(packet)
+		n.device.InjectData(packet)
+		sent, back, deadline := 1, 0, time.After(patience)
+		again := time.NewTicker(time.Second)
+		defer again.Stop()
+		for back < sent {
 			select {
 			case <-n.device.Queue(0).Wrote():
-				if got := n.device.TakeSegments(); len(got) > 0 && len(got[0]) == len(packet) {
-					return nil
+				got := len(n.device.TakeSegments())
+				if back == 0 && got > 0 {
+					mu.Lock()
+					last = time.Now()
+					mu.Unlock()
 				}
-			case <-time.After(time.Second):
-				w.t.Logf("client %d repeats its packet (%d)", i, tries+1)
+				back += got
+			case <-again.C:
+				if back == 0 {
+					n.device.InjectData(packet)
+					sent++
+				}
+			case <-deadline:
+				return fmt.Errorf("client %d: %d of %d packets came back within %v, want all", i, back, sent, patience)
 			}
 		}
-		return fmt.Errorf("no packet came back to client %d", i)
+		if sent > 1 {
+			mu.Lock()
+			late++
+			mu.Unlock()
+		}
+		return nil
 	})
-	return time.Since(begin)
+	if late > 0 {
+		w.t.Logf("%d clients waited for more than a second; no packet got lost", late)
+	}
+	return last.Sub(begin)
 }
 
 // watch is what the gateway uses while nothing happens, and how many cores.
