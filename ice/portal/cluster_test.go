@@ -79,9 +79,11 @@ func newTrio(t *testing.T) *trio {
 			}
 		}
 		tasks.Go(func() {
-			if x.portals[i], err = startMember(x.cluster, i, x.folders[i]); err != nil {
+			p, err := startMember(x.cluster, i, x.folders[i])
+			if err != nil {
 				t.Errorf("portal %d: %v", i, err)
 			}
+			x.portals[i] = p
 		})
 	}
 	tasks.Wait()
