@@ -109,6 +109,9 @@ func (g *gate) reflected() bool {
 
 // answer answers a Binding request that came to the other port, or to the first.
 func (m *mirror) answer(r *request, change uint32, atOther bool) {
+	if r.Unknown() { // CHANGE-REQUEST, too, is then not obeyed
+		change = 0
+	}
 	sock, local := m.gate.sock, r.local
 	if atOther != (change&changePort != 0) {
 		sock = m.sock
@@ -119,10 +122,17 @@ func (m *mirror) answer(r *request, change uint32, atOther bool) {
 			return
 		}
 	}
-	w := stun.Build(nil, stun.Success, stun.Binding, r.ID)
-	w.XORAddress(stun.XORMappedAddress, r.src)
-	m.addOther(&w, r, atOther)
-	m.server.stats.answers[answerBinding].Add(1)
+	var w stun.Builder
+	if r.Unknown() {
+		w = stun.Build(nil, stun.Error, stun.Binding, r.ID)
+		w.Unknown(&r.Message) // and at most twice as long as the request
+		m.server.stats.answers[answerOf(stun.CodeUnknownAttribute)].Add(1)
+	} else {
+		w = stun.Build(nil, stun.Success, stun.Binding, r.ID)
+		w.XORAddress(stun.XORMappedAddress, r.src)
+		m.addOther(&w, r, atOther)
+		m.server.stats.answers[answerBinding].Add(1)
+	}
 	if err := sock.sendOne(w.Bytes(), r.src, local); err != nil {
 		m.server.stats.drop(dropSendFailed)
 	}

@@ -40,6 +40,17 @@ func newAsker(t *testing.T, at netip.Addr) *asker {
 // ask sends a request and returns who answers and what OTHER-ADDRESS there is; not valid: nobody, or none.
 func (a *asker) ask(to netip.AddrPort, request []byte, wait time.Duration) (from, other netip.AddrPort) {
 	a.t.Helper()
+	from, answer := a.exchange(to, request, wait)
+	if value := stun.Find(answer, stun.OtherAddress); value != nil {
+		ip, _ := netip.AddrFromSlice(value[4:])
+		other = netip.AddrPortFrom(ip, binary.BigEndian.Uint16(value[2:]))
+	}
+	return from, other
+}
+
+// exchange sends a request and returns who answers, not valid: nobody, and what.
+func (a *asker) exchange(to netip.AddrPort, request []byte, wait time.Duration) (from netip.AddrPort, answer []byte) {
+	a.t.Helper()
 	if _, err := a.conn.WriteToUDPAddrPort(request, to); err != nil {
 		a.t.Fatal(err)
 	}
@@ -49,16 +60,12 @@ func (a *asker) ask(to netip.AddrPort, request []byte, wait time.Duration) (from
 	b := make([]byte, 1500)
 	n, from, err := a.conn.ReadFromUDPAddrPort(b)
 	if err != nil {
-		return netip.AddrPort{}, other
+		return netip.AddrPort{}, nil
 	}
 	if why := new(stun.Message).Parse(b[:n], stun.Client); why != stun.DropNone || n > maxAmplification*len(request) || [12]byte(b[8:]) != [12]byte(request[8:]) {
 		a.t.Errorf("an answer of %d bytes to %d: %x", n, len(request), b[:n])
 	}
-	if value := stun.Find(b[:n], stun.OtherAddress); value != nil {
-		ip, _ := netip.AddrFromSlice(value[4:])
-		other = netip.AddrPortFrom(ip, binary.BigEndian.Uint16(value[2:]))
-	}
-	return unmap(from), other
+	return unmap(from), b[:n]
 }
 
 // padded is a Binding request that is as long as one with FINGERPRINT, with CHANGE-REQUEST if anything is to change.
@@ -147,5 +154,29 @@ func TestReflectBounds(t *testing.T) {
 	cfg.OtherPort = uint16(taken.LocalAddr().(*net.UDPAddr).Port)
 	if s := run(t, cfg); s.mirrors[s.gates[0]] != nil || !s.Ready() {
 		t.Error("a relay whose second port is taken has one, or does not serve")
+	}
+}
+
+// A request with comprehension-required attributes that are not known is refused at either port, from where it came to, also if it asks for
+// an answer from elsewhere.
+func TestReflectUnknown(t *testing.T) {
+	cfg := testConfig()
+	cfg.OtherPort = freePort(t)
+	s := run(t, cfg)
+	for i, at := range s.Addrs() {
+		a := newAsker(t, at.Addr())
+		for _, port := range [2]uint16{at.Port(), cfg.OtherPort} {
+			for change := range uint32(4) {
+				attrs := []attr{{0x7abc, nil}, {0x7abd, []byte("x")}}
+				if change != 0 {
+					attrs = append(attrs, attr{stun.ChangeRequest, binary.BigEndian.AppendUint32(nil, change>>1*changeAddress|change&1*changePort)})
+				}
+				to := netip.AddrPortFrom(at.Addr(), port)
+				from, b := a.exchange(to, plain(stun.Binding, stun.Request, newID(), attrs...), 2*time.Second)
+				if list := stun.Find(b, stun.UnknownAttributes); from != to || stun.CodeOf(b) != stun.CodeUnknownAttribute || string(list) != "\x7a\xbc\x7a\xbd" {
+					t.Errorf("address %d, to %v with change %02b: %d and %x from %v, want 420 and 7abc7abd from there", i, to, change, stun.CodeOf(b), list, from)
+				}
+			}
+		}
 	}
 }
