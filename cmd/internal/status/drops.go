@@ -11,12 +11,17 @@ import (
 	"github.com/sluice-vpn/sluice/ice/edge"
 )
 
-// dropText says in words what became of packets that a counter has.
-func dropText(name string) string {
-	if text := dropWhy[name]; text != "" {
-		return text
+// dropText says in words how many packets a counter has, and what became of them. The words are the same for one and for many.
+func dropText(n uint64, name string) string {
+	return packets(n) + " " + cmp.Or(dropWhy[name], "lost "+strings.TrimSpace(lostWhere[name]))
+}
+
+// packets is a number of packets in words.
+func packets(n uint64) string {
+	if n == 1 {
+		return "1 packet"
 	}
-	return "were lost " + strings.TrimSpace(lostWhere[name])
+	return fmt.Sprintf("%d packets", n)
 }
 
 // writePeerDrops lists what was dropped of the peer, the most first, and the latest of it.
@@ -27,7 +32,7 @@ func (w *Why) writePeerDrops(b *strings.Builder, v View) {
 	}
 	names := slices.SortedFunc(maps.Keys(c.Drops), func(x, y string) int { return cmp.Or(cmp.Compare(c.Drops[y], c.Drops[x]), cmp.Compare(x, y)) })
 	for _, name := range names {
-		v.say(b, "", "dropped of %s: %d packets %s (%s)", c.Peer, c.Drops[name], dropText(name), name)
+		v.say(b, "", "dropped of %s: %s (%s)", c.Peer, dropText(c.Drops[name], name), name)
 	}
 	if d := c.LastDrop; d != nil {
 		v.say(b, "", "last dropped of %s: %s, %s%s", c.Peer, age(d.At, w.At), d.Name, flowText(d))
@@ -62,7 +67,7 @@ func (w *Why) writeDrops(b *strings.Builder, v View) {
 		if w.New[name] > 0 {
 			recent = fmt.Sprintf(", %d within the last %s", w.New[name], Span(seconds(w.NewS)))
 		}
-		v.say(b, "", "dropped: %d packets %s (%s)%s", w.Drops[name], dropText(name), name, recent)
+		v.say(b, "", "dropped: %s (%s)%s", dropText(w.Drops[name], name), name, recent)
 	}
 	if len(names) == 0 {
 		v.say(b, "", "dropped: nothing, of no peer")

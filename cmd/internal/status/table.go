@@ -104,7 +104,7 @@ func (v View) writeLost(b *strings.Builder, lost map[string]uint64) {
 		return cmp.Or(cmp.Compare(lost[y], lost[x]), cmp.Compare(x, y))
 	})
 	for _, name := range names {
-		v.say(b, "", "LOST: %d packets %s (%s)", lost[name], lostWhere[name], name)
+		v.say(b, "", "LOST: %s %s (%s)", packets(lost[name]), lostWhere[name], name)
 	}
 }
 

@@ -155,28 +155,28 @@ func (w *Why) SetKernel(r KernelRoute) {
 	}
 }
 
-// dropWhy says in words why packets were dropped that a queue did not lose.
+// dropWhy says in words why packets were dropped that a queue did not lose, or one packet was.
 var dropWhy = map[string]string{
-	"drop_not_ip":              "were no IP packets",
-	"drop_no_route":            "were for an address that no peer has",
-	"drop_no_endpoint":         "were for a peer that no path leads to",
-	"drop_housekeeping":        "were the system's own and had no session to go by",
-	"drop_routing_loop":        "were the tunnel's own: the way to the peer leads into the tunnel",
+	"drop_not_ip":              "without an IP header",
+	"drop_no_route":            "for an address that no peer has",
+	"drop_no_endpoint":         "for a peer that no path leads to",
+	"drop_housekeeping":        "of the system's own, without a session to go by",
+	"drop_routing_loop":        "of the tunnel's own: the way to the peer leads into the tunnel",
 	"drop_staged_expired":      "waited for a session that did not come",
 	"drop_no_address_family":   "had no socket of the path's address family",
-	"drop_stray":               "were no WireGuard messages",
-	"drop_malformed":           "were of an impossible length",
+	"drop_stray":               "of another protocol than WireGuard",
+	"drop_malformed":           "of an impossible length",
 	"drop_channel_data":        "came damaged from a relay",
-	"drop_mailbox_full":        "were handshakes that came too fast",
-	"drop_unknown_index":       "were of no session of ours",
-	"drop_expired_keypair":     "were of a session that is too old",
-	"drop_unauthentic":         "were forged or damaged",
+	"drop_mailbox_full":        "of handshakes that came too fast",
+	"drop_unknown_index":       "of no session of ours",
+	"drop_expired_keypair":     "of a session that is too old",
+	"drop_unauthentic":         "forged or damaged",
 	"drop_replayed":            "came twice or much too late",
 	"drop_inner_malformed":     "held no IP packet",
-	"drop_source_not_allowed":  "came from a peer that does not own their source address",
+	"drop_source_not_allowed":  "came from a peer that does not own the source address",
 	"drop_destination_not_own": "came through the tunnel for an address that is not this client's",
-	"drop_unasked":             "came through the tunnel without having been asked for (-accept-incoming lets them in)",
-	"drop_ecn":                 "had a congestion mark that they cannot carry",
+	"drop_unasked":             "came through the tunnel without having been asked for (-accept-incoming lets such in)",
+	"drop_ecn":                 "had a congestion mark that could not be kept",
 	"drop_tun_down":            "found the interface down",
 }
 

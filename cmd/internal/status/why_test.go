@@ -97,3 +97,23 @@ func TestDropWhy(t *testing.T) {
 		t.Errorf("%d counters of drops", data)
 	}
 }
+
+// One packet is one packet: the words of a counter fit one and many.
+func TestDropText(t *testing.T) {
+	for name, want := range map[string]string{
+		"drop_unauthentic": "forged or damaged", "drop_tun_full": "lost because the interface took nothing more", "drop_replayed": "came twice or much too late",
+	} {
+		for n, packets := range map[uint64]string{0: "0 packets ", 1: "1 packet ", 2: "2 packets "} {
+			if got := dropText(n, name); got != packets+want {
+				t.Errorf("%s: %q, want %q", name, got, packets+want)
+			}
+		}
+	}
+	for _, words := range []map[string]string{dropWhy, lostWhere} {
+		for name, text := range words {
+			if regexp.MustCompile(`^(was|were|is|are|have|has)\b`).MatchString(text) {
+				t.Errorf("%s: %q does not fit one packet and many", name, text)
+			}
+		}
+	}
+}
