@@ -157,7 +157,7 @@ func (n *node) build() (err error) {
 	n.pins, pins = openPins(o.Pins, o.Token.Fingerprint, n.logger)
 	n.edge, err = edge.New(edge.Config{
 		Name: o.Token.Name, Role: o.Role, Identity: o.Token.Identity(), Pins: pins, SavePins: n.pins.save, Routes: o.Routes, Interface: o.Interface, Mark: o.Mark, Logger: n.logger,
-		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.state, CheckPortal: n.portal.check,
+		Signaler: n.portal.signaler, Sync: n.portal.sync, PortalState: n.portal.told, CheckPortal: n.portal.check,
 		Choose: o.choose, Apply: n.apply, Watch: true, Program: "sluice " + version.String(),
 	})
 	if err != nil {

@@ -47,8 +47,21 @@ func newPortal(t protocol.Token, mark uint32, dns []netip.Addr) (*portalLink, er
 // refusedFor is for how long a portal must have refused a token until that is final, and refusedTimes how often: one that ends may do so.
 const refusedFor, refusedTimes = 2 * time.Second, 3
 
-// refusedText is why a token is not taken.
+// refusedText is why a token is not taken, fingerprintText why the portal is not.
 const refusedText = "the portal refuses the token: it was renewed or the node was removed; make another one with sluice portal node token, or node add"
+const fingerprintText = "what answers at the portal's address has another certificate than the token says: is the token of another portal, or somebody in between?"
+
+// told is state for those who read it: its reason begins with what the log says where that is not plain.
+func (p *portalLink) told() signal.State {
+	s := p.state()
+	switch {
+	case errors.Is(s.Why, signal.ErrRefused):
+		s.Why = fmt.Errorf("%s (%w)", refusedText, s.Why)
+	case errors.Is(s.Why, signal.ErrFingerprint):
+		s.Why = fmt.Errorf("%s (%w)", fingerprintText, s.Why)
+	}
+	return s
+}
 
 // watch logs when the portal comes and goes, until ctx ends. That it stays away for the same reason is one line. It calls revoked once if
 // the portal goes on refusing the token.
@@ -84,8 +97,7 @@ func (p *portalLink) watch(ctx context.Context, logger *slog.Logger, revoked fun
 		case errors.Is(state.Why, signal.ErrRefused):
 			logger.Error(refusedText, "error", now)
 		case errors.Is(state.Why, signal.ErrFingerprint):
-			logger.Error("what answers at the portal's address has another certificate than the token says:"+
-				" is the token of another portal, or somebody in between?", "error", now)
+			logger.Error(fingerprintText, "error", now)
 		case state.Attempts > 0:
 			logger.Warn("the portal is not reachable; tunnels that are up stay so", "error", now)
 		default:
