@@ -30,7 +30,8 @@ type Config struct {
 	NewCipher func(key *[aead.KeySize]byte) aead.Cipher
 	// Answers has nothing delivered but answers to what was sent, and ICMP errors about it; the rest is dropped (unasked).
 	Answers bool
-	// SampleDelays has one batch in 64 timed from the device to the socket and back, for Counters. It costs two readings of the clock.
+	// SampleDelays has one batch in 64 timed from the device to the socket and back, for Counters, and before that from the kernel's
+	// arrival on, see udp.Config.Timestamps. It costs two readings of the clock, three where that is told.
 	SampleDelays bool
 	// HandshakeLifetime is how long a handshake series may try; 0 is 90 s (WireGuard paper, section 6.4).
 	HandshakeLifetime time.Duration
@@ -83,6 +84,7 @@ func (c Config) withDefaults() (Config, error) {
 		c.Listen = udp.Listen
 	}
 	c.UDP.Shards = len(c.Device.Queues())
+	c.UDP.Timestamps = c.SampleDelays
 	c.UDP.Routes = c.Connector == nil // which owns the addresses otherwise
 	if c.Logger == nil {
 		c.Logger = slog.New(slog.DiscardHandler)

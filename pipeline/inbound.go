@@ -84,6 +84,9 @@ func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
 	}
 	st := in.shard.stats
 	begin, before := in.shard.sample(st.InboundBatches.Add(1)), st.InboundDatagrams.Load()
+	if begin != 0 {
+		in.shard.arrived(in.messages[0].Arrived, time.Now().UnixNano())
+	}
 	st.InboundMessages.Add(uint64(n))
 	in.sourceOf, in.lastKey = nil, nil
 	in.own, in.last = in.shard.routes.own.Load(), netip.Addr{}

@@ -33,7 +33,7 @@ type wireSocket struct {
 	runs    []udp.Run
 	bytes   []byte
 	longest int           // run
-	from    udp.Datagrams // Src, Dst and IfIndex of what Receive returns
+	from    udp.Datagrams // Src, Dst, IfIndex and Arrived of what Receive returns
 	stats   udp.Stats
 }
 
@@ -53,6 +53,7 @@ func (w *wireSocket) Receive(batch []udp.Datagrams) (int, error) {
 	for i, r := range w.runs[:n] {
 		batch[i].Data = batch[i].Buf[:copy(batch[i].Buf, r.Data)]
 		batch[i].SegmentSize, batch[i].Src, batch[i].Dst, batch[i].IfIndex = r.SegmentSize, w.from.Src, w.from.Dst, w.from.IfIndex
+		batch[i].Arrived = w.from.Arrived
 	}
 	if w.runs = w.runs[n:]; len(w.runs) == 0 {
 		w.runs, w.bytes = w.runs[:0], w.bytes[:0]

@@ -133,6 +133,18 @@ func (s *shard) observe(n uint64, sizes *count.Histogram, begin time.Duration, d
 	}
 }
 
+// maxWait is the longest time in the kernel that is believed. The shard reads far sooner; what is longer, or below 0, is a step of the
+// wall clock, or the machine was suspended.
+const maxWait = 10 * time.Second
+
+// arrived counts how long a datagram has waited in the kernel, which took it in at arrived, until now: both in nanoseconds since 1970 by the
+// system's wall clock, whatever Config.Wall is. 0: the kernel has not told.
+func (s *shard) arrived(arrived, now int64) {
+	if wait := time.Duration(now - arrived); arrived != 0 && wait >= 0 && wait <= maxWait {
+		s.stats.ReceiveSeconds.Observe(uint64(wait / time.Microsecond))
+	}
+}
+
 // batch obeys commands and carries one batch in each direction; it returns how much there was to carry.
 func (s *shard) batch() (work int, err error) {
 	if s.posted.Load() {

@@ -88,6 +88,7 @@ type shardStats struct {
 	OutboundBatchPackets count.Histogram `help:"Packets in a batch read from the TUN device, after segmentation."`
 	InboundBatchPackets  count.Histogram `help:"Datagrams in a batch received from a UDP socket."`
 	OutboundSeconds      count.Histogram `unit:"1e-6" help:"From a batch read from the TUN device to its last datagram given to the socket; of one batch in 64, where that is on. In SLUICE_STATS in microseconds."`
+	ReceiveSeconds       count.Histogram `unit:"1e-6" help:"From a batch's first datagram in the kernel to the batch received; of one batch in 64, where that is on and the kernel tells. In SLUICE_STATS in microseconds."`
 	InboundSeconds       count.Histogram `unit:"1e-6" help:"From a batch received to its last packet written to the TUN device; of one batch in 64, where that is on. In SLUICE_STATS in microseconds."`
 
 	drops [dropReasons]atomic.Uint64

@@ -11,7 +11,11 @@ func BenchmarkBlast(b *testing.B) {
 	for _, kind := range []struct {
 		name string
 		cfg  Config
-	}{{"offloads", Config{}}, {"batches", Config{NoSegment: true, NoGRO: true}}, {"portable", Config{Portable: true}}} {
+	}{
+		{"offloads", Config{}}, {"offloads, timestamps", Config{Timestamps: true}},
+		{"batches", Config{NoSegment: true, NoGRO: true}}, {"batches, timestamps", Config{NoSegment: true, NoGRO: true, Timestamps: true}},
+		{"portable", Config{Portable: true}},
+	} {
 		for _, size := range []int{100, 1452} {
 			b.Run(fmt.Sprintf("%s/%d", kind.name, size), func(b *testing.B) { blast(b, kind.cfg, size) })
 		}

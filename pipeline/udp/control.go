@@ -3,15 +3,19 @@ package udp
 import (
 	"encoding/binary"
 	"net/netip"
+	"time"
 	"unsafe"
 )
 
 // Control messages of Linux (man 7 ip, ipv6, udp; include/uapi/linux/{in,in6,udp}.h). The code is bytes to bytes, needs no
 // kernel and is built everywhere.
 const (
-	levelIP   = 0  // SOL_IP
-	levelUDP  = 17 // SOL_UDP
-	levelIPv6 = 41 // SOL_IPV6
+	levelIP     = 0  // SOL_IP
+	levelSocket = 1  // SOL_SOCKET, but on MIPS and SPARC, where no time of arrival is found
+	levelUDP    = 17 // SOL_UDP
+	levelIPv6   = 41 // SOL_IPV6
+
+	typeTimestamp = 64 // SO_TIMESTAMPNS_NEW: struct __kernel_timespec, two int64 of whatever word size
 
 	typeIPTOS        = 1  // IP_TOS: one byte when received, an int when sent
 	typeIPTTL        = 2  // IP_TTL: int
@@ -27,9 +31,10 @@ const (
 	controlHeader    = wordSize + 8 // struct cmsghdr: size_t length, int level, int type; a multiple of wordSize
 	pktinfoSize      = 12           // int ifindex; in_addr spec_dst; in_addr addr
 	ipv6PktinfoSize  = 20           // in6_addr addr; uint32 ifindex
+	timespecSize     = 16           // int64 seconds; int64 nanoseconds
 	sendControlSize  = 4*controlHeader + 8 + 8 + 8 + 24
 	receiveSpareSize = 64 // for messages that another option may add; cut ones are noticed by MSG_CTRUNC
-	// receiveControlSize holds PKTINFO, TOS and GRO.
+	// receiveControlSize holds PKTINFO, TOS, GRO and TIMESTAMPNS.
 	receiveControlSize = sendControlSize + receiveSpareSize
 )
 
@@ -47,6 +52,7 @@ type incoming struct {
 	ifIndex     int
 	segmentSize int
 	tos         uint8
+	arrived     int64 // see Datagrams
 }
 
 // appendControl appends the control messages of o for a socket of family f to b, which must have sendControlSize bytes of
@@ -162,5 +168,7 @@ func (in *incoming) read(level, kind uint32, data []byte) {
 		in.tos = data[0]
 	case level == levelIPv6 && kind == typeIPv6Tclass && len(data) >= 4:
 		in.tos = uint8(native.Uint32(data))
+	case level == levelSocket && kind == typeTimestamp && len(data) >= timespecSize:
+		in.arrived = int64(native.Uint64(data))*int64(time.Second) + int64(native.Uint64(data[8:]))
 	}
 }

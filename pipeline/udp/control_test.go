@@ -63,16 +63,21 @@ func TestAppendControlFitsItsArray(t *testing.T) {
 	}
 }
 
+// arrivedAt is the time in receivedControl, in nanoseconds.
+const arrivedAt = 1_700_000_000_123_456_789
+
 // receivedControl is what Linux attaches to a joined run with every option on.
 func receivedControl(f family) []byte {
+	native := binary.NativeEndian
+	stamp := rawControl(levelSocket, typeTimestamp, native.AppendUint64(native.AppendUint64(nil, arrivedAt/1_000_000_000), arrivedAt%1_000_000_000))
 	gro := rawControl(levelUDP, typeUDPGRO, int32Bytes(1452))
 	if f == v4 {
-		return slices.Concat(
+		return slices.Concat(stamp,
 			rawControl(levelIP, typeIPPktinfo, append(append(int32Bytes(4), 10, 0, 0, 9), 192, 0, 2, 7)),
 			rawControl(levelIP, typeIPTOS, []byte{0x2}), gro)
 	}
 	a := addr6.As16()
-	return slices.Concat(
+	return slices.Concat(stamp,
 		rawControl(levelIPv6, typeIPv6Pktinfo, append(a[:], int32Bytes(4)...)),
 		rawControl(levelIPv6, typeIPv6Tclass, int32Bytes(2)), gro)
 }
@@ -83,7 +88,7 @@ func TestParseControl(t *testing.T) {
 		f   family
 		dst netip.Addr
 	}{{v4, addr4}, {v6, addr6}} {
-		want := incoming{dst: test.dst, ifIndex: 4, segmentSize: 1452, tos: 2}
+		want := incoming{dst: test.dst, ifIndex: 4, segmentSize: 1452, tos: 2, arrived: arrivedAt}
 		if got := parseControl(slices.Concat(unknown, receivedControl(test.f))); got != want {
 			t.Errorf("family %d: got %+v, want %+v", test.f, got, want)
 		}
@@ -93,13 +98,22 @@ func TestParseControl(t *testing.T) {
 	}
 }
 
+// What is asked for fits into what a receive call gets.
+func TestReceivedControlFits(t *testing.T) {
+	for _, f := range []family{v4, v6} {
+		if got := len(receivedControl(f)); got > receiveControlSize-receiveSpareSize/2 {
+			t.Errorf("family %d: %d bytes of %d", f, got, receiveControlSize)
+		}
+	}
+}
+
 func TestParseControlTruncated(t *testing.T) {
 	for _, f := range []family{v4, v6} {
 		b := receivedControl(f)
 		whole := parseControl(b)
 		for n := range b {
 			got := parseControl(b[:n:n])
-			if got.dst.IsValid() && got.dst != whole.dst || got.segmentSize != 0 && got.segmentSize != whole.segmentSize {
+			if got.arrived != 0 && got.arrived != whole.arrived || got.dst.IsValid() && got.dst != whole.dst || got.segmentSize != 0 && got.segmentSize != whole.segmentSize {
 				t.Fatalf("family %d cut at %d: got %+v", f, n, got)
 			}
 		}

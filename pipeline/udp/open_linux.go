@@ -87,6 +87,9 @@ func setOptions(fd int, cfg Config, f family) (Offloads, error) {
 	o := Offloads{BatchCalls: true}
 	o.LocalAddress = unix.SetsockoptInt(fd, n.level, n.pktinfo, 1) == nil
 	_ = unix.SetsockoptInt(fd, n.level, n.tos, 1) // without it ECN reads as not-ECT
+	if cfg.Timestamps {
+		_ = unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS_NEW, 1) // without it Arrived stays 0
+	}
 	o.ReceiveBuffer = setBuffer(fd, cfg.ReceiveBuffer, unix.SO_RCVBUFFORCE, unix.SO_RCVBUF)
 	o.SendBuffer = setBuffer(fd, cfg.SendBuffer, unix.SO_SNDBUFFORCE, unix.SO_SNDBUF)
 	kernel := runningRelease()

@@ -106,6 +106,7 @@ func (s *linuxSocket) decode(b *Datagrams, i int) {
 	}
 	in := parseControl(r.controls[i][:min(int(m.hdr.Controllen), receiveControlSize)])
 	b.Data, b.Src, b.Dst, b.IfIndex, b.ECN = b.Buf[:0], addr, in.dst, in.ifIndex, ECN(in.tos&3)
+	b.Arrived = in.arrived
 	b.SegmentSize = 0
 	if m.hdr.Flags&(unix.MSG_TRUNC|unix.MSG_CTRUNC) != 0 || int(m.len) > len(b.Buf) {
 		s.stats.ReceiveTruncated.Add(1)

@@ -40,6 +40,9 @@ type Datagrams struct {
 	Dst     netip.Addr
 	IfIndex int
 	ECN     ECN
+	// Arrived is when the kernel took in the first of them, by the system's wall clock, in nanoseconds since 1970; 0: it does not tell,
+	// see Config.Timestamps.
+	Arrived int64
 }
 
 // Run is one or more datagrams to one destination, back to back in Data.
@@ -130,6 +133,9 @@ type Config struct {
 	NoSegment, NoGRO, Portable bool
 	// ForceSegment uses UDP_SEGMENT also on a kernel that is known to corrupt runs (see trustSegment), if it has it at all.
 	ForceSegment bool
+	// Timestamps asks for Datagrams.Arrived, which Linux tells, from 5.1 on; other systems and the portable socket do not. The whole
+	// machine's kernel then reads the clock for every packet that comes in.
+	Timestamps bool
 	// Routes asks for Pair.Routes.
 	Routes bool
 }
