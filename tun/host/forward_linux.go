@@ -6,6 +6,7 @@ import (
 	"maps"
 	"os"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -28,7 +29,8 @@ const (
 const (
 	noteIPv4 = "ipv4-was-off"
 	noteIPv6 = "ipv6-was-off"
-	// noteAdvertised begins the note that an interface's accept_ra was 1. There are such notes only beside noteIPv6.
+	// noteAdvertised begins the note that accept_ra was 1 of the interface with the index that follows: its name may change. There are
+	// such notes only beside noteIPv6.
 	noteAdvertised = "accept-ra-was-1-"
 )
 
@@ -169,13 +171,15 @@ func (fw *Forwarding) noteAdvertising() (found bool) {
 		return false
 	}
 	maps.DeleteFunc(fw.notes, func(note string, _ bool) bool {
-		path := advertised(note)
-		_, err := readSetting(path)
-		return path != "" && err != nil // the interface is gone
+		return strings.HasPrefix(note, noteAdvertised) && advertised(note) == "" // the interface is gone
 	})
 	for _, name := range interfacesWith("ipv6", "accept_ra") {
-		note := noteAdvertised + name
-		if value, err := readSetting(advertised(note)); err == nil && value == "1" {
+		link, err := netlink.LinkByName(name)
+		if err != nil {
+			continue // it went away
+		}
+		note := noteAdvertised + strconv.Itoa(link.Attrs().Index)
+		if value, err := readSetting(acceptRA(name)); err == nil && value == "1" {
 			found = found || !fw.notes[note]
 			fw.notes[note] = true
 		}
@@ -183,12 +187,20 @@ func (fw *Forwarding) noteAdvertising() (found bool) {
 	return found
 }
 
-// advertised is the path of the setting that a note is about, "" if it is about another one.
+func acceptRA(name string) string { return "ipv6/conf/" + name + "/accept_ra" }
+
+// advertised is the path of the setting that a note is about, "" if it is about another one or the interface is gone.
 func advertised(note string) string {
-	if name, ok := strings.CutPrefix(note, noteAdvertised); ok {
-		return "ipv6/conf/" + name + "/accept_ra"
+	digits, ok := strings.CutPrefix(note, noteAdvertised)
+	index, err := strconv.Atoi(digits)
+	if !ok || err != nil {
+		return ""
 	}
-	return ""
+	link, err := netlink.LinkByIndex(index)
+	if err != nil {
+		return ""
+	}
+	return acceptRA(link.Attrs().Name)
 }
 
 func (fw *Forwarding) makeTable() error {

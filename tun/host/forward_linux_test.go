@@ -419,6 +419,32 @@ func TestAdvertised(t *testing.T) {
 	}
 }
 
+// TestAdvertisedRenamed: accept_ra of an interface that is renamed meanwhile is put back at the end too, also by who comes after a program
+// that was killed, and whether or not the change was looked at before.
+func TestAdvertisedRenamed(t *testing.T) {
+	inNewNamespace(t)
+	for _, how := range []string{"at once", "mended", "killed"} {
+		off(t)
+		addTUN(t, "host1")
+		fw := start(t, "host0")
+		link, err := netlink.LinkByName("host1")
+		must(t, err)
+		must(t, netlink.LinkSetName(link, "host2"))
+		switch how {
+		case "mended":
+			_, err := fw.Mend()
+			must(t, err)
+		case "killed":
+			fw = start(t, "host0")
+		}
+		must(t, fw.Close())
+		if got, err := readSetting("ipv6/conf/host2/accept_ra"); err != nil || got != "1" {
+			t.Errorf("%s: accept_ra of the renamed interface is %s at the end, %v; want 1", how, got, err)
+		}
+		must(t, netlink.LinkDel(link))
+	}
+}
+
 // TestForwardingMended: a firewall that was loaded anew and a sysctl.d that was applied once more are survived, and what was off
 // before is switched off at the end all the same.
 func TestForwardingMended(t *testing.T) {
