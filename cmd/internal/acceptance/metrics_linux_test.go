@@ -55,7 +55,7 @@ func TestOps(t *testing.T) {
 		code, page := ask(ns, "/metrics")
 		want := []string{`sluice_build_info{role="` + name + `"`, "\nsluice_relay_ready 1\n", "\nsluice_portal_nodes_online 2\n"}
 		if name != "portal" {
-			want = []string{want[0], "\nsluice_connect_seconds_count ", "\nsluice_ice_rtt_seconds_count ", `sluice_dropped_packets_total{reason="queue_full",stage="tun_read"} `}
+			want = []string{want[0], "\nsluice_connect_seconds_count ", "\nsluice_ice_rtt_seconds_count ", "\nsluice_receive_seconds_count ", `sluice_dropped_packets_total{reason="queue_full",stage="tun_read"} `}
 		}
 		for _, w := range want {
 			if code != 200 || !strings.Contains(page, w) {
