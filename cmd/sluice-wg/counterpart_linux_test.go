@@ -323,16 +323,37 @@ func TestInteropRekey(t *testing.T) {
 			sessions = append(sessions, session{name + ", " + role, ends, we, we.handshake(t)})
 		}
 	}
-	const span = 128 * time.Second
-	for begin := time.Now(); time.Since(begin) < span; time.Sleep(250 * time.Millisecond) {
+	begin := time.Now()
+	looked := begin
+	for len(sessions) > 0 {
 		for _, s := range sessions {
 			ping(t, s.ends[0].ns, 1, s.ends[1].inner[0])
 			ping(t, s.ends[1].ns, 1, s.ends[0].inner[1])
 		}
-	}
-	for _, s := range sessions {
-		if age := s.we.handshake(t) - s.began; age < 118 || age > int64(span.Seconds()) {
-			t.Errorf("%s: the session was renewed after %d s, want 120", s.name, age)
+		time.Sleep(250 * time.Millisecond)
+		if time.Since(looked) < 3*time.Second {
+			continue
+		}
+		looked = time.Now()
+		var waiting []session
+		for _, s := range sessions {
+			at := s.we.handshake(t)
+			switch age := at - s.began; {
+			case age >= 118 && age <= 128:
+				continue
+			case age > 0 && age < 118:
+				// On a loaded machine a side may miss an answer for 10 s and begin anew: then that session is the one to be renewed.
+				t.Logf("%s: another session after %d s", s.name, age)
+				s.began = at
+			case age != 0 || time.Now().Unix() > s.began+132:
+				t.Errorf("%s: the session was renewed after %d s (0: not within 132), want 120", s.name, age)
+				continue
+			}
+			waiting = append(waiting, s)
+		}
+		sessions = waiting
+		if time.Since(begin) > 5*time.Minute {
+			t.Fatalf("%d sessions begin anew again and again", len(sessions))
 		}
 	}
 }

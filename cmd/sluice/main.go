@@ -71,6 +71,8 @@ var bashCompletion string
 // completing is the key of a context in which a shell asks what may be next.
 type completing struct{}
 
+func init() { cli.HelpPrinter = printHelp } // the library's is one for the process
+
 func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 	root := &cli.Command{
 		Name:           "sluice",
@@ -106,7 +108,6 @@ func newCommand(stdin io.Reader, stdout, stderr io.Writer) *cli.Command {
 		},
 	}
 	root.Commands = append(root.Commands, systemCommands()...)
-	cli.HelpPrinter = printHelp
 	plain(root)
 	return root
 }

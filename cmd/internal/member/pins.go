@@ -40,7 +40,8 @@ type pinsFile struct {
 	next    atomic.Pointer[map[string]protocol.Identity] // to be written, frozen; nil: nothing
 	problem atomic.Pointer[string]                       // why not all is on disk, nil if it is
 
-	mu sync.Mutex // held while the file is written
+	saving sync.WaitGroup // what save has begun
+	mu     sync.Mutex     // held while the file is written
 }
 
 // pinsJSON is what the file holds.
@@ -102,7 +103,7 @@ func (f *pinsFile) read() (map[string]protocol.Identity, error) {
 // save has the pins written soon; it does not block. They are frozen.
 func (f *pinsFile) save(pins map[string]protocol.Identity) {
 	f.next.Store(&pins)
-	go f.write()
+	f.saving.Go(f.write)
 }
 
 // write returns when the latest pins are on disk, or cannot be.

@@ -22,6 +22,7 @@ func openTestPins(t *testing.T, path string) (*pinsFile, map[string]protocol.Ide
 	t.Helper()
 	var log bytes.Buffer
 	f, pins := openPins(path, [32]byte{1}, slog.New(logs.NewText(&log, slog.LevelInfo)))
+	t.Cleanup(f.saving.Wait) // before what holds the file goes
 	return f, pins, &log
 }
 
