@@ -242,14 +242,14 @@ func checkToken(cmd *cli.Command) error {
 	return member.CheckStored(stateFolder(cmd, protocol.Role(cmd.Name)))
 }
 
-// checkOps looks at what -ops says.
-func checkOps(cmd *cli.Command) error {
+// checkServed looks at what -ops and -memory say.
+func checkServed(cmd *cli.Command) error {
 	if at := cmd.String("ops"); at != "" {
 		if _, err := ops.Address(at); err != nil {
 			return usageError{err.Error()}
 		}
 	}
-	return nil
+	return checkMemory(cmd)
 }
 
 // unresolved stands for the addresses of names that are not to be asked for (RFC 5737).

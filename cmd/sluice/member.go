@@ -91,6 +91,7 @@ func memberFlags() []cli.Flag {
 			" where it runs, hosts keeps a hosts file, serve only answers at this node's own address, off does nothing", Value: namesMode},
 		&cli.StringFlag{Name: "names-file", Usage: "the hosts file is `FILE`", Value: names.HostsFile},
 		&cli.StringFlag{Name: "ops", Usage: opsUsage},
+		memoryFlag(false),
 		&cli.StringFlag{Name: "log-dir", Usage: "keep the log in the folder `DIR` too, or nowhere: none (default: see sluice logs -h)"},
 		&cli.StringFlag{Name: "log-level", Usage: "`LEVEL`: " + logs.Levels + " (default: info, or LOG_LEVEL)"},
 	)
@@ -103,7 +104,7 @@ func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error 
 	}
 	o, err := memberOptions(cmd, role)
 	if err == nil {
-		err = checkOps(cmd)
+		err = checkServed(cmd)
 	}
 	if err = c.located(err); cmd.Bool("check") {
 		if err == nil {
@@ -117,6 +118,7 @@ func runMember(ctx context.Context, cmd *cli.Command, role protocol.Role) error 
 	if cmd.Bool("release") {
 		return member.Release(ctx, o)
 	}
+	limitMemory(cmd)
 	if o.Token, o.TokenSource, err = member.ReadToken(cmd.String("token-file"), cmd.Root().Reader); err == nil {
 		o.Log = openLog(cmd, role)
 		if err = managed(ctx, cmd, func(ctx context.Context) error { return member.Run(ctx, o) }); err != nil {

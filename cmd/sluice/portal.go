@@ -78,6 +78,7 @@ func portalCommand() *cli.Command {
 				Usage: "`PREFIXES` for tunnel addresses, one of IPv4, one of IPv6 or both, such as 10.99.0.0/16; kept, and fixed while there are nodes",
 			},
 			&cli.StringFlag{Local: true, Name: "ops", Usage: opsUsage},
+			memoryFlag(true),
 			&cli.StringFlag{Local: true, Name: "log-level", Value: "info", Usage: "`LEVEL`: " + logs.Levels},
 		),
 		DisableSliceFlagSeparator: true, // -relay has a comma of its own
@@ -287,12 +288,16 @@ func runPortal(ctx context.Context, cmd *cli.Command) error {
 			err = cfg.Check()
 		}
 		if err == nil {
-			err = checkOps(cmd)
+			err = checkServed(cmd)
 		}
 		return checked(cmd, c.located(err))
 	}
 	cfg, err := portalConfig(cmd, logger, resolve)
+	if err == nil {
+		err = checkServed(cmd)
+	}
 	if err = c.located(err); err == nil {
+		limitMemory(cmd)
 		err = servePortal(ctx, cmd, cfg)
 	}
 	if err == nil {
