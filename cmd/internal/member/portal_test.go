@@ -1,6 +1,7 @@
 package member
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -25,7 +26,7 @@ func TestPortalWords(t *testing.T) {
 		"what needs no words of ours":  {errors.New("connection refused"), "connection refused"},
 		"nothing, since it is there":   {nil, ""},
 	} {
-		log := new(safeBuffer)
+		log := new(bytes.Buffer)
 		p := &portalLink{
 			state: func() signal.State {
 				return signal.State{Up: test.why == nil, Attempts: 1, Since: time.Now(), Why: test.why}
