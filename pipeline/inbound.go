@@ -85,7 +85,7 @@ func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
 	st := in.shard.stats
 	begin, before := in.shard.sample(st.InboundBatches.Add(1)), st.InboundDatagrams.Load()
 	if begin != 0 {
-		in.shard.arrived(in.messages[0].Arrived, time.Now().UnixNano())
+		in.shard.arrived(in.messages[0].Arrived, wallClock().UnixNano())
 	}
 	st.InboundMessages.Add(uint64(n))
 	in.sourceOf, in.lastKey = nil, nil
