@@ -61,9 +61,16 @@ func (l *leaks) uplink(t *testing.T) {
 	t.Helper()
 	for _, router := range []string{"10.8.0.1", "fd08::1"} {
 		a := netip.MustParseAddr(router)
-		must(t, l.net.laptop.Run(func() error {
-			return host.AddRoute(host.Route{Interface: "eth0", Prefix: everywhere(a.Is6()), Gateway: a})
-		}))
+		// Beside other work the kernel has once refused it right after the address was there, as a DHCP client would see it and try again.
+		l.await(t, "the uplink's default route", func() bool {
+			err := l.net.laptop.Run(func() error {
+				return host.AddRoute(host.Route{Interface: "eth0", Prefix: everywhere(a.Is6()), Gateway: a})
+			})
+			if err != nil {
+				t.Logf("the uplink's default route: %v", err)
+			}
+			return err == nil
+		})
 	}
 }
 
