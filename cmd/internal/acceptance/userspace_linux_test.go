@@ -110,6 +110,7 @@ func TestUserspace(t *testing.T) {
 	for _, client := range []*http.Client{bySOCKS, byHTTP, byPort} {
 		defer client.CloseIdleConnections()
 	}
+	g.overlay() // waits until it has its addresses, which the client may be told first
 	var six netip.Addr
 	for _, p := range g.status().Addresses {
 		if p.Addr().Is6() {
