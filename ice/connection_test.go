@@ -28,6 +28,9 @@ func TestConnect(t *testing.T) {
 			t.Errorf("paths %+v, %+v", *pa, *pb)
 		}
 		synctest.Wait()
+		for e, ok := a.mailbox.Poll(); ok; e, ok = a.mailbox.Poll() { // the path may be there before it is told
+			a.events = append(a.events, e)
+		}
 		last := a.events[len(a.events)-1]
 		if last.State != StateConnected || last.Path != pa || last.Local != "host" || last.Remote == "" {
 			t.Errorf("last event %+v", last)

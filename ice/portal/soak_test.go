@@ -1,0 +1,5 @@
+//go:build soak
+
+package portal
+
+const soak = true
