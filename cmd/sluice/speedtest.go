@@ -131,8 +131,7 @@ func runSpeedtest(ctx context.Context, cmd *cli.Command) error {
 	if err := speedtest.Check(c); err != nil {
 		return err
 	}
-	stderr := cmd.Root().ErrWriter
-	programs, err := speedtest.ResolveAgainst(ctx, c.Against, stderr)
+	programs, err := speedtest.ResolveAgainst(ctx, c.Against, cmd.Root().ErrWriter)
 	if err = errors.Join(err, ctx.Err()); err != nil { // from here on the run inside is told of signals
 		return interrupted(err)
 	}
@@ -146,16 +145,21 @@ func runSpeedtest(ctx context.Context, cmd *cli.Command) error {
 		}
 		return nil
 	}
+	return measured(cmd, c, func(c speedtest.Config) (*speedtest.Report, error) { return speedtest.Run(ctx, c, programs) })
+}
+
+// measured has something measured and writes the reports that are asked for; of a run that ends early, the table of what it has.
+func measured(cmd *cli.Command, c speedtest.Config, run func(speedtest.Config) (*speedtest.Report, error)) error {
 	html, err := openPage(cmd.String("html"))
 	if err != nil {
 		return err
 	}
 	defer html.close()
-	c.Progress = stderr
-	if f, ok := stderr.(*os.File); ok {
+	c.Progress = cmd.Root().ErrWriter
+	if f, ok := c.Progress.(*os.File); ok {
 		c.Terminal = term.IsTerminal(int(f.Fd()))
 	}
-	report, err := speedtest.Run(ctx, c, programs)
+	report, err := run(c)
 	if err != nil {
 		if report != nil && len(report.Results) > 0 && !cmd.Bool("json") {
 			_ = report.WriteTable(cmd.Root().Writer) // the error below counts

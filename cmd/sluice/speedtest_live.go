@@ -14,7 +14,6 @@ import (
 	"time"
 
 	"github.com/urfave/cli/v3"
-	"golang.org/x/term"
 
 	"github.com/sluice-vpn/sluice/bench/speedtest"
 	"github.com/sluice-vpn/sluice/cmd/internal/status"
@@ -91,23 +90,7 @@ func runLive(ctx context.Context, cmd *cli.Command) error {
 		return err
 	}
 	l.Port = uint16(cmd.Int("port"))
-	html, err := openPage(cmd.String("html"))
-	if err != nil {
-		return err
-	}
-	defer html.close()
-	c.Progress = cmd.Root().ErrWriter
-	if f, ok := c.Progress.(*os.File); ok {
-		c.Terminal = term.IsTerminal(int(f.Fd()))
-	}
-	report, err := speedtest.Connect(ctx, c, l)
-	if err != nil {
-		if report != nil && len(report.Results) > 0 && !cmd.Bool("json") {
-			_ = report.WriteTable(cmd.Root().Writer) // the error below counts
-		}
-		return interrupted(err)
-	}
-	return writeReports(report, cmd, html)
+	return measured(cmd, c, func(c speedtest.Config) (*speedtest.Report, error) { return speedtest.Connect(ctx, c, l) })
 }
 
 // liveTunnel finds the tunnel to a peer, by its name or by an address of its own.
