@@ -84,8 +84,8 @@ func (in *inbound) run(now time.Duration, socket udp.Socket) (int, error) {
 	}
 	st := in.shard.stats
 	begin, before := in.shard.sample(st.InboundBatches.Add(1)), st.InboundDatagrams.Load()
-	if begin != 0 {
-		in.shard.arrived(in.messages[0].Arrived, wallClock().UnixNano())
+	if at := in.messages[0].Arrived; begin != 0 && at != 0 {
+		in.shard.arrived(at, wallClock().UnixNano())
 	}
 	st.InboundMessages.Add(uint64(n))
 	in.sourceOf, in.lastKey = nil, nil

@@ -7,7 +7,6 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
@@ -236,7 +235,7 @@ func (h *house) attend(ctx context.Context, g *guest) error {
 
 // begin opens the sockets of a case.
 func (h *house) begin(g *guest, ask request) (a answer, err error) {
-	i := slices.IndexFunc(Cases(), func(c Case) bool { return c.Name == ask.Case })
+	i := caseIndex(ask.Case)
 	if ask.Ask != askBegin || i < 0 {
 		return a, fmt.Errorf("%q of case %q is not understood; use the same sluice at both ends", ask.Ask, ask.Case)
 	}

@@ -33,7 +33,7 @@ const (
 	socketText     = "/run/sluice/INTERFACE.sock"
 	stateText      = "STATE_DIRECTORY, else " +
 		"/var/lib/sluice for root, of a gateway /var/lib/sluice-gateway where there is one, ~/.local/state/sluice for others"
-	logsText = "   root, as a service    /var/log/sluice\n" +
+	logsText = "   root, without sudo    /var/log/sluice\n" +
 		"   a user, also by sudo  $XDG_CACHE_HOME/sluice/data/logs, else $HOME/.cache/sluice/data/logs\n\n"
 	logsRootText = "root sees those of services too"
 	maskText     = "use umask 077"

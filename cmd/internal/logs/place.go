@@ -41,7 +41,7 @@ var inPlace = filepath.Join("sluice", "data", "logs")
 //
 //	a service of systemd     what LogsDirectory= has made (systemd.exec(5))
 //	Windows                  %LOCALAPPDATA%\sluice\data\logs; services have -log-dir %ProgramData%\sluice\data\logs
-//	root, as a service       /var/log/sluice
+//	root, without sudo       /var/log/sluice
 //	root, by sudo            as the user who has called it, who owns what is made
 //	a user                   $XDG_CACHE_HOME/sluice/data/logs, else $HOME/.cache/sluice/data/logs
 //

@@ -196,9 +196,11 @@ func (n *node) open() (tun.Device, error) {
 	}
 	n.stack, n.machine.stack = s, s
 	if o.Role == protocol.Gateway {
-		err = n.startDialOut(s)
+		if err := n.startDialOut(s); err != nil {
+			return nil, errors.Join(err, s.Close())
+		}
 	}
-	return s, err
+	return s, nil
 }
 
 // grace is how long the byes may take.
