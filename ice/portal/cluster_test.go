@@ -2,6 +2,7 @@ package portal
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -181,7 +182,7 @@ func TestClusterLoses(t *testing.T) {
 		ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)
 		defer cancel()
 		_, err := p.AddNode(ctx, NewNode{Name: name, Role: protocol.Client})
-		return err == nil
+		return err == nil || errors.Is(err, ErrExists) // a try that timed out may have been written
 	}
 	eventually(t, "a change without the first portal", func() bool { return takes(x.portals[1], "after-one") })
 	t.Logf("changes are taken %v after the first portal was lost", time.Since(lost))
@@ -209,10 +210,6 @@ func TestClusterLoses(t *testing.T) {
 	}
 	defer back.Close()
 	eventually(t, "a change with the first portal again", func() bool { return takes(x.portals[2], "after-all") })
-	if !soak {
-		// Of some twenty runs one ended with two lists that stay different, which is not understood yet. It is to be looked for with the tag.
-		return
-	}
 	var names []string
 	defer func() {
 		if t.Failed() {

@@ -13,7 +13,8 @@ import (
 // store is where the state is kept: values by key, in a log whose revisions count all writes. Its methods may be called by any
 // goroutine.
 type store interface {
-	// read calls take for each value, and returns a revision that all it has told is of, or is newer. It ends with take's first error.
+	// read calls take for each value, and returns the revision up to which it has told all there is; what is newer it may have told too.
+	// It ends with take's first error.
 	read(ctx context.Context, take func(entry) error) (revision uint64, err error)
 	// write stores a value, or removes it if it is nil, and returns the write's revision. errConflict: the log, or with own the key, has
 	// another revision than after; nothing was written then. After any other error it may have been written, or be so later.
@@ -45,8 +46,9 @@ const (
 
 // kvStore is a store in a bucket of JetStream.
 type kvStore struct {
-	js jetstream.JetStream
-	kv jetstream.KeyValue
+	js         jetstream.JetStream
+	kv         jetstream.KeyValue
+	replicated bool
 }
 
 // openBucket opens the bucket, and makes it if there is none. One of several replicas is made only while so many members are there.
@@ -57,14 +59,14 @@ func openBucket(ctx context.Context, conn *nats.Conn, replicas int) (*kvStore, e
 	}
 	if replicas > 1 {
 		if kv, err := js.KeyValue(ctx, bucketName); err == nil {
-			return &kvStore{js, kv}, nil
+			return &kvStore{js, kv, true}, nil
 		}
 	}
 	kv, err := js.CreateOrUpdateKeyValue(ctx, jetstream.KeyValueConfig{Bucket: bucketName, History: 1, MaxBytes: maxBucket, Replicas: replicas})
 	if err != nil {
 		return nil, fmt.Errorf("the store cannot be opened: %w", err)
 	}
-	return &kvStore{js, kv}, nil
+	return &kvStore{js, kv, replicas > 1}, nil
 }
 
 func (s *kvStore) write(ctx context.Context, key string, value []byte, after uint64, own bool) (uint64, error) {
@@ -107,10 +109,11 @@ func (s *kvStore) read(ctx context.Context, take func(entry) error) (uint64, err
 	if err != nil {
 		return 0, err
 	}
-	watcher, err := s.kv.WatchAll(ctx, jetstream.IgnoreDeletes())
+	watcher, err := s.kv.WatchAll(ctx) // removed ones too: they count for told
 	if err != nil {
 		return 0, err
 	}
+	var told uint64
 	defer watcher.Stop()
 	// A damaged store may stop in the middle, and say nothing.
 	idle := time.NewTimer(readTime)
@@ -127,9 +130,17 @@ func (s *kvStore) read(ctx context.Context, take func(entry) error) (uint64, err
 				return 0, errors.New("the stored state could not be read: the store has closed")
 			}
 			if e == nil { // that was all
-				return last, nil
+				// The length is the leader's word, the values are those of any member. One that has just come back may tell its old copy,
+				// and what lies between would be missed for ever. The latest write is always there, as its key's value or removal.
+				if s.replicated && told < last {
+					return 0, fmt.Errorf("%w (a member told %d of %d)", errConflict, told, last)
+				}
+				return max(last, told), nil
 			}
-			last = max(last, e.Revision())
+			told = max(told, e.Revision())
+			if e.Operation() != jetstream.KeyValuePut {
+				continue
+			}
 			if err := take(entry{e.Key(), e.Value(), e.Revision()}); err != nil {
 				return 0, err
 			}

@@ -91,7 +91,7 @@ func (w *Builder) Code(code int, reason string) {
 
 // Unknown appends what RFC 8489, section 6.3.1 wants: "an error response with an error code of 420 (Unknown Attribute)" that "includes
 // an UNKNOWN-ATTRIBUTES attribute in the response that lists the unknown comprehension-required attributes" of the request. There are
-// 64 at most, and the answer is shorter than the request.
+// 64 at most, so the answer is at most twice as long as the request.
 func (w *Builder) Unknown(m *Message) {
 	w.Code(CodeUnknownAttribute, "")
 	head := len(w.b)

@@ -1,5 +1,0 @@
-//go:build soak
-
-package portal
-
-const soak = true
