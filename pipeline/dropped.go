@@ -81,7 +81,7 @@ func flowWords(packet []byte) (what uint64, src, dst [2]uint64) {
 }
 
 // addressWords packs 4 or 16 bytes.
-func addressWords(b []byte) (w [2]uint64) {
+func addressWords(b []byte) [2]uint64 {
 	var full [16]byte
 	copy(full[:], b)
 	return [2]uint64{binary.BigEndian.Uint64(full[:]), binary.BigEndian.Uint64(full[8:])}
@@ -97,23 +97,27 @@ func (d *peerDrops) read(now time.Duration) (r PeerDrops) {
 			r.Counts["drop_"+dropTable[why].reason] = n
 		}
 	}
-	for range 100 { // lanes write for nanoseconds; who never finds them at rest tells the counts alone
+	if w, ok := d.latest(); ok {
+		r.Last, r.Ago, r.Flow = "drop_"+dropTable[w[dropWhat]>>56].reason, max(now-time.Duration(w[dropAt]), 0), flowOf(w)
+	}
+	return r
+}
+
+// latest is the words of the last drop. Not ok: there was none, or lanes, which write for nanoseconds, were never found at rest.
+func (d *peerDrops) latest() (w [dropWords]uint64, ok bool) {
+	for range 100 {
 		before := d.sequence.Load()
 		if before == 0 {
-			return r
+			return w, false
 		}
-		var w [dropWords]uint64
 		for i := range w {
 			w[i] = d.last[i].Load()
 		}
 		if before%2 == 0 && d.sequence.Load() == before {
-			r.Last = "drop_" + dropTable[w[dropWhat]>>56].reason
-			r.Ago = max(now-time.Duration(w[dropAt]), 0)
-			r.Flow = flowOf(w)
-			return r
+			return w, true
 		}
 	}
-	return r
+	return w, false
 }
 
 // flowOf is the reverse of flowWords.
@@ -141,9 +145,9 @@ func (d *peerDrops) inherit(older *peerDrops) {
 	for why := range d.counts {
 		d.counts[why].Add(older.counts[why].Load())
 	}
-	if sequence := older.sequence.Load(); d.sequence.Load() == 0 && sequence%2 == 0 && sequence > 0 && d.sequence.CompareAndSwap(0, 1) {
-		for i := range d.last {
-			d.last[i].Store(older.last[i].Load())
+	if w, ok := older.latest(); ok && d.sequence.CompareAndSwap(0, 1) {
+		for i := range w {
+			d.last[i].Store(w[i])
 		}
 		d.sequence.Store(2)
 	}

@@ -193,11 +193,7 @@ func (l *Link) HandleSent(now time.Duration, serial uint64, agent AgentNumber, e
 
 // byeMessage is a bye as it is signaled. The counters keep the names that they have in logs.
 func byeMessage(b Bye) signal.Message {
-	msg := signal.Message{Kind: signal.Bye, Generation: uint64(b.Attempt), Reason: b.Reason.String()}
-	if text, err := json.Marshal(b.Counters); err == nil {
-		_ = json.Unmarshal(text, &msg.Counters) // both are objects of numbers
-	}
-	return msg
+	return signal.Message{Kind: signal.Bye, Generation: uint64(b.Attempt), Reason: b.Reason.String(), Counters: b.Counters.ByName()}
 }
 
 // byeOf is the reverse of byeMessage. Counters of other names are left out.

@@ -267,8 +267,15 @@ func (p *Portal) look(now time.Time) (changed bool) {
 func (p *Portal) isOnline(name string) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	v := p.visitors[name]
-	return v != nil && v.online || len(p.at(name)) > 0
+	if v := p.visitors[name]; v != nil && v.online {
+		return true
+	}
+	for _, s := range p.siblings { // at would sort them, and this is asked for each peer of each answer
+		if _, there := s.Nodes[name]; there {
+			return true
+		}
+	}
+	return false
 }
 
 // refuse is an answer that says only what is wrong.

@@ -40,7 +40,7 @@ func (g *gate) WriteTo(p []byte, addr net.Addr) (int, error) {
 
 // sendData sends to the client of an allocation, from the address that the client knows.
 func (g *gate) sendData(p []byte, client *net.UDPAddr) {
-	dst := unmap(client.AddrPort())
+	dst := stun.Unmap(client.AddrPort())
 	var local netip.Addr
 	if a := g.find(dst); a != nil {
 		local = a.local

@@ -155,7 +155,7 @@ func (g *gate) onPermissionEnd(src, _ net.Addr, _, _, _ string, relayed net.Addr
 
 func (g *gate) onChannel(src, _ net.Addr, _, _, _ string, relayed, peer net.Addr, number uint16) {
 	if a := g.named(src, relayed); a != nil {
-		a.bind(number, unmap(peer.(*net.UDPAddr).AddrPort()))
+		a.bind(number, stun.Unmap(peer.(*net.UDPAddr).AddrPort()))
 	}
 }
 
@@ -168,7 +168,7 @@ func (g *gate) onChannelEnd(src, _ net.Addr, _, _, _ string, relayed, _ net.Addr
 
 // named finds an allocation by both of its ends: a timer of pion's may fire for one that is gone, when its client has another.
 func (g *gate) named(src, relayed net.Addr) *allocation {
-	a := g.find(unmap(src.(*net.UDPAddr).AddrPort()))
+	a := g.find(stun.Unmap(src.(*net.UDPAddr).AddrPort()))
 	if a == nil || a.relayed != relayed.(*net.UDPAddr).AddrPort() {
 		return nil
 	}

@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/sluice-vpn/sluice/ice/stun"
 )
 
 // TestLocalAddress: on an unspecified address the relay answers, and relays, from the address that the client sent to.
@@ -26,7 +28,7 @@ func TestLocalAddress(t *testing.T) {
 	b := make([]byte, 100)
 	conn.WriteToUDPAddrPort([]byte("x"), relayed)
 	c.conn.SetReadDeadline(time.Now().Add(patience))
-	if _, src, err := c.conn.ReadFromUDPAddrPort(b); err != nil || unmap(src) != server {
+	if _, src, err := c.conn.ReadFromUDPAddrPort(b); err != nil || stun.Unmap(src) != server {
 		t.Errorf("ChannelData from %v, want %v: %v", src, server, err)
 	}
 	other, _ := peer(t, netip.MustParseAddr("127.0.0.1"))
@@ -35,7 +37,7 @@ func TestLocalAddress(t *testing.T) {
 	}
 	other.WriteToUDPAddrPort([]byte("x"), relayed)
 	c.conn.SetReadDeadline(time.Now().Add(patience))
-	if _, src, err := c.conn.ReadFromUDPAddrPort(b); err != nil || unmap(src) != server {
+	if _, src, err := c.conn.ReadFromUDPAddrPort(b); err != nil || stun.Unmap(src) != server {
 		t.Errorf("Data indication from %v, want %v: %v", src, server, err)
 	}
 }

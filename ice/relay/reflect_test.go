@@ -65,7 +65,7 @@ func (a *asker) exchange(to netip.AddrPort, request []byte, wait time.Duration) 
 	if why := new(stun.Message).Parse(b[:n], stun.Client); why != stun.DropNone || n > maxAmplification*len(request) || [12]byte(b[8:]) != [12]byte(request[8:]) {
 		a.t.Errorf("an answer of %d bytes to %d: %x", n, len(request), b[:n])
 	}
-	return unmap(from), b[:n]
+	return stun.Unmap(from), b[:n]
 }
 
 // padded is a Binding request that is as long as one with FINGERPRINT, with CHANGE-REQUEST if anything is to change.

@@ -10,6 +10,7 @@ import (
 	"sync/atomic"
 	"syscall"
 
+	"github.com/sluice-vpn/sluice/ice/stun"
 	"github.com/sluice-vpn/sluice/pipeline/udp"
 )
 
@@ -91,7 +92,7 @@ func openSocket(addr netip.AddrPort, cfg socketConfig) (*socket, error) {
 		conn.Close()
 		return nil, fmt.Errorf("relay: listen on %v: %w", addr, err)
 	}
-	s.local = unmap(s.conn.LocalAddr().(*net.UDPAddr).AddrPort())
+	s.local = stun.Unmap(s.conn.LocalAddr().(*net.UDPAddr).AddrPort())
 	return s, nil
 }
 
@@ -112,7 +113,7 @@ func (s *socket) receive(buf []byte) (received, error) {
 	if err != nil {
 		return received{}, err
 	}
-	r := received{data: buf[:n], segment: max(n, 1), src: unmap(src)}
+	r := received{data: buf[:n], segment: max(n, 1), src: stun.Unmap(src)}
 	if wasTruncated(flags, n, len(buf)) {
 		return r, errTruncated
 	}
@@ -158,5 +159,3 @@ func (s *socket) sendOne(data []byte, dst netip.AddrPort, local netip.Addr) erro
 	_, _, err := s.conn.WriteMsgUDPAddrPort(data, appendControl(oob[:0], local, len(data), false), dst)
 	return err
 }
-
-func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

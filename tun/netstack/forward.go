@@ -4,8 +4,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 
-	"gvisor.dev/gvisor/pkg/tcpip"
 	"gvisor.dev/gvisor/pkg/tcpip/adapters/gonet"
 	"gvisor.dev/gvisor/pkg/tcpip/header"
 	"gvisor.dev/gvisor/pkg/tcpip/stack"
@@ -88,18 +88,10 @@ func isForeignEcho(packet []byte, own []netip.Addr) bool {
 	if !ok || t.Offset >= len(packet) {
 		return false
 	}
-	to, kind := packet[16:20], packet[t.Offset]
+	kind := packet[t.Offset]
 	echo := t.Protocol == uint8(header.ICMPv4ProtocolNumber) && kind == uint8(header.ICMPv4Echo)
 	if packet[0]>>4 == 6 {
-		to, echo = packet[24:40], t.Protocol == uint8(header.ICMPv6ProtocolNumber) && kind == uint8(header.ICMPv6EchoRequest)
+		echo = t.Protocol == uint8(header.ICMPv6ProtocolNumber) && kind == uint8(header.ICMPv6EchoRequest)
 	}
-	if !echo {
-		return false
-	}
-	for _, a := range own {
-		if tcpip.AddrFromSlice(to) == tcpip.AddrFromSlice(a.AsSlice()) {
-			return false
-		}
-	}
-	return true
+	return echo && !slices.Contains(own, ip.Destination(packet))
 }

@@ -123,8 +123,6 @@ func peerID(name string) string {
 type Peer struct {
 	Name      string
 	Connected bool
-	Current   bool          // it has acknowledged all that was decided; only the leader knows
-	Silent    time.Duration // since the leader has last heard of it
 }
 
 // ClusterState is how the cluster is from here.
@@ -150,7 +148,7 @@ func (b *Broker) ClusterState(known ...string) (state ClusterState) {
 			if i := slices.IndexFunc(known, func(name string) bool { return peerID(name) == r.Peer }); i >= 0 {
 				r.Name = known[i]
 			}
-			state.Peers = append(state.Peers, Peer{Name: r.Name, Connected: connected[r.Name], Current: r.Current, Silent: r.Active})
+			state.Peers = append(state.Peers, Peer{Name: r.Name, Connected: connected[r.Name]})
 			delete(connected, r.Name)
 		}
 	}
@@ -159,15 +157,6 @@ func (b *Broker) ClusterState(known ...string) (state ClusterState) {
 	}
 	slices.SortFunc(state.Peers, func(x, y Peer) int { return strings.Compare(x.Name, y.Name) })
 	return state
-}
-
-// ClusterAddr is where the server listens for other members.
-func (b *Broker) ClusterAddr() netip.AddrPort {
-	at := b.server.ClusterAddr()
-	if at == nil {
-		return netip.AddrPort{}
-	}
-	return netip.AddrPortFrom(at.AddrPort().Addr().Unmap(), at.AddrPort().Port())
 }
 
 // RemovePeer takes a member's vote, and what it stores to others. A majority must be there, with or without that member.
