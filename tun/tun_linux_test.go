@@ -649,7 +649,11 @@ func TestLinuxTakeOver(t *testing.T) {
 			_, err = receiver.WriteToUDP([]byte("out"), &net.UDPAddr{IP: net.IPv4(10, 0, 0, 9), Port: 4433})
 			must(t, err)
 			read := batch(1)
-			if n, err := d.Queues()[0].Read(read); n != 1 || err != nil || !bytes.HasSuffix(read[0].Data, []byte("out")) {
+			n, err := d.Queues()[0].Read(read)
+			for n == 1 && err == nil && read[0].Data[0]>>4 == 6 { // the host's own reports of groups, which come when they like
+				n, err = d.Queues()[0].Read(read)
+			}
+			if n != 1 || err != nil || !bytes.HasSuffix(read[0].Data, []byte("out")) {
 				t.Errorf("without offload %v: Read = %d, %v", without, n, err)
 			} else if without && ip.Add(ip.PseudoSum(read[0].Data, ip.ProtocolUDP, 11), ip.Sum(read[0].Data[20:], 0)) != 0xffff {
 				t.Error("a checksum is incomplete, and nothing says so")
